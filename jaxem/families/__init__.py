@@ -1,0 +1,1 @@
+"""Component families: one a file, each a bank of k components."""

@@ -1,0 +1,104 @@
+"""Categorical components: codes from 0 in d independent columns (latent class analysis)."""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible
+from jaxem.priors import DirichletPrior
+from jaxem.pytree import pytree
+
+
+@pytree(eq=False)
+class CategoricalParams:
+    """probs (k, d, v): the probability of code v in column d, 0 beyond a column's levels."""
+
+    probs: Any
+
+
+@pytree(static=("levels",))
+class Categorical(ExponentialFamily):
+    """log p(x | k) = Σ_d log probs[k, d, x_d]
+
+    Args:
+      levels: the number of codes, an int for all columns or a tuple with one entry a column.
+      prior: a `DirichletPrior` of every probability vector, or None.
+
+    x: (n, d) codes 0 … levels − 1.
+    """
+
+    levels: int | tuple[int, ...]
+    prior: DirichletPrior | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "levels", _levels(self.levels))
+
+    def features(self, x):
+        codes = x[:, :, None] == jnp.arange(self._widest)
+        dtype = jnp.result_type(float) if jnp.issubdtype(x.dtype, jnp.integer) else x.dtype
+        return codes.reshape(x.shape[0], -1).astype(dtype)
+
+    def natural(self, params):
+        return log_or_impossible(params.probs.reshape(params.probs.shape[0], -1))
+
+    def estimate(self, count, total):
+        counts = total.reshape(count.shape[0], -1, self._widest)
+        if self.prior is not None:
+            counts = jnp.maximum(counts + self.prior.concentration - 1, 0)
+            counts = jnp.where(self._real(counts.shape[1]), counts, 0)
+        return CategoricalParams(counts / counts.sum(-1, keepdims=True))
+
+    def log_prior(self, params):
+        if self.prior is None:
+            return 0.0
+        return self.prior.log_density(params.probs, self._per_column(params.probs.shape[1]))
+
+    def sample(self, key, params, z):
+        codes = jax.random.categorical(key, jnp.log(params.probs[z]), axis=-1)
+        return codes.astype(params.probs.dtype)
+
+    def n_parameters(self, params):
+        k, d, _ = params.probs.shape
+        return k * sum(int(v) - 1 for v in self._per_column(d))
+
+    def embed(self, x):
+        return self.features(x)
+
+    def valid(self, x):
+        limit = self.levels if isinstance(self.levels, int) else jnp.asarray(self.levels)
+        return (x >= 0) & (x < limit) & (x % 1 == 0)
+
+    def support(self):
+        top = self.levels - 1 if isinstance(self.levels, int) else "levels - 1"
+        return f"codes 0, 1, ..., {top}"
+
+    def check(self, x):
+        super().check(x)
+        if isinstance(self.levels, tuple) and x.shape[1] != len(self.levels):
+            raise ValueError(
+                f"Categorical has levels for {len(self.levels)} columns, the data have "
+                f"{x.shape[1]}: give one entry a column"
+            )
+
+    @property
+    def _widest(self):
+        return self.levels if isinstance(self.levels, int) else max(self.levels)
+
+    def _per_column(self, d):
+        return jnp.asarray((self.levels,) * d if isinstance(self.levels, int) else self.levels)
+
+    def _real(self, d):
+        return jnp.arange(self._widest) < self._per_column(d)[:, None]
+
+
+def _levels(levels):
+    many = isinstance(levels, (tuple, list))
+    try:
+        numbers = tuple(operator.index(v) for v in (levels if many else (levels,)))
+    except TypeError as error:
+        raise TypeError(f"levels must be an int or a tuple of ints, got {levels!r}") from error
+    if not numbers or min(numbers) < 1:
+        raise ValueError(f"levels must be 1 or more, got {levels!r}")
+    return numbers if many else numbers[0]

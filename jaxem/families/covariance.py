@@ -1,0 +1,226 @@
+"""The four covariance structures of a normal bank, each one object with the same few methods.
+
+Shapes: `centred` (k, d, n) with the units minor, `weights` (k, n), `count` (k,), `v` (k, d);
+a covariance has the shape that its structure names.
+"""
+
+import math
+
+import jax.numpy as jnp
+from jax.lax import Precision
+
+from jaxem.linalg import Factor, floored, is_floored
+from jaxem.priors import inverse_gamma, inverse_wishart
+
+
+class Full:
+    """A (d, d) covariance for every component: shape (k, d, d)."""
+
+    common_scale = False
+
+    def unit(self, k, d, dtype):
+        """Unit variances."""
+        return jnp.broadcast_to(jnp.eye(d, dtype=dtype), (k, d, d))
+
+    def quadratic(self, covariance, centred):
+        """Mahalanobis distances (k, n) and log-determinants (k,)."""
+        factor = Factor(covariance)
+        return factor.mahalanobis(centred), factor.log_det
+
+    def second(self, weights, centred):
+        """Σ_n weight · c cᵀ."""
+        weighted = weights[:, None, :] * centred
+        return jnp.einsum("kin,kjn->kij", weighted, centred, precision=Precision.HIGHEST)
+
+    def outer(self, weights, v):
+        """weight · v vᵀ, for weights (k,)."""
+        return weights[:, None, None] * v[:, :, None] * v[:, None, :]
+
+    def divisor(self, count, d, prior_df=None):
+        """What the scatter is divided by in the M-step, shaped to broadcast against it."""
+        n = count if prior_df is None else count + prior_df + d + 2
+        return n[:, None, None]
+
+    def floor(self, covariance, floor):
+        return floored(covariance, floor)
+
+    def is_floored(self, covariance, floor):
+        return is_floored(covariance, floor)
+
+    def rescale(self, covariance, s):
+        """The covariance of the data times s (d,)."""
+        return (covariance * s[:, None]) * s[None, :]
+
+    def as_scale(self, scale, d):
+        """A prior's scale: a matrix, or a vector or scalar for a diagonal one."""
+        scale = jnp.asarray(scale)
+        return scale if scale.ndim == 2 else jnp.eye(d, dtype=scale.dtype) * scale
+
+    def log_prior(self, df, scale, covariance):
+        return inverse_wishart(df, scale, covariance)
+
+    def colour(self, covariance, z, noise):
+        """White noise (n, d) given the covariance of component z (n,)."""
+        root = jnp.linalg.cholesky(covariance)[z]
+        return jnp.einsum("nij,nj->ni", root, noise, precision=Precision.HIGHEST)
+
+    def n_parameters(self, k, d):
+        return k * d * (d + 1) // 2
+
+
+class Tied(Full):
+    """One (d, d) covariance shared by all components: shape (d, d)."""
+
+    def unit(self, k, d, dtype):
+        return jnp.eye(d, dtype=dtype)
+
+    def quadratic(self, covariance, centred):
+        factor = Factor(covariance)
+        distance = factor.mahalanobis(jnp.moveaxis(centred, 0, 1).reshape(centred.shape[1], -1))
+        k, _, n = centred.shape
+        return distance.reshape(k, n), jnp.broadcast_to(factor.log_det, (k,))
+
+    def second(self, weights, centred):
+        return super().second(weights, centred).sum(0)
+
+    def outer(self, weights, v):
+        return super().outer(weights, v).sum(0)
+
+    def divisor(self, count, d, prior_df=None):
+        n = count.sum() if prior_df is None else count.sum() + prior_df + d + 1 + count.shape[0]
+        return n[None, None]
+
+    def colour(self, covariance, z, noise):
+        return jnp.matmul(noise, jnp.linalg.cholesky(covariance).T, precision=Precision.HIGHEST)
+
+    def n_parameters(self, k, d):
+        return d * (d + 1) // 2
+
+
+class Diagonal:
+    """One variance for every component and feature: shape (k, d)."""
+
+    common_scale = False
+
+    def unit(self, k, d, dtype):
+        return jnp.ones((k, d), dtype)
+
+    def quadratic(self, covariance, centred):
+        distance = (jnp.square(centred) * (1 / covariance)[..., None]).sum(1)
+        return distance, jnp.log(covariance).sum(-1)
+
+    def second(self, weights, centred):
+        return (weights[:, None, :] * jnp.square(centred)).sum(-1)
+
+    def outer(self, weights, v):
+        return weights[:, None] * jnp.square(v)
+
+    def divisor(self, count, d, prior_df=None):
+        n = count if prior_df is None else count + prior_df + 3
+        return n[:, None]
+
+    def floor(self, covariance, floor):
+        return jnp.maximum(covariance, floor)
+
+    def is_floored(self, covariance, floor):
+        return jnp.any(covariance <= floor, axis=-1)
+
+    def rescale(self, covariance, s):
+        return (covariance * s) * s
+
+    def as_scale(self, scale, d):
+        return jnp.broadcast_to(jnp.asarray(scale), (d,))
+
+    def log_prior(self, df, scale, covariance):
+        return inverse_gamma(df, scale, covariance)
+
+    def colour(self, covariance, z, noise):
+        return jnp.sqrt(covariance)[z] * noise
+
+    def n_parameters(self, k, d):
+        return k * d
+
+
+class Spherical(Diagonal):
+    """One variance for every component: shape (k,)."""
+
+    common_scale = True
+
+    def unit(self, k, d, dtype):
+        return jnp.ones(k, dtype)
+
+    def quadratic(self, covariance, centred):
+        distance = jnp.square(centred).sum(1) * (1 / covariance)[:, None]
+        return distance, centred.shape[1] * jnp.log(covariance)
+
+    def second(self, weights, centred):
+        return super().second(weights, centred).sum(-1)
+
+    def outer(self, weights, v):
+        return super().outer(weights, v).sum(-1)
+
+    def divisor(self, count, d, prior_df=None):
+        return count * d if prior_df is None else count * d + prior_df + d + 2
+
+    def is_floored(self, covariance, floor):
+        return covariance <= floor
+
+    def rescale(self, covariance, s):
+        return (covariance * s[0]) * s[0]
+
+    def as_scale(self, scale, d):
+        return jnp.asarray(scale).reshape(())
+
+    def colour(self, covariance, z, noise):
+        return jnp.sqrt(covariance)[z][:, None] * noise
+
+    def n_parameters(self, k, d):
+        return k
+
+
+STRUCTURES = {"full": Full(), "tied": Tied(), "diagonal": Diagonal(), "spherical": Spherical()}
+
+
+def centre(x, mean):
+    """x (n, d) about every component's mean (k, d): (k, d, n)."""
+    return x.T[None] - mean[:, :, None]
+
+
+def standardize(x, weights, common: bool):
+    """Location and scale (d,) of the data, and the data in those units; one scale if `common`.
+
+    Two passes about the first present row, so that neither an offset nor a scale near the ends of
+    the float range costs digits. A constant feature keeps its own magnitude as its scale.
+    """
+    first = x[jnp.argmax(weights > 0)]
+    moved = x - first
+    present = (weights > 0)[:, None]
+    reach = jnp.max(jnp.where(present, jnp.abs(moved), 0), axis=0)
+    reach = jnp.where(reach > 0, reach, 1)
+    unit = moved / reach
+    share = (weights / weights.sum())[:, None]
+    centre_of = (share * unit).sum(0)
+    spread = jnp.sqrt((share * jnp.square(unit - centre_of)).sum(0))
+    rough = 4 * jnp.finfo(x.dtype).eps
+    scale = spread * reach
+    varies = scale > rough * jnp.abs(first)
+    magnitude = jnp.where(first != 0, jnp.abs(first), 1)
+    scale = jnp.where(varies, scale, magnitude)
+    if common:
+        top = jnp.max(jnp.where(varies, scale, 0))
+        top = jnp.where(top > 0, top, jnp.max(scale))
+        mean_square = jnp.mean(jnp.where(varies, jnp.square(scale / top), 0))
+        one = top * jnp.sqrt(jnp.where(mean_square > 0, mean_square, 1))
+        scale = jnp.full_like(scale, one)
+    return first + centre_of * reach, scale, (unit - centre_of) * (reach / scale)
+
+
+def variance_floor(dtype) -> float:
+    """The smallest variance of standardised data that is not taken for a collapse.
+
+    A standard deviation of about 2e-5 of the spread in float32 and 6e-12 in float64.
+    """
+    return 10 * float(jnp.finfo(dtype).eps) ** 1.5
+
+
+LOG_2PI = math.log(2 * math.pi)

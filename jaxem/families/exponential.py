@@ -1,0 +1,95 @@
+"""Exponential components: waiting times in d independent columns."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxem.families.exponential_family import ExponentialFamily
+from jaxem.model import View
+from jaxem.priors import GammaPrior
+from jaxem.pytree import pytree
+
+
+@pytree(eq=False)
+class ExponentialParams:
+    """rate (k, d), the inverse of the mean."""
+
+    rate: Any
+
+
+@pytree
+class Exponential(ExponentialFamily):
+    """log p(x | k) = Σ_d log rate_kd − rate_kd x
+
+    x: (n, d), not negative.  prior: a `GammaPrior` of every rate, or None.  floor: the smallest
+    mean allowed, in units of the data; None: so far below the data's mean that only a component of
+    zeros meets it, which is flagged.
+    """
+
+    prior: GammaPrior | None = None
+    floor: Any = None
+
+    def natural(self, params):
+        return -params.rate
+
+    def log_partition(self, params):
+        return -jnp.log(params.rate).sum(-1)
+
+    def estimate(self, count, total):
+        events, time = count[:, None], total
+        if self.prior is not None:
+            events = jnp.maximum(events + self.prior.shape - 1, 0)
+            time = time + self.prior.rate
+        return ExponentialParams(events / jnp.maximum(time, events * self._floor))
+
+    def log_prior(self, params):
+        return 0.0 if self.prior is None else self.prior.log_density(params.rate)
+
+    def degenerate(self, params):
+        return jnp.any(params.rate * self._floor >= 0.999, axis=-1)
+
+    def sample(self, key, params, z):
+        rate = params.rate[z]
+        return jax.random.exponential(key, rate.shape, rate.dtype) / rate
+
+    def n_parameters(self, params):
+        return params.rate.size
+
+    def embed(self, x):
+        return jnp.log(jnp.maximum(x, 1e-3))
+
+    def valid(self, x):
+        return (x >= 0) & (x < float("inf"))
+
+    def support(self):
+        return "finite numbers of 0 or more"
+
+    def view(self, x, weights):
+        scale = column_scale(x, weights)
+        prior = self.prior
+        if prior is not None:
+            prior = GammaPrior(prior.shape, prior.rate / scale)
+        floor = 8 * float(jnp.finfo(x.dtype).eps)
+        model = Exponential(prior, floor if self.floor is None else self.floor / scale)
+
+        def inward(params):
+            return ExponentialParams(params.rate * scale)
+
+        def outward(params):
+            return ExponentialParams(params.rate / scale)
+
+        return View(model, x / scale, inward, outward, jnp.log(scale).sum())
+
+    @property
+    def _floor(self):
+        return 0.0 if self.floor is None else self.floor
+
+
+def column_scale(x, weights):
+    """The weighted mean of every column (d,), 1 where it is 0; safe near the ends of the range."""
+    top = jnp.max(jnp.where((weights > 0)[:, None], x, 0), axis=0)
+    top = jnp.where(top > 0, top, 1)
+    return ((weights / weights.sum())[:, None] * (x / top)).sum(0) * top + jnp.where(
+        jnp.any((weights > 0)[:, None] & (x > 0), axis=0), 0, 1
+    )

@@ -1,0 +1,76 @@
+"""Exponential families as banks: log p(x | k) = base(x) + φ(x)·η_k − A_k, two matrix products."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.lax import Precision
+
+from jaxem.model import Bank, keep_empty, safe
+
+IMPOSSIBLE = -1e30
+"""Stands for log 0 inside a matrix product, where −∞ · 0 would be NaN."""
+
+
+class MeanStatistics(NamedTuple):
+    """Σw (k,) and Σw·φ(x) (k, m)."""
+
+    count: Any
+    total: Any
+
+
+class ExponentialFamily(Bank):
+    """A bank whose density is linear in features of the data.
+
+    A family writes `features(x) -> (n, m)`, `natural(params) -> (k, m)`,
+    `log_partition(params) -> (k,)`, `base_measure(x) -> (n,)` (0 by default) and
+    `estimate(count (k,), total (k, m)) -> params`, the maximum likelihood estimate, or the maximum
+    a posteriori one, from Σw and Σw·φ(x).
+    """
+
+    def features(self, x):
+        """φ(x), shape (n, m); the data themselves by default."""
+        return x
+
+    def natural(self, params):
+        """η_k, shape (k, m)."""
+        raise NotImplementedError
+
+    def log_partition(self, params):
+        """A_k, shape (k,)."""
+        return 0.0
+
+    def base_measure(self, x):
+        """The part of log p(x) that no parameter changes, shape (n,)."""
+        return 0.0
+
+    def estimate(self, count, total):
+        """params from the sums of weights and of weighted features; no count is 0."""
+        raise NotImplementedError
+
+    def init(self, key, x, weights):
+        return self.maximize(None, self.statistics(None, x, None, weights))
+
+    def posterior(self, params, x):
+        eta = jnp.maximum(self.natural(params), IMPOSSIBLE)
+        linear = jnp.matmul(self.features(x), eta.T, precision=Precision.HIGHEST)
+        evidence = linear - self.log_partition(params)
+        base = jnp.asarray(self.base_measure(x))
+        evidence = evidence + (base[:, None] if base.ndim else base)
+        return None, jnp.where(linear > IMPOSSIBLE / 1e6, evidence, -jnp.inf)
+
+    def statistics(self, params, x, q, weights):
+        total = jnp.matmul(weights.T, self.features(x), precision=Precision.HIGHEST)
+        return MeanStatistics(weights.sum(0), total)
+
+    def maximize(self, params, stats):
+        new = self.estimate(safe(stats.count), stats.total)
+        return keep_empty(stats.count, new, params)
+
+    def log_prior(self, params):
+        return 0.0
+
+
+def log_or_impossible(probability):
+    """log p, and `IMPOSSIBLE` where p is 0."""
+    positive = probability > 0
+    return jnp.where(positive, jnp.log(jnp.where(positive, probability, 1)), IMPOSSIBLE)

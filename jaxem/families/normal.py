@@ -1,0 +1,172 @@
+"""The multivariate normal bank, in four covariance structures."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem.families.covariance import LOG_2PI, STRUCTURES, centre, standardize, variance_floor
+from jaxem.model import Bank, View, is_empty, safe
+from jaxem.priors import NormalPrior
+from jaxem.pytree import pytree
+
+
+@pytree(eq=False)
+class NormalParams:
+    """mean (k, d); covariance (k, d, d) full, (d, d) tied, (k, d) diagonal, (k,) spherical."""
+
+    mean: Any
+    covariance: Any
+
+
+class NormalStatistics(NamedTuple):
+    """Moments about the mean that params hold: Σw (k,), Σw·c (k, d), Σw·c cᵀ by structure."""
+
+    count: Any
+    first: Any
+    second: Any
+
+
+@pytree(static=("covariance",))
+class Normal(Bank):
+    """Multivariate normal components.
+
+    log p(x | k) = −½ (d log 2π + log |Σ_k| + (x − μ_k)ᵀ Σ_k⁻¹ (x − μ_k))
+
+    Args:
+      covariance: "full", "tied" (one for all), "diagonal" or "spherical".
+      prior: a `NormalPrior` for a maximum a posteriori fit, or None for maximum likelihood.
+      floor: the smallest variance allowed, in squared units of the data. None: a value so far below
+        the data's spread (`variance_floor`) that it acts on a collapse alone, which is flagged.
+
+    Raises ValueError for another covariance, or for data that are not of shape (n, d).
+    """
+
+    covariance: str = "full"
+    prior: NormalPrior | None = None
+    floor: Any = None
+
+    def __post_init__(self):
+        if self.covariance not in STRUCTURES:
+            names = ", ".join(repr(name) for name in STRUCTURES)
+            raise ValueError(f"covariance must be one of {names}, got {self.covariance!r}")
+
+    @property
+    def structure(self):
+        return STRUCTURES[self.covariance]
+
+    def init(self, key, x, weights):
+        """The M-step for the given weights (n, k), about the weighted mean of all the data."""
+        k, d = weights.shape[1], x.shape[1]
+        total = weights.sum()
+        mean = jnp.broadcast_to((weights.sum(1) / total) @ x, (k, d))
+        start = NormalParams(mean, self.structure.unit(k, d, x.dtype))
+        return self.maximize(start, self.statistics(start, x, None, weights))
+
+    def posterior(self, params, x):
+        distance, log_det = self.structure.quadratic(params.covariance, centre(x, params.mean))
+        return None, -0.5 * (x.shape[1] * LOG_2PI + log_det[:, None] + distance).T
+
+    def statistics(self, params, x, q, weights):
+        centred, w = centre(x, params.mean), weights.T
+        first = (w[:, None, :] * centred).sum(-1)
+        return NormalStatistics(w.sum(-1), first, self.structure.second(w, centred))
+
+    def maximize(self, params, stats):
+        return self.maximize_weighted(params, stats, stats.count)
+
+    def maximize_weighted(self, params, stats, scatter_count):
+        """The M-step: moments divided by stats.count, the scatter by `scatter_count` (k,)."""
+        structure, d, prior = self.structure, params.mean.shape[1], self.prior
+        shift = stats.first / safe(stats.count)[:, None]
+        mean = params.mean + shift
+        scatter = stats.second - structure.outer(stats.count, shift)
+        if prior is None:
+            divisor = structure.divisor(safe(scatter_count), d)
+        else:
+            shrink = stats.count / (stats.count + prior.kappa)
+            away = mean - prior.mean
+            scatter = scatter + structure.outer(prior.kappa * shrink, away)
+            scatter = scatter + structure.as_scale(prior.scale, d)
+            divisor = structure.divisor(scatter_count, d, prior.df)
+            mean = prior.mean + shrink[:, None] * away
+        covariance = structure.floor(scatter / divisor, self._floor)
+        new = NormalParams(mean, covariance)
+        return new if prior is not None else self._keep_empty(stats.count, new, params)
+
+    def log_prior(self, params):
+        if self.prior is None:
+            return 0.0
+        d, prior, structure = params.mean.shape[1], self.prior, self.structure
+        away = (params.mean - prior.mean)[:, :, None]
+        distance, log_det = structure.quadratic(params.covariance, away)
+        normal = d * (LOG_2PI - jnp.log(prior.kappa)) + log_det + prior.kappa * distance[:, 0]
+        scale = structure.as_scale(prior.scale, d)
+        return structure.log_prior(prior.df, scale, params.covariance) - 0.5 * normal.sum()
+
+    def degenerate(self, params):
+        return self.structure.is_floored(params.covariance, self._floor)
+
+    def sample(self, key, params, z):
+        noise = jax.random.normal(key, (z.shape[0], params.mean.shape[1]), params.mean.dtype)
+        return params.mean[z] + self.structure.colour(params.covariance, z, noise)
+
+    def n_parameters(self, params):
+        k, d = params.mean.shape
+        return k * d + self.structure.n_parameters(k, d)
+
+    def check_params(self, params):
+        k, d = params.mean.shape
+        centred = np.zeros((k, d, 1), params.mean.dtype)
+        _, log_det = self.structure.quadratic(jnp.asarray(params.covariance), jnp.asarray(centred))
+        if not np.all(np.isfinite(log_det)):
+            raise ValueError(
+                "init components.covariance is not positive definite: give a covariance, not its "
+                "square root or inverse"
+            )
+
+    def view(self, x, weights):
+        structure = self.structure
+        loc, scale, data = standardize(x, weights, structure.common_scale)
+        floor = variance_floor(x.dtype)
+        if self.floor is not None:
+            floor = jnp.max(self.floor / jnp.square(scale))
+        prior = self.prior
+        if prior is not None:
+            spread = structure.as_scale(prior.scale, x.shape[1])
+            prior = dataclasses.replace(
+                prior,
+                mean=(prior.mean - loc) / scale,
+                scale=structure.rescale(spread, 1 / scale),
+            )
+
+        def inward(params):
+            mean, covariance = (params.mean - loc) / scale, params.covariance
+            return dataclasses.replace(
+                params, mean=mean, covariance=structure.rescale(covariance, 1 / scale)
+            )
+
+        def outward(params):
+            return dataclasses.replace(
+                params,
+                mean=params.mean * scale + loc,
+                covariance=structure.rescale(params.covariance, scale),
+            )
+
+        model = dataclasses.replace(self, prior=prior, floor=floor)
+        return View(model, data, inward, outward, jnp.log(scale).sum())
+
+    @property
+    def _floor(self):
+        return 0.0 if self.floor is None else self.floor
+
+    def _keep_empty(self, count, new, old):
+        empty = is_empty(count)
+        kept = empty if self.covariance != "tied" else jnp.all(empty)
+        shape = kept.shape + (1,) * (new.covariance.ndim - kept.ndim)
+        return NormalParams(
+            jnp.where(empty[:, None], old.mean, new.mean),
+            jnp.where(kept.reshape(shape), old.covariance, new.covariance),
+        )

@@ -1,0 +1,61 @@
+"""Poisson components: counts in d independent columns."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.lax import lgamma
+
+from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible
+from jaxem.priors import GammaPrior
+from jaxem.pytree import pytree
+
+
+@pytree(eq=False)
+class PoissonParams:
+    """rate (k, d), the mean count."""
+
+    rate: Any
+
+
+@pytree
+class Poisson(ExponentialFamily):
+    """log p(x | k) = Σ_d x log rate_kd − rate_kd − log x!
+
+    x: (n, d) counts 0, 1, 2, …  prior: a `GammaPrior` of every rate, or None.
+    """
+
+    prior: GammaPrior | None = None
+
+    def natural(self, params):
+        return log_or_impossible(params.rate)
+
+    def log_partition(self, params):
+        return params.rate.sum(-1)
+
+    def base_measure(self, x):
+        return -lgamma(x + 1).sum(-1)
+
+    def estimate(self, count, total):
+        if self.prior is None:
+            return PoissonParams(total / count[:, None])
+        events = jnp.maximum(total + self.prior.shape - 1, 0)
+        return PoissonParams(events / (count[:, None] + self.prior.rate))
+
+    def log_prior(self, params):
+        return 0.0 if self.prior is None else self.prior.log_density(params.rate)
+
+    def sample(self, key, params, z):
+        return jax.random.poisson(key, params.rate[z]).astype(params.rate.dtype)
+
+    def n_parameters(self, params):
+        return params.rate.size
+
+    def embed(self, x):
+        return jnp.sqrt(x)
+
+    def valid(self, x):
+        return (x >= 0) & (x % 1 == 0) & (x < float("inf"))
+
+    def support(self):
+        return "counts 0, 1, 2, ..."

@@ -1,0 +1,152 @@
+"""Product components: columns of mixed types, each group of columns its own family."""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxem.model import Bank, View
+
+
+class Product(Bank):
+    """Independent groups of columns: log p(x | k) = Σ_groups log p_group(x[:, columns] | k)
+
+    Args:
+      parts: {"name": (family, columns)}; columns are an int, a list of ints or a slice with ends.
+
+    Params, posterior and statistics are dicts by name. Raises ValueError where a column is used
+    twice or lies beyond the data.
+    """
+
+    def __init__(self, parts):
+        names, families, columns = [], [], []
+        for name, (family, where) in dict(parts).items():
+            names.append(name)
+            families.append(family)
+            columns.append(_columns(where))
+        used = [c for group in columns for c in group]
+        if not used or len(set(used)) < len(used):
+            raise ValueError(f"every column belongs to one part, got columns {columns}")
+        self.names, self.families, self.columns = tuple(names), tuple(families), tuple(columns)
+
+    def __eq__(self, other):
+        return isinstance(other, Product) and self._key() == other._key()
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __repr__(self):
+        return f"Product({ {n: (f, list(c)) for n, f, c in self._parts()} })"
+
+    def init(self, key, x, weights):
+        return {n: f.init(key, x[:, c], weights) for n, f, c in self._parts()}
+
+    def posterior(self, params, x):
+        seen = {n: f.posterior(params[n], x[:, c]) for n, f, c in self._parts()}
+        evidence = sum(evidence for _, evidence in seen.values())
+        return {n: q for n, (q, _) in seen.items()}, evidence
+
+    def statistics(self, params, x, q, weights):
+        return {n: f.statistics(params[n], x[:, c], q[n], weights) for n, f, c in self._parts()}
+
+    def maximize(self, params, stats):
+        return {n: f.maximize(params[n], stats[n]) for n, f, _ in self._parts()}
+
+    def log_prior(self, params):
+        return sum(f.log_prior(params[n]) for n, f, _ in self._parts())
+
+    def degenerate(self, params):
+        flags = [jnp.any(jnp.asarray(f.degenerate(params[n]))) for n, f, _ in self._parts()]
+        return jnp.any(jnp.stack(flags))
+
+    def sample(self, key, params, z):
+        width = 1 + max(max(c) for c in self.columns)
+        keys = jax.random.split(key, len(self.names))
+        draws = [
+            (c, f.sample(one, params[n], z))
+            for one, (n, f, c) in zip(keys, self._parts(), strict=True)
+        ]
+        x = jnp.zeros((z.shape[0], width), jnp.result_type(*(draw for _, draw in draws)))
+        for c, draw in draws:
+            x = x.at[:, c].set(draw)
+        return x
+
+    def n_parameters(self, params):
+        return sum(f.n_parameters(params[n]) for n, f, _ in self._parts())
+
+    def embed(self, x):
+        points = [f.embed(x[:, c]) for _, f, c in self._parts()]
+        return None if any(p is None for p in points) else jnp.concatenate(points, axis=1)
+
+    def valid(self, x):
+        good = abs(x) >= 0
+        for _, f, c in self._parts():
+            mask = f.valid(x[:, c])
+            for position, column in enumerate(c):
+                here = mask[:, position : position + 1]
+                only = jnp.arange(x.shape[1])[None] == column
+                good = good & (here | ~only)
+        return good
+
+    def support(self):
+        return "; ".join(f"columns {list(c)}: {f.support()}" for _, f, c in self._parts())
+
+    def check(self, x):
+        super().check(x)
+        last = max(max(c) for c in self.columns)
+        if last >= x.shape[1]:
+            raise ValueError(f"Product uses column {last}, the data have {x.shape[1]} columns")
+        for _, f, c in self._parts():
+            f.check(x[:, c])
+
+    def check_params(self, params):
+        for n, f, _ in self._parts():
+            f.check_params(params[n])
+
+    def view(self, x, weights):
+        views = {n: f.view(x[:, c], weights) for n, f, c in self._parts()}
+        data = x
+        for n, _, c in self._parts():
+            data = data.at[:, c].set(views[n].data)
+
+        def inward(params):
+            return {n: views[n].inward(params[n]) for n in self.names}
+
+        def outward(params):
+            return {n: views[n].outward(params[n]) for n in self.names}
+
+        model = Product({n: (views[n].model, list(c)) for n, _, c in self._parts()})
+        return View(model, data, inward, outward, sum(v.log_volume for v in views.values()))
+
+    def _parts(self):
+        return zip(self.names, self.families, map(list, self.columns), strict=True)
+
+    def _key(self):
+        return self.names, self.families, self.columns
+
+
+def _columns(where) -> tuple[int, ...]:
+    if isinstance(where, slice):
+        if where.stop is None or where.stop < 0 or (where.start or 0) < 0:
+            raise ValueError(f"a slice of columns needs ends counted from 0, got {where}")
+        return tuple(range(where.start or 0, where.stop, where.step or 1))
+    many = where if isinstance(where, (list, tuple, range)) else [where]
+    columns = tuple(operator.index(c) for c in many)
+    if not columns or min(columns) < 0:
+        raise ValueError(f"columns are ints counted from 0, got {where!r}")
+    return columns
+
+
+def _flatten(product: Product) -> tuple[tuple[Any, ...], tuple]:
+    return product.families, (product.names, product.columns)
+
+
+def _unflatten(structure, families) -> Product:
+    product = object.__new__(Product)
+    product.names, product.columns = structure
+    product.families = tuple(families)
+    return product
+
+
+jax.tree_util.register_pytree_node(Product, _flatten, _unflatten)

@@ -1,0 +1,139 @@
+"""The one loop: state, stopping, status. It knows neither models nor methods.
+
+`evaluate(params)` returns the next params and the objective AT params, so the pair that is
+returned always belongs together. The state never holds the data; it goes in and comes out whole,
+so that a run can be cut into slices.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxem.pytree import pytree, select
+from jaxem.status import Status
+
+ROUNDING = 16
+"""The objective is known to ROUNDING · eps · Σ|w·ℓ|: late float32 iterations fall by up to 3."""
+
+AUDIBLE = 0.25
+"""The part of that rounding above which a gain is a gain: the bound is four times what is seen."""
+
+STREAK = 3
+"""Steps in a row whose estimate must be below the tolerance: a transient fools Aitken once."""
+
+WINDOW = 64
+"""A climb that gains no more than rounding over this many steps has ended."""
+
+
+@pytree(eq=False)
+class Stopping:
+    """What the stopping rule remembers: the last gain, its rate, a streak, and an anchor."""
+
+    gain: Any
+    rate: Any
+    streak: Any
+    anchor: Any
+
+
+@pytree(eq=False)
+class State:
+    """The last two evaluated params with their objectives, and a proposal not yet evaluated.
+
+    A step shifts all three along; only the end looks back: a step that is refused ends the run, and
+    `settled` returns to the pair before it.
+    """
+
+    params: Any
+    objective: Any
+    before: Any
+    objective_before: Any
+    proposal: Any
+    n_iter: Any
+    status: Any
+    stopping: Stopping
+
+
+def start(params, dtype, status) -> State:
+    """A state that has evaluated nothing: its first step measures the start itself."""
+    low, zero = jnp.asarray(-jnp.inf, dtype), jnp.asarray(0, jnp.int32)
+    return State(
+        params=params,
+        objective=low,
+        before=params,
+        objective_before=low,
+        proposal=params,
+        n_iter=zero - 1,
+        status=jnp.asarray(status, jnp.int32),
+        stopping=Stopping(jnp.asarray(0, dtype), jnp.asarray(2, dtype), zero, low),
+    )
+
+
+def run(state: State, evaluate, *, tol, max_iter, criterion: str) -> State:
+    """Steps until the status is no longer RUNNING. `tol` is for the whole objective."""
+
+    def body(state):
+        return step(state, evaluate(state.proposal), tol, max_iter, criterion)
+
+    return jax.lax.while_loop(lambda s: s.status == Status.RUNNING, body, state)
+
+
+def settled(state: State):
+    """(params, objective AT them, applications of the map that led there) of a finished run."""
+    refused = (state.status == Status.DECREASED) | (state.status == Status.NONFINITE)
+    return (
+        select(refused, state.before, state.params),
+        jnp.where(refused, state.objective_before, state.objective),
+        jnp.maximum(state.n_iter - refused, 0),
+    )
+
+
+def step(state: State, seen, tol, max_iter, criterion: str) -> State:
+    """Shifts in the proposal that was just evaluated, and decides whether to go on."""
+    gain = seen.objective - state.objective
+    noise = ROUNDING * jnp.finfo(seen.objective.dtype).eps * seen.magnitude
+    n_iter = state.n_iter + 1
+    stopping, near = watch(state.stopping, seen.objective, gain, noise, tol, criterion, n_iter)
+    status = jnp.where(n_iter >= max_iter, Status.MAX_ITER, Status.RUNNING)
+    status = jnp.where(near, Status.CONVERGED, status)
+    status = jnp.where(gain < -noise, Status.DECREASED, status)
+    sound = jnp.isfinite(seen.objective + blemish(state.proposal))
+    return State(
+        params=state.proposal,
+        objective=seen.objective,
+        before=state.params,
+        objective_before=state.objective,
+        proposal=seen.proposal,
+        n_iter=n_iter,
+        status=jnp.where(sound, status, Status.NONFINITE).astype(jnp.int32),
+        stopping=stopping,
+    )
+
+
+def blemish(params):
+    """0, or NaN where any leaf holds a NaN or an infinity."""
+    return sum(jnp.sum(jnp.asarray(leaf) * 0) for leaf in jax.tree.leaves(params))
+
+
+def watch(memory: Stopping, objective, gain, noise, tol, criterion, n_iter):
+    """The stopping rule: its new memory, and whether the end is near.
+
+    "aitken": with gains that shrink by the rate a, the gain still to come is gain·a/(1−a); it must
+    be below tol on three steps in a row. A gain lost in rounding counts as large as the rounding,
+    and the rate of the gains before it is kept. "change": the last gain is below tol. A tolerance
+    below the rounding of the objective is raised to it; tol = 0 never stops.
+    """
+    tol = jnp.where(tol > 0, jnp.maximum(tol, noise), 0)
+    if criterion == "change":
+        return memory, (n_iter > 0) & (jnp.abs(gain) < tol)
+    audible = AUDIBLE * noise
+    heard = (memory.gain > audible) & (n_iter > 1)
+    size = jnp.maximum(gain, audible)
+    rate = jnp.where(heard, size / memory.gain, memory.rate)
+    remaining = size * rate
+    streak = jnp.where(remaining < tol * (1 - rate), memory.streak + 1, 0)
+
+    due = n_iter % WINDOW == 0
+    stalled = due & (objective - memory.anchor <= noise) & (tol > 0)
+    anchor = jnp.where(due, objective, memory.anchor)
+    return Stopping(gain, rate, streak, anchor), (streak >= STREAK) | stalled

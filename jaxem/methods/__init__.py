@@ -1,0 +1,1 @@
+"""Rules for the two coordinates of the free energy: they know no model."""

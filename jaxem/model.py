@@ -1,0 +1,262 @@
+"""The protocol: five pure functions, their defaults, and banks of components.
+
+Axes everywhere: `n` units, `k` components, `d` features, `m` sufficient statistics of one unit.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxem.pytree import pytree, select
+
+
+class View(NamedTuple):
+    """A model and its data in units in which the arithmetic is safe (centred, unit variance).
+
+    `log p(x | params) = log p_view(view data | inward(params)) - log_volume`, per unit of weight.
+    """
+
+    model: Any
+    data: Any
+    inward: Callable
+    outward: Callable
+    log_volume: Any
+
+
+def identity(tree):
+    return tree
+
+
+class Model:
+    """A model with latent variables, as five pure functions.
+
+    Write `init` and, for finite latent variables, `log_joint`; or `posterior` itself. Then
+    `statistics` and `maximize`. Everything else has a default. The one law: statistics are
+    additive over units and linear in the weights.
+    """
+
+    def init(self, key, x, weights):
+        """A start: params, from a JAX key, the data and the weights (n,). Pure JAX."""
+        raise NotImplementedError(f"{type(self).__name__} must define init(key, x, weights)")
+
+    def log_joint(self, params, x):
+        """log p(x, z | params) for every value of a finite latent variable, shape (n, k)."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define log_joint(params, x) or posterior(params, x)"
+        )
+
+    def posterior(self, params, x):
+        """The E-step: q = argmax F, and F's value per unit (n,), here log p(x | params)."""
+        joint = self.log_joint(params, x)
+        evidence = log_sum(joint)
+        return jnp.exp(joint - jnp.where(jnp.isfinite(evidence), evidence, 0)[:, None]), evidence
+
+    def statistics(self, params, x, q, weights):
+        """Expected sufficient statistics under q: additive over units, linear in weights (n,)."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define statistics(params, x, q, weights)"
+        )
+
+    def maximize(self, params, stats):
+        """The M-step: argmax over params of E_q[log p(x, z | params)] + log_prior(params)."""
+        raise NotImplementedError(f"{type(self).__name__} must define maximize(params, stats)")
+
+    def log_prior(self, params):
+        """log p(params); 0 by default. It stands here and in `maximize`, never in one alone."""
+        return 0.0
+
+    def log_prob(self, params, x):
+        """log p(x | params) per unit, shape (n,)."""
+        return self.posterior(params, x)[1]
+
+    def sample(self, key, params, n: int):
+        """Draws n units."""
+        raise NotImplementedError(f"{type(self).__name__} does not define sample(key, params, n)")
+
+    def n_parameters(self, params) -> int:
+        """The number of free parameters, for BIC and AIC."""
+        raise NotImplementedError(f"{type(self).__name__} does not define n_parameters(params)")
+
+    def degenerate(self, params):
+        """Whether params lie on a floor that keeps the likelihood bounded; a boolean scalar."""
+        return False
+
+    def valid(self, x):
+        """Which values of the data the model can explain at all: a boolean tree shaped like x.
+
+        Written with operators alone, so that it serves NumPy and JAX arrays alike.
+        """
+        return jax.tree.map(finite, x)
+
+    def support(self) -> str:
+        """What `valid` accepts, in words, for error messages."""
+        return "finite numbers"
+
+    def check(self, x) -> None:
+        """Raises ValueError or TypeError where the shape of x is not one this model can take."""
+
+    def check_params(self, params) -> None:
+        """Raises ValueError where given params, as NumPy arrays, are outside the model's space."""
+
+    def view(self, x, weights) -> View:
+        """The model and data in safe units; by default as they are."""
+        return View(self, x, identity, identity, 0.0)
+
+
+class Bank(Model):
+    """k components at once: params, q and evidence gain a component axis, weights are (n, k).
+
+    `init(key, x, weights)` starts every component from its own column of weights;
+    `posterior(params, x)` returns evidence (n, k), the log density of every unit under every
+    component. Mixtures and hidden Markov models take a bank and never name a family.
+    """
+
+    def embed(self, x):
+        """Points (n, e) whose Euclidean distances suit k-means++, or None where there are none."""
+        return jnp.asarray(x, jnp.result_type(float)) if hasattr(x, "ndim") else None
+
+    def degenerate(self, params):
+        """Which components lie on a floor: (k,) booleans, or one for all."""
+        return jnp.zeros((), bool)
+
+    def sample(self, key, params, z):
+        """Draws one unit from component z[i] for every i; z has shape (n,)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define sample(key, params, z)")
+
+    def check(self, x) -> None:
+        require_matrix(x, type(self).__name__)
+
+
+@pytree
+class Adopted(Model):
+    """A user's model that does not inherit from `Model`: its own functions, else the defaults."""
+
+    inner: Any
+
+
+def _delegate(name):
+    default = getattr(Model, name)
+
+    def function(self, *args):
+        own = getattr(self.inner, name, None)
+        return default(self, *args) if own is None else own(*args)
+
+    return function
+
+
+for _name in [n for n in vars(Model) if not n.startswith("_")]:
+    setattr(Adopted, _name, _delegate(_name))
+
+
+def adopt(model) -> Model:
+    """`model` itself where it is a `Model`, else wrapped so that every default is there."""
+    return model if isinstance(model, Model) else Adopted(model)
+
+
+class EachStatistics(NamedTuple):
+    count: Any
+    inner: Any
+
+
+@pytree
+class Each(Bank):
+    """Lifts a model of one component to a bank of k by `jax.vmap` over its parameters.
+
+    `model.init(key, x, weights)`, `posterior`, `statistics` and `maximize` are written for one
+    component with weights (n,); the lifted params are the same tree with a leading axis k.
+    """
+
+    model: Any
+
+    def init(self, key, x, weights):
+        keys = jax.random.split(key, weights.shape[1])
+        return jax.vmap(self.model.init, (0, None, 1))(keys, x, weights)
+
+    def posterior(self, params, x):
+        q, evidence = jax.vmap(self.model.posterior, (0, None))(params, x)
+        return q, evidence.T
+
+    def statistics(self, params, x, q, weights):
+        one = jax.vmap(self.model.statistics, (0, None, 0, 1))
+        return EachStatistics(weights.sum(0), one(params, x, q, weights))
+
+    def maximize(self, params, stats):
+        new = jax.vmap(self.model.maximize)(params, stats.inner)
+        return keep_empty(stats.count, new, params)
+
+    def log_prior(self, params):
+        return jnp.sum(jax.vmap(lambda p: jnp.asarray(self.model.log_prior(p)))(params))
+
+    def degenerate(self, params):
+        return jax.vmap(lambda p: jnp.asarray(self.model.degenerate(p)))(params)
+
+    def n_parameters(self, params):
+        k = jax.tree.leaves(params)[0].shape[0]
+        return k * self.model.n_parameters(jax.tree.map(lambda leaf: leaf[0], params))
+
+    def sample(self, key, params, z):
+        def draw(key, p):
+            return self.model.sample(key, p, z.shape[0])
+
+        k = jax.tree.leaves(params)[0].shape[0]
+        draws = jax.vmap(draw)(jax.random.split(key, k), params)
+        return jax.tree.map(lambda a: a[z, jnp.arange(z.shape[0])], draws)
+
+    def valid(self, x):
+        return self.model.valid(x)
+
+    def support(self):
+        return self.model.support()
+
+    def check(self, x):
+        self.model.check(x)
+
+    def view(self, x, weights):
+        inner = self.model.view(x, weights)
+        return inner._replace(
+            model=Each(inner.model),
+            inward=jax.vmap(inner.inward),
+            outward=jax.vmap(inner.outward),
+        )
+
+
+def finite(x):
+    """Which entries are finite, by operators that NumPy and JAX share."""
+    return abs(x) < float("inf")
+
+
+def log_sum(joint):
+    """log Σ_k exp joint[:, k], and −inf (never NaN) where every term is −inf."""
+    top = jax.lax.stop_gradient(joint.max(-1))
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    return top + jnp.log(jnp.exp(joint - top[:, None]).sum(-1))
+
+
+def is_empty(count):
+    """Components whose weight has underflowed: no estimate can be formed from them."""
+    return count <= jnp.sqrt(jnp.finfo(count.dtype).tiny)
+
+
+def keep_empty(count, new, old):
+    """`new` params, but `old` ones for components that no unit belongs to any more."""
+    return new if old is None else select(is_empty(count), old, new)
+
+
+def safe(count):
+    """`count` with empty components set to 1, to divide by."""
+    return jnp.where(is_empty(count), 1, count)
+
+
+def require_matrix(x, name: str) -> None:
+    """ValueError unless x is one array of shape (n, d)."""
+    if not hasattr(x, "ndim"):
+        raise TypeError(f"{name} takes data as one array of shape (n, d), got {type(x).__name__}")
+    if x.ndim == 2:
+        return
+    remedy = {
+        1: "for one feature use x[:, None]",
+        3: "for many data sets use jax.vmap over fit",
+    }.get(x.ndim, "reshape it to units by features")
+    raise ValueError(f"{name} takes data of shape (n, d), got shape {tuple(x.shape)}: {remedy}")

@@ -1,0 +1,1 @@
+"""Models with latent structure: they take banks and never name a family."""

@@ -1,0 +1,197 @@
+"""Finite mixtures over any bank of components, with known classes for some units if wanted."""
+
+import dataclasses
+import operator
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxem.init import Start
+from jaxem.model import Bank, Model, finite, is_empty, log_sum
+from jaxem.priors import DirichletPrior
+from jaxem.pytree import pytree
+from jaxem.status import FitWarning
+
+
+@pytree(eq=False)
+class MixtureParams:
+    """weights (k,), summing to 1; components: the params of the bank."""
+
+    weights: Any
+    components: Any
+
+
+class MixturePosterior(NamedTuple):
+    """responsibilities (n, k), and the bank's own posterior given each component."""
+
+    responsibilities: Any
+    components: Any
+
+
+class MixtureStatistics(NamedTuple):
+    count: Any
+    components: Any
+
+
+@pytree(eq=False)
+class Labelled:
+    """Data of which some units have a known component.
+
+    x: the data, n units; labels (n,): the component 0 … k−1 of a unit, or −1 where it is unknown.
+    The evidence of a labelled unit is its joint log p(x, z = label).
+    """
+
+    x: Any
+    labels: Any
+
+
+def unlabelled(data):
+    """The data and the labels, None where there are none."""
+    return (data.x, data.labels) if isinstance(data, Labelled) else (data, None)
+
+
+@pytree(static=("k",))
+class Mixture(Model):
+    """A mixture of k components: log p(x) = log Σ_k weights_k · p(x | component k).
+
+    Args:
+      components: a bank, such as `Normal()` or `Each(model)`.
+      k: the number of components, an int of 1 or more.
+      prior: a `DirichletPrior` of the weights, or None for maximum likelihood.
+
+    Raises TypeError where components is not a bank or k not an int, ValueError where k < 1.
+    """
+
+    components: Any
+    k: int
+    prior: DirichletPrior | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "k", _positive_int(self.k))
+        if isinstance(self.components, Model) and not isinstance(self.components, Bank):
+            name = type(self.components).__name__
+            raise TypeError(
+                f"components must be a bank of components, got {name}, which is one model: "
+                f"lift it with jaxem.Each({name}(...))"
+            )
+
+    def init(self, key, x, weights):
+        return Start.default(self, x).params(self, key, x, weights)
+
+    def from_responsibilities(self, key, x, responsibilities, weights):
+        """A start: the M-step, or the bank's `init`, at given responsibilities (n, k)."""
+        x, labels = unlabelled(x)
+        if labels is not None:
+            known = jax.nn.one_hot(labels, self.k, dtype=responsibilities.dtype)
+            responsibilities = jnp.where(labels[:, None] >= 0, known, responsibilities)
+        q = responsibilities * weights[:, None]
+        count = q.sum(0)
+        q = jnp.where(is_empty(count), weights[:, None] / self.k, q)
+        return MixtureParams(self._shares(count), self.components.init(key, x, q))
+
+    def embed(self, x):
+        return self.components.embed(unlabelled(x)[0])
+
+    def log_joint(self, params, x):
+        return self._joint(params, x)[1]
+
+    def posterior(self, params, x):
+        inner, joint = self._joint(params, x)
+        evidence = log_sum(joint)
+        shift = jnp.where(jnp.isfinite(evidence), evidence, 0)
+        return MixturePosterior(jnp.exp(joint - shift[:, None]), inner), evidence
+
+    def statistics(self, params, x, q, weights):
+        r = q.responsibilities * weights[:, None]
+        inner = self.components.statistics(params.components, unlabelled(x)[0], q.components, r)
+        return MixtureStatistics(r.sum(0), inner)
+
+    def maximize(self, params, stats):
+        components = self.components.maximize(params.components, stats.components)
+        return MixtureParams(self._shares(stats.count), components)
+
+    def log_prior(self, params):
+        inner = self.components.log_prior(params.components)
+        return inner if self.prior is None else inner + self.prior.log_density(params.weights)
+
+    def degenerate(self, params):
+        vanished = params.weights < jnp.finfo(params.weights.dtype).eps
+        return jnp.any(self.components.degenerate(params.components)) | jnp.any(vanished)
+
+    def sample(self, key, params, n: int):
+        which, draw = jax.random.split(key)
+        z = jax.random.categorical(which, jnp.log(params.weights), shape=(n,))
+        return self.components.sample(draw, params.components, z)
+
+    def n_parameters(self, params):
+        return self.k - 1 + self.components.n_parameters(params.components)
+
+    def valid(self, x):
+        if not isinstance(x, Labelled):
+            return self.components.valid(x)
+        known = (x.labels >= -1) & (x.labels < self.k) & finite(x.labels)
+        return Labelled(self.components.valid(x.x), known)
+
+    def support(self):
+        return self.components.support()
+
+    def check(self, x):
+        self.components.check(unlabelled(x)[0])
+
+    def check_params(self, params):
+        weights = params.weights
+        if (weights < 0).any() or abs(weights.sum() - 1) > 1e-3:
+            raise ValueError(
+                f"init weights must be 0 or more and sum to 1, got {weights}: divide by their sum"
+            )
+        self.components.check_params(params.components)
+        leaves = [
+            leaf for leaf in jax.tree.leaves(params.components) if leaf.shape[:1] == (self.k,)
+        ]
+        if self.k > 1 and leaves and all((leaf == leaf[:1]).all() for leaf in leaves):
+            warnings.warn(
+                "init components are identical: EM cannot tell them apart and will not move them "
+                "apart; start from different components",
+                FitWarning,
+                stacklevel=4,
+            )
+
+    def view(self, x, weights):
+        plain, labels = unlabelled(x)
+        inner = self.components.view(plain, weights)
+
+        def lift(change):
+            return lambda p: MixtureParams(p.weights, change(p.components))
+
+        return inner._replace(
+            model=dataclasses.replace(self, components=inner.model),
+            data=inner.data if labels is None else Labelled(inner.data, labels),
+            inward=lift(inner.inward),
+            outward=lift(inner.outward),
+        )
+
+    def _joint(self, params, x):
+        x, labels = unlabelled(x)
+        inner, log_density = self.components.posterior(params.components, x)
+        joint = log_density + jnp.log(params.weights)
+        if labels is not None:
+            excluded = (labels[:, None] >= 0) & (labels[:, None] != jnp.arange(self.k))
+            joint = jnp.where(excluded, -jnp.inf, joint)
+        return inner, joint
+
+    def _shares(self, count):
+        if self.prior is not None:
+            count = jnp.maximum(count + self.prior.concentration - 1, 0)
+        return count / count.sum()
+
+
+def _positive_int(k) -> int:
+    try:
+        number = operator.index(k)
+    except TypeError as error:
+        raise TypeError(f"k must be an int of 1 or more, got {k!r}: pass a Python int") from error
+    if isinstance(k, bool) or number < 1:
+        raise ValueError(f"k must be an int of 1 or more, got {k!r}")
+    return number

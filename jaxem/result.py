@@ -1,0 +1,212 @@
+"""What a fit returns, what it can be asked, and what it tells people."""
+
+import dataclasses
+import warnings
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem import data as checks
+from jaxem.pytree import Structure, is_traced, merge, pytree, split
+from jaxem.status import MEANING, FitError, FitWarning, Status
+
+
+@pytree(eq=False)
+class Fit:
+    """One climb: where it ended and how.
+
+    params: the best iterate. log_likelihood: Σ w·log p(x | params) at exactly those params.
+    objective: log_likelihood + log p(params). n_iter: applications of the EM map that led to
+    params. status: a `Status`, as an integer. With restarts every field has a leading axis.
+    """
+
+    params: Any
+    log_likelihood: Any
+    objective: Any
+    n_iter: Any
+    status: Any
+
+    @property
+    def converged(self):
+        """Whether status is CONVERGED."""
+        return self.status == int(Status.CONVERGED)
+
+
+@pytree(static=("_structure", "data_shape"), eq=False)
+class Result(Fit):
+    """The best restart's `Fit`, every restart's in `restarts`, and the model, ready to be asked.
+
+    A pytree, so that it passes through `jit` and `vmap`. Nothing of the data is kept: methods that
+    need data take them.
+    """
+
+    restarts: Fit
+    _numeric: Any
+    _structure: Structure
+    data_shape: tuple
+
+    @classmethod
+    def of(cls, model, best: Fit, every: Fit, data_shape: tuple):
+        numeric, structure = split(model)
+        fields = {f.name: getattr(best, f.name) for f in dataclasses.fields(Fit)}
+        return cls(
+            **fields,
+            restarts=every,
+            _numeric=numeric,
+            _structure=structure,
+            data_shape=data_shape,
+        )
+
+    @property
+    def model(self):
+        """The model that was fitted."""
+        return merge(self._numeric, self._structure)
+
+    def predict_proba(self, x):
+        """Responsibilities p(z = k | x, params), shape (n, k)."""
+        return self._ask("responsibilities", x)
+
+    def predict(self, x):
+        """The most probable component of every unit, shape (n,)."""
+        return self._ask("labels", x)
+
+    def score_samples(self, x):
+        """log p(x | params) of every unit, shape (n,)."""
+        return self._ask("scores", x)
+
+    def sample(self, key, n: int):
+        """n units drawn from the fitted model; key: a JAX key or an int."""
+        key = checks.as_key(key)
+        key = jax.random.key(key) if isinstance(key, np.uint32) else key
+        return self.model.sample(key, self.params, n)
+
+    @property
+    def n_parameters(self) -> int:
+        """The number of free parameters."""
+        return self.model.n_parameters(self.params)
+
+    def bic(self, x, weights=None):
+        """−2·log-likelihood(x) + n_parameters · log Σw; lower is better (Schwarz 1978)."""
+        score, total = self._score(x, weights)
+        return -2 * score + self.n_parameters * jnp.log(total)
+
+    def aic(self, x, weights=None):
+        """−2·log-likelihood(x) + 2·n_parameters; lower is better (Akaike 1974)."""
+        return -2 * self._score(x, weights)[0] + 2 * self.n_parameters
+
+    def entropy(self, x, weights=None):
+        """−Σ_i w_i Σ_k r_ik log r_ik: how undecided the responsibilities are, in nats."""
+        return self._ask("entropy", x, weights)
+
+    def icl(self, x, weights=None):
+        """bic + 2·entropy; lower is better (Biernacki, Celeux & Govaert 2000)."""
+        return self.bic(x, weights) + 2 * self.entropy(x, weights)
+
+    def raise_if_failed(self):
+        """Returns self if the fit converged, else raises `FitError` that says what happened."""
+        status = Counter(np.atleast_1d(np.asarray(self.status)).ravel().tolist())
+        bad = {code: many for code, many in status.items() if code != Status.CONVERGED}
+        if bad:
+            raise FitError("; ".join(_sentence(code, many) for code, many in bad.items()))
+        return self
+
+    def save(self, path) -> None:
+        """Writes arrays (npz) and structure (JSON) to one file, for `jaxem.load`."""
+        from jaxem.storage import save
+
+        save(self, path)
+
+    def __str__(self):
+        if is_traced(self.status) or np.ndim(self.status):
+            return f"Result({self.model!r}, batch shape {np.shape(self.status)})"
+        n = self.data_shape[0]
+        status = np.asarray(self.restarts.status).ravel()
+        counts = Counter(Status(int(s)).name for s in status)
+        ended = ", ".join(f"{many} {name}" for name, many in counts.most_common())
+        lines = [
+            f"{self.model!r}: {n} units",
+            f"{Status(int(self.status)).name} after {int(self.n_iter)} EM steps, log-likelihood "
+            f"{float(self.log_likelihood):.6g}, objective {float(self.objective):.6g}",
+            f"restarts: {ended}",
+        ]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _score(self, x, weights):
+        score = self._ask("scores", x)
+        if weights is None:
+            return score.sum(), score.shape[0]
+        weights = checks.as_weights(weights, score.shape[0], score.dtype)
+        return jnp.where(weights > 0, weights * score, 0).sum(), weights.sum()
+
+    def _ask(self, what: str, x, weights=None):
+        x, n = checks.as_data(x)
+        self.model.check(x)
+        known = self.data_shape[1:]
+        got = tuple(jax.tree.leaves(x)[0].shape[1:])
+        if got != known and not np.ndim(self.status):
+            raise ValueError(
+                f"X has {got[0] if got else 0} features, but the model was fitted with "
+                f"{known[0] if known else 0} features as input"
+            )
+        weights = checks.as_weights(weights, n, checks.float_dtype(x))
+        return _answer(self._numeric, self.params, x, weights, self._structure, what)
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _answer(numeric, params, x, weights, structure, what):
+    model = merge(numeric, structure)
+    q, evidence = model.posterior(params, x)
+    if what == "scores":
+        return evidence
+    r = getattr(q, "responsibilities", q)
+    if what == "responsibilities":
+        return r
+    if what == "labels":
+        return jnp.argmax(r, axis=-1)
+    terms = -jnp.where(r > 0, r * jnp.log(jnp.where(r > 0, r, 1)), 0).sum(-1)
+    return terms.sum() if weights is None else (weights * terms).sum()
+
+
+def report(result: Result, model, x, weights, tol) -> Result:
+    """An eager fit's last word: errors for bad input, one warning for what did not converge."""
+    small = ("log_likelihood", "objective", "n_iter", "status")
+    host = jax.device_get({name: getattr(result, name) for name in small})
+    every = jax.device_get({name: getattr(result.restarts, name) for name in small})
+    restarts = dataclasses.replace(result.restarts, **every)
+    result = dataclasses.replace(result, restarts=restarts, **host)
+    status = int(result.status)
+    if status in (Status.BAD_INPUT, Status.EMPTY):
+        raise ValueError(checks.explain_bad_input(model, x, weights))
+    if status != Status.CONVERGED and (status != Status.MAX_ITER or tol != 0):
+        many = len(result.restarts.status)
+        what = "the fit" if many == 1 else f"the best of {many} restarts"
+        warnings.warn(f"{what} did not converge: {_sentence(status)}", FitWarning, stacklevel=3)
+    elif tol:
+        _warn_of_floor(result, weights, tol)
+    return result
+
+
+def _warn_of_floor(result, weights, tol):
+    from jaxem.loop import ROUNDING
+
+    total = result.data_shape[0] if weights is None else float(np.sum(np.asarray(weights)))
+    dtype = result.log_likelihood.dtype
+    least = ROUNDING * float(np.finfo(dtype).eps) * abs(float(result.log_likelihood)) / total
+    if tol < least:
+        warnings.warn(
+            f"tol={tol:g} per unit is below the rounding of a {dtype} objective here; about "
+            f"{least:.1g} was used. Enable x64 for more",
+            FitWarning,
+            stacklevel=4,
+        )
+
+
+def _sentence(code, many=None) -> str:
+    lead = "" if many in (None, 1) else f"{many} fits: "
+    return f"{lead}{Status(code).name}: {MEANING[Status(code)]}"

@@ -1,0 +1,40 @@
+"""Differences of gamma functions without cancellation: series where the argument is large."""
+
+import jax.numpy as jnp
+from jax.lax import digamma, lgamma, polygamma
+
+LARGE = 20.0
+"""Above this the asymptotic series below are exact to float64 rounding."""
+
+
+def _parts(y):
+    """Whether y is large, y held in the small range, and 1/y held in the large one."""
+    large = y > LARGE
+    return large, jnp.where(large, LARGE, y), 1 / jnp.where(large, y, LARGE)
+
+
+def log_minus_digamma(y):
+    """log y − ψ(y), positive and falling like 1/(2y)."""
+    large, small, z = _parts(y)
+    series = z * (1 / 2 + z * (1 / 12 - z**2 * (1 / 120 - z**2 * (1 / 252 - z**2 / 240))))
+    return jnp.where(large, series, jnp.log(small) - digamma(small))
+
+
+def inverse_minus_trigamma(y):
+    """1/y − ψ'(y), negative and rising like −1/(2y²): the slope of `log_minus_digamma`."""
+    large, small, z = _parts(y)
+    series = -(z**2) * (1 / 2 + z * (1 / 6 - z**2 * (1 / 30 - z**2 * (1 / 42 - z**2 / 30))))
+    return jnp.where(large, series, 1 / small - polygamma(jnp.ones_like(small), small))
+
+
+def log_gamma_ratio(y, h):
+    """log Γ(y + h) − log Γ(y) for a number h ≥ 0."""
+    large, small, z = _parts(y)
+    big = 1 / z
+
+    def correction(z):
+        return z * (1 / 12 - z**2 * (1 / 360 - z**2 * (1 / 1260 - z**2 / 1680)))
+
+    stirling = (big - 0.5) * jnp.log1p(h * z) + h * jnp.log(big + h) - h
+    series = stirling + correction(1 / (big + h)) - correction(z)
+    return jnp.where(large, series, lgamma(small + h) - lgamma(small))

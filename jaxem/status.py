@@ -1,0 +1,45 @@
+"""What became of a fit: one integer per lane, set inside the loop."""
+
+import enum
+
+
+class Status(enum.IntEnum):
+    """How one fit ended. `result.status` holds these integers; only `CONVERGED` means converged."""
+
+    RUNNING = 0
+    """Still climbing (seen only between slices of a run)."""
+    CONVERGED = 1
+    """The stopping rule was met at the returned parameters, which lie off every floor."""
+    MAX_ITER = 2
+    """`max_iter` applications of the EM map were spent; the parameters are sound but not final."""
+    DECREASED = 3
+    """The objective fell by more than rounding: a faulty M-step. The best iterate is kept."""
+    NONFINITE = 4
+    """The objective or the parameters became NaN or infinite. The last finite iterate is kept."""
+    DEGENERATE = 5
+    """A component collapsed onto the floor or emptied: the likelihood means nothing there."""
+    BAD_INPUT = 6
+    """A unit holds a value outside the model's support (NaN, a negative count), or a bad weight."""
+    EMPTY = 7
+    """Every weight is zero: there is nothing to fit."""
+
+
+MEANING = {
+    Status.MAX_ITER: "the iteration limit was reached first; raise max_iter or tol",
+    Status.DECREASED: "the objective fell by more than rounding, so the M-step does not maximise "
+    "what the E-step measures; the best iterate was kept",
+    Status.NONFINITE: "the objective became NaN or infinite; the last finite iterate was kept. "
+    "Rescale the data, use float64, or look for units that the model gives probability zero",
+    Status.DEGENERATE: "a component collapsed onto too few distinct units, or emptied; use fewer "
+    "components, a simpler covariance, a prior, or more restarts",
+    Status.BAD_INPUT: "the data hold values outside the model's support, or a bad weight",
+    Status.EMPTY: "every weight is zero",
+}
+
+
+class FitError(RuntimeError):
+    """Raised by `Result.raise_if_failed` alone; nothing raises from inside a compiled fit."""
+
+
+class FitWarning(UserWarning):
+    """The fit ran, and something about its answer needs the reader's attention."""
