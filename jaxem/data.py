@@ -19,55 +19,56 @@ def as_data(data):
 
     A bare array-like becomes floating point; in a tree, integers stay integers.
     """
-    bare = not _is_tree(data)
-    if bare:
-        data = as_array(data, "data")
+    if _is_tree(data):
+        data = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: as_array(leaf, "data" + jax.tree_util.keystr(path), True),
+            data,
+            is_leaf=lambda node: isinstance(node, list),
+        )
     else:
-        data = jax.tree.map(lambda leaf: as_array(leaf, "data", keep_integers=True), data)
+        data = as_array(data, "data")
     leaves = jax.tree_util.tree_leaves_with_path(data)
     if not leaves:
         raise ValueError("data hold no array: pass an array of shape (n, d)")
-    sizes = {
-        jax.tree_util.keystr(path) or "data": leaf.shape[0] if leaf.ndim else None
-        for path, leaf in leaves
-    }
-    if None in sizes.values():
-        raise ValueError("data is a single number: pass an array of shape (n, d)")
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-        raise ValueError(f"the leaves of data must have one leading size, got {listed}")
-    for path, leaf in leaves:
+    leaves = [("data" + jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+    for name, leaf in leaves:
+        if leaf.ndim == 0:
+            raise ValueError(f"{name} is a single number: pass an array of shape (n, d)")
         if 0 in leaf.shape:
-            name = jax.tree_util.keystr(path) or "data"
-            raise ValueError(f"{name} is empty, with shape {leaf.shape}: pass at least one unit")
+            what = "unit" if leaf.shape[0] == 0 else "feature"
+            raise ValueError(f"{name} is empty, with shape {leaf.shape}: pass at least one {what}")
+    if len({leaf.shape[0] for _, leaf in leaves}) > 1:
+        listed = ", ".join(f"{name}: {leaf.shape[0]}" for name, leaf in leaves)
+        raise ValueError(f"the arrays in data must have one leading size, got {listed}")
     return data, leaves[0][1].shape[0]
 
 
 def _is_tree(data) -> bool:
     if isinstance(data, dict) or (isinstance(data, tuple) and hasattr(data, "_fields")):
         return True
-    return not isinstance(data, (list, tuple)) and not jax.tree_util.all_leaves([data])
+    bare = data is None or isinstance(data, (list, tuple))
+    return not bare and not jax.tree_util.all_leaves([data])
 
 
 def as_array(value, name: str, keep_integers: bool = False):
     """One array in a dtype that JAX computes in; the input is never written to."""
     if isinstance(value, jax.Array):
-        if jnp.issubdtype(value.dtype, jnp.complexfloating):
-            raise TypeError(f"{name} is complex: pass real numbers")
+        if not _is_real(value.dtype):
+            raise TypeError(f"{name} has dtype {value.dtype}: pass real numbers")
         return value if keep_integers and _is_integer(value.dtype) else _cast(value)
     _refuse(value, name)
     try:
         array = np.asarray(value)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{name} is ragged or not numeric ({error}): pass one rectangular array; for several "
-            "data sets of different lengths call fit once for each"
+            f"{name} is ragged: pass one rectangular array of numbers"
+            + ("; for data sets of different lengths call fit once for each" * (name == "data"))
         ) from error
     if array.dtype == object and isinstance(value, (list, tuple)):
         raise ValueError(
             f"{name} is ragged or holds objects: pass one rectangular array of numbers"
         )
-    if array.dtype.kind not in "biuf":
+    if not _is_real(array.dtype):
         raise TypeError(
             f"{name} has dtype {array.dtype}: pass real numbers, with categories coded 0, 1, ..."
         )
@@ -77,18 +78,22 @@ def as_array(value, name: str, keep_integers: bool = False):
 
 
 def _refuse(value, name):
+    if value is None or isinstance(value, (str, bytes)):
+        raise TypeError(f"{name} must be an array of numbers, got {value!r:.40}")
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array: fill it, or give masked rows weight 0")
     if hasattr(value, "tocsr"):
         raise TypeError(f"{name} is a sparse matrix: pass {name}.toarray()")
     if hasattr(value, "__next__"):
         raise TypeError(f"{name} is an iterator: pass an array, for example np.array(list(...))")
-    if value is None or isinstance(value, (str, bytes)):
-        raise TypeError(f"{name} must be an array of shape (n, d), got {type(value).__name__}")
 
 
 def _is_integer(dtype) -> bool:
-    return jnp.issubdtype(dtype, jnp.integer) or np.dtype(dtype).kind == "b"
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
+
+
+def _is_real(dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) or _is_integer(dtype)
 
 
 def _small_integers(array, name):
@@ -101,13 +106,12 @@ def _small_integers(array, name):
 
 
 def _cast(array):
-    """To float32 or, when it is float64 or an integer, to JAX's default float."""
-    if array.dtype.kind in "biu" or _is_integer(array.dtype):
-        return array.astype(jnp.result_type(float))
-    if array.dtype.newbyteorder("=") == np.float64:
-        _warn_about_x64(array)
-        return array.astype(jnp.result_type(float))
-    return array.astype(np.float32)
+    """To float32 or, when it is wider or an integer, to JAX's default float."""
+    with np.errstate(over="ignore"):
+        if array.dtype.itemsize >= 8 or _is_integer(array.dtype):
+            _warn_about_x64(array)
+            return array.astype(jnp.result_type(float))
+        return array.astype(np.float32)
 
 
 def _warn_about_x64(array):
@@ -118,7 +122,7 @@ def _warn_about_x64(array):
         return
     _warned_about_x64 = True
     warnings.warn(
-        "float64 data are fitted in float32 because JAX has x64 off: "
+        f"{array.dtype} data are fitted in float32 because JAX has x64 off: "
         'jax.config.update("jax_enable_x64", True) at the start of the program keeps them',
         FitWarning,
         stacklevel=4,
@@ -132,7 +136,8 @@ def as_weights(weights, n: int, dtype):
     weights = as_array(weights, "weights")
     if weights.shape != (n,):
         raise ValueError(f"weights must have shape ({n},), one per unit, got {weights.shape}")
-    return weights.astype(dtype)
+    with np.errstate(over="ignore"):
+        return weights.astype(dtype)
 
 
 def is_clean(model, x) -> bool:
@@ -140,7 +145,8 @@ def is_clean(model, x) -> bool:
     leaves = jax.tree.leaves(x)
     if not all(isinstance(leaf, np.ndarray) for leaf in leaves):
         return False
-    return all(np.all(mask) for mask in jax.tree.leaves(model.valid(x)))
+    with np.errstate(invalid="ignore"):  # inf % 1
+        return all(np.all(mask) for mask in jax.tree.leaves(model.valid(x)))
 
 
 def float_dtype(x):
@@ -165,7 +171,8 @@ def as_key(key):
     try:
         return np.uint32(operator.index(key) % 2**32)
     except TypeError as error:
-        raise TypeError(f"key must be jax.random.key(seed) or an int, got {key!r}") from error
+        got = f"dtype {key.dtype} of shape {key.shape}" if hasattr(key, "dtype") else repr(key)
+        raise TypeError(f"key must be one jax.random.key(seed) or an int, got {got}") from error
 
 
 def count(value, name: str, least: int) -> int:
@@ -176,7 +183,7 @@ def count(value, name: str, least: int) -> int:
         raise TypeError(f"{name} must be an int of {least} or more, got {value!r}") from error
     if isinstance(value, bool) or number < least:
         raise ValueError(f"{name} must be an int of {least} or more, got {value!r}")
-    return number
+    return min(number, np.iinfo(np.int32).max)
 
 
 def tolerance(value) -> float:
@@ -207,16 +214,27 @@ def suggestion(word, allowed) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+ELSEWHERE = {
+    "n_init": "restarts",
+    "random_state": "key",
+    "seed": "key",
+    "rng": "key",
+    "sample_weight": "weights",
+    "n_iter": "max_iter",
+}
+"""What other libraries call an argument of `fit`."""
+
+
 def refuse_unknown(unknown, allowed):
     """TypeError for keyword arguments that do not exist."""
     for word in unknown:
-        raise TypeError(f"fit() has no argument {word!r}" + suggestion(word, allowed))
+        meant = ELSEWHERE.get(word, word)
+        raise TypeError(f"fit() has no argument {word!r}" + suggestion(meant, allowed))
 
 
-def explain_bad_input(model, x, weights) -> str:
-    """Where the values lie that made a fit end as BAD_INPUT or EMPTY: count and first position."""
-    n = jax.tree.leaves(x)[0].shape[0]
-    w = np.ones(n) if weights is None else np.asarray(weights)
+def explain_bad_weights(weights) -> str | None:
+    """What is wrong with weights (n,), None where nothing is."""
+    w = np.asarray(weights)
     wrong = ~(np.isfinite(w) & (w >= 0))
     if wrong.any():
         first = int(np.argmax(wrong))
@@ -225,17 +243,30 @@ def explain_bad_input(model, x, weights) -> str:
             f"{first}: {w[first]}; weights are 0 for an absent unit, else positive"
         )
     if not (w > 0).any():
-        return "all weights are zero: there is nothing to fit; give at least one unit weight"
-    masks = jax.tree_util.tree_leaves_with_path(model.valid(x))
+        return "weights are all zero: there is nothing to fit; give at least one unit weight"
+    return None
+
+
+def explain_bad_input(model, x, weights) -> str:
+    """Where the values lie that made a fit end as BAD_INPUT or EMPTY: count and first position."""
+    n = jax.tree.leaves(x)[0].shape[0]
+    w = np.ones(n) if weights is None else np.asarray(weights)
+    if (wrong := explain_bad_weights(w)) is not None:
+        return wrong
+    with np.errstate(invalid="ignore"):
+        masks = jax.tree_util.tree_leaves_with_path(model.valid(jax.tree.map(np.asarray, x)))
     for (path, mask), leaf in zip(masks, jax.tree.leaves(x), strict=True):
         mask, leaf = np.asarray(mask), np.asarray(leaf)
         wrong = ~mask & (w > 0).reshape((n,) + (1,) * (mask.ndim - 1))
         if wrong.any():
+            name = jax.tree_util.keystr(path)
+            labels = name == ".labels" and hasattr(model, "k")
+            takes = f"-1 where unknown, else 0 to {model.k - 1}" if labels else model.support()
             first = tuple(int(i) for i in np.argwhere(wrong)[0])
-            name = "data" + jax.tree_util.keystr(path)
-            remedy = "give such units weight 0 or remove them"
+            many = int(wrong.sum())
             return (
-                f"{name} holds {int(wrong.sum())} values outside the model's support, the first at "
-                f"index {first}: {leaf[first]}; the model takes {model.support()}: {remedy}"
+                f"data{name} holds {many} value{'s' * (many > 1)} outside the model's support, the "
+                f"first at index {first if len(first) > 1 else first[0]}: {leaf[first]}; it takes "
+                f"{takes}: give such units weight 0 or remove them"
             )
     return "the data hold values outside the model's support"

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxem import data as checks
 from jaxem import loop
-from jaxem.check import check_init, check_step
+from jaxem.check import check_init, check_start, check_step
 from jaxem.init import NAMED, Start
 from jaxem.methods.em import EM
 from jaxem.model import Bank, adopt
@@ -85,7 +85,9 @@ def fit(
     if (init is None or (isinstance(init, Start) and init.random)) and key is None:
         raise ValueError("the start is random: pass key=jax.random.key(0), or an int")
     key = None if key is None else checks.as_key(key)
-    if init is not None and not isinstance(init, Start):
+    if isinstance(init, Start):
+        init = check_start(init, n, k)
+    elif init is not None:
         init = check_init(model, init, x, restarts, dtype)
 
     numeric, structure = split((model, method, init))
@@ -123,10 +125,10 @@ def _solve_everywhere(
     numeric, x, weights, key, tol, max_iter, *, structure, restarts, criterion, clean
 ):
     """All restarts of one fit: (the best `Fit`, every `Fit` with a leading axis)."""
-    model, method, init = merge(numeric, structure)
+    dtype = checks.float_dtype(x)
+    model, method, init = merge([_in_dtype(leaf, dtype) for leaf in numeric], structure)
     if clean:
-        n = jax.tree.leaves(x)[0].shape[0]
-        status, weights = Status.RUNNING, jnp.ones(n, checks.float_dtype(x))
+        status, weights = Status.RUNNING, jnp.ones(jax.tree.leaves(x)[0].shape[0], dtype)
     else:
         x, weights, status = sanitize(model, x, weights)
     view = model.view(x, weights)
@@ -206,22 +208,34 @@ def finish(model, view, state, total) -> Fit:
     params = view.outward(inner)
     leaves = jax.tree.leaves(params)
     fits = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-    degenerate = jnp.any(jnp.asarray(view.model.degenerate(inner)))
-    collapsed = degenerate & (state.status <= Status.DECREASED)
+    # A step refused because it collapsed is a collapse, although the params kept are sound.
+    degenerate = jnp.any(jnp.asarray(view.model.degenerate(state.params)))
+    collapsed = degenerate & jnp.isfinite(loop.blemish(state.params))
+    collapsed &= state.status < Status.DEGENERATE
     status = jnp.where(collapsed, Status.DEGENERATE, state.status)
-    overflowed = ~fits & (status < Status.BAD_INPUT)
+    underflowed = jnp.any(jnp.asarray(model.degenerate(params))) & (status < Status.DEGENERATE)
+    lost = (~fits & (status < Status.BAD_INPUT)) | underflowed
     log_likelihood = objective - view.model.log_prior(inner) - total * view.log_volume
+    log_likelihood = log_likelihood.astype(objective.dtype)
     return Fit(
         params=jax.tree.map(_clip, params),
         log_likelihood=log_likelihood,
-        objective=log_likelihood + model.log_prior(params),
+        objective=(log_likelihood + model.log_prior(params)).astype(objective.dtype),
         n_iter=n_iter,
-        status=jnp.where(overflowed, Status.NONFINITE, status).astype(jnp.int32),
+        status=jnp.where(lost, Status.NONFINITE, status).astype(jnp.int32),
     )
+
+
+def _in_dtype(leaf, dtype):
+    """A hyperparameter in the precision of the data."""
+    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return jnp.asarray(leaf, dtype) if floating else leaf
 
 
 def _clip(leaf):
     """The nearest finite value, for params that overflow in the units of the data."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
     largest = jnp.finfo(leaf.dtype).max
     return jnp.clip(leaf, -largest, largest)
 
@@ -256,6 +270,8 @@ def _check_model(model):
         raise TypeError(
             f"{name} is a bank of components, not a model: use jaxem.Mixture({name}(...), k=...)"
         )
+    if isinstance(model, (jax.Array, np.ndarray, list)):
+        raise TypeError("model is an array: the model comes first, fit(model, data)")
     missing = [f for f in ("init", "statistics", "maximize") if not callable(getattr(model, f, 0))]
     if not any(callable(getattr(model, f, 0)) for f in ("posterior", "log_joint")):
         missing.append("log_joint (or posterior)")

@@ -10,6 +10,9 @@ UNROLL = 8
 """Up to this many features the Cholesky factor is unrolled into elementwise code: a LAPACK call
 costs about 0.3 microseconds whatever its size, and a custom call stops fusion."""
 
+RAISE = 2.0
+"""What a singular matrix is raised by, in roundings of its variances."""
+
 
 def entries(a):
     """The entries of (..., d, d) as nested lists of (...) arrays."""
@@ -54,9 +57,9 @@ class Factor:
             total = total + jnp.square(z) * (1.0 / self.pivots[..., i])[..., None]
         return total
 
-    def singular(self, margin=1.0):
+    def singular(self):
         """Whether some pivot is lost in the rounding of the moments it came from, shape (...)."""
-        tolerance = margin * rounding(self.d, self.diagonal.dtype)
+        tolerance = rounding(self.d, self.diagonal.dtype)
         return ~jnp.all(self.pivots > tolerance * self.diagonal, axis=-1)
 
 
@@ -85,18 +88,29 @@ def rounding(d: int, dtype) -> float:
 def floored(covariance, floor):
     """`covariance` where it is sound, else with its diagonal raised until it is.
 
-    A matrix is left alone, bit for bit, unless a variance is below `floor` or a pivot is lost in
-    rounding; then every eigenvalue is raised by at least the floor.
+    A matrix is left alone, bit for bit, unless a variance is below `floor` (a scalar or (d,)) or a
+    pivot is lost in rounding. A variance is raised to the floor; for a lost pivot every eigenvalue
+    of the correlation matrix is raised by `RAISE` roundings.
     """
     factor = Factor(covariance)
-    d = covariance.shape[-1]
-    sound = ~factor.singular() & jnp.all(factor.diagonal > floor, axis=-1)
-    raise_by = 2 * rounding(d, covariance.dtype) * jnp.maximum(factor.diagonal, 0) + floor
-    raised = covariance + raise_by[..., None] * jnp.eye(d, dtype=covariance.dtype)
-    return jnp.where(sound[..., None, None], covariance, raised)
+    diagonal, d = factor.diagonal, covariance.shape[-1]
+    lost = factor.singular()[..., None]
+    sound = ~lost & jnp.all(diagonal >= floor, axis=-1, keepdims=True)
+    target = jnp.maximum(diagonal, floor)
+    target = jnp.where(lost, (1 + RAISE * rounding(d, covariance.dtype)) * target, target)
+    raised = covariance + (target - diagonal)[..., None] * jnp.eye(d, dtype=covariance.dtype)
+    return jnp.where(sound[..., None], covariance, raised)
 
 
 def is_floored(covariance, floor):
-    """Whether a covariance is one that `floored` raised, or as close to singular; shape (...)."""
-    factor = Factor(covariance)
-    return factor.singular(margin=4.0) | jnp.any(factor.diagonal <= 2 * floor, axis=-1)
+    """Whether a covariance is one that `floored` raised, or as close to singular; shape (...).
+
+    A lost pivot bounds the smallest eigenvalue of the correlation matrix from above, so what was
+    raised stays below RAISE + 1 roundings; pivots after the raise can be of any size.
+    """
+    d = covariance.shape[-1]
+    diagonal = jnp.stack([covariance[..., i, i] for i in range(d)], axis=-1)
+    margin = (RAISE + 1.5) * rounding(d, covariance.dtype)
+    lowered = covariance - (margin * diagonal)[..., None] * jnp.eye(d, dtype=covariance.dtype)
+    positive = jnp.all(Factor(lowered).pivots > 0, axis=-1)
+    return ~positive | jnp.any(diagonal <= floor * (1 + 2 * margin), axis=-1)

@@ -50,6 +50,12 @@ class Model:
     def posterior(self, params, x):
         """The E-step: q = argmax F, and F's value per unit (n,), here log p(x | params)."""
         joint = self.log_joint(params, x)
+        n = jax.tree.leaves(x)[0].shape[0]
+        if jnp.ndim(joint) != 2 or joint.shape[0] != n:
+            name = type(getattr(self, "inner", self)).__name__
+            raise TypeError(
+                f"{name}.log_joint must return shape (n, k) with n = {n}, got {jnp.shape(joint)}"
+            )
         evidence = log_sum(joint)
         return jnp.exp(joint - jnp.where(jnp.isfinite(evidence), evidence, 0)[:, None]), evidence
 
@@ -236,7 +242,8 @@ def log_sum(joint):
 
 def is_empty(count):
     """Components whose weight has underflowed: no estimate can be formed from them."""
-    return count <= jnp.sqrt(jnp.finfo(count.dtype).tiny)
+    limits = jnp.finfo(count.dtype)
+    return count <= limits.tiny / limits.eps
 
 
 def keep_empty(count, new, old):

@@ -32,7 +32,8 @@ class NormalPrior:
     @staticmethod
     def from_data(x, k: int, covariance: str = "full"):
         """Fraley & Raftery's default: κ=.01, df=d+2, scale = the data's variance / k^(2/d)."""
-        x = jnp.asarray(x, jnp.result_type(float))
+        x = jnp.asarray(x)
+        x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
         d = x.shape[1]
         centred = x - x.mean(0)
         moments = jnp.matmul(centred.T, centred, precision="highest") / x.shape[0]
@@ -88,6 +89,8 @@ class DirichletPrior:
         v = probs.shape[-1]
         levels = jnp.asarray(v if levels is None else levels, jnp.int32)
         alpha = jnp.asarray(self.concentration, probs.dtype)
+        if alpha.ndim:
+            raise ValueError(f"concentration must be one number, got shape {alpha.shape}")
         real = jnp.arange(v) < levels[..., None]
         constant = lgamma(alpha * levels) - levels * lgamma(alpha)
         logs = jnp.where(real, xlog(alpha - 1, jnp.where(real, probs, 1)), 0).sum(-1)

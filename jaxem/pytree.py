@@ -14,10 +14,30 @@ def pytree(cls=None, *, static: tuple[str, ...] = (), eq: bool = True):
         return lambda c: pytree(c, static=static, eq=eq)
     cls = dataclasses.dataclass(frozen=True, eq=eq)(cls)
     names = [f.name for f in dataclasses.fields(cls)]
-    jax.tree_util.register_dataclass(
-        cls, data_fields=[n for n in names if n not in static], meta_fields=list(static)
-    )
+    _register(cls, tuple(n for n in names if n not in static), tuple(static))
     return cls
+
+
+def _register(cls, data, static):
+    """Registers `cls` by hand: trees of two types that went through `register_dataclass` compare
+    equal when their fields do (jaxlib 0.10.2), and `jit` then answers for one with the other."""
+    keys = tuple(jax.tree_util.GetAttrKey(n) for n in data)
+
+    def flatten(obj):
+        held = obj.__dict__
+        return tuple(held[n] for n in data), tuple(held[n] for n in static)
+
+    def flatten_with_keys(obj):
+        leaves, structure = flatten(obj)
+        return tuple(zip(keys, leaves, strict=True)), structure
+
+    def unflatten(structure, leaves):
+        obj = object.__new__(cls)
+        obj.__dict__.update(zip(data, leaves, strict=True))
+        obj.__dict__.update(zip(static, structure, strict=True))
+        return obj
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
 
 class Structure(NamedTuple):
@@ -25,6 +45,7 @@ class Structure(NamedTuple):
 
     treedef: Any
     others: tuple  # one entry per leaf: None where a number stood, (leaf,) where something else did
+    types: int  # the hash of the tree, which sees the types of dataclasses where its == does not
 
 
 def is_number(leaf) -> bool:
@@ -39,7 +60,8 @@ def split(obj) -> tuple[list, Structure]:
     """
     leaves, treedef = jax.tree.flatten(obj)
     numeric = [leaf for leaf in leaves if is_number(leaf)]
-    return numeric, Structure(treedef, tuple(None if is_number(x) else (x,) for x in leaves))
+    others = tuple(None if is_number(x) else (x,) for x in leaves)
+    return numeric, Structure(treedef, others, hash(treedef))
 
 
 def merge(numeric, structure: Structure):

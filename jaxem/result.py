@@ -71,7 +71,7 @@ class Result(Fit):
         return self._ask("responsibilities", x)
 
     def predict(self, x):
-        """The most probable component of every unit, shape (n,)."""
+        """The most probable component of every unit, shape (n,); −1 where x holds a NaN."""
         return self._ask("labels", x)
 
     def score_samples(self, x):
@@ -80,7 +80,7 @@ class Result(Fit):
 
     def sample(self, key, n: int):
         """n units drawn from the fitted model; key: a JAX key or an int."""
-        key = checks.as_key(key)
+        key, n = checks.as_key(key), checks.count(n, "n", 1)
         key = jax.random.key(key) if isinstance(key, np.uint32) else key
         return self.model.sample(key, self.params, n)
 
@@ -120,6 +120,10 @@ class Result(Fit):
 
         save(self, path)
 
+    def __reduce__(self):
+        best = Fit(*(getattr(self, f.name) for f in dataclasses.fields(Fit)))
+        return Result.of, (self.model, best, self.restarts, self.data_shape)
+
     def __str__(self):
         if is_traced(self.status) or np.ndim(self.status):
             return f"Result({self.model!r}, batch shape {np.shape(self.status)})"
@@ -141,7 +145,7 @@ class Result(Fit):
         score = self._ask("scores", x)
         if weights is None:
             return score.sum(), score.shape[0]
-        weights = checks.as_weights(weights, score.shape[0], score.dtype)
+        weights = _sound_weights(weights, score.shape[0], score.dtype)
         return jnp.where(weights > 0, weights * score, 0).sum(), weights.sum()
 
     def _ask(self, what: str, x, weights=None):
@@ -154,8 +158,18 @@ class Result(Fit):
                 f"X has {got[0] if got else 0} features, but the model was fitted with "
                 f"{known[0] if known else 0} features as input"
             )
-        weights = checks.as_weights(weights, n, checks.float_dtype(x))
+        weights = _sound_weights(weights, n, checks.float_dtype(x))
         return _answer(self._numeric, self.params, x, weights, self._structure, what)
+
+
+def _sound_weights(weights, n, dtype):
+    """Weights (n,) or None; ValueError where they are known and negative, not finite or all 0."""
+    weights = checks.as_weights(weights, n, dtype)
+    if weights is not None and not is_traced(weights):
+        wrong = checks.explain_bad_weights(weights)
+        if wrong is not None:
+            raise ValueError(wrong)
+    return weights
 
 
 @partial(jax.jit, static_argnums=(4, 5))
@@ -168,9 +182,9 @@ def _answer(numeric, params, x, weights, structure, what):
     if what == "responsibilities":
         return r
     if what == "labels":
-        return jnp.argmax(r, axis=-1)
-    terms = -jnp.where(r > 0, r * jnp.log(jnp.where(r > 0, r, 1)), 0).sum(-1)
-    return terms.sum() if weights is None else (weights * terms).sum()
+        return jnp.where(jnp.isnan(r).any(-1), -1, jnp.argmax(r, axis=-1))
+    terms = -(r * jnp.log(jnp.where(r == 0, 1, r))).sum(-1)
+    return terms.sum() if weights is None else jnp.where(weights > 0, weights * terms, 0).sum()
 
 
 def report(result: Result, model, x, weights, tol) -> Result:
@@ -183,13 +197,27 @@ def report(result: Result, model, x, weights, tol) -> Result:
     status = int(result.status)
     if status in (Status.BAD_INPUT, Status.EMPTY):
         raise ValueError(checks.explain_bad_input(model, x, weights))
-    if status != Status.CONVERGED and (status != Status.MAX_ITER or tol != 0):
+    asked = status == Status.MAX_ITER and (tol == 0 or int(result.n_iter) == 0)
+    if status != Status.CONVERGED and not asked:
         many = len(result.restarts.status)
         what = "the fit" if many == 1 else f"the best of {many} restarts"
-        warnings.warn(f"{what} did not converge: {_sentence(status)}", FitWarning, stacklevel=3)
+        told = f"{what} did not converge: {_sentence(status)}"
+        told += _impossible(result, x, weights) if status == Status.NONFINITE else ""
+        warnings.warn(told, FitWarning, stacklevel=3)
     elif tol:
         _warn_of_floor(result, weights, tol)
     return result
+
+
+def _impossible(result, x, weights) -> str:
+    """Names the first present unit that the returned params give probability zero."""
+    score = np.asarray(result._ask("scores", x))
+    present = True if weights is None else np.asarray(weights) > 0
+    wrong = (score == -np.inf) & present
+    if not wrong.any():
+        return ""
+    first = int(np.argmax(wrong))
+    return f" ({int(wrong.sum())} have probability zero here, the first at index {first})"
 
 
 def _warn_of_floor(result, weights, tol):
@@ -201,7 +229,8 @@ def _warn_of_floor(result, weights, tol):
     if tol < least:
         warnings.warn(
             f"tol={tol:g} per unit is below the rounding of a {dtype} objective here; about "
-            f"{least:.1g} was used. Enable x64 for more",
+            f"{least:.1g} was used"
+            + (": give float64 data, with x64 enabled, for more" * (dtype == np.float32)),
             FitWarning,
             stacklevel=4,
         )

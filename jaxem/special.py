@@ -3,14 +3,15 @@
 import jax.numpy as jnp
 from jax.lax import digamma, lgamma, polygamma
 
-LARGE = 20.0
-"""Above this the asymptotic series below are exact to float64 rounding."""
+LARGE = {4: 5.0, 8: 20.0}
+"""Above this, by bytes a number, the asymptotic series below are exact to rounding."""
 
 
 def _parts(y):
     """Whether y is large, y held in the small range, and 1/y held in the large one."""
-    large = y > LARGE
-    return large, jnp.where(large, LARGE, y), 1 / jnp.where(large, y, LARGE)
+    limit = LARGE[y.dtype.itemsize]
+    large = y > limit
+    return large, jnp.where(large, limit, y), 1 / jnp.where(large, y, limit)
 
 
 def log_minus_digamma(y):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import zipfile
+import zlib
 
 import jax
 import numpy as np
@@ -12,6 +13,10 @@ from jaxem.families.product import Product
 from jaxem.result import Fit, Result
 
 FORMAT = 1
+DAMAGE = (
+    *(ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, EOFError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+)
 
 
 def save(result: Result, path) -> None:
@@ -51,7 +56,7 @@ def load(path, model=None) -> Result:
         shape = tuple(content["data_shape"])
     except FileNotFoundError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError, OSError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path} is damaged or not a jaxem result: {error}") from error
     if model is None and saved is None:
         raise ValueError(f"{path} was saved from a model of your own: call load(path, model=...)")

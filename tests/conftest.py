@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
+jax.config.update(
+    "jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".jax_cache")
+)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

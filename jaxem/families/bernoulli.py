@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible
+from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
 from jaxem.priors import BetaPrior
 from jaxem.pytree import pytree
 
@@ -38,7 +38,7 @@ class Bernoulli(ExponentialFamily):
         if self.prior is not None:
             ones = jnp.maximum(ones + self.prior.a - 1, 0)
             zeros = jnp.maximum(zeros + self.prior.b - 1, 0)
-        return BernoulliParams(ones / (ones + zeros))
+        return BernoulliParams(normalize(jnp.stack([ones, zeros], axis=-1))[..., 0])
 
     def log_prior(self, params):
         return 0.0 if self.prior is None else self.prior.log_density(params.probs)

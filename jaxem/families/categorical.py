@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible
+from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
 
@@ -40,6 +41,11 @@ class Categorical(ExponentialFamily):
         dtype = jnp.result_type(float) if jnp.issubdtype(x.dtype, jnp.integer) else x.dtype
         return codes.reshape(x.shape[0], -1).astype(dtype)
 
+    def base_measure(self, x):
+        # A code beyond the levels has no feature at all and would pass for certain.
+        unknown = jnp.where(x == x, -jnp.inf, x)
+        return jnp.where(self.valid(x), 0.0, unknown).sum(-1)
+
     def natural(self, params):
         return log_or_impossible(params.probs.reshape(params.probs.shape[0], -1))
 
@@ -47,8 +53,8 @@ class Categorical(ExponentialFamily):
         counts = total.reshape(count.shape[0], -1, self._widest)
         if self.prior is not None:
             counts = jnp.maximum(counts + self.prior.concentration - 1, 0)
-            counts = jnp.where(self._real(counts.shape[1]), counts, 0)
-        return CategoricalParams(counts / counts.sum(-1, keepdims=True))
+        real = jnp.arange(self._widest) < self._per_column(counts.shape[1])[:, None]
+        return CategoricalParams(normalize(jnp.where(real, counts, 0), real))
 
     def log_prior(self, params):
         if self.prior is None:
@@ -67,7 +73,7 @@ class Categorical(ExponentialFamily):
         return self.features(x)
 
     def valid(self, x):
-        limit = self.levels if isinstance(self.levels, int) else jnp.asarray(self.levels)
+        limit = self.levels if isinstance(self.levels, int) else np.asarray(self.levels)
         return (x >= 0) & (x < limit) & (x % 1 == 0)
 
     def support(self):
@@ -87,10 +93,7 @@ class Categorical(ExponentialFamily):
         return self.levels if isinstance(self.levels, int) else max(self.levels)
 
     def _per_column(self, d):
-        return jnp.asarray((self.levels,) * d if isinstance(self.levels, int) else self.levels)
-
-    def _real(self, d):
-        return jnp.arange(self._widest) < self._per_column(d)[:, None]
+        return np.asarray((self.levels,) * d if isinstance(self.levels, int) else self.levels)
 
 
 def _levels(levels):

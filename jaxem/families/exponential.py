@@ -30,6 +30,9 @@ class Exponential(ExponentialFamily):
     prior: GammaPrior | None = None
     floor: Any = None
 
+    def base_measure(self, x):
+        return jnp.where(x < 0, -jnp.inf, jnp.zeros_like(x)).sum(-1)
+
     def natural(self, params):
         return -params.rate
 

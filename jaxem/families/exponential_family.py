@@ -70,6 +70,14 @@ class ExponentialFamily(Bank):
         return 0.0
 
 
+def normalize(counts, possible=1.0):
+    """Shares of the last axis; even ones over what is `possible` where every count is 0."""
+    total = counts.sum(-1, keepdims=True)
+    even = jnp.broadcast_to(jnp.asarray(possible, counts.dtype), counts.shape)
+    even = even / even.sum(-1, keepdims=True)
+    return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1), even)
+
+
 def log_or_impossible(probability):
     """log p, and `IMPOSSIBLE` where p is 0."""
     positive = probability > 0

@@ -36,7 +36,10 @@ class Gamma(ExponentialFamily):
     prior: GammaConjugatePrior | None = None
 
     def features(self, x):
-        return jnp.concatenate([x, jnp.log(x)], axis=1)
+        return jnp.concatenate([x, jnp.log(jnp.where(x <= 0, 1, x))], axis=1)
+
+    def base_measure(self, x):
+        return jnp.where(x <= 0, -jnp.inf, jnp.zeros_like(x)).sum(-1)
 
     def natural(self, params):
         return jnp.concatenate([-params.rate, params.shape - 1], axis=1)
@@ -51,7 +54,7 @@ class Gamma(ExponentialFamily):
             first = first + self.prior.count * self.prior.mean
             logs = logs + self.prior.count * self.prior.mean_log
             weight = weight + self.prior.count
-        mean, mean_log = first / weight, logs / weight
+        mean, mean_log = jnp.where(first > 0, first / weight, 1), logs / weight
         spread = jnp.maximum(jnp.log(mean) - mean_log, smallest_spread(mean.dtype))
         shape = solve_shape(spread)
         return GammaParams(shape, shape / mean)
@@ -64,7 +67,8 @@ class Gamma(ExponentialFamily):
         return jnp.any(spread <= 1.01 * smallest_spread(spread.dtype), axis=-1)
 
     def sample(self, key, params, z):
-        return jax.random.gamma(key, params.shape[z]) / params.rate[z]
+        shape = params.shape[z]
+        return jax.random.gamma(key, shape, dtype=shape.dtype) / params.rate[z]
 
     def n_parameters(self, params):
         return params.shape.size + params.rate.size

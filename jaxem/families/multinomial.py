@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import lgamma
 
-from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible
+from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
 
@@ -42,9 +42,7 @@ class Multinomial(ExponentialFamily):
     def estimate(self, count, total):
         if self.prior is not None:
             total = jnp.maximum(total + self.prior.concentration - 1, 0)
-        events = total.sum(-1, keepdims=True)
-        shares = total / jnp.where(events > 0, events, 1)
-        return MultinomialParams(jnp.where(events > 0, shares, 1 / total.shape[1]))
+        return MultinomialParams(normalize(total))
 
     def log_prior(self, params):
         return 0.0 if self.prior is None else self.prior.log_density(params.probs)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import Precision
 
 from jaxem.families.covariance import LOG_2PI, STRUCTURES, centre, standardize, variance_floor
 from jaxem.model import Bank, View, is_empty, safe
@@ -49,7 +50,7 @@ class Normal(Bank):
     floor: Any = None
 
     def __post_init__(self):
-        if self.covariance not in STRUCTURES:
+        if self.covariance not in tuple(STRUCTURES):
             names = ", ".join(repr(name) for name in STRUCTURES)
             raise ValueError(f"covariance must be one of {names}, got {self.covariance!r}")
 
@@ -61,7 +62,8 @@ class Normal(Bank):
         """The M-step for the given weights (n, k), about the weighted mean of all the data."""
         k, d = weights.shape[1], x.shape[1]
         total = weights.sum()
-        mean = jnp.broadcast_to((weights.sum(1) / total) @ x, (k, d))
+        share = weights.sum(1) / total
+        mean = jnp.broadcast_to(jnp.matmul(share, x, precision=Precision.HIGHEST), (k, d))
         start = NormalParams(mean, self.structure.unit(k, d, x.dtype))
         return self.maximize(start, self.statistics(start, x, None, weights))
 
@@ -132,7 +134,7 @@ class Normal(Bank):
         loc, scale, data = standardize(x, weights, structure.common_scale)
         floor = variance_floor(x.dtype)
         if self.floor is not None:
-            floor = jnp.max(self.floor / jnp.square(scale))
+            floor = self.floor / jnp.square(scale[0] if structure.common_scale else scale)
         prior = self.prior
         if prior is not None:
             spread = structure.as_scale(prior.scale, x.shape[1])

@@ -40,7 +40,8 @@ class Product(Bank):
         return f"Product({ {n: (f, list(c)) for n, f, c in self._parts()} })"
 
     def init(self, key, x, weights):
-        return {n: f.init(key, x[:, c], weights) for n, f, c in self._parts()}
+        keys = dict(zip(self.names, jax.random.split(key, len(self.names)), strict=True))
+        return {n: f.init(keys[n], x[:, c], weights) for n, f, c in self._parts()}
 
     def posterior(self, params, x):
         seen = {n: f.posterior(params[n], x[:, c]) for n, f, c in self._parts()}
@@ -80,7 +81,7 @@ class Product(Bank):
         return None if any(p is None for p in points) else jnp.concatenate(points, axis=1)
 
     def valid(self, x):
-        good = abs(x) >= 0
+        good = (x == x) | (x != x)  # columns of no part may hold anything
         for _, f, c in self._parts():
             mask = f.valid(x[:, c])
             for position, column in enumerate(c):
@@ -106,7 +107,7 @@ class Product(Bank):
 
     def view(self, x, weights):
         views = {n: f.view(x[:, c], weights) for n, f, c in self._parts()}
-        data = x
+        data = jnp.asarray(x)
         for n, _, c in self._parts():
             data = data.at[:, c].set(views[n].data)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -59,6 +60,13 @@ class StudentT(Bank):
     prior: NormalPrior | None = None
     floor: Any = None
 
+    def __post_init__(self):
+        if isinstance(self.df, numbers.Real) and not 0 < self.df < math.inf:
+            raise ValueError(
+                f"df must be positive and finite, got {self.df!r}: the limit of many degrees of "
+                "freedom is Normal()"
+            )
+
     def init(self, key, x, weights):
         start = self._normal.init(key, x, weights)
         df = DF_START if self.df is None else self.df
@@ -105,7 +113,7 @@ class StudentT(Bank):
         noise, mix = jax.random.split(key)
         df = params.df[z]
         normal = self._normal.sample(noise, self._as_normal(params), z)
-        precision = jax.random.gamma(mix, df / 2) / (df / 2)
+        precision = jax.random.gamma(mix, df / 2, dtype=df.dtype) / (df / 2)
         return params.mean[z] + (normal - params.mean[z]) / jnp.sqrt(precision)[:, None]
 
     def n_parameters(self, params):
@@ -122,6 +130,8 @@ class StudentT(Bank):
         return inner._replace(model=model, inward=lift(inner.inward), outward=lift(inner.outward))
 
     def check_params(self, params):
+        if not (params.df > 0).all() or not (params.df < math.inf).all():
+            raise ValueError(f"init components.df must be positive and finite, got {params.df}")
         self._normal.check_params(self._as_normal(params))
 
     @property

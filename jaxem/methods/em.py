@@ -10,8 +10,8 @@ from jaxem.pytree import pytree
 class Evaluation(NamedTuple):
     """What one pass over the data at `params` tells.
 
-    proposal: M(params). objective: log-likelihood + log prior AT params. magnitude: Σ|w·ℓ|, the
-    scale of the objective's rounding.
+    proposal: M(params). objective: log-likelihood + log prior AT params. magnitude: Σ w·(|ℓ| + 1),
+    the scale of the objective's rounding.
     """
 
     proposal: Any
@@ -32,7 +32,7 @@ class EM:
         return Evaluation(
             proposal,
             row_sum(terms) + prior,
-            row_sum(jnp.abs(terms)) + jnp.abs(prior),
+            row_sum(jnp.abs(terms) + weights) + jnp.abs(prior),
         )
 
 

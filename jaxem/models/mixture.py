@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxem.init import Start
-from jaxem.model import Bank, Model, finite, is_empty, log_sum
+from jaxem.model import Bank, Model, is_empty, log_sum
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
 from jaxem.status import FitWarning
@@ -70,6 +71,12 @@ class Mixture(Model):
 
     def __post_init__(self):
         object.__setattr__(self, "k", _positive_int(self.k))
+        if isinstance(self.components, (type, str)):
+            name = getattr(self.components, "__name__", "Normal")
+            raise TypeError(
+                f"components must be a bank of components, got {self.components!r}: "
+                f"write Mixture({name}(...), k={self.k})"
+            )
         if isinstance(self.components, Model) and not isinstance(self.components, Bank):
             name = type(self.components).__name__
             raise TypeError(
@@ -84,7 +91,7 @@ class Mixture(Model):
         """A start: the M-step, or the bank's `init`, at given responsibilities (n, k)."""
         x, labels = unlabelled(x)
         if labels is not None:
-            known = jax.nn.one_hot(labels, self.k, dtype=responsibilities.dtype)
+            known = (labels[:, None] == jnp.arange(self.k)).astype(responsibilities.dtype)
             responsibilities = jnp.where(labels[:, None] >= 0, known, responsibilities)
         q = responsibilities * weights[:, None]
         count = q.sum(0)
@@ -131,14 +138,20 @@ class Mixture(Model):
     def valid(self, x):
         if not isinstance(x, Labelled):
             return self.components.valid(x)
-        known = (x.labels >= -1) & (x.labels < self.k) & finite(x.labels)
+        known = (x.labels >= -1) & (x.labels < self.k) & (x.labels % 1 == 0)
         return Labelled(self.components.valid(x.x), known)
 
     def support(self):
         return self.components.support()
 
     def check(self, x):
-        self.components.check(unlabelled(x)[0])
+        plain, labels = unlabelled(x)
+        self.components.check(plain)
+        if isinstance(x, Labelled) and np.shape(labels) != plain.shape[:1]:
+            raise ValueError(
+                f"data.labels must have shape {plain.shape[:1]}, one per unit, "
+                f"got {np.shape(labels)}: give -1 where a label is unknown"
+            )
 
     def check_params(self, params):
         weights = params.weights

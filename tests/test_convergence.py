@@ -1,0 +1,144 @@
+"""Monotone, stationary, and honest: over many random problems, slow ones included."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxem
+
+BANKS = {
+    "full": jaxem.Normal("full"),
+    "tied": jaxem.Normal("tied"),
+    "diagonal": jaxem.Normal("diagonal"),
+    "spherical": jaxem.Normal("spherical"),
+    "student": jaxem.StudentT(),
+    "poisson": jaxem.Poisson(),
+    "gamma": jaxem.Gamma(),
+    "categorical": jaxem.Categorical(4),
+    "full-map": jaxem.Normal("full", prior=jaxem.NormalPrior(0.0, 0.5, 5.0, 0.5)),
+    "poisson-map": jaxem.Poisson(prior=jaxem.GammaPrior(2.0, 1.0)),
+}
+N, D = 60, 2
+ROUNDING = 16 * np.finfo(np.float64).eps
+
+
+def draw(bank, seed, n=N, spread=None):
+    """Data from two to four overlapping groups, of the type that the bank takes."""
+    rng = np.random.default_rng(seed)
+    spread = rng.uniform(0.3, 3) if spread is None else spread
+    group = rng.integers(rng.integers(2, 5), size=(n, 1))
+    real = rng.normal(size=(n, D)) @ rng.normal(size=(D, D)) + spread * group
+    if "poisson" in bank:
+        return rng.poisson(1 + spread * group, size=(n, D)).astype(float)
+    if bank == "categorical":
+        return np.minimum(rng.poisson(0.3 + spread * group / 2, size=(n, D)), 3).astype(float)
+    return np.exp(real / 2) if bank == "gamma" else real
+
+
+@functools.partial(jax.jit, static_argnames=("bank", "k", "steps"))
+def trace(bank, k, x, weights, seed, steps):
+    """The objective and its rounding at every iterate of EM from a random start."""
+    model = jaxem.Mixture(BANKS[bank], k=k)
+    view = model.view(x, weights)
+    params = jaxem.RandomRows().params(view.model, jax.random.key(seed), view.data, weights)
+
+    def step(params, _):
+        seen = jaxem.EM().evaluate(view.model, params, view.data, weights)
+        collapsed = jnp.any(view.model.degenerate(params))
+        return seen.proposal, (seen.objective, seen.magnitude, collapsed)
+
+    return jax.lax.scan(step, params, None, length=steps)[1]
+
+
+@pytest.mark.parametrize("bank", BANKS)
+@settings(max_examples=100, deadline=None, database=None, derandomize=True)
+@given(seed=st.integers(0, 2**31 - 1), k=st.sampled_from([2, 4]), weighted=st.booleans())
+def test_no_iteration_lowers_the_objective(bank, seed, k, weighted):
+    """1,000 problems in all. Only a collapse, which the status reports, ends the promise."""
+    x = draw(bank, seed)
+    weights = np.random.default_rng(seed).integers(0, 3, N) * 1.0 if weighted else np.ones(N)
+    objective, magnitude, collapsed = map(np.asarray, trace(bank, k, x, weights, seed, 40))
+    end = np.argmax(collapsed) if collapsed.any() else len(objective)
+    gains, allowed = np.diff(objective[:end]), ROUNDING * magnitude[:end][1:]
+    assert np.isfinite(objective[:end]).all()
+    assert (gains >= -allowed).all()
+
+
+@pytest.mark.parametrize("bank", ["full", "tied", "student", "poisson", "gamma", "full-map"])
+def test_the_gradient_vanishes_at_convergence(bank):
+    """In coordinates without constraints: log-ratios, a Cholesky factor, logarithms."""
+    x = draw(bank, 11, n=200, spread=3.0)
+    model = jaxem.Mixture(BANKS[bank], k=2)
+    fit = jaxem.fit(model, x, key=0, restarts=4, tol=1e-13, max_iter=20_000)
+
+    def objective(params):
+        return model.log_prob(params, x).sum() + model.log_prior(params)
+
+    gradient = jax.grad(lambda free: objective(constrain(free)))(release(fit.params))
+    start = jax.grad(lambda free: objective(constrain(free)))(
+        release(jaxem.fit(model, x, key=0, max_iter=0, tol=0).params)
+    )
+    size, before = (
+        max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(g)) for g in (gradient, start)
+    )
+    assert size < 2e-3 < before
+
+
+def release(params):
+    """Unconstrained coordinates of mixture params."""
+
+    def free(path, leaf):
+        name = path[-1].name
+        if name in ("covariance", "scale"):
+            return jnp.linalg.cholesky(leaf)
+        return leaf if name == "mean" else jnp.log(leaf)
+
+    return jax.tree_util.tree_map_with_path(free, params)
+
+
+def constrain(free):
+    def back(path, leaf):
+        name = path[-1].name
+        if name in ("covariance", "scale"):
+            lower = jnp.tril(leaf)
+            return lower @ jnp.swapaxes(lower, -1, -2)
+        if name == "weights":
+            return jax.nn.softmax(leaf)
+        return leaf if name == "mean" else jnp.exp(leaf)
+
+    return jax.tree_util.tree_map_with_path(back, free)
+
+
+@pytest.mark.parametrize("tol", [1e-5, 1e-6])
+@pytest.mark.parametrize("bank", ["full", "diagonal", "poisson", "categorical", "gamma"])
+def test_converged_is_true(bank, tol):
+    """Ten times longer gains less than tol per unit: 200 problems in all, overlapping groups."""
+    model = jaxem.Mixture(BANKS[bank], k=3)
+    slow = broken = 0
+    for seed in range(20):
+        x = draw(bank, seed, n=200, spread=[0.5, 1.0, 2.0][seed % 3])
+        begun = jaxem.fit(model, x, key=seed, max_iter=0, tol=0)
+        short = quiet(model, x, init=begun.params, tol=tol, max_iter=20_000)
+        if not short.converged:
+            assert short.status in (jaxem.Status.DEGENERATE, jaxem.Status.MAX_ITER)
+            continue
+        steps = int(short.n_iter)
+        long = quiet(model, x, init=begun.params, tol=0, max_iter=10 * steps)
+        slow += steps > 100
+        broken += bool(long.log_likelihood - short.log_likelihood >= tol * len(x))
+    assert slow > 0
+    assert broken == 0
+
+
+def quiet(model, x, **options):
+    """A fit whose status is looked at by the test, not by a warning."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jaxem.FitWarning)
+        return jaxem.fit(model, x, **options)

@@ -1,0 +1,276 @@
+"""Every family against scipy: densities, exact M-steps, draws, empties and collapse."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import (
+    CASES,
+    STUDENT,
+    N,
+    float64,
+    moved,
+    normal_case,
+)
+from scipy import special, stats
+
+import jaxem
+
+DIRECTIONS = range(4)
+
+
+def table(cases):
+    return pytest.mark.parametrize("case", cases, ids=[c.name for c in cases])
+
+
+def cast(tree, dtype):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+
+
+@jax.jit
+def density(bank, params, x):
+    return bank.posterior(params, x)[1]
+
+
+@jax.jit
+def step(bank, params, x, weights):
+    """The E-step within components and the M-step, at given responsibilities × weights (n, k)."""
+    q, _ = bank.posterior(params, x)
+    return bank.maximize(params, bank.statistics(params, x, q, weights))
+
+
+def setting(case, dtype, seed=0):
+    """Random params, data and (n, k) weights, rounded to dtype: for JAX, and for the oracle."""
+    rng = np.random.default_rng(seed)
+    params, x = case.params(rng), case.data(rng)
+    k = jax.tree.leaves(params)[0].shape[0]
+    weights = rng.dirichlet(np.ones(k), N) * rng.uniform(0.5, 2, (N, 1))
+    ours = cast((params, x, weights), dtype)
+    return ours, float64(ours)
+
+
+def newton_step(objective, kinds, params, seed, h):
+    """How far from params the parabola through three points of a random curve has its top."""
+    low, at, high = (objective(moved(kinds, params, seed, s)) for s in (-h, 0, h))
+    assert low + high - 2 * at < 0
+    return h / 2 * abs((high - low) / (low + high - 2 * at))
+
+
+def assert_maximum(objective, kinds, params, dtype):
+    h, tol = (3e-3, 1e-5) if dtype == np.float64 else (3e-2, 2e-3)
+    top = objective(params)
+    for seed in DIRECTIONS:
+        assert newton_step(objective, kinds, params, seed, h) < tol
+        assert all(objective(moved(kinds, params, seed, s)) < top for s in (-1, -0.1, 0.1, 1))
+        off = moved(kinds, params, seed + 10, 0.1)
+        assert newton_step(objective, kinds, off, seed + 10, h) > 10 * tol  # the test can fail
+
+
+@table([*CASES, normal_case("full", 10, 195), normal_case("tied", 10, 85)])
+def test_density(case, dtype):
+    (params, x, _), (p, points, _) = setting(case, dtype)
+    got = density(case.bank, params, x)
+    assert got.dtype == dtype
+    tol = 1e-12 if dtype == np.float64 else 3e-5
+    np.testing.assert_allclose(got, case.log_density(p, points), rtol=tol, atol=10 * tol)
+
+
+def test_multinomial_density_agrees_with_scipy_for_rows_of_any_total():
+    x = np.array([[0, 0, 0], [3, 0, 1], [0, 9, 2]])
+    p = np.array([[0.2, 0.3, 0.5], [0.0, 0.4, 0.6]])
+    got = jaxem.Multinomial().posterior(jaxem.MultinomialParams(jnp.asarray(p)), x * 1.0)[1]
+    expected = stats.multinomial.logpmf(x[:, None], x.sum(1)[:, None], p)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+NEVER = -np.inf
+EDGES = {  # bank, params, x (n, 1), log density (n, k): −inf for what cannot be, and never NaN
+    "poisson": (jaxem.Poisson(), jaxem.PoissonParams, [[[0], [2]]], [0, 3],
+                [[0, -2], [NEVER, np.log(8 / 6) - 2]]),
+    "bernoulli": (jaxem.Bernoulli(), jaxem.BernoulliParams, [[[0], [1]]], [0, 1],
+                  [[0, NEVER], [NEVER, 0]]),
+    "categorical": (jaxem.Categorical(3), jaxem.CategoricalParams,
+                    [[[[1, 0, 0]], [[0, 0.5, 0.5]]]], [0, 1, 3, -1, 0.5, np.nan],
+                    [[0, NEVER], [NEVER, np.log(0.5)], *[[NEVER, NEVER]] * 3, [np.nan, np.nan]]),
+    "exponential": (jaxem.Exponential(), jaxem.ExponentialParams, [[[0], [2]]], [0, 1, -1],
+                    [[NEVER, np.log(2)], [NEVER, np.log(2) - 2], [NEVER, NEVER]]),
+    "gamma": (jaxem.Gamma(), jaxem.GammaParams, [[[1], [0.5], [3]], [[2], [2], [2]]], [1, 0, -1],
+              [stats.gamma.logpdf(1, [1, 0.5, 3], scale=0.5), [NEVER] * 3, [NEVER] * 3]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_density_at_the_edges(name, dtype):
+    bank, params, leaves, x, expected = EDGES[name]
+    params = params(*(jnp.asarray(leaf, dtype) for leaf in leaves))
+    got = density(bank, params, jnp.asarray(x, dtype)[:, None])
+    tol = 1e-6 if dtype == np.float32 else 1e-12
+    np.testing.assert_allclose(got, expected, rtol=tol, atol=tol)
+
+
+@table([c for c in CASES if c is not STUDENT])
+def test_m_step_is_exact(case, dtype):
+    ours, (_, x, weights) = setting(case, dtype)
+    best = float64(step(case.bank, *ours))
+    assert_maximum(lambda p: (weights * case.log_density(p, x)).sum(), case.kinds, best, dtype)
+
+
+@table(CASES)
+def test_empty_component_keeps_its_params(case, dtype):
+    (params, x, weights), _ = setting(case, dtype)
+    new = step(case.bank, params, x, weights.at[:, 1].set(0))
+    for old, leaf in zip(jax.tree.leaves(params), jax.tree.leaves(new), strict=True):
+        assert leaf.dtype == dtype and jnp.all(jnp.isfinite(leaf))
+        if leaf.shape[0] == weights.shape[1]:
+            np.testing.assert_array_equal(leaf[1], old[1])
+            assert jnp.any(leaf[0] != old[0])
+    gone = step(case.bank, params, x, 0 * weights)
+    jax.tree.map(np.testing.assert_array_equal, gone, params)
+
+
+@table(CASES)
+def test_one_unit_or_none_to_learn_from_is_never_nan(case, dtype):
+    (params, x, weights), _ = setting(case, dtype)
+    for share in (1.0, 1e-12):
+        new = step(case.bank, params, x, (0 * weights).at[0].set(share))
+        assert not any(jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(new))
+
+
+def joint(case, params, x):
+    """log p(x, z) by the oracle, (n, k)."""
+    return case.log_density(params.components, x) + np.log(params.weights)
+
+
+def mixed(case, params):
+    k = setting(case, float)[1][2].shape[1]
+    kinds = jaxem.MixtureParams("simplex", case.kinds)
+    weights = np.arange(1.0, k + 1) / np.arange(1, k + 1).sum()
+    return jaxem.Mixture(case.bank, k=k), jaxem.MixtureParams(weights, params), kinds
+
+
+@jax.jit
+def score(model, params, x):
+    return jax.grad(lambda p: model.log_prob(p, x).sum())(params)
+
+
+@table(CASES)
+def test_fishers_identity(case):
+    _, (params, x, _) = setting(case, np.float64)
+    model, params, kinds = mixed(case, params)
+    gradient = float64(score(model, params, x))
+    q = special.softmax(joint(case, params, x), axis=1)
+    for seed in DIRECTIONS:
+        ends = [moved(kinds, params, seed, h) for h in (-1e-5, 1e-5)]
+        slope = np.subtract(*((q * joint(case, p, x)).sum() for p in ends[::-1]))
+        products = jax.tree.map(lambda g, a, b: (g * (b - a)).sum(), gradient, *ends)
+        along = sum(jax.tree.leaves(products))
+        assert abs(along) > 1e-6
+        np.testing.assert_allclose(along, slope, rtol=1e-5, atol=1e-9)
+
+
+@table(CASES)
+def test_draws_have_the_mean_and_the_score_of_the_model(case):
+    n = 20_000
+    params = case.params(np.random.default_rng(1))
+    model, params, kinds = mixed(case, params)
+    for dtype in (np.float32, np.float64):
+        like = jax.eval_shape(lambda p: model.sample(jax.random.key(0), p, 5), cast(params, dtype))
+        assert like.dtype == dtype
+    draw = jax.jit(lambda p: model.sample(jax.random.key(2), p, n))
+    x = np.asarray(draw(cast(params, np.float32)), float)
+    assert x.shape == (n, case.mean(params.components).shape[1]) and np.isfinite(x).all()
+    error = 5 * x.std(0) / np.sqrt(n)
+    assert np.all(np.abs(x.mean(0) - params.weights @ case.mean(params.components)) < error)
+    for seed in DIRECTIONS[
+        :2
+    ]:  # E[d log p(x)/dθ] = 0 sees the second moments and the tails as well
+        low, high = (
+            special.logsumexp(joint(case, moved(kinds, params, seed, h), x), axis=1)
+            for h in (-1e-4, 1e-4)
+        )
+        slopes = (high - low) / 2e-4
+        assert abs(slopes.mean()) < 5 * slopes.std() / np.sqrt(n)
+
+
+@table(CASES)
+def test_n_parameters(case):
+    params = case.params(np.random.default_rng(0))
+    assert case.bank.n_parameters(params) == case.free
+    jax.jit(lambda p: jnp.zeros(case.bank.n_parameters(p)))(params)  # an int, under jit as well
+
+
+def test_n_parameters_of_a_fixed_df():
+    params = STUDENT.params(np.random.default_rng(0))
+    assert dataclasses.replace(STUDENT.bank, df=4.0).n_parameters(params) == STUDENT.free - 2
+
+
+# StudentT: parameter-expanded EM.
+
+
+@jax.jit
+def climb(model, params, x):
+    """60 EM steps: the objective at every one, and the params they lead to."""
+
+    def one(p, _):
+        seen = jaxem.EM().evaluate(model, p, x, jnp.ones(x.shape[0], x.dtype))
+        return seen.proposal, seen.objective
+
+    return jax.lax.scan(one, params, length=60)
+
+
+STUDENTS = {
+    "expanded": jaxem.StudentT(),
+    "fixed-df": jaxem.StudentT(df=6.0),
+    "map": jaxem.StudentT(prior=jaxem.NormalPrior(0.5, 2.0, 6.0, 1.5)),
+}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_student_never_falls_and_ends_at_a_stationary_point(name):
+    rng = np.random.default_rng(3)
+    x = rng.standard_t(3, size=(300, 3)) * [1, 2, 3] + 5 * rng.integers(0, 2, (300, 1))
+    start = setting(STUDENT, np.float64)[0][0]
+    model, start, kinds = mixed(STUDENT._replace(bank=STUDENTS[name]), float64(start))
+    end, seen = climb(model, cast(start, np.float64), x)
+    assert np.diff(seen).min() > -1e-9 and seen[-1] > seen[0] + 1
+    for _ in range(40):
+        end, _ = climb(model, end, x)
+    log_prior = model.log_prior
+
+    def objective(p):
+        return (model.log_prob(p, x).sum() + log_prior(p)) / 300
+
+    value, gradient = jax.jit(jax.value_and_grad(objective))(end)
+    assert np.isfinite(value)
+    end, gradient = float64(end), float64(gradient)
+    if name == "fixed-df":
+        np.testing.assert_array_equal(end.components.df, start.components.df)
+        gradient = dataclasses.replace(
+            gradient, components=dataclasses.replace(gradient.components, df=np.zeros(2))
+        )
+    for seed in DIRECTIONS:
+        ends = [moved(kinds, end, seed, h) for h in (-1e-5, 1e-5)]
+        slopes = jax.tree.map(lambda g, a, b: (g * (b - a)).sum() / 2e-5, gradient, *ends)
+        assert abs(sum(jax.tree.leaves(slopes))) < 1e-6
+
+
+@pytest.mark.parametrize("df", [2.0, 5.0])
+def test_student_recovers_df(df):
+    x = np.random.default_rng(4).standard_t(df, size=(20_000, 1)) * 3 + 1
+    result = jaxem.fit(jaxem.Mixture(jaxem.StudentT(), k=1), x, key=0)
+    p = float64(result.params.components)
+
+    def log_likelihood(df):
+        return stats.t.logpdf(x, df, p.mean[0], np.sqrt(p.scale[0])).sum()
+
+    np.testing.assert_allclose(result.log_likelihood, log_likelihood(p.df[0]), rtol=1e-12)
+    assert all(log_likelihood(p.df[0] * r) < result.log_likelihood for r in (0.97, 1.03))
+    assert abs(p.df[0] / df - 1) < 0.1
+
+
+def test_student_refuses_a_df_that_is_no_df():
+    for df in (0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="df must be positive"):
+            jaxem.StudentT(df=df)

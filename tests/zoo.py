@@ -1,0 +1,114 @@
+"""Every model that must obey the laws, with data it can explain: adding a model is one line."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+import jaxem
+
+N, D, K = 40, 3, 3
+
+
+class Case(NamedTuple):
+    model: object
+    data: np.ndarray
+
+
+def _data():
+    rng = np.random.default_rng(7)
+    group = rng.integers(K, size=(N, 1))
+    real = rng.normal(size=(N, D)) + 3 * group * np.array([1.0, -1.0, 0.5])
+    counts = rng.poisson(2.0 + 4 * group, size=(N, D)).astype(float)
+    codes = np.minimum(rng.poisson(0.4 + group, size=(N, D)), 2).astype(float)
+    positive = rng.gamma(2.0, 1.0 + 3 * group, size=(N, D))
+    return real, counts, codes, positive, group[:, 0]
+
+
+def geometric():
+    """A one-component model, lifted by Each: the family of the README."""
+    import dataclasses
+
+    import jax.numpy as jnp
+
+    @dataclasses.dataclass(frozen=True)
+    class Geometric(jaxem.Model):
+        def init(self, key, x, weights):
+            return self.maximize(None, self.statistics(None, x, None, weights))
+
+        def posterior(self, params, x):
+            p = params["probs"]
+            return None, (jnp.log(p) + x * jnp.log1p(-p)).sum(-1)
+
+        def statistics(self, params, x, q, weights):
+            return {"count": weights.sum(), "total": weights @ x}
+
+        def maximize(self, params, stats):
+            return {"probs": stats["count"] / (stats["count"] + stats["total"])}
+
+        def sample(self, key, params, n):
+            u = jax.random.uniform(key, (n, params["probs"].size), params["probs"].dtype)
+            return jnp.floor(jnp.log(u) / jnp.log1p(-params["probs"]))
+
+        def n_parameters(self, params):
+            return params["probs"].size
+
+    return jaxem.Each(Geometric())
+
+
+REAL, COUNTS, CODES, POSITIVE, GROUP = _data()
+ONES = np.minimum(CODES, 1)
+MIXED = np.concatenate([REAL[:, :2], COUNTS[:, :1], CODES[:, :1]], axis=1)
+NORMAL_PRIOR = jaxem.NormalPrior(0.5, 0.1, 6.0, 2.0)
+
+BANKS = {
+    "normal-full": Case(jaxem.Normal("full"), REAL),
+    "normal-tied": Case(jaxem.Normal("tied"), REAL),
+    "normal-diagonal": Case(jaxem.Normal("diagonal"), REAL),
+    "normal-spherical": Case(jaxem.Normal("spherical"), REAL),
+    "normal-full-map": Case(jaxem.Normal("full", prior=NORMAL_PRIOR), REAL),
+    "normal-tied-map": Case(jaxem.Normal("tied", prior=NORMAL_PRIOR), REAL),
+    "normal-diagonal-map": Case(jaxem.Normal("diagonal", prior=NORMAL_PRIOR), REAL),
+    "normal-spherical-map": Case(jaxem.Normal("spherical", prior=NORMAL_PRIOR), REAL),
+    "student-df": Case(jaxem.StudentT(df=5.0), REAL),
+    "student": Case(jaxem.StudentT(), REAL),
+    "student-map": Case(jaxem.StudentT(prior=NORMAL_PRIOR), REAL),
+    "poisson": Case(jaxem.Poisson(), COUNTS),
+    "poisson-map": Case(jaxem.Poisson(prior=jaxem.GammaPrior(2.0, 0.5)), COUNTS),
+    "bernoulli": Case(jaxem.Bernoulli(), ONES),
+    "bernoulli-map": Case(jaxem.Bernoulli(prior=jaxem.BetaPrior(2.0, 3.0)), ONES),
+    "categorical": Case(jaxem.Categorical(3), CODES),
+    "categorical-map": Case(jaxem.Categorical((3, 4, 3), prior=jaxem.DirichletPrior(1.5)), CODES),
+    "multinomial": Case(jaxem.Multinomial(trials=9), COUNTS),
+    "multinomial-map": Case(jaxem.Multinomial(prior=jaxem.DirichletPrior(2.0)), COUNTS),
+    "exponential": Case(jaxem.Exponential(), POSITIVE),
+    "exponential-map": Case(jaxem.Exponential(prior=jaxem.GammaPrior(2.0, 1.0)), POSITIVE),
+    "gamma": Case(jaxem.Gamma(), POSITIVE),
+    "gamma-map": Case(jaxem.Gamma(prior=jaxem.GammaConjugatePrior(2.0, 2.0, 0.4)), POSITIVE),
+    "product": Case(
+        jaxem.Product(
+            {
+                "size": (jaxem.Normal(), [0, 1]),
+                "count": (jaxem.Poisson(), 2),
+                "class": (jaxem.Categorical(3), [3]),
+            }
+        ),
+        MIXED,
+    ),
+    "each": Case(geometric(), COUNTS),
+    "each-mixture": Case(jaxem.Each(jaxem.Mixture(jaxem.Normal("diagonal"), k=2)), REAL),
+}
+
+LABELS = np.where(np.arange(N) % 3 == 0, GROUP, -1)
+
+MODELS = {name: Case(jaxem.Mixture(bank, k=K), x) for name, (bank, x) in BANKS.items()} | {
+    "weights-map": Case(
+        jaxem.Mixture(jaxem.Poisson(), k=K, prior=jaxem.DirichletPrior(3.0)), COUNTS
+    ),
+    "labelled": Case(jaxem.Mixture(jaxem.Normal(), k=K), jaxem.Labelled(REAL, LABELS)),
+}
+
+
+def cast(data, dtype):
+    """Float leaves of the data in another precision."""
+    return jax.tree.map(lambda a: a.astype(dtype) if a.dtype.kind == "f" else a, data)
