@@ -70,12 +70,12 @@ def _unrolled_ldl(a):
     for j in range(d):
         pivot = a[j][j]
         for m in range(j):
-            pivot = pivot - unit[j][m] ** 2 * pivots[m]
+            pivot = pivot - unit[j][m] * (unit[j][m] * pivots[m])
         pivots.append(pivot)
         for i in range(j + 1, d):
             value = a[i][j]
             for m in range(j):
-                value = value - unit[i][m] * unit[j][m] * pivots[m]
+                value = value - unit[i][m] * (unit[j][m] * pivots[m])
             unit[i][j] = value / pivot
     return jnp.stack(pivots, axis=-1), unit
 

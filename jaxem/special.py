@@ -33,9 +33,18 @@ def log_gamma_ratio(y, h):
     large, small, z = _parts(y)
     big = 1 / z
 
-    def correction(z):
-        return z * (1 / 12 - z**2 * (1 / 360 - z**2 * (1 / 1260 - z**2 / 1680)))
-
     stirling = (big - 0.5) * jnp.log1p(h * z) + h * jnp.log(big + h) - h
-    series = stirling + correction(1 / (big + h)) - correction(z)
+    series = stirling + _correction(1 / (big + h)) - _correction(z)
     return jnp.where(large, series, lgamma(small + h) - lgamma(small))
+
+
+def stirling_term(a):
+    """a log a − a − log Γ(a), which grows like ½ log(a / 2π)."""
+    large, small, z = _parts(a)
+    series = -0.5 * jnp.log(2 * jnp.pi * z) - _correction(z)
+    return jnp.where(large, series, small * jnp.log(small) - small - lgamma(small))
+
+
+def _correction(z):
+    """log Γ(y) less Stirling's formula, z = 1/y."""
+    return z * (1 / 12 - z**2 * (1 / 360 - z**2 * (1 / 1260 - z**2 / 1680)))

@@ -51,7 +51,8 @@ class ExponentialFamily(Bank):
         return self.maximize(None, self.statistics(None, x, None, weights))
 
     def posterior(self, params, x):
-        eta = jnp.maximum(self.natural(params), IMPOSSIBLE)
+        eta = self.natural(params)
+        eta = jnp.where(eta == -jnp.inf, IMPOSSIBLE, eta)
         linear = jnp.matmul(self.features(x), eta.T, precision=Precision.HIGHEST)
         evidence = linear - self.log_partition(params)
         base = jnp.asarray(self.base_measure(x))

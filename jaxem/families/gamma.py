@@ -1,17 +1,16 @@
 """Gamma components: positive numbers in d independent columns."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.lax import lgamma
+from jax.lax import Precision
 
 from jaxem.families.exponential import column_scale
-from jaxem.families.exponential_family import ExponentialFamily
-from jaxem.model import View
+from jaxem.model import Bank, View, keep_empty, safe
 from jaxem.priors import GammaConjugatePrior
 from jaxem.pytree import pytree
-from jaxem.special import inverse_minus_trigamma, log_minus_digamma
+from jaxem.special import inverse_minus_trigamma, log_minus_digamma, stirling_term
 
 NEWTON_STEPS = 8
 """Minka's iteration for the shape gains about two digits more a step than the one before."""
@@ -25,39 +24,58 @@ class GammaParams:
     rate: Any
 
 
+class GammaStatistics(NamedTuple):
+    """Σw (k,), Σw·(r − 1) and Σw·(log r − r + 1) (k, d), r = x over the mean that params hold."""
+
+    count: Any
+    first: Any
+    second: Any
+
+
 @pytree
-class Gamma(ExponentialFamily):
+class Gamma(Bank):
     """log p(x | k) = Σ_d a log b − log Γ(a) + (a − 1) log x − b x, a = shape_kd, b = rate_kd
 
     x: (n, d), positive.  prior: a `GammaConjugatePrior`, or None.  The M-step solves
     log a − ψ(a) = log mean(x) − mean(log x) by Minka's generalised Newton iteration (2002).
+    Everything is taken relative to a component's mean, where a narrow component keeps its digits.
     """
 
     prior: GammaConjugatePrior | None = None
 
-    def features(self, x):
-        return jnp.concatenate([x, jnp.log(jnp.where(x <= 0, 1, x))], axis=1)
+    def init(self, key, x, weights):
+        share = weights.sum(1) / weights.sum()
+        mean = jnp.matmul(share, x, precision=Precision.HIGHEST)
+        rate = jnp.broadcast_to(1 / mean, (weights.shape[1], x.shape[1]))
+        start = GammaParams(jnp.ones_like(rate), rate)
+        return self.maximize(start, self.statistics(start, x, None, weights))
 
-    def base_measure(self, x):
-        return jnp.where(x <= 0, -jnp.inf, jnp.zeros_like(x)).sum(-1)
+    def posterior(self, params, x):
+        _, excess = relative(params, x)
+        shape = params.shape
+        density = (stirling_term(shape) + shape * excess).sum(-1)
+        return None, jnp.where((x <= 0).any(-1)[:, None], -jnp.inf, density - _logs(x)[:, None])
 
-    def natural(self, params):
-        return jnp.concatenate([-params.rate, params.shape - 1], axis=1)
+    def statistics(self, params, x, q, weights):
+        moved, excess = relative(params, x)
+        w = weights[:, :, None]
+        return GammaStatistics(weights.sum(0), (w * moved).sum(0), (w * excess).sum(0))
 
-    def log_partition(self, params):
-        return (lgamma(params.shape) - params.shape * jnp.log(params.rate)).sum(-1)
-
-    def estimate(self, count, total):
-        first, logs = jnp.split(total, 2, axis=1)
-        weight = count[:, None]
+    def maximize(self, params, stats):
+        mean, weight = params.shape / params.rate, stats.count[:, None]
+        first, second = stats.first, stats.second
         if self.prior is not None:
-            first = first + self.prior.count * self.prior.mean
-            logs = logs + self.prior.count * self.prior.mean_log
-            weight = weight + self.prior.count
-        mean, mean_log = jnp.where(first > 0, first / weight, 1), logs / weight
-        spread = jnp.maximum(jnp.log(mean) - mean_log, smallest_spread(mean.dtype))
-        shape = solve_shape(spread)
-        return GammaParams(shape, shape / mean)
+            pseudo, beyond = self.prior.count, self.prior.mean / mean - 1
+            first = first + pseudo * beyond
+            second = second + pseudo * (self.prior.mean_log - jnp.log(mean) - beyond)
+            weight = weight + pseudo
+        else:
+            weight = safe(weight)
+        shift = jnp.maximum(first / weight, -0.999999)
+        spread = jnp.log1p(shift) - shift - second / weight
+        shape = solve_shape(jnp.maximum(spread, smallest_spread(spread.dtype)))
+        new = GammaParams(shape, shape / (mean * (1 + shift)))
+        return keep_empty(stats.count, new, params) if self.prior is None else new
 
     def log_prior(self, params):
         return 0.0 if self.prior is None else self.prior.log_density(params.shape, params.rate)
@@ -101,7 +119,18 @@ class Gamma(ExponentialFamily):
 
 def smallest_spread(dtype) -> float:
     """log mean − mean log below which a component is taken for collapsed onto one value."""
-    return 32 * float(jnp.finfo(dtype).eps)
+    return float(jnp.finfo(dtype).eps)
+
+
+def relative(params, x):
+    """r − 1 and log r − r + 1 for r = x / mean, shape (n, k, d)."""
+    r = jnp.where(x > 0, x, 1)[:, None, :] * (params.rate / params.shape)
+    moved = r - 1
+    return moved, jnp.where(jnp.abs(moved) < 0.5, jnp.log1p(moved), jnp.log(r)) - moved
+
+
+def _logs(x):
+    return jnp.log(jnp.where(x > 0, x, 1)).sum(-1)
 
 
 def solve_shape(spread):
