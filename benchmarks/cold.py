@@ -5,9 +5,11 @@ log-likelihood, which must agree. They run in turn, so that a machine whose spee
 disadvantages neither.
 """
 
+import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 import statistics
 import subprocess
 import sys
@@ -31,7 +33,7 @@ from sklearn.mixture import GaussianMixture
 x = np.load(sys.argv[1])
 print(GaussianMixture(2, random_state=0).fit(x).score(x) * len(x))
 """
-IMPORT = "import sys, jax, numpy"
+IMPORT = "import sys, numpy, jax.numpy"
 
 
 def run(code, path):
@@ -63,4 +65,16 @@ def main():
     print(f"jaxem / scikit-learn, pair by pair: median {statistics.median(ratios):.3f}")
     results = pathlib.Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
-    (results / "cold.json").write_text(json.dumps(seconds | {"ratios": ratios}, indent=1) + "\n")
+    record = {"machine": machine(), "seconds": seconds, "ratios": ratios}
+    (results / "cold.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def machine():
+    """What the figures were taken on."""
+    names = ("jax", "jaxlib", "numpy", "scikit-learn")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return versions | {
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "device": "CPU " + platform.machine(),
+    }

@@ -1,16 +1,9 @@
 """jaxem: Expectation-Maximization on JAX."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from jaxem import datasets
-from jaxem.families.bernoulli import Bernoulli, BernoulliParams
-from jaxem.families.categorical import Categorical, CategoricalParams
-from jaxem.families.exponential import Exponential, ExponentialParams
-from jaxem.families.exponential_family import ExponentialFamily
-from jaxem.families.gamma import Gamma, GammaParams
-from jaxem.families.multinomial import Multinomial, MultinomialParams
-from jaxem.families.normal import Normal, NormalParams
-from jaxem.families.poisson import Poisson, PoissonParams
-from jaxem.families.product import Product
-from jaxem.families.student import StudentT, StudentTParams
 from jaxem.fit import fit
 from jaxem.init import (
     KMeansPlusPlus,
@@ -32,6 +25,39 @@ from jaxem.priors import (
 )
 from jaxem.result import Fit, Result
 from jaxem.status import FitError, FitWarning, Status
+
+if TYPE_CHECKING:
+    from jaxem.families.bernoulli import Bernoulli, BernoulliParams
+    from jaxem.families.categorical import Categorical, CategoricalParams
+    from jaxem.families.exponential import Exponential, ExponentialParams
+    from jaxem.families.exponential_family import ExponentialFamily
+    from jaxem.families.gamma import Gamma, GammaParams
+    from jaxem.families.multinomial import Multinomial, MultinomialParams
+    from jaxem.families.normal import Normal, NormalParams
+    from jaxem.families.poisson import Poisson, PoissonParams
+    from jaxem.families.product import Product
+    from jaxem.families.student import StudentT, StudentTParams
+
+_FAMILIES = {
+    "Bernoulli": "bernoulli",
+    "BernoulliParams": "bernoulli",
+    "Categorical": "categorical",
+    "CategoricalParams": "categorical",
+    "Exponential": "exponential",
+    "ExponentialParams": "exponential",
+    "ExponentialFamily": "exponential_family",
+    "Gamma": "gamma",
+    "GammaParams": "gamma",
+    "Multinomial": "multinomial",
+    "MultinomialParams": "multinomial",
+    "Normal": "normal",
+    "NormalParams": "normal",
+    "Poisson": "poisson",
+    "PoissonParams": "poisson",
+    "Product": "product",
+    "StudentT": "student",
+    "StudentTParams": "student",
+}
 
 __all__ = [
     "EM",
@@ -79,6 +105,19 @@ __all__ = [
     "free_energy",
     "load",
 ]
+
+
+def __getattr__(name: str):
+    """Component families are imported when they are first named: a fit needs one or two of them."""
+    if name not in _FAMILIES:
+        raise AttributeError(f"module 'jaxem' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"jaxem.families.{_FAMILIES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
 
 
 def load(path, model=None) -> Result:

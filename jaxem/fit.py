@@ -1,5 +1,7 @@
 """`fit`: check, start, solve, report. A pure JAX function wherever its inputs are traced."""
 
+import contextlib
+import gc
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ from jaxem.status import Status
 
 CRITERIA = ("aitken", "change")
 OPTIONS = ("key", "init", "restarts", "weights", "method", "tol", "max_iter", "criterion")
+FOLDED = 4096
 CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_llvm_disable_expensive_passes": True}
 SMALL = 4096
 """Units × features² × components × restarts below which a step takes under 0.1 ms however built."""
@@ -99,10 +102,24 @@ def fit(
         work=n * width**2 * k * restarts,
     )  # fmt: skip
     shape = tuple(jax.tree.leaves(x)[0].shape)
+    every = jax.tree.map(_alone, best) if every is None else every
     result = Result.of(model, best, every, shape)
     if is_traced(best, every):
         return result
     return report(result, model, x, weights, tol)
+
+
+@contextlib.contextmanager
+def collector_paused():
+    """Python's cyclic garbage collector off while a fit is traced and compiled, then as it was: one
+    full collection walks over all of JAX and takes as long as compiling a small fit."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _run(*args, work: int, **static):
@@ -114,7 +131,8 @@ def _run(*args, work: int, **static):
     """
     if not is_traced(args) and jax.default_backend() == "cpu":
         try:
-            return (_solve_small if work <= SMALL else _solve_on_cpu)(*args, **static)
+            with collector_paused():
+                return (_solve_small if work <= SMALL else _solve_on_cpu)(*args, **static)
         except (ValueError, jax.errors.JaxRuntimeError) as error:
             if "compile" not in str(error):
                 raise
@@ -124,11 +142,11 @@ def _run(*args, work: int, **static):
 def _solve_everywhere(
     numeric, x, weights, key, tol, max_iter, *, structure, restarts, criterion, clean
 ):
-    """All restarts of one fit: (the best `Fit`, every `Fit` with a leading axis)."""
+    """The best `Fit`, and every restart's with a leading axis, None where there is one."""
     dtype = checks.float_dtype(x)
     model, method, init = merge([_in_dtype(leaf, dtype) for leaf in numeric], structure)
     if clean:
-        status, weights = Status.RUNNING, jnp.ones(jax.tree.leaves(x)[0].shape[0], dtype)
+        status, weights = Status.RUNNING, _ones(jax.tree.leaves(x)[0].shape[0], dtype)
     else:
         x, weights, status = sanitize(model, x, weights)
     view = model.view(x, weights)
@@ -158,8 +176,7 @@ def _solve_everywhere(
     given = None if init is None or isinstance(init, Start) else init
     keys = None if given is not None else _keys(key, restarts)
     if restarts == 1:  # no vmap: half the time to trace and compile
-        only = one(*jax.tree.map(lambda a: a[0], (keys, given)))
-        return only, jax.tree.map(lambda a: a[None], only)
+        return one(*jax.tree.map(lambda a: a[0], (keys, given))), None
     every = jax.vmap(one)(keys, given)
     return jax.tree.map(lambda a: a[rank(every)], every), every
 
@@ -170,7 +187,8 @@ _solve_on_cpu = jax.jit(_solve_everywhere, static_argnames=_STATIC, compiler_opt
 _solve_small = jax.jit(
     _solve_everywhere,
     static_argnames=_STATIC,
-    compiler_options=CPU_OPTIONS | {"xla_backend_optimization_level": 0},
+    compiler_options=CPU_OPTIONS
+    | {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1},
 )
 
 
@@ -206,15 +224,14 @@ def finish(model, view, state, total) -> Fit:
     """The state of a finished loop in the units of the data."""
     inner, objective, n_iter = loop.settled(state)
     params = view.outward(inner)
-    leaves = jax.tree.leaves(params)
-    fits = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-    # A step refused because it collapsed is a collapse, although the params kept are sound.
-    degenerate = jnp.any(jnp.asarray(view.model.degenerate(state.params)))
-    collapsed = degenerate & jnp.isfinite(loop.blemish(state.params))
-    collapsed &= state.status < Status.DEGENERATE
-    status = jnp.where(collapsed, Status.DEGENERATE, state.status)
-    underflowed = jnp.any(jnp.asarray(model.degenerate(params))) & (status < Status.DEGENERATE)
-    lost = (~fits & (status < Status.BAD_INPUT)) | underflowed
+    # A step refused because it collapsed is a collapse, although the params kept are sound; and so
+    # is a variance that vanishes in the units of the data.
+    last = view.inward(view.outward(state.params))
+    degenerate = jnp.any(jnp.asarray(view.model.degenerate(last)))
+    fits = jnp.isfinite(loop.blemish(last))
+    status = jnp.where(fits & degenerate, Status.DEGENERATE, state.status)
+    status = jnp.where(jnp.isfinite(loop.blemish(params)), status, Status.NONFINITE)
+    status = jnp.where(state.status < Status.DEGENERATE, status, state.status)
     log_likelihood = objective - view.model.log_prior(inner) - total * view.log_volume
     log_likelihood = log_likelihood.astype(objective.dtype)
     return Fit(
@@ -222,14 +239,25 @@ def finish(model, view, state, total) -> Fit:
         log_likelihood=log_likelihood,
         objective=(log_likelihood + model.log_prior(params)).astype(objective.dtype),
         n_iter=n_iter,
-        status=jnp.where(lost, Status.NONFINITE, status).astype(jnp.int32),
+        status=status.astype(jnp.int32),
     )
+
+
+def _ones(n, dtype):
+    """Weights of 1. XLA folds constants: welcome for small n, seconds of compile time for large."""
+    ones = jnp.ones(n, dtype)
+    return ones if n <= FOLDED else jax.lax.optimization_barrier(ones)
 
 
 def _in_dtype(leaf, dtype):
     """A hyperparameter in the precision of the data."""
     floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
     return jnp.asarray(leaf, dtype) if floating else leaf
+
+
+def _alone(leaf):
+    """A leaf with a leading axis of one, on the host where it is known: that compiles nothing."""
+    return leaf[None] if is_traced(leaf) else np.asarray(leaf)[None]
 
 
 def _clip(leaf):

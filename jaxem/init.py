@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxem.model import is_empty
 from jaxem.pytree import pytree
 
 BLEND = 0.1
@@ -67,7 +68,7 @@ class Responsibilities(Start):
         expected = (weights.shape[0], k)
         if values.shape != expected:
             raise ValueError(f"Responsibilities must have shape {expected}, got {values.shape}")
-        return values
+        return fill_empty(values, weights)
 
 
 @pytree(eq=False)
@@ -81,7 +82,7 @@ class Labels(Start):
         values = jnp.asarray(self.values)
         if values.shape != weights.shape:
             raise ValueError(f"Labels must have shape {weights.shape}, got {values.shape}")
-        return jax.nn.one_hot(values, k)
+        return fill_empty(jax.nn.one_hot(values, k, dtype=weights.dtype), weights)
 
 
 NAMED = {
@@ -89,6 +90,12 @@ NAMED = {
     "random_rows": RandomRows(),
     "random": RandomResponsibilities(),
 }
+
+
+def fill_empty(responsibilities, weights):
+    """Even shares in every component that no unit belongs to, so that it has a place to start."""
+    empty = is_empty((responsibilities * weights[:, None]).sum(0))
+    return jnp.where(empty, 1 / responsibilities.shape[1], responsibilities)
 
 
 def _seeded(key, points, weights, k, preference):
@@ -99,14 +106,14 @@ def _seeded(key, points, weights, k, preference):
 
     def add(j, carry):
         nearest, label = carry
-        share = jnp.cumsum(weights * jnp.where(j == 0, 1.0, preference(nearest)))
+        share = jnp.cumsum(weights * preference(nearest))
         row = jnp.sum(share <= draws[j] * share[-1])
         seed = points[jnp.minimum(row, points.shape[0] - 1)]
         distance = jnp.square(points - seed).sum(-1)
-        closer = distance < nearest
+        closer = (distance < nearest) | (j == 0)
         return jnp.where(closer, distance, nearest), jnp.where(closer, j, label)
 
-    far = jnp.full(points.shape[0], jnp.inf, points.dtype)
+    even = jnp.ones(points.shape[0], points.dtype)
     label = jnp.zeros(points.shape[0], jnp.int32)
-    _, label = jax.lax.fori_loop(0, k, add, (far, label))
-    return (1 - BLEND) * jax.nn.one_hot(label, k, dtype=points.dtype) + BLEND / k
+    _, label = jax.lax.fori_loop(0, k, add, (even, label))
+    return jnp.where(label[:, None] == jnp.arange(k), 1 - BLEND + BLEND / k, BLEND / k)

@@ -5,7 +5,7 @@ returned always belongs together. The state never holds the data; it goes in and
 so that a run can be cut into slices.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,13 @@ with three steps: 99, 61, 26, 8, 2. This rule: 20, 5, 0, 0, 0, and no more steps
 """
 
 WINDOW = 64
-"""A climb that gains no more than rounding over this many steps has ended."""
+"""A climb that gains no more than rounding over this many steps, a power of 2, has ended."""
 
 
-@pytree(eq=False)
-class Stopping:
+class Stopping(NamedTuple):
     """What the stopping rule remembers: the last gain, its rate, that rate's mean over the last
-    steps, how many estimates in a row were small, and the objective some steps ago."""
+    steps, how many estimates in a row were small, and the objective some steps ago. The state
+    carries it as one vector: a compiled kernel instead of five."""
 
     gain: Any
     rate: Any
@@ -58,7 +58,7 @@ class State:
     proposal: Any
     n_iter: Any
     status: Any
-    stopping: Stopping
+    memory: Any
 
 
 def start(params, dtype, status) -> State:
@@ -72,7 +72,7 @@ def start(params, dtype, status) -> State:
         proposal=params,
         n_iter=zero - 1,
         status=jnp.asarray(status, jnp.int32),
-        stopping=Stopping(jnp.asarray(0, dtype), *[jnp.asarray(0.4, dtype)] * 2, zero, low),
+        memory=jnp.asarray(Stopping(0, 0.4, 0.4, 0, -jnp.inf), dtype),
     )
 
 
@@ -100,7 +100,7 @@ def step(state: State, seen, tol, max_iter, criterion: str) -> State:
     gain = seen.objective - state.objective
     noise = ROUNDING * jnp.finfo(seen.objective.dtype).eps * seen.magnitude
     n_iter = state.n_iter + 1
-    stopping, near = watch(state.stopping, seen.objective, gain, noise, tol, criterion, n_iter)
+    memory, near = watch(state.memory, seen.objective, gain, noise, tol, criterion, n_iter)
     status = jnp.where(n_iter >= max_iter, Status.MAX_ITER, Status.RUNNING)
     status = jnp.where(near, Status.CONVERGED, status)
     # A fall below the tolerance is rounding too: ill-conditioned terms cancel more than they show.
@@ -114,7 +114,7 @@ def step(state: State, seen, tol, max_iter, criterion: str) -> State:
         proposal=seen.proposal,
         n_iter=n_iter,
         status=jnp.where(sound, status, Status.NONFINITE).astype(jnp.int32),
-        stopping=stopping,
+        memory=memory,
     )
 
 
@@ -123,8 +123,8 @@ def blemish(params):
     return sum(jnp.sum(jnp.asarray(leaf) * 0) for leaf in jax.tree.leaves(params))
 
 
-def watch(memory: Stopping, objective, gain, noise, tol, criterion, n_iter):
-    """The stopping rule: its new memory, and whether the end is near.
+def watch(memory, objective, gain, noise, tol, criterion, n_iter):
+    """The stopping rule: its new memory, a `Stopping` as one vector, and whether the end is near.
 
     "aitken": with gains that shrink by the rate a, the gain still to come is gain·a/(1−a); it must
     be well below tol (`SAFETY`) on several steps in a row. A gain lost in rounding counts as large
@@ -134,15 +134,16 @@ def watch(memory: Stopping, objective, gain, noise, tol, criterion, n_iter):
     tol = jnp.where(tol > 0, jnp.maximum(tol, noise), 0)
     if criterion == "change":
         return memory, (n_iter > 0) & (jnp.abs(gain) < tol)
+    past = Stopping(*(memory[i] for i in range(len(Stopping._fields))))
     audible = AUDIBLE * noise
-    heard = (memory.gain > audible) & (n_iter > 1)
+    heard = (past.gain > audible) & (n_iter > 1)
     size = jnp.maximum(gain, audible)
-    rate = jnp.where(heard, size / memory.gain, memory.rate)
-    trail = jnp.where(n_iter > 2, memory.trail + (rate - memory.trail) / LAG, rate)
+    rate = jnp.where(heard, size / past.gain, past.rate)
+    trail = jnp.where(n_iter > 2, past.trail + (rate - past.trail) / LAG, rate)
     led = rate + LEAD * jnp.maximum(rate - trail, 0)
-    streak = jnp.where(SAFETY * size * led < tol * (1 - led), memory.streak + 1, 0)
+    streak = jnp.where(SAFETY * size * led < tol * (1 - led), past.streak + 1, 0)
 
-    due = n_iter % WINDOW == 0
-    stalled = due & (objective - memory.anchor <= noise) & (tol > 0)
-    anchor = jnp.where(due, objective, memory.anchor)
-    return Stopping(gain, rate, trail, streak, anchor), (streak >= STREAK) | stalled
+    due = n_iter & (WINDOW - 1) == 0
+    stalled = due & (objective - past.anchor <= noise) & (tol > 0)
+    anchor = jnp.where(due, objective, past.anchor)
+    return jnp.stack(Stopping(gain, rate, trail, streak, anchor)), (streak >= STREAK) | stalled

@@ -143,7 +143,8 @@ def test_units_do_not_matter(structure, dtype):
         rounding = 64 * eps * (abs(float(plain.log_likelihood)) + abs(volume))
         assert abs(float(result.log_likelihood) - expected) < rounding, name
         if dtype == np.float32 and "20" in name:  # the variances are beyond the range of float32
-            assert result.status == Status.NONFINITE, name
+            tiny = "1e-20" in name
+            assert result.status == (Status.DEGENERATE if tiny else Status.NONFINITE), name
             continue
         assert result.status == Status.CONVERGED, name
         got = np.asarray(result.predict_proba(x), float)

@@ -12,6 +12,9 @@ from jax.lax import Precision
 from jaxem.linalg import Factor, floored, is_floored
 from jaxem.priors import inverse_gamma, inverse_wishart
 
+NEAR = 1.001
+"""A variance on the floor is still seen there after a change of units and back."""
+
 
 class Full:
     """A (d, d) covariance for every component: shape (k, d, d)."""
@@ -123,7 +126,7 @@ class Diagonal:
         return jnp.maximum(covariance, floor)
 
     def is_floored(self, covariance, floor):
-        return jnp.any(covariance <= floor, axis=-1)
+        return jnp.any(covariance <= floor * NEAR, axis=-1)
 
     def rescale(self, covariance, s):
         return (covariance * s) * s
@@ -163,7 +166,7 @@ class Spherical(Diagonal):
         return count * d if prior_df is None else count * d + prior_df + d + 2
 
     def is_floored(self, covariance, floor):
-        return covariance <= floor
+        return covariance <= floor * NEAR
 
     def rescale(self, covariance, s):
         return (covariance * s[0]) * s[0]

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.init import Start
-from jaxem.model import Bank, Model, is_empty, log_sum
+from jaxem.init import Start, fill_empty
+from jaxem.model import Bank, Model, log_sum
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
 from jaxem.status import FitWarning
@@ -93,10 +93,9 @@ class Mixture(Model):
         if labels is not None:
             known = (labels[:, None] == jnp.arange(self.k)).astype(responsibilities.dtype)
             responsibilities = jnp.where(labels[:, None] >= 0, known, responsibilities)
+            responsibilities = fill_empty(responsibilities, weights)
         q = responsibilities * weights[:, None]
-        count = q.sum(0)
-        q = jnp.where(is_empty(count), weights[:, None] / self.k, q)
-        return MixtureParams(self._shares(count), self.components.init(key, x, q))
+        return MixtureParams(self._shares(q.sum(0)), self.components.init(key, x, q))
 
     def embed(self, x):
         return self.components.embed(unlabelled(x)[0])
