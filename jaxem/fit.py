@@ -228,8 +228,8 @@ def finish(model, view, state, total) -> Fit:
     # is a variance that vanishes in the units of the data.
     last = view.inward(view.outward(state.params))
     degenerate = jnp.any(jnp.asarray(view.model.degenerate(last)))
-    fits = jnp.isfinite(loop.blemish(last))
-    status = jnp.where(fits & degenerate, Status.DEGENERATE, state.status)
+    degenerate &= jnp.isfinite(state.objective)
+    status = jnp.where(degenerate, Status.DEGENERATE, state.status)
     status = jnp.where(jnp.isfinite(loop.blemish(params)), status, Status.NONFINITE)
     status = jnp.where(state.status < Status.DEGENERATE, status, state.status)
     log_likelihood = objective - view.model.log_prior(inner) - total * view.log_volume

@@ -15,9 +15,8 @@ RAISE = 2.0
 
 
 def entries(a):
-    """The entries of (..., d, d) as nested lists of (...) arrays."""
-    d = a.shape[-1]
-    return [[a[..., i, j] for j in range(d)] for i in range(d)]
+    """The lower triangle of (..., d, d) as nested lists of (...) arrays."""
+    return [[a[..., i, j] for j in range(i + 1)] for i in range(a.shape[-1])]
 
 
 class Factor:

@@ -33,7 +33,7 @@ class Full:
     def second(self, weights, centred):
         """Σ_n weight · c cᵀ."""
         weighted = weights[:, None, :] * centred
-        return jnp.einsum("kin,kjn->kij", weighted, centred, precision=Precision.HIGHEST)
+        return jnp.matmul(weighted, centred.swapaxes(1, 2), precision=Precision.HIGHEST)
 
     def outer(self, weights, v):
         """weight · v vᵀ, for weights (k,)."""
