@@ -228,7 +228,7 @@ def finish(model, view, state, total) -> Fit:
     # is a variance that vanishes in the units of the data.
     last = view.inward(view.outward(state.params))
     degenerate = jnp.any(jnp.asarray(view.model.degenerate(last)))
-    degenerate &= jnp.isfinite(state.objective)
+    degenerate &= jnp.isfinite(loop.blemish(last))
     status = jnp.where(degenerate, Status.DEGENERATE, state.status)
     status = jnp.where(jnp.isfinite(loop.blemish(params)), status, Status.NONFINITE)
     status = jnp.where(state.status < Status.DEGENERATE, status, state.status)
