@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("cold",)
+NAMES = ("cold", "fleet")
 
 if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
     sys.exit(f"usage: python -m benchmarks {{{','.join(NAMES)}}}")

@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from jaxem import datasets
+from jaxem.batch import Batch
 from jaxem.fit import fit
 from jaxem.init import (
     KMeansPlusPlus,
@@ -62,6 +63,7 @@ _FAMILIES = {
 __all__ = [
     "EM",
     "Bank",
+    "Batch",
     "Bernoulli",
     "BernoulliParams",
     "BetaPrior",

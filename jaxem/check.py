@@ -1,5 +1,7 @@
 """Checks of given starts, and of what a step returns, against the model that is to climb."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,12 @@ from jaxem.init import Labels, Responsibilities, Start
 from jaxem.model import Adopted
 from jaxem.pytree import is_traced
 
+MOST = 64
+"""Given starts looked at one by one before a fit; the status speaks for the others."""
 
-def check_init(model, init, x, restarts: int, dtype):
-    """Given params with a leading restart axis, in the model's dtypes.
+
+def check_init(model, init, x, lead: tuple[int, ...], dtype):
+    """Given params, every leaf with the leading axes `lead`, in the model's dtypes.
 
     Raises ValueError that names the leaf where the tree, a shape or a value is not one that
     `model.init` could have returned.
@@ -28,13 +33,12 @@ def check_init(model, init, x, restarts: int, dtype):
         if hasattr(init, "params"):
             hint = "init=result.params"
         raise ValueError(f"init must be {_listed(expected)}; got {_listed(init)}: pass {hint}")
-    lead = () if restarts == 1 else (restarts,)
 
     def ready(path, leaf, like):
         name = "init" + jax.tree_util.keystr(path)
         shape = lead + like.shape
         if jnp.shape(leaf) != shape:
-            hint = f": give one start a restart, stacked {restarts} high" if lead else ""
+            hint = f": give one start a fit, stacked with leading shape {lead}" if lead else ""
             raise ValueError(f"{name} must have shape {shape}, got {jnp.shape(leaf)}{hint}")
         if not np.can_cast(jnp.result_type(leaf), complex) or jnp.iscomplexobj(leaf):
             raise TypeError(f"{name} must hold real numbers, got dtype {jnp.result_type(leaf)}")
@@ -50,12 +54,13 @@ def check_init(model, init, x, restarts: int, dtype):
                 )
         else:
             leaf = leaf.astype(like.dtype)
-        return leaf if lead else leaf[None]
+        return leaf
 
     init = jax.tree_util.tree_map_with_path(ready, init, expected)
     if not is_traced(init):
-        for r in range(restarts):
-            model.check_params(jax.tree.map(lambda leaf: leaf[r], init))  # noqa: B023
+        flat = jax.tree.map(lambda leaf, like: leaf.reshape(-1, *like.shape), init, expected)
+        for i in range(min(math.prod(lead), MOST)):
+            model.check_params(jax.tree.map(lambda leaf: leaf[i], flat))  # noqa: B023
     return init
 
 

@@ -149,12 +149,6 @@ def is_clean(model, x) -> bool:
         return all(np.all(mask) for mask in jax.tree.leaves(model.valid(x)))
 
 
-def float_dtype(x):
-    """The dtype to compute in: the widest float among the leaves, else JAX's default."""
-    floats = [leaf.dtype for leaf in jax.tree.leaves(x) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.result_type(*floats) if floats else jnp.result_type(float)
-
-
 def as_key(key):
     """A typed key passes; an int or a legacy uint32 key becomes what `_solve` turns into one."""
     if isinstance(key, jax.Array):

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,18 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem import data as checks
-from jaxem import loop
-from jaxem.check import check_init, check_start, check_step
+from jaxem.batch import Batch, as_blocks
+from jaxem.check import check_init, check_start
 from jaxem.init import NAMED, Start
 from jaxem.methods.em import EM
 from jaxem.model import Bank, adopt
-from jaxem.pytree import is_traced, merge, split
-from jaxem.result import Fit, Result, report
-from jaxem.status import Status
+from jaxem.pytree import float_dtype, is_traced, split
+from jaxem.result import Result, report
+from jaxem.solve import Spec, many, rank, single, transformable
 
 CRITERIA = ("aitken", "change")
 OPTIONS = ("key", "init", "restarts", "weights", "method", "tol", "max_iter", "criterion")
-FOLDED = 4096
 CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_llvm_disable_expensive_passes": True}
 SMALL = 4096
 """Units × features² × components × restarts below which a step takes under 0.1 ms however built."""
@@ -44,7 +44,9 @@ def fit(
 
     Args:
       model: a `Mixture`, or any object with the five functions of `Model`.
-      data: an array (n, d), or a tree of arrays with one leading unit axis, such as `Labelled`.
+      data: an array (n, d), or a tree of arrays with one leading unit axis, such as `Labelled`:
+        one fit. `Batch(array (b, n, d))` or `Batch([x0, x1, ...])`: b independent fits, every field
+        of the result with a leading axis b, weights and given params too.
       key: a JAX key or an int; needed unless `init` is a start that is not random.
       init: None (the model's own start, for mixtures k-means++), "kmeans++", "random_rows",
         "random", `Responsibilities(r)`, `Labels(z)`, or params to start from. With `restarts` > 1
@@ -69,44 +71,85 @@ def fit(
     checks.refuse_unknown(unknown, OPTIONS)
     _check_model(model)
     model = adopt(model)
-    x, n = checks.as_data(data)
-    model.check(x)
-    k = getattr(model, "k", 1)
-    if n < k:
-        raise ValueError(f"data have {n} units and the model {k} components: use k <= {n}")
-    dtype = checks.float_dtype(x)
-    weights = checks.as_weights(weights, n, dtype)
     restarts = checks.count(restarts, "restarts", 1)
     criterion = checks.one_of(criterion, "criterion", CRITERIA)
     if not isinstance(method, EM):
         raise TypeError(f"method must be jaxem.EM(), got {method!r}")
     limit = max_iter if is_traced(max_iter) else checks.count(max_iter, "max_iter", 0)
-    wanted = 1e-6 if tol is None else checks.tolerance(tol)
-
+    limits = (1e-6 if tol is None else checks.tolerance(tol), limit)
     if isinstance(init, str):
         init = NAMED[checks.one_of(init, "init", NAMED)]
     if (init is None or (isinstance(init, Start) and init.random)) and key is None:
         raise ValueError("the start is random: pass key=jax.random.key(0), or an int")
     key = None if key is None else checks.as_key(key)
+    options = (key, init, restarts, method, limits, criterion)
+    if isinstance(data, Batch):
+        result, x = _fit_batch(model, data, weights, *options), None
+    else:
+        x, n = checks.as_data(data)
+        weights = checks.as_weights(weights, n, float_dtype(x))
+        result = _fit_one(model, x, n, weights, *options)
+    return result if is_traced(result.status) else report(result, model, x, weights, tol)
+
+
+def _fit_one(model, x, n, weights, key, init, restarts, method, limits, criterion):
+    """The result of one data set."""
+    model.check(x)
+    k = _check_size(model, n)
     if isinstance(init, Start):
         init = check_start(init, n, k)
     elif init is not None:
-        init = check_init(model, init, x, restarts, dtype)
-
-    numeric, structure = split((model, method, init))
+        init = check_init(model, init, x, () if restarts == 1 else (restarts,), float_dtype(x))
+        init = jax.tree.map(lambda a: a[None], init) if restarts == 1 else init
+    given = init is not None and not isinstance(init, Start)
+    numeric, structure = split((model, method, None if given else init))
+    spec = Spec(structure, criterion, weights is None and checks.is_clean(model, x), given)
     width = sum(leaf.size for leaf in jax.tree.leaves(x)) // n
     best, every = _run(
-        numeric, x, weights, key, wanted, limit,
-        structure=structure, restarts=restarts, criterion=criterion,
-        clean=weights is None and checks.is_clean(model, x),
-        work=n * width**2 * k * restarts,
+        numeric, x, weights, init if given else key, *limits,
+        spec=spec, restarts=restarts, batched=False, work=n * width**2 * k * restarts,
     )  # fmt: skip
-    shape = tuple(jax.tree.leaves(x)[0].shape)
     every = jax.tree.map(_alone, best) if every is None else every
-    result = Result.of(model, best, every, shape)
-    if is_traced(best, every):
-        return result
-    return report(result, model, x, weights, tol)
+    return Result.of(model, best, every, tuple(jax.tree.leaves(x)[0].shape))
+
+
+def _fit_batch(model, batch, weights, key, init, restarts, method, limits, criterion):
+    """The result of many data sets, with a leading axis, in the order given."""
+    blocks = as_blocks(batch, weights)
+    sets, dtype = sum(len(block.index) for block in blocks), blocks[0].x.dtype
+    like = jax.ShapeDtypeStruct(blocks[0].x.shape[1:], dtype)
+    model.check(like)
+    for block in blocks:
+        _check_size(model, block.shortest)
+    if isinstance(init, Start) and not init.random:
+        raise TypeError("a Batch starts from a random rule or from params, with a leading axis")
+    given = init is not None and not isinstance(init, Start)
+    if given:
+        init = check_init(model, init, like, (sets,) + (restarts,) * (restarts > 1), dtype)
+        init = jax.tree.map(lambda a: a[:, None], init) if restarts == 1 else init
+    numeric, structure = split((model, method, None if given else init))
+    spec = Spec(structure, criterion, False, given)
+    fits = []
+    for block in blocks:
+        here = (key, block.index)
+        if given:
+            here = jax.tree.map(lambda a: a[block.index], init)  # noqa: B023
+        fits.append(
+            _run(numeric, block.x, block.weights, here, *limits, spec=spec, restarts=restarts,
+                 batched=True, work=SMALL + 1)
+        )  # fmt: skip
+    if len(fits) > 1:
+        order = np.argsort(np.concatenate([block.index for block in blocks]))
+        fits = [jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *fits)]
+    shape = (sets, *blocks[-1].x.shape[1:])
+    return Result.of(model, *fits[0], shape)
+
+
+def _check_size(model, n: int) -> int:
+    k = getattr(model, "k", 1)
+    if n < k:
+        raise ValueError(f"data have {n} units and the model {k} components: use k <= {n}")
+    return k
 
 
 @contextlib.contextmanager
@@ -132,162 +175,73 @@ def _run(*args, work: int, **static):
     if not is_traced(args) and jax.default_backend() == "cpu":
         try:
             with collector_paused():
-                return (_solve_small if work <= SMALL else _solve_on_cpu)(*args, **static)
+                solver = _solve_small if work <= SMALL else _solve_on_cpu
+                return solver(*args, transformed=False, **static)
         except (ValueError, jax.errors.JaxRuntimeError) as error:
             if "compile" not in str(error):
                 raise
-    return _solve(*args, **static)
+    return _solve_anywhere(*args, transformed=True, **static)
 
 
-def _solve_everywhere(
-    numeric, x, weights, key, tol, max_iter, *, structure, restarts, criterion, clean
-):
-    """The best `Fit`, and every restart's with a leading axis, None where there is one."""
-    dtype = checks.float_dtype(x)
-    model, method, init = merge([_in_dtype(leaf, dtype) for leaf in numeric], structure)
-    if clean:
-        status, weights = Status.RUNNING, _ones(jax.tree.leaves(x)[0].shape[0], dtype)
+def _solve(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched, transformed):
+    """The best `Fit` and every restart's, None where a single one needs no axis.
+
+    Every restart's have a leading axis of restarts; with `batched` an axis of data sets precedes.
+    """
+    if not (batched or transformed) and restarts == 1:
+        first = jax.tree.map(lambda a: a[0], _starts(start, restarts, spec.given))
+        return single(spec, numeric, x, weights, first, tol, max_iter), None
+    data = (x, weights)
+    if batched:
+        sets = jax.tree.leaves(x)[0].shape[0]
+        starts = start
+        if not spec.given:
+            key, index = start
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(_typed(key), index)
+            starts = jax.vmap(lambda key: _starts(key, restarts, False))(keys)
     else:
-        x, weights, status = sanitize(model, x, weights)
-    view = model.view(x, weights)
-    total = weights.sum()
-
-    def evaluate(params):
-        return method.evaluate(view.model, params, view.data, weights)
-
-    def begin(key, params):
-        if params is not None:
-            return view.inward(params)
-        if init is None:
-            return view.model.init(key, view.data, weights)
-        return init.params(view.model, key, view.data, weights)
-
-    def one(key, params):
-        first = jax.tree.map(lambda a: jnp.asarray(a, jnp.asarray(a).dtype), begin(key, params))
-        state = loop.start(first, weights.dtype, status)
-        limits = {"tol": tol * total, "max_iter": max_iter, "criterion": criterion}
-        try:
-            state = loop.run(state, evaluate, **limits)
-        except TypeError:
-            check_step(view.model, first, evaluate)
-            raise
-        return finish(model, view, state, total)
-
-    given = None if init is None or isinstance(init, Start) else init
-    keys = None if given is not None else _keys(key, restarts)
-    if restarts == 1:  # no vmap: half the time to trace and compile
-        return one(*jax.tree.map(lambda a: a[0], (keys, given))), None
-    every = jax.vmap(one)(keys, given)
-    return jax.tree.map(lambda a: a[rank(every)], every), every
+        sets = 1
+        starts, data = jax.tree.map(lambda a: a[None], (_starts(start, restarts, spec.given), data))
+    numeric = [jnp.broadcast_to(leaf, (sets, *jnp.shape(leaf))) for leaf in numeric]
+    limits = tuple(jnp.broadcast_to(v, (sets, restarts)) for v in (tol, max_iter))
+    climb = transformable(spec) if transformed else partial(many, spec)
+    every = climb((numeric, *data), starts, limits)
+    best = jax.vmap(lambda fits: jax.tree.map(lambda a: a[rank(fits)], fits))(every)
+    return (best, every) if batched else jax.tree.map(lambda a: a[0], (best, every))
 
 
-_STATIC = ("structure", "restarts", "criterion", "clean")
-_solve = jax.jit(_solve_everywhere, static_argnames=_STATIC)
-_solve_on_cpu = jax.jit(_solve_everywhere, static_argnames=_STATIC, compiler_options=CPU_OPTIONS)
+_STATIC = ("spec", "restarts", "batched", "transformed")
+_solve_anywhere = jax.jit(_solve, static_argnames=_STATIC)
+_solve_on_cpu = jax.jit(_solve, static_argnames=_STATIC, compiler_options=CPU_OPTIONS)
 _solve_small = jax.jit(
-    _solve_everywhere,
+    _solve,
     static_argnames=_STATIC,
     compiler_options=CPU_OPTIONS
     | {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1},
 )
 
 
-def sanitize(model, x, weights):
-    """Data and weights in which every unit is present and valid or has weight 0, and a status.
-
-    A unit that is absent or outside the model's support becomes a copy of the first that is not, so
-    that nothing it holds, NaN included, can reach a sum.
-    """
-    n = jax.tree.leaves(x)[0].shape[0]
-    valid = jnp.ones(n, bool)
-    for mask in jax.tree.leaves(model.valid(x)):
-        valid &= jnp.all(mask.reshape(n, -1), axis=1)
-    if weights is None:
-        weights = jnp.ones(n, checks.float_dtype(x))
-    present = weights > 0
-    wrong = jnp.any((present & ~valid) | ~((weights >= 0) & jnp.isfinite(weights)))
-    status = jnp.where(wrong, Status.BAD_INPUT, Status.RUNNING)
-    status = jnp.where(jnp.any(present) | wrong, status, Status.EMPTY)
-
-    use = present & valid & jnp.isfinite(weights)
-    some = jnp.any(use)
-    first = jnp.argmax(use)
-
-    def clean(leaf):
-        stand_in = jnp.where(some, leaf[first], jnp.ones((), leaf.dtype))
-        return jnp.where(use.reshape((n,) + (1,) * (leaf.ndim - 1)), leaf, stand_in)
-
-    return jax.tree.map(clean, x), jnp.where(use | ~some, jnp.where(some, weights, 1), 0), status
+def _typed(key):
+    """A typed key from an int's or a legacy key's words."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(key) if key.ndim else jax.random.key(key)
 
 
-def finish(model, view, state, total) -> Fit:
-    """The state of a finished loop in the units of the data."""
-    inner, objective, n_iter = loop.settled(state)
-    params = view.outward(inner)
-    # A step refused because it collapsed is a collapse, although the params kept are sound; and so
-    # is a variance that vanishes in the units of the data.
-    last = view.inward(view.outward(state.params))
-    degenerate = jnp.any(jnp.asarray(view.model.degenerate(last)))
-    degenerate &= jnp.isfinite(loop.blemish(last))
-    status = jnp.where(degenerate, Status.DEGENERATE, state.status)
-    status = jnp.where(jnp.isfinite(loop.blemish(params)), status, Status.NONFINITE)
-    status = jnp.where(state.status < Status.DEGENERATE, status, state.status)
-    log_likelihood = objective - view.model.log_prior(inner) - total * view.log_volume
-    log_likelihood = log_likelihood.astype(objective.dtype)
-    return Fit(
-        params=jax.tree.map(_clip, params),
-        log_likelihood=log_likelihood,
-        objective=(log_likelihood + model.log_prior(params)).astype(objective.dtype),
-        n_iter=n_iter,
-        status=status.astype(jnp.int32),
-    )
-
-
-def _ones(n, dtype):
-    """Weights of 1. XLA folds constants: welcome for small n, seconds of compile time for large."""
-    ones = jnp.ones(n, dtype)
-    return ones if n <= FOLDED else jax.lax.optimization_barrier(ones)
-
-
-def _in_dtype(leaf, dtype):
-    """A hyperparameter in the precision of the data."""
-    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    return jnp.asarray(leaf, dtype) if floating else leaf
+def _starts(start, restarts, given):
+    """Given params as they are, or a key for every restart, each from its own number alone."""
+    if given:
+        return start
+    key = _typed(np.uint32(0) if start is None else start)
+    if restarts == 1:
+        return key[None]
+    others = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(1, restarts))
+    return jnp.concatenate([key[None], others])
 
 
 def _alone(leaf):
     """A leaf with a leading axis of one, on the host where it is known: that compiles nothing."""
     return leaf[None] if is_traced(leaf) else np.asarray(leaf)[None]
-
-
-def _clip(leaf):
-    """The nearest finite value, for params that overflow in the units of the data."""
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf
-    largest = jnp.finfo(leaf.dtype).max
-    return jnp.clip(leaf, -largest, largest)
-
-
-def rank(every: Fit):
-    """The index of the best restart: sound ones first, then by objective; NaN never wins."""
-    tiers = jnp.asarray([5, 0, 0, 1, 3, 2, 4, 4])
-    objective = jnp.where(jnp.isnan(every.objective), -jnp.inf, every.objective)
-    tier = tiers[every.status]
-    best = tier == tier.min()
-    top = jnp.where(best, objective, -jnp.inf).max()
-    return jnp.argmax(best & (objective >= top))
-
-
-def _keys(key, restarts):
-    """One key a restart, each from its own number alone, so more restarts keep the first ones."""
-    if key is None:
-        key = np.uint32(0)
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key) if key.ndim else jax.random.key(key)
-    if restarts == 1:
-        return key[None]
-    others = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(1, restarts))
-    return jnp.concatenate([key[None], others])
 
 
 def _check_model(model):

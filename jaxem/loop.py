@@ -27,7 +27,7 @@ more than tol per unit in ten times the steps, at tol = 1e-3, 1e-4, 1e-5, 1e-6, 
 with three steps: 99, 61, 26, 8, 2. This rule: 20, 5, 0, 0, 0, and no more steps from 1e-5 down.
 """
 
-WINDOW = 64
+WINDOW = 32
 """A climb that gains no more than rounding over this many steps, a power of 2, has ended."""
 
 
@@ -141,7 +141,8 @@ def watch(memory, objective, gain, noise, tol, criterion, n_iter):
     rate = jnp.where(heard, size / past.gain, past.rate)
     trail = jnp.where(n_iter > 2, past.trail + (rate - past.trail) / LAG, rate)
     led = rate + LEAD * jnp.maximum(rate - trail, 0)
-    streak = jnp.where(SAFETY * size * led < tol * (1 - led), past.streak + 1, 0)
+    doubt = jnp.where(gain > audible, SAFETY, 1)  # an inaudible gain is less than `size` already
+    streak = jnp.where(doubt * size * led < tol * (1 - led), past.streak + 1, 0)
 
     due = n_iter & (WINDOW - 1) == 0
     stalled = due & (objective - past.anchor <= noise) & (tol > 0)

@@ -5,6 +5,7 @@ import numbers
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -80,7 +81,13 @@ def select(condition, on_true, on_false):
     """`where` over two trees of one structure, the scalar or leading-axis condition broadcast."""
 
     def pick(a, b):
-        shape = condition.shape + (1,) * (jax.numpy.ndim(a) - condition.ndim)
-        return jax.numpy.where(condition.reshape(shape), a, b)
+        shape = condition.shape + (1,) * (jnp.ndim(a) - condition.ndim)
+        return jnp.where(condition.reshape(shape), a, b)
 
     return jax.tree.map(pick, on_true, on_false)
+
+
+def float_dtype(x):
+    """The dtype to compute in: the widest float among the leaves, else JAX's default."""
+    floats = [leaf.dtype for leaf in jax.tree.leaves(x) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.result_type(*floats) if floats else jnp.result_type(float)

@@ -11,29 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem import data as checks
-from jaxem.pytree import Structure, is_traced, merge, pytree, split
+from jaxem.pytree import Structure, float_dtype, is_traced, merge, pytree, split
+from jaxem.solve import Fit
 from jaxem.status import MEANING, FitError, FitWarning, Status
-
-
-@pytree(eq=False)
-class Fit:
-    """One climb: where it ended and how.
-
-    params: the best iterate. log_likelihood: Σ w·log p(x | params) at exactly those params.
-    objective: log_likelihood + log p(params). n_iter: applications of the EM map that led to
-    params. status: a `Status`, as an integer. With restarts every field has a leading axis.
-    """
-
-    params: Any
-    log_likelihood: Any
-    objective: Any
-    n_iter: Any
-    status: Any
-
-    @property
-    def converged(self):
-        """Whether status is CONVERGED."""
-        return self.status == int(Status.CONVERGED)
 
 
 @pytree(static=("_structure", "data_shape"), eq=False)
@@ -120,17 +100,32 @@ class Result(Fit):
 
         save(self, path)
 
+    def __getitem__(self, index):
+        """One fit of a batch, as a result of its own."""
+        if not np.ndim(self.status):
+            raise TypeError("this is one fit, not a batch: it cannot be indexed")
+        names = [f.name for f in dataclasses.fields(Fit)]
+        best = Fit(*(jax.tree.map(lambda a: a[index], getattr(self, n)) for n in names))
+        every = jax.tree.map(lambda a: a[index], self.restarts)
+        return Result.of(self.model, best, every, self.data_shape[1:])
+
     def __reduce__(self):
         best = Fit(*(getattr(self, f.name) for f in dataclasses.fields(Fit)))
         return Result.of, (self.model, best, self.restarts, self.data_shape)
 
     def __str__(self):
-        if is_traced(self.status) or np.ndim(self.status):
+        if is_traced(self.status):
             return f"Result({self.model!r}, batch shape {np.shape(self.status)})"
         n = self.data_shape[0]
         status = np.asarray(self.restarts.status).ravel()
         counts = Counter(Status(int(s)).name for s in status)
         ended = ", ".join(f"{many} {name}" for name, many in counts.most_common())
+        if np.ndim(self.status):
+            good = int(np.sum(np.asarray(self.converged)))
+            return (
+                f"{self.model!r}: batch shape {np.shape(self.status)}\n"
+                f"{good} of {np.size(self.status)} CONVERGED\nrestarts: {ended}"
+            )
         lines = [
             f"{self.model!r}: {n} units",
             f"{Status(int(self.status)).name} after {int(self.n_iter)} EM steps, log-likelihood "
@@ -149,16 +144,18 @@ class Result(Fit):
         return jnp.where(weights > 0, weights * score, 0).sum(), weights.sum()
 
     def _ask(self, what: str, x, weights=None):
+        if np.ndim(self.status):
+            raise TypeError("a batch answers one fit at a time: result[i].predict(x[i])")
         x, n = checks.as_data(x)
         self.model.check(x)
         known = self.data_shape[1:]
         got = tuple(jax.tree.leaves(x)[0].shape[1:])
-        if got != known and not np.ndim(self.status):
+        if got != known:
             raise ValueError(
                 f"X has {got[0] if got else 0} features, but the model was fitted with "
                 f"{known[0] if known else 0} features as input"
             )
-        weights = _sound_weights(weights, n, checks.float_dtype(x))
+        weights = _sound_weights(weights, n, float_dtype(x))
         return _answer(self._numeric, self.params, x, weights, self._structure, what)
 
 
@@ -194,6 +191,8 @@ def report(result: Result, model, x, weights, tol) -> Result:
     every = jax.device_get({name: getattr(result.restarts, name) for name in small})
     restarts = dataclasses.replace(result.restarts, **every)
     result = dataclasses.replace(result, restarts=restarts, **host)
+    if np.ndim(result.status):
+        return _report_batch(result, tol)
     status = int(result.status)
     if status in (Status.BAD_INPUT, Status.EMPTY):
         raise ValueError(checks.explain_bad_input(model, x, weights))
@@ -206,6 +205,21 @@ def report(result: Result, model, x, weights, tol) -> Result:
         warnings.warn(told, FitWarning, stacklevel=3)
     elif tol:
         _warn_of_floor(result, weights, tol)
+    return result
+
+
+def _report_batch(result, tol) -> Result:
+    """One warning for all the data sets of a batch whose fit did not converge."""
+    asked = (result.status == Status.MAX_ITER) & ((tol == 0) | (result.n_iter == 0))
+    wrong = result.status[(result.status != Status.CONVERGED) & ~asked]
+    if wrong.size:
+        counts = Counter(wrong.tolist()).most_common()
+        told = "; ".join(_sentence(code, many) for code, many in counts)
+        warnings.warn(
+            f"{wrong.size} of {result.status.size} fits did not converge: {told}",
+            FitWarning,
+            stacklevel=4,
+        )
     return result
 
 

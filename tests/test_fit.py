@@ -15,7 +15,7 @@ solver = importlib.import_module("jaxem.fit")
 
 
 def compilations():
-    jitted = (solver._solve, solver._solve_on_cpu, solver._solve_small)
+    jitted = (solver._solve_anywhere, solver._solve_on_cpu, solver._solve_small)
     return sum(f._cache_size() for f in jitted)
 
 

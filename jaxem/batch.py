@@ -1,0 +1,87 @@
+"""Many data sets in one call: an array of equal ones, or ragged ones padded to a few lengths."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxem.data import as_array, as_weights
+
+
+class Batch:
+    """Many data sets, fitted independently, results in the order given.
+
+    Args:
+      data: an array (b, n, d), or a list of arrays (n_i, d) of one width d and any lengths.
+
+    A list is padded with absent units to a few lengths, each at most `GRID` times the one before.
+    """
+
+    def __init__(self, data):
+        self.data = data
+
+
+GRID = 1.5
+
+
+class Block(NamedTuple):
+    """Data sets of one padded length: x (b, n, d), weights (b, n) or None, their place in order,
+    and the number of units of the shortest."""
+
+    x: Any
+    weights: Any
+    index: np.ndarray
+    shortest: int
+
+
+def as_blocks(batch: Batch, weights) -> list[Block]:
+    """A batch as blocks of equal shape; ValueError where the data sets cannot be stacked."""
+    data = batch.data
+    if hasattr(data, "ndim"):
+        x = as_array(data, "Batch data")
+        if x.ndim != 3:
+            raise ValueError(
+                f"Batch takes an array (b, n, d) or a list of arrays (n, d), got shape {x.shape}"
+            )
+        if 0 in x.shape:
+            raise ValueError(f"Batch data are empty, with shape {x.shape}")
+        if weights is not None:
+            weights = as_array(weights, "weights").astype(x.dtype)
+            if weights.shape != x.shape[:2]:
+                raise ValueError(f"weights must have shape {x.shape[:2]}, got {weights.shape}")
+        return [Block(x, weights, np.arange(x.shape[0]), x.shape[1])]
+    if not isinstance(data, (list, tuple)) or not data:
+        raise TypeError("Batch takes an array (b, n, d) or a list of arrays (n, d)")
+    sets = [np.asarray(as_array(one, f"Batch data[{i}]")) for i, one in enumerate(data)]
+    for i, one in enumerate(sets):
+        if one.ndim != 2 or 0 in one.shape or one.shape[1] != sets[0].shape[1]:
+            raise ValueError(
+                f"Batch data[{i}] has shape {one.shape}: every data set must be (n, d) with at "
+                f"least one unit and the width of the first, {sets[0].shape[-1]}"
+            )
+    if weights is None:
+        weights = [np.ones(len(one), one.dtype) for one in sets]
+    if len(weights) != len(sets):
+        raise ValueError(f"weights must be a list of {len(sets)}, one a data set")
+    weights = [as_weights(w, len(one), one.dtype) for w, one in zip(weights, sets, strict=True)]
+    lengths: dict[int, list[int]] = {}
+    for i, one in enumerate(sets):
+        lengths.setdefault(padded_length(len(one)), []).append(i)
+    return [_stack(sets, weights, n, np.array(index)) for n, index in sorted(lengths.items())]
+
+
+def padded_length(n: int) -> int:
+    """The least length of the grid 8, 12, 18, 27, ... that holds n units."""
+    length = 8
+    while length < n:
+        length = math.ceil(GRID * length)
+    return length
+
+
+def _stack(sets, weights, n: int, index) -> Block:
+    d, dtype = sets[index[0]].shape[1], np.result_type(*(sets[i].dtype for i in index))
+    x, w = np.zeros((len(index), n, d), dtype), np.zeros((len(index), n), dtype)
+    for row, i in enumerate(index):
+        x[row, : len(sets[i])] = sets[i]
+        w[row, : len(sets[i])] = weights[i]
+    return Block(x, w, index, min(len(sets[i]) for i in index))
