@@ -136,7 +136,7 @@ def _fit_batch(model, batch, weights, key, init, restarts, method, limits, crite
             here = jax.tree.map(lambda a: a[block.index], init)  # noqa: B023
         fits.append(
             _run(numeric, block.x, block.weights, here, *limits, spec=spec, restarts=restarts,
-                 batched=True, work=SMALL + 1)
+                 batched=True, work=0)
         )  # fmt: skip
     if len(fits) > 1:
         order = np.argsort(np.concatenate([block.index for block in blocks]))
@@ -168,11 +168,13 @@ def collector_paused():
 def _run(*args, work: int, **static):
     """`_solve`, compiled with as much effort as it is worth.
 
-    On a CPU the default fusion emitters double the compile time and do not run faster here, and a
-    step below a tenth of a millisecond is not worth optimising (measured with jaxlib 0.10.2). The
-    options can only be set outside other transformations, and other versions may lack them.
+    On a CPU the default fusion emitters double the compile time; a single fit does not run faster
+    for them (a batch does, by a tenth), and a step below a tenth of a millisecond is not worth
+    optimising at all (measured with jaxlib 0.10.2). The options can only be set outside other
+    transformations, and other versions may lack them.
     """
-    if not is_traced(args) and jax.default_backend() == "cpu":
+    traced = is_traced(args)
+    if not (traced or static["batched"]) and jax.default_backend() == "cpu":
         try:
             with collector_paused():
                 solver = _solve_small if work <= SMALL else _solve_on_cpu
@@ -180,7 +182,8 @@ def _run(*args, work: int, **static):
         except (ValueError, jax.errors.JaxRuntimeError) as error:
             if "compile" not in str(error):
                 raise
-    return _solve_anywhere(*args, transformed=True, **static)
+            traced = True
+    return _solve_anywhere(*args, transformed=traced, **static)
 
 
 def _solve(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched, transformed):

@@ -56,8 +56,7 @@ class Model:
             raise TypeError(
                 f"{name}.log_joint must return shape (n, k) with n = {n}, got {jnp.shape(joint)}"
             )
-        evidence = log_sum(joint)
-        return jnp.exp(joint - jnp.where(jnp.isfinite(evidence), evidence, 0)[:, None]), evidence
+        return normalize(joint)
 
     def statistics(self, params, x, q, weights):
         """Expected sufficient statistics under q: additive over units, linear in weights (n,)."""
@@ -233,11 +232,16 @@ def finite(x):
     return abs(x) < float("inf")
 
 
-def log_sum(joint):
-    """log Σ_k exp joint[:, k], and −inf (never NaN) where every term is −inf."""
+def normalize(joint):
+    """Responsibilities (n, k) and evidence (n,) = log Σ_k exp joint[:, k].
+
+    Where every term is −∞ the evidence is −∞ and the responsibilities are 0, never NaN.
+    """
     top = jax.lax.stop_gradient(joint.max(-1))
     top = jnp.where(jnp.isfinite(top), top, 0)
-    return top + jnp.log(jnp.exp(joint - top[:, None]).sum(-1))
+    share = jnp.exp(joint - top[:, None])
+    total = share.sum(-1)
+    return share / jnp.where(total == 0, 1, total)[:, None], top + jnp.log(total)
 
 
 def is_empty(count):

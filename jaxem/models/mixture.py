@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.init import Start, fill_empty
-from jaxem.model import Bank, Model, log_sum
+from jaxem.model import Bank, Model, normalize
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
 from jaxem.status import FitWarning
@@ -105,9 +105,8 @@ class Mixture(Model):
 
     def posterior(self, params, x):
         inner, joint = self._joint(params, x)
-        evidence = log_sum(joint)
-        shift = jnp.where(jnp.isfinite(evidence), evidence, 0)
-        return MixturePosterior(jnp.exp(joint - shift[:, None]), inner), evidence
+        responsibilities, evidence = normalize(joint)
+        return MixturePosterior(responsibilities, inner), evidence
 
     def statistics(self, params, x, q, weights):
         r = q.responsibilities * weights[:, None]
