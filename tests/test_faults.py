@@ -280,7 +280,7 @@ def test_params_that_cannot_be_a_start(case):
 
 
 def test_starts_that_are_flagged():
-    with pytest.raises(ValueError, match=r"\(3, 2\), got \(2,\).*one start a restart"):
+    with pytest.raises(ValueError, match=r"\(3, 2\), got \(2,\).*one start a fit"):
         fit(init=fit().params, restarts=3)
     with pytest.warns(jaxem.FitWarning, match="init components are identical.*different"):
         fit(init=changed(mean=X[[0, 0]], covariance=np.ones((2, 2))))
