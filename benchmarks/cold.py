@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxem.datasets import old_faithful
 
-REPEATS = 15
+REPEATS = 25
 OURS = """
 import sys, numpy as np, jaxem
 x = np.load(sys.argv[1])

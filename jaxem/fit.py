@@ -192,7 +192,7 @@ def _solve(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched
     Every restart's have a leading axis of restarts; with `batched` an axis of data sets precedes.
     """
     if not (batched or transformed) and restarts == 1:
-        first = jax.tree.map(lambda a: a[0], _starts(start, restarts, spec.given))
+        first = jax.tree.map(lambda a: a[0], start) if spec.given else _typed(start)
         return single(spec, numeric, x, weights, first, tol, max_iter), None
     data = (x, weights)
     if batched:
@@ -225,7 +225,8 @@ _solve_small = jax.jit(
 
 
 def _typed(key):
-    """A typed key from an int's or a legacy key's words."""
+    """A typed key from an int's or a legacy key's words; key 0 where nothing is random."""
+    key = np.uint32(0) if key is None else key
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     return jax.random.wrap_key_data(key) if key.ndim else jax.random.key(key)
@@ -235,7 +236,7 @@ def _starts(start, restarts, given):
     """Given params as they are, or a key for every restart, each from its own number alone."""
     if given:
         return start
-    key = _typed(np.uint32(0) if start is None else start)
+    key = _typed(start)
     if restarts == 1:
         return key[None]
     others = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(1, restarts))
