@@ -62,7 +62,7 @@ def as_array(value, name: str, keep_integers: bool = False):
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{name} is ragged: pass one rectangular array of numbers"
-            + ("; for data sets of different lengths call fit once for each" * (name == "data"))
+            + ("; for data sets of different lengths use jaxem.Batch" * (name == "data"))
         ) from error
     if array.dtype == object and isinstance(value, (list, tuple)):
         raise ValueError(

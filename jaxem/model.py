@@ -268,6 +268,6 @@ def require_matrix(x, name: str) -> None:
         return
     remedy = {
         1: "for one feature use x[:, None]",
-        3: "for many data sets use jax.vmap over fit",
+        3: "for many data sets use jaxem.Batch",
     }.get(x.ndim, "reshape it to units by features")
     raise ValueError(f"{name} takes data of shape (n, d), got shape {tuple(x.shape)}: {remedy}")
