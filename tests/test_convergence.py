@@ -117,7 +117,11 @@ def constrain(free):
 @pytest.mark.parametrize("tol", [1e-5, 1e-6])
 @pytest.mark.parametrize("bank", ["full", "diagonal", "poisson", "categorical", "gamma"])
 def test_converged_is_true(bank, tol):
-    """Ten times longer gains less than tol per unit: 200 problems in all, overlapping groups."""
+    """Ten times longer gains less than tol per unit, on 100 data sets at two tolerances.
+
+    A regression test only: the rule's constants were chosen on climbs like these. README has the
+    figures on data sets that were not used for that, where a few fits stop on a plateau.
+    """
     model = jaxem.Mixture(BANKS[bank], k=3)
     slow = broken = 0
     for seed in range(20):
