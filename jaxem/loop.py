@@ -22,9 +22,9 @@ AUDIBLE = 0.25
 STREAK, SAFETY, LEAD, LAG = 5, 4, 6, 10
 """A transient fools Aitken's rate, which then still rises. So the rate is led on by LEAD times its
 excess over its own mean of about LAG steps, and the estimate must stay below tol/SAFETY for STREAK
-steps. The constants were chosen on simulated stops of 166 recorded climbs. On 200 data sets not used
-for that (n=200, k=3, five families, float64) this rule's fits gained more than tol per unit in ten
-times the steps 18, 7, 3, 1 times at tol = 1e-3, 1e-4, 1e-5, 1e-6: a plateau can still pass for the end.
+steps. The constants were chosen on simulated stops of 166 recorded climbs. On 200 data sets not
+used for that (n=200, k=3, five families, float64) fits gained more than tol per unit in ten times
+the steps 18, 7, 3, 1 times at tol = 1e-3, 1e-4, 1e-5, 1e-6: a plateau can still pass for the end.
 """
 
 WINDOW = 32
