@@ -114,29 +114,28 @@ def constrain(free):
     return jax.tree_util.tree_map_with_path(back, free)
 
 
-@pytest.mark.parametrize("tol", [1e-5, 1e-6])
 @pytest.mark.parametrize("bank", ["full", "diagonal", "poisson", "categorical", "gamma"])
-def test_converged_is_true(bank, tol):
-    """Ten times longer gains less than tol per unit, on 100 data sets at two tolerances.
+def test_converged_is_true(bank):
+    """Ten times longer gains less than tol per unit, on 200 data sets not used for the rule.
 
-    A regression test only: the rule's constants were chosen on climbs like these. README has the
-    figures on data sets that were not used for that, where a few fits stop on a plateau.
+    On 200 others it fails once: gains of 0 to the last bit for 2,000 steps, at a saddle.
     """
     model = jaxem.Mixture(BANKS[bank], k=3)
-    slow = broken = 0
-    for seed in range(20):
+    slow, broken, tol = 0, [], 1e-6
+    for seed in range(9000, 9040):
         x = draw(bank, seed, n=200, spread=[0.5, 1.0, 2.0][seed % 3])
         begun = jaxem.fit(model, x, key=seed, max_iter=0, tol=0)
-        short = quiet(model, x, init=begun.params, tol=tol, max_iter=20_000)
+        short = quiet(model, x, init=begun.params, max_iter=20_000)
         if not short.converged:
             assert short.status in (jaxem.Status.DEGENERATE, jaxem.Status.MAX_ITER)
             continue
         steps = int(short.n_iter)
         long = quiet(model, x, init=begun.params, tol=0, max_iter=10 * steps)
         slow += steps > 100
-        broken += bool(long.log_likelihood - short.log_likelihood >= tol * len(x))
+        if long.log_likelihood - short.log_likelihood >= tol * len(x):
+            broken.append(seed)
     assert slow > 0
-    assert broken == 0
+    assert broken == []
 
 
 def quiet(model, x, **options):
