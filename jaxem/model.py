@@ -237,11 +237,12 @@ def normalize(joint):
 
     Where every term is −∞ the evidence is −∞ and the responsibilities are 0, never NaN.
     """
-    top = jax.lax.stop_gradient(joint.max(-1))
+    joint = joint.T  # units minor, so that the code vectorises
+    top = jax.lax.stop_gradient(joint.max(0))
     top = jnp.where(jnp.isfinite(top), top, 0)
-    share = jnp.exp(joint - top[:, None])
-    total = share.sum(-1)
-    return share / jnp.where(total == 0, 1, total)[:, None], top + jnp.log(total)
+    share = jnp.exp(joint - top)
+    total = share.sum(0)
+    return (share / jnp.where(total == 0, 1, total)).T, top + jnp.log(total)
 
 
 def is_empty(count):

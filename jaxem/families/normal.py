@@ -72,9 +72,7 @@ class Normal(Bank):
         return None, -0.5 * (x.shape[1] * LOG_2PI + log_det[:, None] + distance).T
 
     def statistics(self, params, x, q, weights):
-        centred, w = centre(x, params.mean), weights.T
-        first = (w[:, None, :] * centred).sum(-1)
-        return NormalStatistics(w.sum(-1), first, self.structure.second(w, centred))
+        return NormalStatistics(*self.structure.moments(weights.T, centre(x, params.mean)))
 
     def maximize(self, params, stats):
         return self.maximize_weighted(params, stats, stats.count)
@@ -86,7 +84,7 @@ class Normal(Bank):
         mean = params.mean + shift
         scatter = stats.second - structure.outer(stats.count, shift)
         if prior is None:
-            divisor = structure.divisor(safe(scatter_count), d)
+            divisor = safe(structure.divisor(scatter_count, d))
         else:
             shrink = stats.count / (stats.count + prior.kappa)
             away = mean - prior.mean

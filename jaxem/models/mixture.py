@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import Precision
 
 from jaxem.init import Start, fill_empty
 from jaxem.model import Bank, Model, normalize
@@ -111,7 +112,8 @@ class Mixture(Model):
     def statistics(self, params, x, q, weights):
         r = q.responsibilities * weights[:, None]
         inner = self.components.statistics(params.components, unlabelled(x)[0], q.components, r)
-        return MixtureStatistics(r.sum(0), inner)
+        count = jnp.matmul(q.responsibilities.T, weights, precision=Precision.HIGHEST)
+        return MixtureStatistics(count, inner)
 
     def maximize(self, params, stats):
         components = self.components.maximize(params.components, stats.components)
