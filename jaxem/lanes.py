@@ -29,52 +29,68 @@ def width_for(count: int, floats: int, itemsize: int, platform: str) -> int:
     return min(count, room)
 
 
-def run(queue, work, restarts: int, evaluate, *, criterion: str, width: int):
-    """Runs every state of the queue to its end.
+def run(queue, work, ends, *, criterion: str, width: int, budget=None):
+    """Runs every state of the queue to its end, or all lanes for `budget` times `STEPS` steps.
 
     Args:
-      queue: a `loop.State` with a leading axis of fits; fit j works on data set j // restarts.
-      work: a tree with a leading axis of data sets, handed to `evaluate`; its entries `tol` and
-        `max_iter` have the leading axis of fits instead.
-      evaluate: (work of one data set, params) -> `Evaluation`.
+      queue: a `loop.State` with a leading axis of fits; those that are not RUNNING stay as they
+        are. With b data sets of r restarts, fit j works on data set j // r.
+      work: a tree with a leading axis of data sets; `work.evaluate(params)` is an `Evaluation`.
+      ends: (tol, max_iter) of every fit.
       width: the number of lanes.
 
-    Returns the queue, every state finished.
+    Returns the queue.
     """
-    data, limits = work
     count = queue.status.shape[0]
-    shared = jax.tree.leaves(data)[0].shape[0] == 1 and count == restarts
-
-    def sets(index):
-        j = jnp.minimum(index, count - 1) // restarts
-        return None if shared else jax.tree.map(lambda a: a[j], data)
+    sets = jax.tree.leaves(work)[0].shape[0]
+    restarts, shared = count // sets, sets == 1
+    running = queue.status == Status.RUNNING
+    place = jnp.where(running, jnp.cumsum(running) - 1, count)
+    order = jnp.full(count + 1, count).at[place].set(jnp.arange(count), mode="drop")
+    order = order.at[count].set(count)
 
     def entries(tree, index):
         return jax.tree.map(lambda a: a[jnp.minimum(index, count - 1)], tree)
 
-    one = jax.tree.map(lambda a: a[0], data) if shared else None
+    def sets_of(index):
+        return None if shared else entries_of_sets(jnp.minimum(index, count - 1) // restarts)
 
-    def advance(state, lane, limit):
-        seen = evaluate(one if shared else lane, state.proposal)
-        new = loop.step(state, seen, *limit, criterion)
+    def entries_of_sets(j):
+        return jax.tree.map(lambda a: a[j], work)
+
+    one = entries_of_sets(0) if shared else None
+
+    def advance(state, mine, end):
+        seen = (one if shared else mine).evaluate(state.proposal)
+        new = loop.step(state, seen, *end, criterion)
         return select(state.status == Status.RUNNING, new, state)
 
     def body(carry):
-        index, following, states, mine, limit, queue = carry
-        some = (mine, limit)
+        rounds, index, following, states, mine, end, queue = carry
+        some = (mine, end)
         states = jax.lax.fori_loop(0, STEPS, lambda _, s: jax.vmap(advance)(s, *some), states)
         done = (states.status != Status.RUNNING) & (index < count)
-        where = jnp.where(done, index, count)
-        queue = jax.tree.map(lambda q, s: q.at[where].set(s, mode="drop"), queue, states)
-        turn = following + jnp.cumsum(done) - 1
-        entering = done & (turn < count)
-        index = jnp.where(done, jnp.minimum(turn, count), index)
+        queue = _store(queue, states, jnp.where(done, index, count))
+        turn = jnp.minimum(following + jnp.cumsum(done) - 1, count)
+        index = jnp.where(done, order[turn], index)
+        entering = done & (index < count)
         states = select(entering, entries(queue, index), states)
-        mine = None if shared else select(entering, sets(index), mine)
-        limit = select(entering, entries(limits, index), limit)
-        return index, following + done.sum(), states, mine, limit, queue
+        mine = None if shared else select(entering, sets_of(index), mine)
+        end = select(entering, entries(ends, index), end)
+        return rounds + 1, index, following + done.sum(), states, mine, end, queue
 
-    index = jnp.arange(width)
-    first = (entries(queue, index), sets(index), entries(limits, index), queue)
-    carry = (index, jnp.asarray(width, index.dtype), *first)
-    return jax.lax.while_loop(lambda carry: jnp.any(carry[0] < count), body, carry)[-1]
+    def going(carry):
+        rounds, index, *_ = carry
+        busy = jnp.any(index < count)
+        return busy if budget is None else busy & (rounds < budget)
+
+    index = order[:width]
+    first = (entries(queue, index), sets_of(index), entries(ends, index), queue)
+    carry = (jnp.asarray(0, index.dtype), index, jnp.asarray(width, index.dtype), *first)
+    _, index, _, states, _, _, queue = jax.lax.while_loop(going, body, carry)
+    return queue if budget is None else _store(queue, states, index)
+
+
+def _store(queue, states, index):
+    """The queue with `states` at `index`; those of an index beyond its end are dropped."""
+    return jax.tree.map(lambda q, s: q.at[index].set(s, mode="drop"), queue, states)

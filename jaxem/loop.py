@@ -74,13 +74,19 @@ def start(params, dtype, status) -> State:
     )
 
 
-def run(state: State, evaluate, *, tol, max_iter, criterion: str) -> State:
-    """Steps until the status is no longer RUNNING. `tol` is for the whole objective."""
+def run(state: State, evaluate, *, tol, max_iter, criterion: str, budget=None) -> State:
+    """Steps until the status is no longer RUNNING, or `budget` times. `tol` is for the whole
+    objective."""
+    last = None if budget is None else state.n_iter + budget
+
+    def going(state):
+        running = state.status == Status.RUNNING
+        return running if last is None else running & (state.n_iter < last)
 
     def body(state):
         return step(state, evaluate(state.proposal), tol, max_iter, criterion)
 
-    return jax.lax.while_loop(lambda s: s.status == Status.RUNNING, body, state)
+    return jax.lax.while_loop(going, body, state)
 
 
 def settled(state: State):

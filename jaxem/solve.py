@@ -1,8 +1,9 @@
-"""From data and starts to finished fits: one climb, or many through the lanes, under any transform.
+"""From data and starts to finished fits: begin, advance, end, under any transform.
 
-Many climbs have one canonical form: data of B data sets, and starts (B, R), R restarts of each. A
-batch is R = 1, restarts are B = 1, and `jax.vmap` of a fit arrives here through a batching rule
-that folds the new axis into B, or into R where the data are shared.
+Every call has one canonical form: data of B data sets, and starts (B, R), R restarts of each. A
+single fit is B = R = 1 and runs in the plain loop, without these axes; all others go through the
+lanes. `jax.vmap` of a fit arrives here through a batching rule that folds the new axis into B, or
+into R where the data are shared.
 """
 
 from typing import Any, NamedTuple
@@ -80,72 +81,114 @@ class Problem:
         return self.method.evaluate(self.view.model, params, self.view.data, self.weights)
 
 
-def single(spec: Spec, numeric, x, weights, start, tol, max_iter) -> Fit:
-    """One climb, by the plain loop."""
-    problem = Problem(spec, numeric, x, weights)
-    first = problem.begin(start)
-    state = loop.start(first, problem.weights.dtype, problem.status)
-    limits = {"tol": tol * problem.total, "max_iter": max_iter, "criterion": spec.criterion}
-    try:
-        state = loop.run(state, problem.evaluate, **limits)
-    except TypeError:
-        check_step(problem.view.model, first, problem.evaluate)
-        raise
-    return finish(problem, state)
+@pytree(static=("structure",), eq=False)
+class Work:
+    """What a climb works on: model and method, split; data and weights, all in safe units."""
+
+    numeric: Any
+    data: Any
+    weights: Any
+    structure: Structure
+
+    @property
+    def model(self):
+        return merge(self.numeric, self.structure)[0]
+
+    def evaluate(self, params):
+        model, method = merge(self.numeric, self.structure)
+        return method.evaluate(model, params, self.data, self.weights)
+
+
+def single(spec: Spec, *args) -> Fit:
+    """One climb: `many` without its two axes. args: numeric, x, weights, start, tol, max_iter."""
+    numeric, x, weights, *rest = jax.tree.map(_lift, args)
+    start, *limits = jax.tree.map(_lift, rest)
+    return _first(_first(many(spec, (numeric, x, weights), start, limits)))
 
 
 def many(spec: Spec, data, starts, limits) -> Fit:
     """All climbs of the canonical form: data (B, …), starts (B, R, …), limits two arrays (B, R)."""
+    work, queue, ends = begin(spec, data, starts, limits)
+    return end(spec, data, advance(spec, work, queue, ends))
+
+
+def begin(spec: Spec, data, starts, limits):
+    """A `Work` (B, …), states (B, R, …) that stand at the starts, and what ends each of them."""
     sets, restarts = limits[0].shape
-    if sets == restarts == 1:
-        one = jax.tree.map(lambda a: a[0], data)
-        rest = jax.tree.map(lambda a: a[0, 0], (starts, *limits))
-        return jax.tree.map(lambda a: a[None, None], single(spec, *one, *rest))
-    structure = method = None
+    width = lane_width(merge(data[0], spec.structure)[0], data[1], sets * restarts)
 
     def prepare(data, starts):
-        nonlocal structure, method
         problem = Problem(spec, *data)
-        method = problem.method
-        numeric, structure = split(problem.view.model)
+        numeric, structure = split((problem.view.model, problem.method))
         numeric = [in_dtype(leaf, problem.weights.dtype) for leaf in numeric]
-        block = max(1, width // min(sets, width))
-        first = jax.lax.map(problem.begin, starts, batch_size=min(restarts, block))
-        states = jax.vmap(lambda p: loop.start(p, problem.weights.dtype, problem.status))(first)
-        return (numeric, problem.view.data, problem.weights), states, problem.total
+        work = Work(numeric, problem.view.data, problem.weights, structure)
 
-    def evaluate(work, params):
-        numeric, x, weights = work
-        return method.evaluate(merge(numeric, structure), params, x, weights)
+        def stand(start):
+            return loop.start(problem.begin(start), problem.weights.dtype, problem.status)
 
-    leaf = jax.tree.leaves(data[1])[0]
-    k = getattr(merge(jax.tree.map(lambda a: a[0], data[0]), spec.structure)[0], "k", 1)
-    floats = k * leaf[0].size
-    width = lanes.width_for(sets * restarts, floats, 4, jax.default_backend())
-    work, queue, total = over_sets(prepare, (data, starts), width)
-    queue = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), queue)
+        return work, over(stand, starts, max(1, width // sets)), problem.total
+
+    work, queue, total = over(lambda args: prepare(*args), (data, starts), width)
     tol, max_iter = limits
-    ends = ((tol * total[:, None]).ravel(), max_iter.ravel())
-    queue = lanes.run(
-        queue, (work, ends), restarts, evaluate, criterion=spec.criterion, width=width
-    )
-    queue = jax.tree.map(lambda a: a.reshape(sets, restarts, *a.shape[1:]), queue)
+    return work, queue, (tol * total[:, None], max_iter)
 
-    def end(data, states):
+
+def advance(spec: Spec, work: Work, queue, ends, budget=None):
+    """The states after every climb has ended, or after `budget` rounds of steps.
+
+    A state that is not RUNNING stays as it is. A round is one step of one climb, or `lanes.STEPS`
+    steps of all lanes.
+    """
+    sets, restarts = queue.status.shape
+    if sets == restarts == 1:
+        one, state, (tol, max_iter) = _first((work, _first(queue), _first(ends)))
+        options = {"tol": tol, "max_iter": max_iter, "criterion": spec.criterion}
+        try:
+            state = loop.run(state, one.evaluate, **options, budget=budget)
+        except TypeError:
+            check_step(one.model, state.params, one.evaluate)
+            raise
+        return jax.tree.map(lambda a: _lift(_lift(a)), state)
+    width = lane_width(work.model, work.data, sets * restarts)
+    flat, ends = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (queue, ends))
+    flat = lanes.run(flat, work, ends, criterion=spec.criterion, width=width, budget=budget)
+    return jax.tree.map(lambda a: a.reshape(sets, restarts, *a.shape[1:]), flat)
+
+
+def end(spec: Spec, data, queue) -> Fit:
+    """The fits (B, R) of finished states."""
+    sets, restarts = queue.status.shape
+    width = lane_width(merge(data[0], spec.structure)[0], data[1], sets * restarts)
+
+    def close(data, states):
         problem = Problem(spec, *data)
-        return jax.vmap(lambda state: finish(problem, state))(states)
+        return over(lambda state: finish(problem, state), states, max(1, width // sets))
 
-    return over_sets(end, (data, queue), width)
+    return over(lambda args: close(*args), (data, queue), width)
 
 
-def over_sets(function, args, width):
-    """`function` of every data set, a block of `width` at a time."""
-    sets = jax.tree.leaves(args)[0].shape[0]
-    if sets == 1:
-        return jax.tree.map(
-            lambda a: jnp.asarray(a)[None], function(*jax.tree.map(lambda a: a[0], args))
-        )
-    return jax.lax.map(lambda each: function(*each), args, batch_size=min(sets, width))
+def lane_width(model, x, count: int) -> int:
+    """The lanes for `count` fits of data x, whose first axis is that of data sets."""
+    floats = getattr(model, "k", 1) * jax.tree.leaves(x)[0][0].size
+    return lanes.width_for(count, floats, 4, jax.default_backend())
+
+
+def over(function, tree, block: int):
+    """`function` of every entry along the leading axis of a tree, a block at a time."""
+    size = jax.tree.leaves(tree)[0].shape[0]
+    if size == 1:
+        return jax.tree.map(_lift, function(_first(tree)))
+    if size <= block:
+        return jax.vmap(function)(tree)
+    return jax.lax.map(function, tree, batch_size=block)
+
+
+def _lift(leaf):
+    return jnp.expand_dims(leaf, 0)
+
+
+def _first(tree):
+    return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
 def transformable(spec: Spec):

@@ -36,7 +36,7 @@ class Full:
         return factor.mahalanobis(centred), factor.log_det
 
     def moments(self, weights, centred):
-        """Σ_n weight (k,), Σ_n weight · c (k, d), and Σ_n weight · c cᵀ in the structure's shape."""
+        """Σ_n weight (k,), Σ_n weight · c (k, d), Σ_n weight · c cᵀ in the structure's shape."""
         d = centred.shape[1]
         if d > STACKED:
             weighted = weights[:, None, :] * centred

@@ -47,6 +47,7 @@ def row_sum(weights, values):
     """
     n = values.shape[0]
     if n > BLOCK:
-        weights, values = (jnp.pad(a, (0, -n % BLOCK)).reshape(-1, BLOCK) for a in (weights, values))
+        blocks = [jnp.pad(a, (0, -n % BLOCK)).reshape(-1, BLOCK) for a in (weights, values)]
+        weights, values = blocks
     sums = jnp.einsum("...n,...n->...", weights, values, precision=Precision.HIGHEST)
     return sums.sum()

@@ -1,0 +1,221 @@
+"""From checked arguments to compiled programs: screening, slices, and how hard to compile."""
+
+import contextlib
+import gc
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem import slices
+from jaxem.init import Start
+from jaxem.lanes import STEPS
+from jaxem.pytree import is_traced, merge, split
+from jaxem.restarts import Restarts, continued, promising
+from jaxem.slices import is_long
+from jaxem.solve import (
+    Spec,
+    advance,
+    begin,
+    end,
+    lane_width,
+    many,
+    rank,
+    single,
+    transformable,
+)
+
+CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_llvm_disable_expensive_passes": True}
+TINY = 4096
+"""Units × features² × components × restarts below which a step takes under 0.1 ms however built."""
+
+
+@contextlib.contextmanager
+def collector_paused():
+    """Python's cyclic garbage collector off while a fit is traced and compiled, then as it was: one
+    full collection walks over all of JAX and takes as long as compiling a small fit."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def run(model, method, init, x, weights, start, limits, *, criterion, clean, plan, batched):
+    """The best `Fit` and every restart's, screened first where `plan` is `Restarts`.
+
+    Every restart's have a leading axis of restarts; with `batched` an axis of data sets precedes.
+    """
+    given = init is not None and not isinstance(init, Start)
+    numeric, structure = split((model, method, None if given else init))
+    spec = Spec(structure, criterion, clean, given)
+    static = {"spec": spec, "restarts": plan, "batched": batched}
+    if not isinstance(plan, Restarts):
+        return _climb(numeric, x, weights, start, *limits, **static)
+    tol, most = limits
+    least = jnp.minimum if is_traced(most) else min
+    screen = least(plan.screen_iters, most)
+    static["restarts"] = plan.count
+    every = _climb(numeric, x, weights, start, tol, screen, **static)[1]
+    index, start = _promising(every, plan.keep)
+    numeric, structure = split((model, method, None))
+    static |= {"spec": Spec(structure, criterion, clean, True), "restarts": plan.keep}
+    later = _climb(numeric, x, weights, start, tol, most - screen, **static)[1]
+    every = _continued(every, index, later)
+    return _winner(every, batched), every
+
+
+def _climb(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched):
+    """The best `Fit` and every restart's, compiled with as much effort as it is worth.
+
+    On a CPU the default fusion emitters double the compile time; a single fit does not run faster
+    for them (a batch does, by a tenth), and a step below a tenth of a millisecond is not worth
+    optimising at all (measured with jaxlib 0.10.2). The options can only be set outside other
+    transformations, and other versions may lack them.
+    """
+    args = (numeric, x, weights, start, tol, max_iter)
+    static = {"spec": spec, "restarts": restarts, "batched": batched}
+    if is_traced(args):
+        return SOLVE["full"](*args, **static, transformed=True)
+    leaf, *_ = leaves = jax.tree.leaves(x)
+    sets = leaf.shape[0] if batched else 1
+    n = leaf.shape[batched]
+    features = sum(leaf.size for leaf in leaves) // (sets * n)
+    k = getattr(merge(numeric, spec.structure)[0], "k", 1)
+    work = n * features**2 * k
+    effort = "full"
+    if not batched and jax.default_backend() == "cpu":
+        effort = "tiny" if work * restarts <= TINY else "less"
+    fits = sets * restarts
+    if not is_long(work * fits, max_iter):
+        best, every = _compiled(SOLVE, effort, *args, **static, transformed=False)
+        return best, (jax.tree.map(_alone, best) if every is None else every)
+    data = (numeric, x, weights)
+    climb, queue, ends = _compiled(BEGIN, effort, *data, start, tol, max_iter, **static)
+
+    def on(queue, budget):
+        return _compiled(ADVANCE, effort, climb, queue, ends, budget, spec=spec)
+
+    lanes = lane_width(climb.model, climb.data, fits) * STEPS if fits > 1 else 1
+    watched = ("fits", fits) if fits > 1 else ("steps", int(max_iter))
+    queue = slices.run(on, queue, work * lanes, *watched)
+    return _compiled(END, effort, *data, queue, spec=spec, batched=batched)
+
+
+def _solve(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched, transformed):
+    """A whole run: the best `Fit` and every restart's, None where a single one needs no axis."""
+    if not (batched or transformed) and restarts == 1:
+        first = jax.tree.map(lambda a: a[0], start) if spec.given else _typed(start)
+        return single(spec, numeric, x, weights, first, tol, max_iter), None
+    options = {"spec": spec, "restarts": restarts, "batched": batched}
+    canonical = _canonical(numeric, x, weights, start, tol, max_iter, **options)
+    every = (transformable(spec) if transformed else partial(many, spec))(*canonical)
+    every = every if batched else jax.tree.map(lambda a: a[0], every)
+    return _best(every, batched), every
+
+
+def _begin(*args, spec, **options):
+    """The first part of a long run: what `solve.begin` returns."""
+    return begin(spec, *_canonical(*args, spec=spec, **options))
+
+
+def _advance(work, queue, ends, budget, *, spec):
+    """The next slice of a long run."""
+    return advance(spec, work, queue, ends, budget)
+
+
+def _end(numeric, x, weights, queue, *, spec, batched):
+    """The last part of a long run: the best `Fit` and every restart's."""
+    sets = queue.status.shape[0]
+    every = end(spec, _sets(numeric, x, weights, sets, batched), queue)
+    every = every if batched else jax.tree.map(lambda a: a[0], every)
+    return _best(every, batched), every
+
+
+def _canonical(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched):
+    """Data, starts and limits as `solve` wants them: axes of data sets and of restarts."""
+    sets = jax.tree.leaves(x)[0].shape[0] if batched else 1
+    if not batched:
+        starts = jax.tree.map(lambda a: a[None], _starts(start, restarts, spec.given))
+    elif spec.given:
+        starts = start
+    else:
+        key, index = start
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(_typed(key), index)
+        starts = jax.vmap(lambda key: _starts(key, restarts, False))(keys)
+    limits = tuple(jnp.broadcast_to(v, (sets, restarts)) for v in (tol, max_iter))
+    return _sets(numeric, x, weights, sets, batched), starts, limits
+
+
+def _sets(numeric, x, weights, sets, batched):
+    """Hyperparameters, data and weights with an axis of data sets."""
+    numeric = [jnp.broadcast_to(leaf, (sets, *jnp.shape(leaf))) for leaf in numeric]
+    return numeric, *((x, weights) if batched else jax.tree.map(lambda a: a[None], (x, weights)))
+
+
+def _best(every, batched):
+    """The best restart, of every data set."""
+
+    def pick(fits):
+        return jax.tree.map(lambda a: a[rank(fits)], fits)
+
+    return jax.vmap(pick)(every) if batched else pick(every)
+
+
+_winner = jax.jit(_best, static_argnums=1)
+_promising = jax.jit(promising, static_argnums=1)
+_continued = jax.jit(continued)
+
+
+def _efforts(function, *static):
+    """The program of `function` for every effort of the compiler."""
+    tiny = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+    options = {"full": None, "less": CPU_OPTIONS, "tiny": CPU_OPTIONS | tiny}
+    return {
+        effort: jax.jit(function, static_argnames=static, compiler_options=chosen)
+        for effort, chosen in options.items()
+    }
+
+
+SOLVE = _efforts(_solve, "spec", "restarts", "batched", "transformed")
+BEGIN = _efforts(_begin, "spec", "restarts", "batched")
+ADVANCE = _efforts(_advance, "spec")
+END = _efforts(_end, "spec", "batched")
+
+
+def _compiled(programs, effort, *args, **static):
+    """A program's answer, with the full effort where the compiler does not know the options."""
+    try:
+        with collector_paused():
+            return programs[effort](*args, **static)
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        if effort == "full" or "compile" not in str(error):
+            raise
+        return programs["full"](*args, **static)
+
+
+def _typed(key):
+    """A typed key from an int's or a legacy key's words; key 0 where nothing is random."""
+    key = np.uint32(0) if key is None else key
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(key) if key.ndim else jax.random.key(key)
+
+
+def _starts(start, restarts, given):
+    """Given params as they are, or a key for every restart, each from its own number alone."""
+    if given:
+        return start
+    key = _typed(start)
+    if restarts == 1:
+        return key[None]
+    others = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(1, restarts))
+    return jnp.concatenate([key[None], others])
+
+
+def _alone(leaf):
+    """A leaf with a leading axis of one, on the host where it is known: that compiles nothing."""
+    return leaf[None] if is_traced(leaf) else np.asarray(leaf)[None]
