@@ -1,10 +1,16 @@
-"""`python -m benchmarks cold`: one benchmark by name."""
+"""`python -m benchmarks fleet`: a benchmark by name, with the parts that belong to it."""
 
 import importlib
 import sys
 
-NAMES = ("cold", "fleet")
+PARTS = {
+    "cold": ("cold",),
+    "fleet": ("fleet", "ragged", "restarts"),
+    "ragged": ("ragged",),
+    "restarts": ("restarts",),
+}
 
-if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
-    sys.exit(f"usage: python -m benchmarks {{{','.join(NAMES)}}}")
-importlib.import_module(f"benchmarks.{sys.argv[1]}").main()
+if len(sys.argv) < 2 or sys.argv[1] not in PARTS:
+    sys.exit(f"usage: python -m benchmarks {{{','.join(PARTS)}}}")
+for part in PARTS[sys.argv[1]]:
+    importlib.import_module(f"benchmarks.{part}").main()

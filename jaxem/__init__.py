@@ -24,6 +24,7 @@ from jaxem.priors import (
     GammaPrior,
     NormalPrior,
 )
+from jaxem.restarts import Restarts
 from jaxem.result import Fit, Result
 from jaxem.status import FitError, FitWarning, Status
 
@@ -38,26 +39,30 @@ if TYPE_CHECKING:
     from jaxem.families.poisson import Poisson, PoissonParams
     from jaxem.families.product import Product
     from jaxem.families.student import StudentT, StudentTParams
+    from jaxem.selection import Row, Selection, select
 
-_FAMILIES = {
-    "Bernoulli": "bernoulli",
-    "BernoulliParams": "bernoulli",
-    "Categorical": "categorical",
-    "CategoricalParams": "categorical",
-    "Exponential": "exponential",
-    "ExponentialParams": "exponential",
-    "ExponentialFamily": "exponential_family",
-    "Gamma": "gamma",
-    "GammaParams": "gamma",
-    "Multinomial": "multinomial",
-    "MultinomialParams": "multinomial",
-    "Normal": "normal",
-    "NormalParams": "normal",
-    "Poisson": "poisson",
-    "PoissonParams": "poisson",
-    "Product": "product",
-    "StudentT": "student",
-    "StudentTParams": "student",
+_LATER = {
+    "Bernoulli": "families.bernoulli",
+    "BernoulliParams": "families.bernoulli",
+    "Categorical": "families.categorical",
+    "CategoricalParams": "families.categorical",
+    "Exponential": "families.exponential",
+    "ExponentialParams": "families.exponential",
+    "ExponentialFamily": "families.exponential_family",
+    "Gamma": "families.gamma",
+    "GammaParams": "families.gamma",
+    "Multinomial": "families.multinomial",
+    "MultinomialParams": "families.multinomial",
+    "Normal": "families.normal",
+    "NormalParams": "families.normal",
+    "Poisson": "families.poisson",
+    "PoissonParams": "families.poisson",
+    "Product": "families.product",
+    "StudentT": "families.student",
+    "StudentTParams": "families.student",
+    "Row": "selection",
+    "Selection": "selection",
+    "select": "selection",
 }
 
 __all__ = [
@@ -98,7 +103,10 @@ __all__ = [
     "RandomResponsibilities",
     "RandomRows",
     "Responsibilities",
+    "Restarts",
     "Result",
+    "Row",
+    "Selection",
     "Status",
     "StudentT",
     "StudentTParams",
@@ -106,14 +114,15 @@ __all__ = [
     "fit",
     "free_energy",
     "load",
+    "select",
 ]
 
 
 def __getattr__(name: str):
-    """Component families are imported when they are first named: a fit needs one or two of them."""
-    if name not in _FAMILIES:
+    """Families and `select` are imported when they are first named: a fit needs few of them."""
+    if name not in _LATER:
         raise AttributeError(f"module 'jaxem' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"jaxem.families.{_FAMILIES[name]}"), name)
+    value = getattr(importlib.import_module(f"jaxem.{_LATER[name]}"), name)
     globals()[name] = value
     return value
 

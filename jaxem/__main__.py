@@ -4,7 +4,6 @@ import importlib.util
 import time
 import warnings
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -17,36 +16,11 @@ RESTARTS = 64
 PICTURE = "old_faithful.png"
 
 
-def fit_all(x):
-    """Every structure and number of components: {(structure, k): result}. Compiles on all cores."""
-
-    def one(choice):
-        structure, k = choice
-        model = jaxem.Mixture(jaxem.Normal(covariance=structure), k=k)
-        return choice, jaxem.fit(model, x, key=0, restarts=RESTARTS)
-
-    choices = [(structure, k) for structure in STRUCTURES for k in COMPONENTS]
-    with ThreadPoolExecutor() as pool:
-        return dict(pool.map(one, choices))
-
-
 def timed(x):
+    models = [jaxem.Mixture(jaxem.Normal(s), k=k) for s in STRUCTURES for k in COMPONENTS]
     begun = time.perf_counter()
-    results = fit_all(x)
-    return results, time.perf_counter() - begun
-
-
-def table(scores) -> str:
-    """BIC by structure and number of components; the lowest is starred."""
-    best = min(scores.values())
-    lines = ["k".rjust(11) + "".join(f"{k:>11}" for k in COMPONENTS)]
-    for structure in STRUCTURES:
-        cells = [
-            f"{scores[structure, k]:.2f}" + ("*" if scores[structure, k] == best else " ")
-            for k in COMPONENTS
-        ]
-        lines.append(f"{structure:>11}" + "".join(f"{cell:>11}" for cell in cells))
-    return "\n".join(lines)
+    selection = jaxem.select(x, models, key=0, restarts=RESTARTS)
+    return selection, time.perf_counter() - begun
 
 
 def describe(result) -> str:
@@ -61,7 +35,7 @@ def describe(result) -> str:
     return "\n".join(lines)
 
 
-def draw(x, result, scores, path) -> None:
+def draw(x, selection, path) -> None:
     """The data with the chosen components, and BIC against the number of components."""
     import matplotlib
 
@@ -70,6 +44,7 @@ def draw(x, result, scores, path) -> None:
     from matplotlib.patches import Ellipse
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    result = selection.best
     labels = np.asarray(result.predict(x))
     params = jax.tree.map(np.asarray, result.params)
     for j, mean in enumerate(params.components.mean):
@@ -81,8 +56,9 @@ def draw(x, result, scores, path) -> None:
             width, height = 2 * spread * np.sqrt(values[::-1])
             left.add_patch(Ellipse(mean, width, height, angle=angle, fill=False, color=colour))
     left.set(xlabel="eruption (min)", ylabel="waiting (min)", title=title(result))
-    for structure in STRUCTURES:
-        right.plot(COMPONENTS, [scores[structure, k] for k in COMPONENTS], "o-", label=structure)
+    scores = np.reshape([row.score for row in selection.table], (len(STRUCTURES), -1))
+    for structure, line in zip(STRUCTURES, scores, strict=True):
+        right.plot(COMPONENTS, line, "o-", label=structure)
     right.set(xlabel="components", ylabel="BIC (lower is better)", title="Old Faithful")
     right.legend(frameon=False)
     figure.savefig(path, dpi=120)
@@ -106,29 +82,26 @@ def title(result) -> str:
 def main() -> None:
     x = jaxem.datasets.old_faithful().astype(np.float32)
     with warnings.catch_warnings():
-        # Fits that ended otherwise are counted below, which says more than a warning each.
+        # Fits that ended otherwise are marked in the table and counted below.
         warnings.simplefilter("ignore", jaxem.FitWarning)
-        results, first = timed(x)
+        selection, first = timed(x)
         _, again = timed(x)
-    scores = {choice: float(result.bic(x)) for choice, result in results.items()}
-    sound = {c: s for c, s in scores.items() if results[c].status != jaxem.Status.DEGENERATE}
-    choice = min(sound, key=sound.get)
-    result = results[choice]
+    result = selection.best
 
-    print(f"Old Faithful: {len(x)} eruptions; BIC, lower is better\n\n{table(sound | scores)}\n")
+    print(f"Old Faithful: {len(x)} eruptions\n\n{selection}\n")
     print(f"Chosen: {title(result)}, log-likelihood {float(result.log_likelihood):.3f}")
     print(describe(result))
-    codes = np.concatenate([np.atleast_1d(r.restarts.status) for r in results.values()])
+    codes = np.concatenate([fits.restarts.status for fits in selection.results])
     counts = Counter(jaxem.Status(int(code)).name for code in codes)
     ended = ", ".join(f"{many:,} {name}" for name, many in counts.most_common())
     print(f"\n{len(codes):,} fits ended: {ended}")
     print(
-        f"{len(codes) / first:,.0f} fits a second with {len(results)} compilations "
-        f"({first:.1f} s), {len(codes) / again:,.0f} a second after them ({again:.2f} s), "
+        f"{len(codes) / first:,.0f} fits a second with compilation ({first:.1f} s), "
+        f"{len(codes) / again:,.0f} a second after it ({again:.2f} s), "
         f"on {jax.devices()[0].platform}"
     )
     if importlib.util.find_spec("matplotlib"):
-        draw(x, result, scores, PICTURE)
+        draw(x, selection, PICTURE)
         print(f"Picture: {PICTURE}")
     else:
         print('No picture: pip install "jaxem[plot]" draws one')

@@ -63,7 +63,7 @@ def fit(
       `grad` only shapes and dtypes can raise; bad values become the `Status` of that fit.
     """
     checks.refuse_unknown(unknown, OPTIONS)
-    _check_model(model)
+    require_model(model)
     model = adopt(model)
     if not isinstance(restarts, Restarts):
         restarts = checks.count(restarts, "restarts", 1)
@@ -140,7 +140,7 @@ def _check_size(model, n: int) -> int:
     return k
 
 
-def _check_model(model):
+def require_model(model):
     if isinstance(model, type):
         raise TypeError(f"model must be an instance, got the class: write {model.__name__}(...)")
     if isinstance(model, Bank):

@@ -86,6 +86,28 @@ class Result(Fit):
         """bic + 2·entropy; lower is better (Biernacki, Celeux & Govaert 2000)."""
         return self.bic(x, weights) + 2 * self.entropy(x, weights)
 
+    def optima(self, tol: float = 1e-5, units: float | None = None):
+        """The distinct final objectives of the restarts that converged, best first: `Optima`.
+
+        Each `Optimum` has its objective, how many restarts ended there, their share of all
+        restarts, and the index of the best of them. Printed, they are a table.
+
+        Args:
+          tol: per unit of weight, in nats: an objective at most this far below an optimum's best
+            belongs to it. The default is ten times the default `tol` of `fit`; keep it above the
+            `tol` that was used there.
+          units: Σw; None: the number of rows of the data. Give it where rows were weighted, and for
+            one of a ragged batch.
+
+        Raises:
+          TypeError: for a batch, where every data set has its own: `result[i].optima()`; under jit.
+        """
+        if np.ndim(self.status):
+            raise TypeError("every data set of a batch has its own optima: result[i].optima()")
+        from jaxem.optima import optima
+
+        return optima(self.restarts, self.data_shape[0] if units is None else units, tol)
+
     def raise_if_failed(self):
         """Returns self if the fit converged, else raises `FitError` that says what happened."""
         status = Counter(np.atleast_1d(np.asarray(self.status)).ravel().tolist())

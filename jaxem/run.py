@@ -91,18 +91,18 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched
         effort = "tiny" if work * restarts <= TINY else "less"
     fits = sets * restarts
     if not is_long(work * fits, max_iter):
-        best, every = _compiled(SOLVE, effort, *args, **static, transformed=False)
+        best, every = compiled(SOLVE, effort, *args, **static, transformed=False)
         return best, (jax.tree.map(_alone, best) if every is None else every)
     data = (numeric, x, weights)
-    climb, queue, ends = _compiled(BEGIN, effort, *data, start, tol, max_iter, **static)
+    climb, queue, ends = compiled(BEGIN, effort, *data, start, tol, max_iter, **static)
 
     def on(queue, budget):
-        return _compiled(ADVANCE, effort, climb, queue, ends, budget, spec=spec)
+        return compiled(ADVANCE, effort, climb, queue, ends, budget, spec=spec)
 
     lanes = lane_width(climb.model, climb.data, fits) * STEPS if fits > 1 else 1
     watched = ("fits", fits) if fits > 1 else ("steps", int(max_iter))
     queue = slices.run(on, queue, work * lanes, *watched)
-    return _compiled(END, effort, *data, queue, spec=spec, batched=batched)
+    return compiled(END, effort, *data, queue, spec=spec, batched=batched)
 
 
 def _solve(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched, transformed):
@@ -139,13 +139,13 @@ def _canonical(numeric, x, weights, start, tol, max_iter, *, spec, restarts, bat
     """Data, starts and limits as `solve` wants them: axes of data sets and of restarts."""
     sets = jax.tree.leaves(x)[0].shape[0] if batched else 1
     if not batched:
-        starts = jax.tree.map(lambda a: a[None], _starts(start, restarts, spec.given))
+        starts = jax.tree.map(lambda a: a[None], each_start(start, restarts, spec.given))
     elif spec.given:
         starts = start
     else:
         key, index = start
         keys = jax.vmap(jax.random.fold_in, (None, 0))(_typed(key), index)
-        starts = jax.vmap(lambda key: _starts(key, restarts, False))(keys)
+        starts = jax.vmap(lambda key: each_start(key, restarts, False))(keys)
     limits = tuple(jnp.broadcast_to(v, (sets, restarts)) for v in (tol, max_iter))
     return _sets(numeric, x, weights, sets, batched), starts, limits
 
@@ -170,7 +170,7 @@ _promising = jax.jit(promising, static_argnums=1)
 _continued = jax.jit(continued)
 
 
-def _efforts(function, *static):
+def efforts(function, *static):
     """The program of `function` for every effort of the compiler."""
     tiny = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
     options = {"full": None, "less": CPU_OPTIONS, "tiny": CPU_OPTIONS | tiny}
@@ -180,13 +180,13 @@ def _efforts(function, *static):
     }
 
 
-SOLVE = _efforts(_solve, "spec", "restarts", "batched", "transformed")
-BEGIN = _efforts(_begin, "spec", "restarts", "batched")
-ADVANCE = _efforts(_advance, "spec")
-END = _efforts(_end, "spec", "batched")
+SOLVE = efforts(_solve, "spec", "restarts", "batched", "transformed")
+BEGIN = efforts(_begin, "spec", "restarts", "batched")
+ADVANCE = efforts(_advance, "spec")
+END = efforts(_end, "spec", "batched")
 
 
-def _compiled(programs, effort, *args, **static):
+def compiled(programs, effort, *args, **static):
     """A program's answer, with the full effort where the compiler does not know the options."""
     try:
         with collector_paused():
@@ -205,7 +205,7 @@ def _typed(key):
     return jax.random.wrap_key_data(key) if key.ndim else jax.random.key(key)
 
 
-def _starts(start, restarts, given):
+def each_start(start, restarts, given):
     """Given params as they are, or a key for every restart, each from its own number alone."""
     if given:
         return start

@@ -1,0 +1,300 @@
+"""`select`: the table, the winner, and fits that equal those of `fit` alone, padded or not."""
+
+import importlib
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import normal_density
+from zoo import BANKS, COUNTS, LABELS, REAL
+
+import jaxem
+from jaxem import padded
+from jaxem.status import Status
+
+SIZES = (1, 2, 3, 4)
+FREE = {"full": 6, "spherical": 4}  # numbers of one component and its weight, in two dimensions
+OPTIONS = {"key": 0, "restarts": 4}
+KNOWN = [
+    name
+    for name in BANKS
+    if not name.endswith("-map") and not name.startswith("each") and name != "student-df"
+]
+solver = importlib.import_module("jaxem.run")
+
+
+def mixtures(bank, sizes=SIZES):
+    return [jaxem.Mixture(bank, k=k) for k in sizes]
+
+
+ROUND = mixtures(jaxem.Normal("spherical"))
+MODELS = [*ROUND, *mixtures(jaxem.Normal("full"))]
+
+
+def three_groups():
+    """Three round groups of 40 units in two dimensions."""
+    rng = np.random.default_rng(1)
+    return np.concatenate([rng.normal(size=(40, 2)) + at for at in ([0, 0], [8, 0], [0, 8])])
+
+
+X = three_groups()
+WEIGHTS = np.random.default_rng(2).integers(0, 3, len(X)) * 1.0
+
+
+def quiet(function, *args, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jaxem.FitWarning)
+        return function(*args, **options)
+
+
+@pytest.fixture(scope="module")
+def selection():
+    return jaxem.select(X, MODELS, **OPTIONS)
+
+
+def by_hand(row, result, weights, criterion):
+    """The criterion from scipy's densities alone."""
+    params = jax.tree.map(np.asarray, result.params)
+    joint = np.exp(normal_density(params.components, X)) * params.weights
+    density = joint.sum(1)
+    r = joint / density[:, None]
+    entropy = -(weights[:, None] * r * np.log(np.where(r > 0, r, 1))).sum()
+    free = FREE[row.model.components.covariance] * row.k - 1
+    assert row.n_parameters == free
+    score = -2 * weights @ np.log(density)
+    score += 2 * free if criterion == "aic" else free * np.log(weights.sum())
+    return score + 2 * entropy * (criterion == "icl")
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["alike", "weighted"])
+@pytest.mark.parametrize("criterion", ["bic", "aic", "icl"])
+def test_the_table_is_right_by_hand(criterion, weights):
+    models = MODELS if weights is None else ROUND
+    found = quiet(jaxem.select, X, models, criterion=criterion, weights=weights, **OPTIONS)
+    w = np.ones(len(X)) if weights is None else weights
+    assert found.criterion == criterion and len(found.results) == len(models)
+    for row, model, result in zip(found.table, models, found.results, strict=True):
+        assert row.model is model and row.k == model.k
+        assert row.status == result.status and row.log_likelihood == result.log_likelihood
+        np.testing.assert_allclose(row.score, by_hand(row, result, w, criterion), rtol=1e-9)
+    sound = [row.score for row in found.table if row.status in (1, 2)]
+    assert found.table[found.winner].score == min(sound)
+
+
+def test_the_winner_is_the_structure_that_made_the_data(selection):
+    assert selection.best is selection.results[2]
+    assert selection.best.model == jaxem.Mixture(jaxem.Normal("spherical"), k=3)
+    one = np.random.default_rng(3).normal(size=X.shape) * [1, 9]
+    assert quiet(jaxem.select, one, MODELS, **OPTIONS).best.model == MODELS[4]  # full, k=1
+
+
+def assert_same(result, expected):
+    """Every restart, the one chosen, and what the result is asked for."""
+    np.testing.assert_array_equal(result.restarts.status, expected.restarts.status)
+    assert result.status == expected.status and result.model == expected.model
+    for mine, theirs in ((result, expected), (result.restarts, expected.restarts)):
+        for name in ("log_likelihood", "objective"):
+            np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), rtol=1e-9)
+        np.testing.assert_allclose(mine.n_iter, theirs.n_iter, atol=1)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8),
+            mine.params,
+            theirs.params,
+        )
+        kinds = (jax.tree.map(lambda a: (type(a), a.shape), t) for t in (mine, theirs))
+        assert jax.tree.leaves(next(kinds)) == jax.tree.leaves(next(kinds))
+
+
+@pytest.mark.parametrize("at", [1, 6])
+def test_padded_fits_are_those_of_fit(selection, at):
+    expected = jaxem.fit(MODELS[at], X, **OPTIONS)
+    assert_same(selection.results[at], expected)
+    np.testing.assert_allclose(selection.table[at].score, expected.bic(X), rtol=1e-9)
+
+
+def test_other_rules_and_orders_are_those_of_fit():
+    models = mixtures(jaxem.Normal("tied"), (3, 2))
+    options = {**OPTIONS, "init": "random_rows"}
+    assert padded.groups(models, REAL, 4, jaxem.EM()) == [[0, 1]]
+    found = quiet(jaxem.select, REAL, models, **options)
+    assert_same(found.results[1], quiet(jaxem.fit, models[1], REAL, **options))
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_absent_components_change_no_step(name):
+    """Two EM steps from one start, with two absent components and without, in every bank."""
+    bank, x = BANKS[name]
+    small, large = mixtures(bank, (2, 4))
+    w, key = jnp.ones(len(x)), jax.random.key(0)
+    shapes = [padded._shapes(model, x, w.dtype) for model in (small, large)]
+    banked = tuple(a.shape != b.shape for a, b in zip(*shapes, strict=True))
+    start = small.init(key, x, w)
+    more = padded.over(banked, lambda a: jnp.concatenate([a, a[:1], a[:1]]), start.components)
+    padded_start = padded.PaddedParams(jnp.pad(start.weights, (0, 2)), more, jnp.asarray(2))
+
+    @jax.jit
+    def step(params, padded_params):
+        model = padded.Padded(large, banked)
+        steps = (small, params), (model, padded_params)
+        return [jaxem.EM().evaluate(m, p, x, w) for m, p in steps]
+
+    plain, padding = step(start, padded_start)
+    plain, padding = step(plain.proposal, padding.proposal)
+    np.testing.assert_allclose(padding.objective, plain.objective, rtol=1e-12)
+    np.testing.assert_allclose(padding.magnitude, plain.magnitude, rtol=1e-12)
+    got = padding.proposal
+    np.testing.assert_allclose(got.weights, [*plain.proposal.weights, 0, 0], rtol=1e-9)
+    here = padded.over(banked, lambda a: a[:2], got.components)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9),
+        here,
+        plain.proposal.components,
+    )
+
+
+def test_a_component_that_empties_is_seen_and_an_absent_one_is_not():
+    model = padded.Padded(jaxem.Mixture(jaxem.Poisson(), k=3), (True,))
+    params = padded.PaddedParams(
+        jnp.array([1.0, 0, 0]), jaxem.PoissonParams(jnp.ones((3, 1))), jnp.asarray(1)
+    )
+    assert not model.degenerate(params)
+    assert model.degenerate(padded.PaddedParams(params.weights, params.components, 2))
+
+
+def test_only_models_that_allow_it_are_climbed_together():
+    def together(models, x=X, restarts=4):
+        return padded.groups(models, x, restarts, jaxem.EM())
+
+    assert together(MODELS) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert together([*MODELS[::2], jaxem.Mixture(jaxem.StudentT(), k=2)]) == [[0, 1], [2, 3]]
+    prior = jaxem.NormalPrior(0.0, 0.1, 6.0, 2.0)
+    assert not together(mixtures(jaxem.Normal(prior=prior)))
+    product = jaxem.Product({"a": (jaxem.Normal(prior=prior), 0), "b": (jaxem.Poisson(), 1)})
+    assert not together(mixtures(product))
+    assert not together(
+        [jaxem.Mixture(jaxem.Poisson(), k, jaxem.DirichletPrior(2.0)) for k in SIZES]
+    )
+    assert not together(mixtures(BANKS["each"].model), COUNTS)
+    assert not together(MODELS, jaxem.Labelled(REAL, LABELS))
+    assert not together([MODELS[0], MODELS[0]])
+    floors = [jaxem.Mixture(jaxem.Normal(floor=f), k=k) for f, k in ((0.1, 1), (0.2, 2))]
+    assert not together(floors)
+    assert not together(MODELS, restarts=jaxem.Restarts(4))
+    assert together(MODELS, np.zeros((10_000, 2)))
+    assert not together(MODELS, np.zeros((10_000_000, 2)))
+
+
+def test_models_that_differ_in_k_compile_one_program():
+    def compilations():
+        return sum(program._cache_size() for program in solver.SOLVE.values())
+
+    before = compilations()
+    counts = COUNTS[:, :2]
+    models = mixtures(jaxem.Poisson(), (1, 2, 3))
+    found = quiet(jaxem.select, counts, models, key=0, restarts=2)
+    assert compilations() == before + 1
+    quiet(jaxem.select, counts, models, key=1, restarts=2)
+    assert compilations() == before + 1
+    assert found.table[0].k == 1
+
+
+def test_models_of_any_kind_side_by_side():
+    models = {
+        "map": jaxem.Mixture(jaxem.Poisson(prior=jaxem.GammaPrior(2.0, 0.5)), k=2),
+        "own": jaxem.Mixture(BANKS["each"].model, k=2),
+    }
+    options = {"key": 0, "restarts": 1, "max_iter": 9, "tol": 0}
+    found = jaxem.select(COUNTS, models, **options)
+    assert [row.name for row in found.table] == list(models)
+    for model, result in zip(models.values(), found.results, strict=True):
+        alone = jaxem.fit(model, COUNTS, **options)
+        assert result.log_likelihood == alone.log_likelihood
+    lines = str(found).splitlines()
+    assert lines[2].split() == ["parameters", "log-likelihood", "bic", "status"]
+    assert lines[3].split()[0] == "map" and lines[4].split()[0] == "own"
+    assert lines[3].endswith("MAX_ITER")
+
+
+def test_a_collapse_never_wins():
+    x = X.copy()
+    x[80:] = x[80]  # 40 units at one place: a component there has an unbounded likelihood
+    with pytest.warns(jaxem.FitWarning, match="models did not converge") as caught:
+        found = jaxem.select(x, MODELS, **OPTIONS)
+    assert len(caught) == 1 and "DEGENERATE" in str(caught[0].message)
+    collapsed = [row for row in found.table if row.status == Status.DEGENERATE]
+    assert collapsed and min(row.score for row in collapsed) < found.table[found.winner].score
+    assert found.table[found.winner].status == Status.CONVERGED
+    assert found.best.converged
+    text = str(found)
+    assert text.count("!") == len(collapsed) + 1 and "never chosen" in text
+    assert quiet(jaxem.fit, MODELS[6], x, **OPTIONS).status == found.table[6].status
+
+
+def test_where_nothing_is_sound_nothing_wins():
+    with pytest.warns(jaxem.FitWarning, match="none is sound, so best is None"):
+        found = jaxem.select(np.ones_like(X), MODELS, **OPTIONS)
+    assert all(row.status == Status.DEGENERATE for row in found.table)
+    assert found.best is None and found.winner is None
+    assert "none is sound" in str(found)
+
+
+def test_one_warning_for_all_the_models():
+    with pytest.warns(jaxem.FitWarning) as caught:
+        found = jaxem.select(X, MODELS, max_iter=1, **OPTIONS)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert "8 of 8 models did not converge" in str(caught[0].message)
+    assert "MAX_ITER: the iteration limit" in str(caught[0].message)
+    assert found.best is not None and str(found).count("~") == 9
+    jaxem.select(X, MODELS, max_iter=1, tol=0, **OPTIONS)  # as asked: no warning
+
+
+def test_the_printed_table(selection):
+    lines = str(selection).splitlines()
+    assert lines[0] == "BIC, lower is better"
+    assert lines[2].split() == ["k", "1", "2", "3", "4"]
+    assert lines[3].split()[0] == "Normal('spherical')" and lines[4].split()[0] == "Normal('full')"
+    cells = [cell for line in lines[3:5] for cell in line.split()[1:]]
+    starred = [cell for cell in cells if cell.endswith("*")]
+    assert starred == [f"{selection.table[2].score:.2f}*"]
+    assert [float(cell.strip("*")) for cell in cells] == [
+        round(r.score, 2) for r in selection.table
+    ]
+    assert lines[-1] == "* Normal('spherical'), k=3"
+
+
+def test_frozen(selection):
+    with pytest.raises(AttributeError):
+        selection.winner = 0
+
+
+BAD = {
+    "no models": (X, [], {}, ValueError, "models are empty"),
+    "one model": (X, MODELS[0], {}, TypeError, "models must be a list of models"),
+    "models first": (MODELS, X, {}, TypeError, "models.0.: model is an array"),
+    "no model": (X, [MODELS[0], 3], {}, TypeError, "models.1.: int is no model"),
+    "a bank": (X, [jaxem.Normal()], {}, TypeError, "use jaxem.Mixture"),
+    "criterion": (X, MODELS, {"criterion": "BICC"}, ValueError, "criterion must be one of 'bic'"),
+    "no key": (X, MODELS, {"key": None}, ValueError, "pass key="),
+    "restarts": (X, MODELS, {"restarts": 0}, ValueError, "restarts must be an int"),
+    "n_init": (X, MODELS, {"n_init": 3}, TypeError, "did you mean 'restarts'"),
+    "init": (X, MODELS, {"init": jaxem.Labels(np.zeros(120))}, TypeError, "belongs to one k"),
+    "batch": (jaxem.Batch([X]), MODELS, {}, TypeError, "one data set"),
+    "too few": (X[:3], MODELS, {}, ValueError, "use k <= 3"),
+    "weights": (X, MODELS, {"weights": np.ones(3)}, ValueError, "weights must have shape"),
+    "negative": (X, ROUND, {"weights": -np.ones(120)}, ValueError, "negative"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_mistakes_are_explained(case):
+    x, models, options, kind, match = BAD[case]
+    with pytest.raises(kind, match=match):
+        jaxem.select(x, models, **{**OPTIONS, **options})
+
+
+def test_under_jit_it_says_what_to_use_instead():
+    with pytest.raises(TypeError, match=r"use jaxem\.fit"):
+        jax.jit(lambda x: jaxem.select(x, MODELS, **OPTIONS).winner)(X)
