@@ -13,6 +13,7 @@ from jaxem.init import (
     RandomRows,
     Responsibilities,
 )
+from jaxem.lanes import Lanes
 from jaxem.methods.em import EM
 from jaxem.model import Bank, Each, Model
 from jaxem.models.mixture import Labelled, Mixture, MixtureParams
@@ -89,6 +90,7 @@ __all__ = [
     "KMeansPlusPlus",
     "Labelled",
     "Labels",
+    "Lanes",
     "Mixture",
     "MixtureParams",
     "Model",

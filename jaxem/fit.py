@@ -9,6 +9,7 @@ from jaxem import data as checks
 from jaxem.batch import Batch, as_blocks
 from jaxem.check import check_init, check_start
 from jaxem.init import NAMED, Start
+from jaxem.lanes import Lanes
 from jaxem.methods.em import EM
 from jaxem.model import Bank, adopt
 from jaxem.pytree import float_dtype, is_traced
@@ -17,7 +18,7 @@ from jaxem.result import Result, report
 from jaxem.run import run
 
 CRITERIA = ("aitken", "change")
-OPTIONS = ("key", "init", "restarts", "weights", "method", "tol", "max_iter", "criterion")
+OPTIONS = ("key", "init", "restarts", "weights", "method", "tol", "max_iter", "criterion", "lanes")
 
 
 def fit(
@@ -32,6 +33,7 @@ def fit(
     tol: float | None = None,
     max_iter: int = 2000,
     criterion: str = "aitken",
+    lanes: Lanes | int = Lanes(),  # noqa: B008 - frozen
     **unknown,
 ) -> Result:
     """Fits a model by EM: params = argmax Σ_i weights_i · log p(x_i | params) + log p(params).
@@ -54,6 +56,7 @@ def fit(
         it was given. 0: exactly max_iter iterations.
       max_iter: the most applications of the EM map; 0 returns the start, evaluated.
       criterion: "aitken", or "change" (the last gain is below tol: scikit-learn's rule).
+      lanes: how many restarts or data sets run at once: `Lanes`, or an int, its width.
 
     Returns:
       A `Result`. `result.status` says how the fit ended; nothing raises from inside a compiled fit.
@@ -77,7 +80,9 @@ def fit(
     if (init is None or (isinstance(init, Start) and init.random)) and key is None:
         raise ValueError("the start is random: pass key=jax.random.key(0), or an int")
     key = None if key is None else checks.as_key(key)
-    options = (key, init, restarts, method, limits, criterion)
+    lanes = lanes if isinstance(lanes, Lanes) else Lanes(checks.count(lanes, "lanes", 1))
+    plan = {"restarts": restarts, "criterion": criterion, "lanes": lanes}
+    options = (key, init, method, limits, plan)
     if isinstance(data, Batch):
         result, x = _fit_batch(model, data, weights, *options), None
     else:
@@ -87,11 +92,11 @@ def fit(
     return result if is_traced(result.status) else report(result, model, x, weights, tol)
 
 
-def _fit_one(model, x, n, weights, key, init, plan, method, limits, criterion):
+def _fit_one(model, x, n, weights, key, init, method, limits, plan):
     """The result of one data set."""
     model.check(x)
     k = _check_size(model, n)
-    many = plan.count if isinstance(plan, Restarts) else plan
+    many = _count(plan["restarts"])
     if isinstance(init, Start):
         init = check_start(init, n, k)
     elif init is not None:
@@ -99,12 +104,12 @@ def _fit_one(model, x, n, weights, key, init, plan, method, limits, criterion):
         init = jax.tree.map(lambda a: a[None], init) if many == 1 else init
     clean = weights is None and checks.is_clean(model, x)
     start = key if init is None or isinstance(init, Start) else init
-    options = {"criterion": criterion, "clean": clean, "plan": plan, "batched": False}
-    best, every = run(model, method, init, x, weights, start, limits, **options)
+    plan |= {"clean": clean, "batched": False}
+    best, every = run(model, method, init, x, weights, start, limits, **plan)
     return Result.of(model, best, every, tuple(jax.tree.leaves(x)[0].shape))
 
 
-def _fit_batch(model, batch, weights, key, init, plan, method, limits, criterion):
+def _fit_batch(model, batch, weights, key, init, method, limits, plan):
     """The result of many data sets, with a leading axis, in the order given."""
     blocks = as_blocks(batch, weights)
     sets, dtype = sum(len(block.index) for block in blocks), blocks[0].x.dtype
@@ -116,21 +121,25 @@ def _fit_batch(model, batch, weights, key, init, plan, method, limits, criterion
         raise TypeError("a Batch starts from a random rule or from params, with a leading axis")
     given = init is not None and not isinstance(init, Start)
     if given:
-        many = plan.count if isinstance(plan, Restarts) else plan
+        many = _count(plan["restarts"])
         init = check_init(model, init, like, (sets,) + (many,) * (many > 1), dtype)
         init = jax.tree.map(lambda a: a[:, None], init) if many == 1 else init
-    options = {"criterion": criterion, "clean": False, "plan": plan, "batched": True}
+    plan |= {"clean": False, "batched": True}
     fits = []
     for block in blocks:
         start = (key, block.index)
         if given:
             start = jax.tree.map(lambda a: a[block.index], init)  # noqa: B023
-        fits.append(run(model, method, init, block.x, block.weights, start, limits, **options))
+        fits.append(run(model, method, init, block.x, block.weights, start, limits, **plan))
     if len(fits) > 1:
         order = np.argsort(np.concatenate([block.index for block in blocks]))
         fits = [jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *fits)]
     shape = (sets, *blocks[-1].x.shape[1:])
     return Result.of(model, *fits[0], shape)
+
+
+def _count(restarts) -> int:
+    return restarts.count if isinstance(restarts, Restarts) else restarts
 
 
 def _check_size(model, n: int) -> int:

@@ -5,39 +5,61 @@ state in the queue, in place of the start it came from, and take the next one. T
 that share them stay shared; other data are copied into the lanes as they enter.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
 from jaxem import loop
+from jaxem.data import count as checked
 from jaxem.pytree import select
 from jaxem.status import Status
-
-STEPS = 4
-"""EM steps between looks at who has finished."""
 
 CACHE = 2**19
 """Bytes of work that the lanes of a CPU share: about half of a core's level-2 cache."""
 
 
-def width_for(count: int, floats: int, itemsize: int, platform: str) -> int:
-    """How many lanes: as many as fit the cache of a CPU, or thousands on an accelerator.
+@dataclass(frozen=True)
+class Lanes:
+    """How many fits run at once, for `fit(..., lanes=...)`. The answers do not depend on it.
 
     Args:
-      count: fits in the queue.  floats: numbers of one fit's widest intermediate array.
+      width: the number of lanes. None: as many as fit the cache of a CPU, or 4,096 elsewhere.
+      steps: EM steps between looks at who has finished. None: 4 on a CPU, 8 elsewhere.
+
+    Raises TypeError or ValueError where these are not ints of 1 or more.
     """
-    room = 4096 if platform != "cpu" else min(64, max(4, CACHE // (floats * itemsize)))
-    return min(count, room)
+
+    width: int | None = None
+    steps: int | None = None
+
+    def __post_init__(self):
+        for name in ("width", "steps"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, checked(getattr(self, name), name, 1))
+
+    def width_for(self, count: int, floats: int) -> int:
+        """The lanes for `count` fits whose widest intermediate array holds `floats` numbers."""
+        if self.width is not None:
+            return min(count, self.width)
+        if jax.default_backend() != "cpu":
+            return min(count, 4096)
+        return min(count, 64, max(4, CACHE // (floats * 4)))
+
+    def interval(self) -> int:
+        """EM steps between looks at who has finished."""
+        return self.steps or (4 if jax.default_backend() == "cpu" else 8)
 
 
-def run(queue, work, ends, *, criterion: str, width: int, budget=None):
-    """Runs every state of the queue to its end, or all lanes for `budget` times `STEPS` steps.
+def run(queue, work, ends, *, criterion: str, width: int, steps: int, budget=None):
+    """Runs every state of the queue to its end, or all lanes for `budget` times `steps` steps.
 
     Args:
       queue: a `loop.State` with a leading axis of fits; those that are not RUNNING stay as they
         are. With b data sets of r restarts, fit j works on data set j // r.
       work: a tree with a leading axis of data sets; `work.evaluate(params)` is an `Evaluation`.
       ends: (tol, max_iter) of every fit.
-      width: the number of lanes.
+      width: the number of lanes.  steps: EM steps between looks at who has finished.
 
     Returns the queue.
     """
@@ -68,7 +90,7 @@ def run(queue, work, ends, *, criterion: str, width: int, budget=None):
     def body(carry):
         rounds, index, following, states, mine, end, queue = carry
         some = (mine, end)
-        states = jax.lax.fori_loop(0, STEPS, lambda _, s: jax.vmap(advance)(s, *some), states)
+        states = jax.lax.fori_loop(0, steps, lambda _, s: jax.vmap(advance)(s, *some), states)
         done = (states.status != Status.RUNNING) & (index < count)
         queue = _store(queue, states, jnp.where(done, index, count))
         turn = jnp.minimum(following + jnp.cumsum(done) - 1, count)

@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxem import slices
 from jaxem.init import Start
-from jaxem.lanes import STEPS
 from jaxem.pytree import is_traced, merge, split
 from jaxem.restarts import Restarts, continued, promising
 from jaxem.slices import is_long
@@ -44,25 +43,27 @@ def collector_paused():
             gc.enable()
 
 
-def run(model, method, init, x, weights, start, limits, *, criterion, clean, plan, batched):
-    """The best `Fit` and every restart's, screened first where `plan` is `Restarts`.
+def run(
+    model, method, init, x, weights, start, limits, *, criterion, clean, restarts, batched, lanes
+):
+    """The best `Fit` and every restart's, screened first where `restarts` is `Restarts`.
 
     Every restart's have a leading axis of restarts; with `batched` an axis of data sets precedes.
     """
     given = init is not None and not isinstance(init, Start)
     numeric, structure = split((model, method, None if given else init))
-    spec = Spec(structure, criterion, clean, given)
-    static = {"spec": spec, "restarts": plan, "batched": batched}
-    if not isinstance(plan, Restarts):
+    spec = Spec(structure, criterion, clean, given, lanes)
+    static = {"spec": spec, "restarts": restarts, "batched": batched}
+    if not isinstance(restarts, Restarts):
         return _climb(numeric, x, weights, start, *limits, **static)
     tol, most = limits
-    least = jnp.minimum if is_traced(most) else min
-    screen = least(plan.screen_iters, most)
-    static["restarts"] = plan.count
+    screen = (jnp.minimum if is_traced(most) else min)(restarts.screen_iters, most)
+    static["restarts"] = restarts.count
     every = _climb(numeric, x, weights, start, tol, screen, **static)[1]
-    index, start = _promising(every, plan.keep)
+    index, start = _promising(every, restarts.keep)
     numeric, structure = split((model, method, None))
-    static |= {"spec": Spec(structure, criterion, clean, True), "restarts": plan.keep}
+    static["spec"] = spec._replace(structure=structure, given=True)
+    static["restarts"] = restarts.keep
     later = _climb(numeric, x, weights, start, tol, most - screen, **static)[1]
     every = _continued(every, index, later)
     return _winner(every, batched), every
@@ -85,23 +86,23 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched
     n = leaf.shape[batched]
     features = sum(leaf.size for leaf in leaves) // (sets * n)
     k = getattr(merge(numeric, spec.structure)[0], "k", 1)
-    work = n * features**2 * k
+    cost = n * features**2 * k
     effort = "full"
     if not batched and jax.default_backend() == "cpu":
-        effort = "tiny" if work * restarts <= TINY else "less"
+        effort = "tiny" if cost * restarts <= TINY else "less"
     fits = sets * restarts
-    if not is_long(work * fits, max_iter):
+    if not is_long(cost * fits, max_iter):
         best, every = compiled(SOLVE, effort, *args, **static, transformed=False)
         return best, (jax.tree.map(_alone, best) if every is None else every)
     data = (numeric, x, weights)
-    climb, queue, ends = compiled(BEGIN, effort, *data, start, tol, max_iter, **static)
+    work, queue, ends = compiled(BEGIN, effort, *data, start, tol, max_iter, **static)
 
     def on(queue, budget):
-        return compiled(ADVANCE, effort, climb, queue, ends, budget, spec=spec)
+        return compiled(ADVANCE, effort, work, queue, ends, budget, spec=spec)
 
-    lanes = lane_width(climb.model, climb.data, fits) * STEPS if fits > 1 else 1
+    together = lane_width(spec, work.climbed, work.data, fits) * spec.lanes.interval()
     watched = ("fits", fits) if fits > 1 else ("steps", int(max_iter))
-    queue = slices.run(on, queue, work * lanes, *watched)
+    queue = slices.run(on, queue, cost * (together if fits > 1 else 1), *watched)
     return compiled(END, effort, *data, queue, spec=spec, batched=batched)
 
 

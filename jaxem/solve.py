@@ -14,6 +14,7 @@ from jax.custom_batching import custom_vmap
 
 from jaxem import lanes, loop
 from jaxem.check import check_step
+from jaxem.lanes import Lanes
 from jaxem.pytree import Structure, float_dtype, merge, pytree, split
 from jaxem.status import Status
 
@@ -27,6 +28,7 @@ class Spec(NamedTuple):
     criterion: str
     clean: bool  # every unit is known to be valid, and weights are None
     given: bool  # starts are params, not keys
+    lanes: Lanes = Lanes()
 
 
 @pytree(eq=False)
@@ -66,6 +68,15 @@ class Problem:
         self.view = self.model.view(x, self.weights)
         self.total = self.weights.sum()
 
+    @property
+    def climbed(self):
+        """The model that is climbed."""
+        return self.view.model
+
+    def stand(self, start):
+        """The state at a start: a key, or given params."""
+        return loop.start(self.begin(start), self.weights.dtype, self.status)
+
     def begin(self, start):
         """Params to start from, in safe units, from a key or from given params."""
         model, data, weights = self.view.model, self.view.data, self.weights
@@ -91,7 +102,8 @@ class Work:
     structure: Structure
 
     @property
-    def model(self):
+    def climbed(self):
+        """The model that is climbed."""
         return merge(self.numeric, self.structure)[0]
 
     def evaluate(self, params):
@@ -99,11 +111,21 @@ class Work:
         return method.evaluate(model, params, self.data, self.weights)
 
 
-def single(spec: Spec, *args) -> Fit:
-    """One climb: `many` without its two axes. args: numeric, x, weights, start, tol, max_iter."""
-    numeric, x, weights, *rest = jax.tree.map(_lift, args)
-    start, *limits = jax.tree.map(_lift, rest)
-    return _first(_first(many(spec, (numeric, x, weights), start, limits)))
+def single(spec: Spec, numeric, x, weights, start, tol, max_iter) -> Fit:
+    """One climb, without the axes of the canonical form: these cost time to compile."""
+    problem = Problem(spec, numeric, x, weights)
+    state = problem.stand(start)
+    return finish(problem, climb(spec, problem, state, tol * problem.total, max_iter))
+
+
+def climb(spec: Spec, work, state, tol, max_iter, budget=None):
+    """One state after the plain loop; `work` evaluates params and knows the model climbed."""
+    options = {"tol": tol, "max_iter": max_iter, "criterion": spec.criterion, "budget": budget}
+    try:
+        return loop.run(state, work.evaluate, **options)
+    except TypeError:
+        check_step(work.climbed, state.params, work.evaluate)
+        raise
 
 
 def many(spec: Spec, data, starts, limits) -> Fit:
@@ -115,7 +137,7 @@ def many(spec: Spec, data, starts, limits) -> Fit:
 def begin(spec: Spec, data, starts, limits):
     """A `Work` (B, …), states (B, R, …) that stand at the starts, and what ends each of them."""
     sets, restarts = limits[0].shape
-    width = lane_width(merge(data[0], spec.structure)[0], data[1], sets * restarts)
+    width = lane_width(spec, merge(data[0], spec.structure)[0], data[1], sets * restarts)
 
     def prepare(data, starts):
         problem = Problem(spec, *data)
@@ -123,10 +145,7 @@ def begin(spec: Spec, data, starts, limits):
         numeric = [in_dtype(leaf, problem.weights.dtype) for leaf in numeric]
         work = Work(numeric, problem.view.data, problem.weights, structure)
 
-        def stand(start):
-            return loop.start(problem.begin(start), problem.weights.dtype, problem.status)
-
-        return work, over(stand, starts, max(1, width // sets)), problem.total
+        return work, over(problem.stand, starts, max(1, width // sets)), problem.total
 
     work, queue, total = over(lambda args: prepare(*args), (data, starts), width)
     tol, max_iter = limits
@@ -136,29 +155,25 @@ def begin(spec: Spec, data, starts, limits):
 def advance(spec: Spec, work: Work, queue, ends, budget=None):
     """The states after every climb has ended, or after `budget` rounds of steps.
 
-    A state that is not RUNNING stays as it is. A round is one step of one climb, or `lanes.STEPS`
-    steps of all lanes.
+    A state that is not RUNNING stays as it is. A round is one step of one climb, or some steps
+    (`Lanes.interval`) of all lanes.
     """
     sets, restarts = queue.status.shape
     if sets == restarts == 1:
-        one, state, (tol, max_iter) = _first((work, _first(queue), _first(ends)))
-        options = {"tol": tol, "max_iter": max_iter, "criterion": spec.criterion}
-        try:
-            state = loop.run(state, one.evaluate, **options, budget=budget)
-        except TypeError:
-            check_step(one.model, state.params, one.evaluate)
-            raise
+        one, state, limits = _first((work, _first(queue), _first(ends)))
+        state = climb(spec, one, state, *limits, budget)
         return jax.tree.map(lambda a: _lift(_lift(a)), state)
-    width = lane_width(work.model, work.data, sets * restarts)
+    width = lane_width(spec, work.climbed, work.data, sets * restarts)
     flat, ends = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (queue, ends))
-    flat = lanes.run(flat, work, ends, criterion=spec.criterion, width=width, budget=budget)
+    options = {"width": width, "steps": spec.lanes.interval(), "budget": budget}
+    flat = lanes.run(flat, work, ends, criterion=spec.criterion, **options)
     return jax.tree.map(lambda a: a.reshape(sets, restarts, *a.shape[1:]), flat)
 
 
 def end(spec: Spec, data, queue) -> Fit:
     """The fits (B, R) of finished states."""
     sets, restarts = queue.status.shape
-    width = lane_width(merge(data[0], spec.structure)[0], data[1], sets * restarts)
+    width = lane_width(spec, merge(data[0], spec.structure)[0], data[1], sets * restarts)
 
     def close(data, states):
         problem = Problem(spec, *data)
@@ -167,10 +182,10 @@ def end(spec: Spec, data, queue) -> Fit:
     return over(lambda args: close(*args), (data, queue), width)
 
 
-def lane_width(model, x, count: int) -> int:
+def lane_width(spec: Spec, model, x, count: int) -> int:
     """The lanes for `count` fits of data x, whose first axis is that of data sets."""
     floats = getattr(model, "k", 1) * jax.tree.leaves(x)[0][0].size
-    return lanes.width_for(count, floats, 4, jax.default_backend())
+    return spec.lanes.width_for(count, floats)
 
 
 def over(function, tree, block: int):

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 import jaxem
-from jaxem import lanes
 from jaxem.batch import padded_length
 
 K, N, D = 2, 60, 2
@@ -40,8 +39,24 @@ def same(a, b, rtol=1e-9):
 def fleet():
     """More data sets than lanes, so that lanes are refilled."""
     x = draw(150)
-    assert lanes.width_for(150, K * N * D, 8, "cpu") < 150
+    assert jaxem.Lanes().width_for(150, K * N * D) < 150
     return x, jaxem.fit(MODEL, jaxem.Batch(x), init=starts(x))
+
+
+@pytest.mark.parametrize("lanes", [1, 7, jaxem.Lanes(200, steps=1), jaxem.Lanes(steps=9)])
+def test_the_lanes_do_not_matter(fleet, lanes):
+    x, batch = fleet
+    other = jaxem.fit(MODEL, jaxem.Batch(x[:20]), init=one(starts(x), np.s_[:20]), lanes=lanes)
+    assert (other.n_iter == batch.n_iter[:20]).all()
+    same(other.params, one(batch.params, np.s_[:20]))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, "wide"])
+def test_lanes_that_cannot_be(wrong):
+    with pytest.raises((TypeError, ValueError), match=r"lanes must be"):
+        jaxem.fit(MODEL, np.zeros((9, D)), key=0, lanes=wrong)
+    with pytest.raises((TypeError, ValueError), match=r"steps must be"):
+        jaxem.Lanes(steps=wrong)
 
 
 def test_a_batch_is_a_loop_of_fits(fleet):
