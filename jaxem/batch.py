@@ -64,9 +64,10 @@ def as_blocks(batch: Batch, weights) -> list[Block]:
     if len(weights) != len(sets):
         raise ValueError(f"weights must be a list of {len(sets)}, one a data set")
     weights = [as_weights(w, len(one), one.dtype) for w, one in zip(weights, sets, strict=True)]
+    longest = max(len(one) for one in sets)
     lengths: dict[int, list[int]] = {}
     for i, one in enumerate(sets):
-        lengths.setdefault(padded_length(len(one)), []).append(i)
+        lengths.setdefault(min(padded_length(len(one)), longest), []).append(i)
     return [_stack(sets, weights, n, np.array(index)) for n, index in sorted(lengths.items())]
 
 

@@ -18,6 +18,9 @@ from jaxem.status import Status
 CACHE = 2**19
 """Bytes of work that the lanes of a CPU share: about half of a core's level-2 cache."""
 
+LONG = 2**15
+"""Numbers in a fit's widest array beyond which a step takes longer than a look at who is done."""
+
 
 @dataclass(frozen=True)
 class Lanes:
@@ -25,7 +28,7 @@ class Lanes:
 
     Args:
       width: the number of lanes. None: as many as fit the cache of a CPU, or 4,096 elsewhere.
-      steps: EM steps between looks at who has finished. None: 4 on a CPU, 8 elsewhere.
+      steps: EM steps between looks at who has finished. None: 1 to 8, fewer where a step is long.
 
     Raises TypeError or ValueError where these are not ints of 1 or more.
     """
@@ -46,9 +49,13 @@ class Lanes:
             return min(count, 4096)
         return min(count, 64, max(4, CACHE // (floats * 4)))
 
-    def interval(self) -> int:
-        """EM steps between looks at who has finished."""
-        return self.steps or (4 if jax.default_backend() == "cpu" else 8)
+    def interval(self, floats: int) -> int:
+        """EM steps between looks at who has finished, for fits as in `width_for`."""
+        if self.steps is not None:
+            return self.steps
+        if jax.default_backend() != "cpu":
+            return 8
+        return 4 if floats < LONG else 1
 
 
 def run(queue, work, ends, *, criterion: str, width: int, steps: int, budget=None):

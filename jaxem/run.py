@@ -18,7 +18,7 @@ from jaxem.solve import (
     advance,
     begin,
     end,
-    lane_width,
+    lane_plan,
     many,
     rank,
     single,
@@ -100,9 +100,9 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched
     def on(queue, budget):
         return compiled(ADVANCE, effort, work, queue, ends, budget, spec=spec)
 
-    together = lane_width(spec, work.climbed, work.data, fits) * spec.lanes.interval()
+    width, steps = lane_plan(spec, work.climbed, work.data, fits)
     watched = ("fits", fits) if fits > 1 else ("steps", int(max_iter))
-    queue = slices.run(on, queue, cost * (together if fits > 1 else 1), *watched)
+    queue = slices.run(on, queue, cost * (width * steps if fits > 1 else 1), *watched)
     return compiled(END, effort, *data, queue, spec=spec, batched=batched)
 
 

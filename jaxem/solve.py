@@ -137,7 +137,7 @@ def many(spec: Spec, data, starts, limits) -> Fit:
 def begin(spec: Spec, data, starts, limits):
     """A `Work` (B, …), states (B, R, …) that stand at the starts, and what ends each of them."""
     sets, restarts = limits[0].shape
-    width = lane_width(spec, merge(data[0], spec.structure)[0], data[1], sets * restarts)
+    width, _ = lane_plan(spec, merge(data[0], spec.structure)[0], data[1], sets * restarts)
 
     def prepare(data, starts):
         problem = Problem(spec, *data)
@@ -163,9 +163,9 @@ def advance(spec: Spec, work: Work, queue, ends, budget=None):
         one, state, limits = _first((work, _first(queue), _first(ends)))
         state = climb(spec, one, state, *limits, budget)
         return jax.tree.map(lambda a: _lift(_lift(a)), state)
-    width = lane_width(spec, work.climbed, work.data, sets * restarts)
+    width, steps = lane_plan(spec, work.climbed, work.data, sets * restarts)
     flat, ends = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (queue, ends))
-    options = {"width": width, "steps": spec.lanes.interval(), "budget": budget}
+    options = {"width": width, "steps": steps, "budget": budget}
     flat = lanes.run(flat, work, ends, criterion=spec.criterion, **options)
     return jax.tree.map(lambda a: a.reshape(sets, restarts, *a.shape[1:]), flat)
 
@@ -173,7 +173,7 @@ def advance(spec: Spec, work: Work, queue, ends, budget=None):
 def end(spec: Spec, data, queue) -> Fit:
     """The fits (B, R) of finished states."""
     sets, restarts = queue.status.shape
-    width = lane_width(spec, merge(data[0], spec.structure)[0], data[1], sets * restarts)
+    width, _ = lane_plan(spec, merge(data[0], spec.structure)[0], data[1], sets * restarts)
 
     def close(data, states):
         problem = Problem(spec, *data)
@@ -182,10 +182,10 @@ def end(spec: Spec, data, queue) -> Fit:
     return over(lambda args: close(*args), (data, queue), width)
 
 
-def lane_width(spec: Spec, model, x, count: int) -> int:
-    """The lanes for `count` fits of data x, whose first axis is that of data sets."""
+def lane_plan(spec: Spec, model, x, count: int) -> tuple[int, int]:
+    """Lanes for `count` fits, and steps between looks; the first axis of x is that of data sets."""
     floats = getattr(model, "k", 1) * jax.tree.leaves(x)[0][0].size
-    return spec.lanes.width_for(count, floats)
+    return spec.lanes.width_for(count, floats), spec.lanes.interval(floats)
 
 
 def over(function, tree, block: int):

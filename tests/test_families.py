@@ -17,6 +17,7 @@ from oracles import (
 from scipy import special, stats
 
 import jaxem
+from jaxem.families.covariance import CACHED
 
 DIRECTIONS = range(4)
 
@@ -274,3 +275,22 @@ def test_student_refuses_a_df_that_is_no_df():
     for df in (0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="df must be positive"):
             jaxem.StudentT(df=df)
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied"])
+def test_moments_of_many_rows_go_in_blocks(covariance):
+    """Rows enough for two blocks and a rest; the sums are those of all rows at once."""
+    rng = np.random.default_rng(0)
+    n, d, k = 18_000, 5, 3
+    assert n > 2 * CACHED // (k * d)
+    x, weights, mean = rng.normal(size=(n, d)), rng.uniform(size=(n, k)), rng.normal(size=(k, d))
+    bank = jaxem.Normal(covariance)
+    params = jaxem.NormalParams(mean, bank.structure.unit(k, d, float))
+    found = jax.jit(bank.statistics)(params, x, None, weights)
+    centred = x - mean[:, None]
+    second = np.einsum("nk,kni,knj->kij", weights, centred, centred, optimize=True)
+    np.testing.assert_allclose(found.count, weights.sum(0), rtol=1e-12)
+    np.testing.assert_allclose(found.first, np.einsum("nk,kni->ki", weights, centred), rtol=1e-9)
+    np.testing.assert_allclose(
+        found.second, second.sum(0) if covariance == "tied" else second, rtol=1e-11
+    )

@@ -6,6 +6,7 @@ a covariance has the shape that its structure names.
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
@@ -19,6 +20,10 @@ NEAR = 1.001
 STACKED = 4
 """Up to this many features full moments are one product with stacked rows: matrices of few rows
 are slow (in lanes, d = 2: 2.3 µs against 5.6)."""
+
+CACHED = 2**17
+"""Numbers of a (k, d, rows) block of centred rows: beyond that, moments are summed over blocks that
+stay in cache (4 lanes, n = 20,000, d = k = 8: 1.0 ms a lane against 1.8 to 2.7)."""
 
 
 class Full:
@@ -35,14 +40,39 @@ class Full:
         factor = Factor(covariance)
         return factor.mahalanobis(centred), factor.log_det
 
-    def moments(self, weights, centred):
-        """Σ_n weight (k,), Σ_n weight · c (k, d), Σ_n weight · c cᵀ in the structure's shape."""
-        d = centred.shape[1]
-        if d > STACKED:
-            weighted = weights[:, None, :] * centred
-            second = jnp.matmul(weighted, centred.swapaxes(1, 2), precision=Precision.HIGHEST)
-            return weights.sum(-1), weighted.sum(-1), second
-        rows = range(d)
+    def moments(self, weights, x, mean):
+        """Σ_n weight (k,), Σ_n weight · c (k, d), Σ_n weight · c cᵀ in the structure's shape.
+
+        c = x − mean; weights (k, n), x (n, d), mean (k, d).
+        """
+        (n, d), k = x.shape, mean.shape[0]
+        if d <= STACKED:
+            return self._stacked(weights, centre(x, mean))
+        block = max(256, CACHED // (k * d))
+        if n < 2 * block:
+            return self._products(weights, centre(x, mean))
+
+        columns = x.T
+
+        def products(w, columns):
+            return self._products(w, columns - mean[:, :, None])
+
+        def add(i, sums):
+            both = (weights, columns)
+            here = [jax.lax.dynamic_slice_in_dim(a, i * block, block, 1) for a in both]
+            return jax.tree.map(jnp.add, sums, products(*here))
+
+        done = n - n % block
+        sums = products(weights[:, done:], columns[:, done:])
+        return jax.lax.fori_loop(0, n // block, add, sums)
+
+    def _products(self, weights, centred):
+        weighted = weights[:, None, :] * centred
+        second = jnp.matmul(weighted, centred.swapaxes(1, 2), precision=Precision.HIGHEST)
+        return weights.sum(-1), weighted.sum(-1), second
+
+    def _stacked(self, weights, centred):
+        rows = range(centred.shape[1])
         products = [centred[:, i] * centred[:, j] for i in rows for j in range(i + 1)]
         count, first, packed = weighted_sums(weights, centred, products)
         at = [[max(i, j) * (max(i, j) + 1) // 2 + min(i, j) for j in rows] for i in rows]
@@ -97,8 +127,8 @@ class Tied(Full):
         k, _, n = centred.shape
         return distance.reshape(k, n), jnp.broadcast_to(factor.log_det, (k,))
 
-    def moments(self, weights, centred):
-        count, first, second = super().moments(weights, centred)
+    def moments(self, weights, x, mean):
+        count, first, second = super().moments(weights, x, mean)
         return count, first, second.sum(0)
 
     def outer(self, weights, v):
@@ -127,7 +157,8 @@ class Diagonal:
         distance = (jnp.square(centred) * (1 / covariance)[..., None]).sum(1)
         return distance, jnp.log(covariance).sum(-1)
 
-    def moments(self, weights, centred):
+    def moments(self, weights, x, mean):
+        centred = centre(x, mean)
         return weighted_sums(weights, centred, list(jnp.square(centred).swapaxes(0, 1)))
 
     def outer(self, weights, v):
@@ -171,8 +202,8 @@ class Spherical(Diagonal):
         distance = jnp.square(centred).sum(1) * (1 / covariance)[:, None]
         return distance, centred.shape[1] * jnp.log(covariance)
 
-    def moments(self, weights, centred):
-        count, first, second = super().moments(weights, centred)
+    def moments(self, weights, x, mean):
+        count, first, second = super().moments(weights, x, mean)
         return count, first, second.sum(-1)
 
     def outer(self, weights, v):

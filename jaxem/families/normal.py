@@ -72,7 +72,7 @@ class Normal(Bank):
         return None, -0.5 * (x.shape[1] * LOG_2PI + log_det[:, None] + distance).T
 
     def statistics(self, params, x, q, weights):
-        return NormalStatistics(*self.structure.moments(weights.T, centre(x, params.mean)))
+        return NormalStatistics(*self.structure.moments(weights.T, x, params.mean))
 
     def maximize(self, params, stats):
         return self.maximize_weighted(params, stats, stats.count)
