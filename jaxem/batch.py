@@ -15,6 +15,8 @@ class Batch:
       data: an array (b, n, d), or a list of arrays (n_i, d) of one width d and any lengths.
 
     A list is padded with absent units to a few lengths, each at most `GRID` times the one before.
+    Memory while it runs: a copy of the (padded) data, about five times the params of every fit, and
+    the work of as many fits as there are lanes.
     """
 
     def __init__(self, data):
