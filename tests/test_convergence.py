@@ -114,15 +114,17 @@ def constrain(free):
     return jax.tree_util.tree_map_with_path(back, free)
 
 
-@pytest.mark.parametrize("bank", ["full", "diagonal", "poisson", "categorical", "gamma"])
-def test_converged_is_true(bank):
-    """Ten times longer gains less than tol per unit, on 200 data sets not used for the rule.
+KNOWN = {("poisson", 8004)}
+"""Called converged, and not: a saddle, where the gain is 0 to the last bit for 2,000 steps."""
 
-    On 200 others it fails once: gains of 0 to the last bit for 2,000 steps, at a saddle.
-    """
+
+@pytest.mark.parametrize("first", [8000, 9000])
+@pytest.mark.parametrize("bank", ["full", "diagonal", "poisson", "categorical", "gamma"])
+def test_converged_is_true(bank, first):
+    """Ten times longer gains less than tol per unit: 400 data sets, and one known exception."""
     model = jaxem.Mixture(BANKS[bank], k=3)
-    slow, broken, tol = 0, [], 1e-6
-    for seed in range(9000, 9040):
+    converged, slow, broken, tol = 0, 0, set(), 1e-6
+    for seed in range(first, first + 40):
         x = draw(bank, seed, n=200, spread=[0.5, 1.0, 2.0][seed % 3])
         begun = jaxem.fit(model, x, key=seed, max_iter=0, tol=0)
         short = quiet(model, x, init=begun.params, max_iter=20_000)
@@ -131,11 +133,13 @@ def test_converged_is_true(bank):
             continue
         steps = int(short.n_iter)
         long = quiet(model, x, init=begun.params, tol=0, max_iter=10 * steps)
+        converged += 1
         slow += steps > 100
         if long.log_likelihood - short.log_likelihood >= tol * len(x):
-            broken.append(seed)
+            broken.add((bank, seed))
+    assert converged >= 36
     assert slow > 0
-    assert broken == []
+    assert broken <= KNOWN
 
 
 def quiet(model, x, **options):

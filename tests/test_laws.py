@@ -126,12 +126,13 @@ def test_components_permute(separate):
     close(jax.tree.map(lambda leaf: leaf[order], plain.proposal), moved.proposal)
 
 
+@pytest.mark.filterwarnings("ignore:.*MAX_ITER.*:jaxem.FitWarning")  # one of them is that slow
 @pytest.mark.parametrize("name", BANKS)
 def test_fit_in_both_precisions(name, dtype):
     """A whole fit from k-means++: sound, honest about its value, and the same in eager and jit."""
     model, data = MODELS[name]
     data = cast(data, dtype)
-    result = jaxem.fit(model, data, key=0, restarts=3, tol=1e-3)
+    result = jaxem.fit(model, data, key=0, restarts=3, tol=1e-4)
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(result.params))
     assert result.status in (jaxem.Status.CONVERGED, jaxem.Status.MAX_ITER)
     rtol = 5e-6 if dtype == np.float32 else 1e-11

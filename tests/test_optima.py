@@ -164,7 +164,7 @@ def test_500_starts_end_as_published(survey):
         assert round(ours.objective, 3) == theirs["log_likelihood"]
     counts = [[o.count for o in found], [theirs["of_500"] for theirs in wanted]]
     assert chi2_contingency(counts).pvalue > LEVEL, f"\n{found}"
-    assert seconds < 60
+    assert seconds < 30
 
 
 @published

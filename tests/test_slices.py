@@ -75,8 +75,9 @@ def test_a_long_fit_can_be_stopped():
         run.send_signal(signal.SIGINT)
         begun = time.perf_counter()
         error = run.communicate(timeout=60)[1]
-        assert time.perf_counter() - begun < 4
+        assert time.perf_counter() - begun < 2
         assert "KeyboardInterrupt" in error
+        assert "slices.py" in error  # it was climbing, not importing
     finally:
         run.kill()
 
