@@ -105,10 +105,21 @@ def unpack(fits):
     )  # fmt: skip
 
 
+def interleaved(contestants):
+    """Milliseconds a fit of every contestant, run in turn so that none has the better moments."""
+    times = {name: [] for name in contestants}
+    for _ in range(REPEATS):
+        for name, (count, run) in contestants.items():
+            begun = time.perf_counter()
+            run()
+            times[name].append((time.perf_counter() - begun) / count * 1e3)
+    return times
+
+
 def main():
     x, start = problems()
     contestants = sides(x, start)
-    scores, times = {}, {name: [] for name in contestants}
+    scores = {}
     for name, (_, run) in contestants.items():
         begun = time.perf_counter()
         answers = run()
@@ -116,11 +127,7 @@ def main():
         scores[name] = np.array([score(x[i], *a) for i, a in enumerate(answers[:SKLEARN_FITS])])
         print(f"{name:>14}: first call {first:.2f} s, compilation included", flush=True)
     best = np.nanmax(list(scores.values()), axis=0)
-    for _ in range(REPEATS):
-        for name, (count, run) in contestants.items():
-            begun = time.perf_counter()
-            run()
-            times[name].append((time.perf_counter() - begun) / count * 1e3)
+    times = interleaved(contestants)
     print()
     record = {"machine": machine(), "ms a fit": times, "ratios": {}}
     for name, values in times.items():

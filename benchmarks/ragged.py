@@ -18,10 +18,10 @@ import numpy as np
 
 import jaxem
 from benchmarks.cold import machine
-from benchmarks.fleet import LIMIT, TOL, lockstep, score, unpack
+from benchmarks.fleet import LIMIT, TOL, interleaved, lockstep, score, unpack
 
 FITS, SHORTEST, LONGEST, D, K = 10_000, 40, 2_000, 3, 4
-EVERY, REPEATS = 10, 7
+EVERY = 10
 MODEL = jaxem.Mixture(jaxem.Normal(covariance="diagonal"), k=K)
 
 
@@ -77,13 +77,8 @@ def main():
         name: np.array([score(x, *a) / len(x) for x, a in zip(few, found, strict=True)])
         for name, found in zip(contestants, (answers[some], rival), strict=True)
     }
-    times = {name: [] for name in contestants}
     best = np.nanmax(list(scores.values()), axis=0)
-    for _ in range(REPEATS):
-        for name, (count, run) in contestants.items():
-            begun = time.perf_counter()
-            run()
-            times[name].append((time.perf_counter() - begun) / count * 1e3)
+    times = interleaved(contestants)
     print(f"\n{FITS} ragged data sets")
     record = {"machine": machine(), "ms a fit": times, "ended lower": {}}
     for name, values in times.items():

@@ -74,9 +74,8 @@ def run(queue, work, ends, *, criterion: str, width: int, steps: int, budget=Non
     sets = jax.tree.leaves(work)[0].shape[0]
     restarts, shared = count // sets, sets == 1
     running = queue.status == Status.RUNNING
-    place = jnp.where(running, jnp.cumsum(running) - 1, count)
+    place = jnp.where(running, jnp.cumsum(running) - 1, count + 1)  # beyond the end is dropped
     order = jnp.full(count + 1, count).at[place].set(jnp.arange(count), mode="drop")
-    order = order.at[count].set(count)
 
     def entries(tree, index):
         return jax.tree.map(lambda a: a[jnp.minimum(index, count - 1)], tree)

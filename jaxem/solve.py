@@ -144,7 +144,6 @@ def begin(spec: Spec, data, starts, limits):
         numeric, structure = split((problem.view.model, problem.method))
         numeric = [in_dtype(leaf, problem.weights.dtype) for leaf in numeric]
         work = Work(numeric, problem.view.data, problem.weights, structure)
-
         return work, over(problem.stand, starts, max(1, width // sets)), problem.total
 
     work, queue, total = over(lambda args: prepare(*args), (data, starts), width)
