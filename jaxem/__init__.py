@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from jaxem.selection import Row, Selection, select
 
 _LATER = {
+    "Anderson": "methods.acceleration",
+    "SQUAREM": "methods.acceleration",
     "Bernoulli": "families.bernoulli",
     "BernoulliParams": "families.bernoulli",
     "Categorical": "families.categorical",
@@ -68,6 +70,8 @@ _LATER = {
 
 __all__ = [
     "EM",
+    "SQUAREM",
+    "Anderson",
     "Bank",
     "Batch",
     "Bernoulli",

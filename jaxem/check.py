@@ -101,9 +101,9 @@ def check_start(start: Start, n: int, k: int) -> Start:
     return start
 
 
-def check_step(model, params, evaluate) -> None:
+def check_step(model, params, memory, evaluate) -> None:
     """Raises TypeError, leaf by leaf, where one EM step does not return a tree like its params."""
-    seen = jax.eval_shape(evaluate, params)
+    seen = jax.eval_shape(evaluate, params, memory)
     before, after = jax.tree.structure(params), jax.tree.structure(seen.proposal)
     name = type(model.inner if isinstance(model, Adopted) else model).__name__
     if before != after:

@@ -64,7 +64,8 @@ def run(queue, work, ends, *, criterion: str, width: int, steps: int, budget=Non
     Args:
       queue: a `loop.State` with a leading axis of fits; those that are not RUNNING stay as they
         are. With b data sets of r restarts, fit j works on data set j // r.
-      work: a tree with a leading axis of data sets; `work.evaluate(params)` is an `Evaluation`.
+      work: a tree with a leading axis of data sets; `work.evaluate(params, memory)` is an
+        `Evaluation`.
       ends: (tol, max_iter) of every fit.
       width: the number of lanes.  steps: EM steps between looks at who has finished.
 
@@ -89,7 +90,7 @@ def run(queue, work, ends, *, criterion: str, width: int, steps: int, budget=Non
     one = entries_of_sets(0) if shared else None
 
     def advance(state, mine, end):
-        seen = (one if shared else mine).evaluate(state.proposal)
+        seen = (one if shared else mine).evaluate(state.proposal, state.method)
         new = loop.step(state, seen, *end, criterion)
         return select(state.status == Status.RUNNING, new, state)
 

@@ -113,3 +113,27 @@ def is_floored(covariance, floor):
     lowered = covariance - (margin * diagonal)[..., None] * jnp.eye(d, dtype=covariance.dtype)
     positive = jnp.all(Factor(lowered).pivots > 0, axis=-1)
     return ~positive | jnp.any(diagonal <= floor * (1 + 2 * margin), axis=-1)
+
+
+def lower_factor(covariance):
+    """The lower Cholesky factor of (..., d, d); NaN where a matrix is not positive definite."""
+    d = covariance.shape[-1]
+    if d > UNROLL:
+        return lax.linalg.cholesky(covariance, symmetrize_input=False)
+    pivots, unit = _unrolled_ldl(entries(covariance))
+    zero = jnp.zeros_like(pivots[..., 0])
+    rows = [jnp.stack([*unit[i][:i], zero + 1, *([zero] * (d - 1 - i))], axis=-1) for i in range(d)]
+    return jnp.stack(rows, axis=-2) * jnp.sqrt(pivots)[..., None, :]
+
+
+def solve_positive(a, b):
+    """a⁻¹ b for positive definite a (m, m) and b (m,), unrolled: for a handful of unknowns."""
+    m = a.shape[0]
+    pivots, unit = _unrolled_ldl(entries(a))
+    y = []
+    for i in range(m):
+        y.append(b[i] - sum(unit[i][j] * y[j] for j in range(i)))
+    z = [None] * m
+    for i in reversed(range(m)):
+        z[i] = y[i] / pivots[i] - sum(unit[j][i] * z[j] for j in range(i + 1, m))
+    return jnp.stack(z)

@@ -1,10 +1,11 @@
 """The one loop: state, stopping, status. It knows neither models nor methods.
 
-`evaluate(params)` returns the next params and the objective AT params, so the pair that is
-returned always belongs together. The state never holds the data; it goes in and comes out whole,
-so that a run can be cut into slices.
+`evaluate(params, memory)` returns the next params, what the method remembers, and the objective AT
+params, so the pair that is returned always belongs together. The state never holds the data; it
+goes in and comes out whole, so that a run can be cut into slices.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +13,6 @@ import jax.numpy as jnp
 
 from jaxem.pytree import pytree, select
 from jaxem.status import Status
-
-ROUNDING = 16
-"""The objective is known to ROUNDING · eps · Σw(|ℓ|+1): late float32 iterations fall by up to 3."""
 
 AUDIBLE = 0.25
 """The part of that rounding above which a gain is a gain: the bound is four times what is seen."""
@@ -25,6 +23,9 @@ the last, must gain less than tol too, for STREAK steps: that is four times what
 long would add, so gains may even grow there. Chosen on 1,000 recorded climbs; README has the
 figures on others.
 """
+
+LOOKS = 2
+"""How often in a row a method that foresees the gain to come must find the end near."""
 
 WINDOW = 32
 """A climb that gains no more than rounding over this many steps, a power of 2, has ended."""
@@ -43,7 +44,7 @@ class Stopping(NamedTuple):
 
 @pytree(eq=False)
 class State:
-    """The last two evaluated params with their objectives, and a proposal not yet evaluated.
+    """The last two params kept, with their objectives, and a proposal not yet evaluated.
 
     A step shifts all three along; only the end looks back: a step that is refused ends the run, and
     `settled` returns to the pair before it.
@@ -57,9 +58,10 @@ class State:
     n_iter: Any
     status: Any
     memory: Any
+    method: Any
 
 
-def start(params, dtype, status) -> State:
+def start(params, dtype, status, method=()) -> State:
     """A state that has evaluated nothing: its first step measures the start itself."""
     low, zero = jnp.asarray(-jnp.inf, dtype), jnp.asarray(0, jnp.int32)
     return State(
@@ -71,6 +73,7 @@ def start(params, dtype, status) -> State:
         n_iter=zero - 1,
         status=jnp.asarray(status, jnp.int32),
         memory=jnp.asarray(Stopping(0, 0.4, 0, -jnp.inf), dtype),
+        method=method,
     )
 
 
@@ -84,7 +87,7 @@ def run(state: State, evaluate, *, tol, max_iter, criterion: str, budget=None) -
         return running if last is None else running & (state.n_iter < last)
 
     def body(state):
-        return step(state, evaluate(state.proposal), tol, max_iter, criterion)
+        return step(state, evaluate(state.proposal, state.method), tol, max_iter, criterion)
 
     return jax.lax.while_loop(going, body, state)
 
@@ -102,15 +105,15 @@ def settled(state: State):
 def step(state: State, seen, tol, max_iter, criterion: str) -> State:
     """Shifts in the proposal that was just evaluated, and decides whether to go on."""
     gain = seen.objective - state.objective
-    noise = ROUNDING * jnp.finfo(seen.objective.dtype).eps * seen.magnitude
-    n_iter = state.n_iter + 1
-    memory, near = watch(state.memory, seen.objective, gain, noise, tol, criterion, n_iter)
+    noise, n_iter = seen.noise, state.n_iter + 1
+    told = (seen.objective, gain) if seen.ahead is None else (seen.objective, seen.gain)
+    memory, near = watch(state.memory, *told, seen.ahead, noise, tol, criterion, n_iter)
     status = jnp.where(n_iter >= max_iter, Status.MAX_ITER, Status.RUNNING)
     status = jnp.where(near, Status.CONVERGED, status)
     # A fall below the tolerance is rounding too: ill-conditioned terms cancel more than they show.
     status = jnp.where(gain < -jnp.maximum(noise, tol), Status.DECREASED, status)
     sound = jnp.isfinite(seen.objective + blemish(state.proposal))
-    return State(
+    new = State(
         params=state.proposal,
         objective=seen.objective,
         before=state.params,
@@ -119,7 +122,14 @@ def step(state: State, seen, tol, max_iter, criterion: str) -> State:
         n_iter=n_iter,
         status=jnp.where(sound, status, Status.NONFINITE).astype(jnp.int32),
         memory=memory,
+        method=seen.memory,
     )
+    if seen.accepted is None:
+        return new
+    ended = jnp.where(n_iter >= max_iter, Status.MAX_ITER, Status.RUNNING).astype(jnp.int32)
+    onward = {"proposal": seen.proposal, "n_iter": n_iter, "status": ended}
+    passed = replace(state, **onward, memory=memory, method=seen.memory)
+    return select(seen.accepted, new, passed)
 
 
 def blemish(params):
@@ -127,13 +137,15 @@ def blemish(params):
     return sum(jnp.sum(jnp.asarray(leaf) * 0) for leaf in jax.tree.leaves(params))
 
 
-def watch(memory, objective, gain, noise, tol, criterion, n_iter):
+def watch(memory, objective, gain, ahead, noise, tol, criterion, n_iter):
     """The stopping rule: its new memory, a `Stopping` as one vector, and whether the end is near.
 
-    "aitken": with gains that shrink by the rate a, the gain still to come is gain·a/(1−a); that and
-    the gain over the `HORIZON` must be below tol for `STREAK` steps. A gain lost in rounding counts
-    as large as the rounding, and the rate of the gains before it is kept. "change": the last gain
-    is below tol. A tolerance below the rounding of the objective is raised to it; 0 never stops.
+    A method that knows what is to come says so in `ahead`, and has gain NaN where a step tells
+    nothing. Else, "aitken": with gains that shrink by the rate a, the gain still to come is
+    gain·a/(1−a); that and the gain over the `HORIZON` must be below tol for `STREAK` steps. A gain
+    lost in rounding counts as large as the rounding, and the rate of the gains before it is kept.
+    "change": the last gain is below tol. A tolerance below the rounding of the objective is raised
+    to it; 0 never stops.
     """
     tol = jnp.where(tol > 0, jnp.maximum(tol, noise), 0)
     if criterion == "change":
@@ -143,11 +155,17 @@ def watch(memory, objective, gain, noise, tol, criterion, n_iter):
     heard = (past.gain > audible) & (n_iter > 1)
     size = jnp.maximum(gain, audible)
     rate = jnp.where(heard, size / past.gain, past.rate)
-    ahead = jnp.where(gain > audible, HORIZON * n_iter * size, 0)
-    near = (size * rate < tol * (1 - rate)) & (ahead < tol)
-    streak = jnp.where(near, past.streak + 1, 0)
+    far = jnp.where(gain > audible, HORIZON * n_iter * size, 0)
+    if ahead is None:
+        near = (size * rate < tol * (1 - rate)) & (far < tol)
+        streak = jnp.where(near, past.streak + 1, 0)
+        enough = STREAK
+    else:
+        near = (ahead < tol) & (far < tol)
+        streak = jnp.where(jnp.isnan(gain), past.streak, jnp.where(near, past.streak + 1, 0))
+        enough = LOOKS
 
     due = n_iter & (WINDOW - 1) == 0
     stalled = due & (objective - past.anchor <= noise) & (tol > 0)
     anchor = jnp.where(due, objective, past.anchor)
-    return jnp.stack(Stopping(gain, rate, streak, anchor)), (streak >= STREAK) | stalled
+    return jnp.stack(Stopping(gain, rate, streak, anchor)), (streak >= enough) | stalled

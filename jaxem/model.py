@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.pytree import pytree, select
+from jaxem.spaces import REAL
 
 
 class View(NamedTuple):
@@ -71,6 +72,20 @@ class Model:
     def log_prior(self, params):
         """log p(params); 0 by default. It stands here and in `maximize`, never in one alone."""
         return 0.0
+
+    def spaces(self, params):
+        """The `Space` of every leaf, a tree like params; by default all real numbers.
+
+        It is for accelerators and gradients alone; exact EM does not ask.
+        """
+        return jax.tree.map(lambda _: REAL, params)
+
+    def information(self, params):
+        """The complete data's information on every leaf, per unit, in charts, up to a factor.
+
+        A tree that broadcasts to params: the metric of accelerators.
+        """
+        return jax.tree.map(lambda space, leaf: space.metric(leaf), self.spaces(params), params)
 
     def log_prob(self, params, x):
         """log p(x | params) per unit, shape (n,)."""
@@ -190,6 +205,12 @@ class Each(Bank):
     def maximize(self, params, stats):
         new = jax.vmap(self.model.maximize)(params, stats.inner)
         return keep_empty(stats.count, new, params)
+
+    def spaces(self, params):
+        return self.model.spaces(params)
+
+    def information(self, params):
+        return jax.vmap(self.model.information)(params)
 
     def log_prior(self, params):
         return jnp.sum(jax.vmap(lambda p: jnp.asarray(self.model.log_prior(p)))(params))

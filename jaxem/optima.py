@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxem import data as checks
-from jaxem.loop import ROUNDING
+from jaxem.methods.em import ROUNDING
 from jaxem.pytree import is_traced
 from jaxem.status import Status
 

@@ -257,7 +257,7 @@ def _impossible(result, x, weights) -> str:
 
 
 def _warn_of_floor(result, weights, tol):
-    from jaxem.loop import ROUNDING
+    from jaxem.methods.em import ROUNDING
 
     total = result.data_shape[0] if weights is None else float(np.sum(np.asarray(weights)))
     dtype = result.log_likelihood.dtype

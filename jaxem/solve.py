@@ -75,7 +75,9 @@ class Problem:
 
     def stand(self, start):
         """The state at a start: a key, or given params."""
-        return loop.start(self.begin(start), self.weights.dtype, self.status)
+        params = self.begin(start)
+        memory = self.method.start(self.view.model, params)
+        return loop.start(params, self.weights.dtype, self.status, memory)
 
     def begin(self, start):
         """Params to start from, in safe units, from a key or from given params."""
@@ -88,8 +90,9 @@ class Problem:
             params = self.rule.params(model, start, data, weights)
         return jax.tree.map(lambda a: jnp.asarray(a, jnp.asarray(a).dtype), params)
 
-    def evaluate(self, params):
-        return self.method.evaluate(self.view.model, params, self.view.data, self.weights)
+    def evaluate(self, params, memory):
+        options = self.view.model, params, self.view.data, self.weights
+        return self.method.evaluate(*options, memory)
 
 
 @pytree(static=("structure",), eq=False)
@@ -106,9 +109,9 @@ class Work:
         """The model that is climbed."""
         return merge(self.numeric, self.structure)[0]
 
-    def evaluate(self, params):
+    def evaluate(self, params, memory):
         model, method = merge(self.numeric, self.structure)
-        return method.evaluate(model, params, self.data, self.weights)
+        return method.evaluate(model, params, self.data, self.weights, memory)
 
 
 def single(spec: Spec, numeric, x, weights, start, tol, max_iter) -> Fit:
@@ -124,7 +127,7 @@ def climb(spec: Spec, work, state, tol, max_iter, budget=None):
     try:
         return loop.run(state, work.evaluate, **options)
     except TypeError:
-        check_step(work.climbed, state.params, work.evaluate)
+        check_step(work.climbed, state.params, state.method, work.evaluate)
         raise
 
 

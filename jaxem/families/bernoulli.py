@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
 from jaxem.priors import BetaPrior
 from jaxem.pytree import pytree
+from jaxem.spaces import UNIT
 
 
 @pytree(eq=False)
@@ -39,6 +40,9 @@ class Bernoulli(ExponentialFamily):
             ones = jnp.maximum(ones + self.prior.a - 1, 0)
             zeros = jnp.maximum(zeros + self.prior.b - 1, 0)
         return BernoulliParams(normalize(jnp.stack([ones, zeros], axis=-1))[..., 0])
+
+    def spaces(self, params):
+        return BernoulliParams(UNIT)
 
     def log_prior(self, params):
         return 0.0 if self.prior is None else self.prior.log_density(params.probs)

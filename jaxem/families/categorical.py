@@ -10,6 +10,7 @@ import numpy as np
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
+from jaxem.spaces import SIMPLEX
 
 
 @pytree(eq=False)
@@ -55,6 +56,9 @@ class Categorical(ExponentialFamily):
             counts = jnp.maximum(counts + self.prior.concentration - 1, 0)
         real = jnp.arange(self._widest) < self._per_column(counts.shape[1])[:, None]
         return CategoricalParams(normalize(jnp.where(real, counts, 0), real))
+
+    def spaces(self, params):
+        return CategoricalParams(SIMPLEX)
 
     def log_prior(self, params):
         if self.prior is None:

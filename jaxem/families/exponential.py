@@ -9,6 +9,7 @@ from jaxem.families.exponential_family import ExponentialFamily
 from jaxem.model import View
 from jaxem.priors import GammaPrior
 from jaxem.pytree import pytree
+from jaxem.spaces import POSITIVE
 
 
 @pytree(eq=False)
@@ -45,6 +46,9 @@ class Exponential(ExponentialFamily):
             events = jnp.maximum(events + self.prior.shape - 1, 0)
             time = time + self.prior.rate
         return ExponentialParams(events / jnp.maximum(time, events * self._floor))
+
+    def spaces(self, params):
+        return ExponentialParams(POSITIVE)
 
     def log_prior(self, params):
         return 0.0 if self.prior is None else self.prior.log_density(params.rate)

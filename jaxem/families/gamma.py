@@ -10,6 +10,7 @@ from jaxem.families.exponential import column_scale
 from jaxem.model import Bank, View, keep_empty, safe
 from jaxem.priors import GammaConjugatePrior
 from jaxem.pytree import pytree
+from jaxem.spaces import POSITIVE
 from jaxem.special import inverse_minus_trigamma, log_minus_digamma, stirling_term
 
 NEWTON_STEPS = 8
@@ -76,6 +77,9 @@ class Gamma(Bank):
         shape = solve_shape(jnp.maximum(spread, smallest_spread(spread.dtype)))
         new = GammaParams(shape, shape / (mean * (1 + shift)))
         return keep_empty(stats.count, new, params) if self.prior is None else new
+
+    def spaces(self, params):
+        return GammaParams(POSITIVE, POSITIVE)
 
     def log_prior(self, params):
         return 0.0 if self.prior is None else self.prior.log_density(params.shape, params.rate)

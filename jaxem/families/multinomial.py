@@ -10,6 +10,7 @@ from jax.lax import lgamma
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
+from jaxem.spaces import SIMPLEX
 
 
 @pytree(eq=False)
@@ -43,6 +44,9 @@ class Multinomial(ExponentialFamily):
         if self.prior is not None:
             total = jnp.maximum(total + self.prior.concentration - 1, 0)
         return MultinomialParams(normalize(total))
+
+    def spaces(self, params):
+        return MultinomialParams(SIMPLEX)
 
     def log_prior(self, params):
         return 0.0 if self.prior is None else self.prior.log_density(params.probs)

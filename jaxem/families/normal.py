@@ -12,6 +12,7 @@ from jaxem.families.covariance import LOG_2PI, STRUCTURES, centre, standardize, 
 from jaxem.model import Bank, View, is_empty, safe
 from jaxem.priors import NormalPrior
 from jaxem.pytree import pytree
+from jaxem.spaces import REAL
 
 
 @pytree(eq=False)
@@ -95,6 +96,14 @@ class Normal(Bank):
         covariance = structure.floor(scatter / divisor, self._floor)
         new = NormalParams(mean, covariance)
         return new if prior is not None else self._keep_empty(stats.count, new, params)
+
+    def spaces(self, params):
+        return NormalParams(REAL, self.structure.space)
+
+    def information(self, params):
+        variance = self.structure.variances(params.covariance, params.mean.shape)
+        inner = super().information(params)
+        return NormalParams(1 / variance, inner.covariance)
 
     def log_prior(self, params):
         if self.prior is None:

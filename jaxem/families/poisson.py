@@ -9,6 +9,7 @@ from jax.lax import lgamma
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible
 from jaxem.priors import GammaPrior
 from jaxem.pytree import pytree
+from jaxem.spaces import POSITIVE
 
 
 @pytree(eq=False)
@@ -41,6 +42,12 @@ class Poisson(ExponentialFamily):
             return PoissonParams(total / count[:, None])
         events = jnp.maximum(total + self.prior.shape - 1, 0)
         return PoissonParams(events / (count[:, None] + self.prior.rate))
+
+    def spaces(self, params):
+        return PoissonParams(POSITIVE)
+
+    def information(self, params):
+        return PoissonParams(1 / params.rate)
 
     def log_prior(self, params):
         return 0.0 if self.prior is None else self.prior.log_density(params.rate)

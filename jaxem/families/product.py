@@ -54,6 +54,12 @@ class Product(Bank):
     def maximize(self, params, stats):
         return {n: f.maximize(params[n], stats[n]) for n, f, _ in self._parts()}
 
+    def spaces(self, params):
+        return {n: f.spaces(params[n]) for n, f, _ in self._parts()}
+
+    def information(self, params):
+        return {n: f.information(params[n]) for n, f, _ in self._parts()}
+
     def log_prior(self, params):
         return sum(f.log_prior(params[n]) for n, f, _ in self._parts())
 

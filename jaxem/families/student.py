@@ -14,6 +14,7 @@ from jaxem.families.normal import Normal, NormalParams, NormalStatistics
 from jaxem.model import Bank, keep_empty, safe
 from jaxem.priors import NormalPrior
 from jaxem.pytree import pytree
+from jaxem.spaces import POSITIVE, POSITIVE_DEFINITE, REAL, Positive
 from jaxem.special import log_gamma_ratio, log_minus_digamma
 
 DF_RANGE = (0.1, 1000.0)
@@ -102,6 +103,13 @@ class StudentT(Bank):
             low, high = (log_minus_digamma(jnp.asarray(v / 2, df.dtype)) for v in DF_RANGE)
             df = 2 * solve_shape(jnp.clip(target, high, low))
         return keep_empty(stats.count, self._params(new, df), params)
+
+    def spaces(self, params):
+        return StudentTParams(REAL, POSITIVE_DEFINITE, Positive(*DF_RANGE))
+
+    def information(self, params):
+        normal = self._normal.information(self._as_normal(params))
+        return self._params(normal, POSITIVE.metric(params.df))
 
     def log_prior(self, params):
         return self._normal.log_prior(self._as_normal(params))

@@ -14,6 +14,7 @@ from jaxem.init import Start, fill_empty
 from jaxem.model import Bank, Model, normalize
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
+from jaxem.spaces import SIMPLEX
 from jaxem.status import FitWarning
 
 
@@ -118,6 +119,20 @@ class Mixture(Model):
     def maximize(self, params, stats):
         components = self.components.maximize(params.components, stats.components)
         return MixtureParams(self._shares(stats.count), components)
+
+    def spaces(self, params):
+        return MixtureParams(SIMPLEX, self.components.spaces(params.components))
+
+    def information(self, params):
+        """Of a component's params times its weight; of params that all share as it is."""
+        weights, components = params.weights, params.components
+
+        def times_weight(metric):
+            shape = metric.shape[:1] + (1,) * (metric.ndim - 1)
+            return metric * weights.reshape(shape) if shape[:1] == (self.k,) else metric
+
+        inner = jax.tree.map(times_weight, self.components.information(components))
+        return MixtureParams(SIMPLEX.metric(weights), inner)
 
     def log_prior(self, params):
         inner = self.components.log_prior(params.components)

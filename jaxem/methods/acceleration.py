@@ -1,0 +1,228 @@
+"""Accelerators of the EM map: extrapolations that are kept only where the objective does not fall.
+
+Both work in the coordinates of `Model.spaces`, where a guard keeps shares and variances positive,
+and measure lengths by the information of the complete data (`Model.information`), in which the
+derivative of the EM map is symmetric. `advance` is told of every evaluation, and says whether its
+params are kept and which are evaluated next.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.lax import Precision
+
+from jaxem.linalg import solve_positive
+from jaxem.pytree import pytree, select
+
+FADE = 0.9
+"""How much of the slowest mode seen is remembered from one measurement to the next."""
+
+
+class Chart:
+    """Params as one vector, around params that are legal."""
+
+    def __init__(self, model, legal):
+        self.spaces = model.spaces(legal)
+        self.legal = self._chart(legal)
+        self.origin, self._unravel = ravel_pytree(self.legal)
+        metric = jax.tree.map(
+            lambda m, leaf: jnp.broadcast_to(m, leaf.shape), model.information(legal), legal
+        )
+        self.metric = ravel_pytree(metric)[0]
+
+    def _chart(self, params):
+        return jax.tree.map(lambda space, leaf: space.chart(leaf), self.spaces, params)
+
+    def vector(self, params):
+        return ravel_pytree(self._chart(params))[0]
+
+    def params(self, vector):
+        """Legal params near a vector."""
+
+        def back(space, proposal, legal):
+            return space.leaf(space.guard(proposal, legal))
+
+        return jax.tree.map(back, self.spaces, self._unravel(vector), self.legal)
+
+    def product(self, a, b):
+        """Σ metric · a · b over the last axis."""
+        return jnp.sum(self.metric * a * b, axis=-1)
+
+
+def slowness(chart, step, change):
+    """1 / |1 − λ| of the EM map along a step between two points, at least 1, and whether λ > 1.
+
+    λ is its rate there; `change` is what became of the residual M(θ) − θ. Steps that grow lead away
+    from a saddle: there a long step forward is right too.
+    """
+    size, along = chart.product(change, change), chart.product(change, step)
+    size = jnp.where(size > 0, size, 1)
+    forward = jnp.sqrt(chart.product(step, step) / size)
+    return jnp.maximum(jnp.where(along < 0, -along / size, forward), 1), along > 0
+
+
+class SquaremMemory(NamedTuple):
+    """Where in the cycle a climb is; the objective and the first point of the cycle; where to go on
+    from if an extrapolation fails; the longest step allowed, and the slowest mode seen lately."""
+
+    phase: Any
+    trial: Any
+    best: Any
+    first: Any
+    fallback: Any
+    longest: Any
+    last: Any
+    slowest: Any
+
+
+@pytree
+class SQUAREM:
+    """Squared extrapolation (Varadhan & Roland 2008), strictly monotone.
+
+    From θ₀, θ₁ = M(θ₀), θ₂ = M(θ₁) with r = θ₁ − θ₀ and v = θ₂ − θ₁ − r, the cycle tries
+    θ' = θ₀ + 2αr + α²v with α = −⟨r, v⟩/⟨v, v⟩ (their S2, which in the metric of the complete data
+    beat S3; ‖r‖/‖v‖ where residuals grow), and goes on from M(θ'). Where that lies below θ₁ it
+    goes on from θ₂, and steps get shorter for a while.
+    """
+
+    def start(self, model, params):
+        """The memory of a climb that has evaluated nothing."""
+        first = Chart(model, params).origin
+        one = jnp.ones((), first.dtype)
+        return SquaremMemory(
+            jnp.asarray(0, jnp.int32),
+            jnp.asarray(False),
+            -jnp.inf * one,
+            first,
+            params,
+            jnp.finfo(first.dtype).max * one,
+            one,
+            one,
+        )
+
+    def advance(self, model, params, seen, memory: SquaremMemory):
+        """An evaluation in terms of the cycle: 0 evaluates θ₀, 1 evaluates θ₁, 2 evaluates θ'."""
+        m, objective, after = memory, seen.objective, seen.proposal
+        sound = jnp.isfinite(objective)
+        accepted = ~m.trial | (sound & (objective >= m.best - seen.noise))
+        begin, middle, trying = (m.phase == phase for phase in range(3))
+
+        chart = Chart(model, after)
+        here = chart.vector(params)
+        r = here - m.first
+        v = chart.origin - here - r
+        slow, growing = slowness(chart, r, v)
+        alpha = jnp.minimum(slow, m.longest)
+        there = chart.params(m.first + 2 * alpha * r + alpha * alpha * v)
+
+        back = jnp.where(trying, ~sound, ~accepted)  # to the fallback
+        proposal = select(middle, there, select(back, m.fallback, after))
+        slowest = jnp.where(middle, jnp.maximum(slow, FADE * m.slowest), m.slowest)
+        gain = objective - m.best
+        stretched = jnp.where(middle & (alpha >= m.longest), 4 * m.longest, m.longest)
+        return seen._replace(
+            proposal=proposal,
+            accepted=accepted,
+            gain=jnp.where(middle, gain, jnp.nan),
+            ahead=jnp.where(growing & (gain > seen.noise), jnp.inf, gain * slowest),
+            memory=SquaremMemory(
+                phase=jnp.where(middle, 2, jnp.where(begin & accepted, 1, 0)).astype(jnp.int32),
+                trial=middle | (trying & sound & ~accepted),
+                best=jnp.where(accepted, objective, m.best),
+                first=jnp.where(begin, here, m.first),
+                fallback=select(middle, after, m.fallback),
+                longest=jnp.where(back, jnp.maximum(m.last / 4, 1), stretched),
+                last=jnp.where(middle, alpha, m.last),
+                slowest=slowest,
+            ),
+        )
+
+
+class AndersonMemory(NamedTuple):
+    """The last changes of residual and image, (order, p) each; the last residual and image; whether
+    there is one; the rest as in `SquaremMemory`; a plain step's gain per squared length."""
+
+    residuals: Any
+    images: Any
+    residual: Any
+    image: Any
+    known: Any
+    trial: Any
+    best: Any
+    fallback: Any
+    slowest: Any
+    scale: Any
+
+
+@pytree(static=("order",))
+class Anderson:
+    """Anderson's mixing (1965; Walker & Ni 2011), strictly monotone, restarted at every failure.
+
+    Args:
+      order: how many earlier steps are mixed; each costs 2p numbers of memory for p parameters.
+    """
+
+    order: int = 5
+
+    def start(self, model, params):
+        """The memory of a climb that has evaluated nothing."""
+        zero = jnp.zeros_like(Chart(model, params).origin)
+        past = jnp.zeros((self.order, *zero.shape), zero.dtype)
+        one = jnp.ones((), zero.dtype)
+        false = jnp.asarray(False)
+        return AndersonMemory(
+            past, past, zero, zero, false, false, -jnp.inf * one, params, one, 0 * one
+        )
+
+    def advance(self, model, params, seen, memory: AndersonMemory):
+        """An evaluation, and the mixture of the last images that shrinks the residual most."""
+        m, objective, after = memory, seen.objective, seen.proposal
+        accepted = ~m.trial | (objective >= m.best - seen.noise)
+
+        chart = Chart(model, after)
+        image = chart.origin
+        residual = image - chart.vector(params)
+        size = chart.product(residual, residual)
+        change = jnp.where(m.known, residual - m.residual, 0)
+        moved = jnp.where(m.known, image - m.image, 0)
+        residuals = jnp.concatenate([m.residuals[1:], change[None]])
+        images = jnp.concatenate([m.images[1:], moved[None]])
+        slow, growing = slowness(chart, moved - change, change)
+        slow, growing = jnp.where(m.known, slow, 1), m.known & growing
+        mixed = image - self._mix(chart, residuals, residual) @ images
+        mixed = jnp.where(growing, image + slow * residual, mixed)
+        there = select(m.known, chart.params(mixed), after)
+
+        gain = objective - m.best
+        plain = ~m.trial & m.known
+        before = chart.product(m.residual, m.residual)
+        scale = jnp.where(plain, gain / jnp.where(before > 0, before, 1), 0)
+        scale = jnp.maximum(scale, FADE * m.scale)
+        slowest = jnp.maximum(slow, FADE * m.slowest)
+        kept = AndersonMemory(
+            residuals, images, residual, image, True, m.known, objective, after, slowest, scale
+        )
+        kept = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), kept, m)
+        ahead = scale * size * slowest
+        past = jnp.zeros_like(m.residuals)
+        restarted = m._replace(residuals=past, images=past, trial=jnp.asarray(False))
+        return seen._replace(
+            proposal=select(accepted, there, m.fallback),
+            accepted=accepted,
+            gain=jnp.where(accepted, gain, jnp.nan),
+            ahead=jnp.where((scale > 0) & ~(growing & (gain > seen.noise)), ahead, jnp.inf),
+            memory=select(accepted, kept, restarted),
+        )
+
+    def _mix(self, chart, residuals, residual):
+        """The shares (order,) of earlier changes that shrink the residual most."""
+        used = chart.product(residuals, residuals)
+        length = jnp.sqrt(jnp.where(used > 0, used, 1))
+        unit = residuals / length[:, None]
+        weighed = unit * chart.metric
+        gram = jnp.matmul(weighed, unit.T, precision=Precision.HIGHEST)
+        ridge = 64 * jnp.finfo(gram.dtype).eps + jnp.where(used > 0, 0, 1)
+        right = jnp.matmul(weighed, residual, precision=Precision.HIGHEST)
+        return solve_positive(gram + jnp.diag(ridge), right) / length

@@ -1,0 +1,152 @@
+"""The set that each leaf of params lives in: how to move in it, and how to leave constraints out.
+
+A model declares one `Space` per leaf (`Model.spaces`). A space acts on the trailing axes of its
+leaf, so that any leading axes (components, lanes) may precede them.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.lax import Precision
+
+from jaxem.linalg import lower_factor
+
+KEEP = 0.2
+"""An extrapolated coordinate keeps this part of what a plain step gives: EM on probabilities is
+multiplicative, so one that is set to 0 never returns."""
+
+
+TRACE = 1e-6
+"""The least share that still counts in a metric."""
+
+
+class Space:
+    """All real numbers.
+
+    chart/leaf: coordinates in which straight lines are followed, and back. guard: coordinates that
+    are legal, from a proposal and from legal ones. free/bound: coordinates without any constraint,
+    and back. nudge: the leaf moved by the relative amount `step`, an array of its shape. metric:
+    the information that a unit of weight holds on every entry, in the coordinates of the chart, up
+    to a factor.
+    """
+
+    def chart(self, leaf):
+        return leaf
+
+    def leaf(self, chart):
+        return chart
+
+    def guard(self, proposal, legal):
+        return proposal
+
+    def free(self, leaf):
+        return leaf
+
+    def bound(self, free):
+        return free
+
+    def nudge(self, leaf, step):
+        return leaf * (1 + step)
+
+    def metric(self, leaf):
+        return jnp.ones_like(leaf)
+
+
+@dataclass(frozen=True)
+class Positive(Space):
+    """Numbers above 0, or within a range."""
+
+    least: float = 0.0
+    most: float = math.inf
+
+    def guard(self, proposal, legal):
+        return jnp.clip(proposal, jnp.maximum(KEEP * legal, self.least), self.most)
+
+    def free(self, leaf):
+        return jnp.log(leaf)
+
+    def bound(self, free):
+        return jnp.clip(jnp.exp(free), self.least, self.most)
+
+    def metric(self, leaf):
+        return 1 / jnp.square(leaf)
+
+
+class UnitInterval(Space):
+    """Numbers between 0 and 1."""
+
+    def guard(self, proposal, legal):
+        proposal = jnp.maximum(proposal, KEEP * legal)
+        return 1 - jnp.maximum(1 - proposal, KEEP * (1 - legal))
+
+    def free(self, leaf):
+        return jnp.log(leaf) - jnp.log1p(-leaf)
+
+    def bound(self, free):
+        return jax.nn.sigmoid(free)
+
+    def nudge(self, leaf, step):
+        return leaf * (1 + step * (1 - leaf))
+
+    def metric(self, leaf):
+        return 1 / jnp.maximum(leaf * (1 - leaf), TRACE)
+
+
+class Simplex(Space):
+    """Shares along the last axis: of 0 or more, with the sum 1. A share of 0 stays 0."""
+
+    def guard(self, proposal, legal):
+        return _shares(jnp.maximum(proposal, KEEP * legal))
+
+    def free(self, leaf):
+        return jnp.log(leaf)
+
+    def bound(self, free):
+        return jax.nn.softmax(free, axis=-1)
+
+    def nudge(self, leaf, step):
+        return _shares(leaf * (1 + step))
+
+    def metric(self, leaf):
+        return 1 / jnp.maximum(leaf, TRACE)
+
+
+class PositiveDefinite(Space):
+    """Symmetric positive definite matrices in the last two axes, by their Cholesky factor."""
+
+    def chart(self, leaf):
+        return lower_factor(leaf)
+
+    def leaf(self, chart):
+        return jnp.matmul(chart, jnp.swapaxes(chart, -1, -2), precision=Precision.HIGHEST)
+
+    def guard(self, proposal, legal):
+        diagonal = jnp.eye(legal.shape[-1], dtype=bool)
+        return jnp.where(diagonal, jnp.maximum(proposal, KEEP * legal), proposal)
+
+    def free(self, leaf):
+        lower = lower_factor(leaf)
+        diagonal = jnp.eye(leaf.shape[-1], dtype=bool)
+        return jnp.where(diagonal, jnp.log(jnp.where(diagonal, lower, 1)), lower)
+
+    def bound(self, free):
+        diagonal = jnp.eye(free.shape[-1], dtype=bool)
+        lower = jnp.tril(jnp.where(diagonal, jnp.exp(jnp.where(diagonal, free, 0)), free))
+        return self.leaf(lower)
+
+    def nudge(self, leaf, step):
+        return leaf * (1 + step[..., :1, :1])
+
+    def metric(self, leaf):
+        variance = jnp.diagonal(leaf, axis1=-2, axis2=-1)
+        return jnp.broadcast_to(1 / variance[..., None], leaf.shape)
+
+
+REAL, POSITIVE, UNIT = Space(), Positive(), UnitInterval()
+SIMPLEX, POSITIVE_DEFINITE = Simplex(), PositiveDefinite()
+
+
+def _shares(leaf):
+    return leaf / leaf.sum(-1, keepdims=True)

@@ -1,0 +1,143 @@
+"""Accelerators: far fewer evaluations, the same optimum, never a fall."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from zoo import MODELS
+
+import jaxem
+
+CASES = pathlib.Path(__file__).parents[2] / "shared" / "published" / "cases.json"
+ACCELERATORS = {"squarem": jaxem.SQUAREM(), "anderson": jaxem.Anderson()}
+MOST = {"squarem": (60, 84), "anderson": (40, 66)}
+
+
+def accelerated(name):
+    return jaxem.EM(accelerator=ACCELERATORS.get(name))
+
+
+def climbed(method, model, params, x, weights):
+    """After each of 120 evaluations: the objective kept, the length of the map's step there, the
+    rounding of the objective, and whether a component has collapsed."""
+    start = jaxem.loop.start(params, weights.dtype, 0, method.start(model, params))
+
+    def body(state, _):
+        seen = method.evaluate(model, state.proposal, x, weights, state.method)
+        state = jaxem.loop.step(state, seen, 0.0, 10**6, "aitken")
+        image = method.map(model, state.params, x, weights).proposal
+        change = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), image, state.params)
+        length = jnp.sqrt(sum(jax.tree.leaves(change)))
+        collapsed = jnp.any(jnp.asarray(model.degenerate(state.params)))
+        return state, (state.objective, length, seen.noise, collapsed)
+
+    return jax.jit(lambda: jax.lax.scan(body, start, None, length=120)[1])()
+
+
+def death_notices():
+    if not CASES.exists():
+        pytest.skip("../shared/published is absent")
+    cases = {c["id"]: c for c in json.loads(CASES.read_text())["cases"]}
+    case = cases["accelerate-deaths"]
+    table = case["inline"]
+    x = np.array(table["value"], float)[:, None]
+    return case, x, np.array(table["count"], float), table["starts"]
+
+
+@pytest.mark.parametrize("name", ACCELERATORS)
+def test_death_notices(name):
+    """Evaluations until the map moves the parameters by less than 1e-7, from published starts."""
+    case, x, weights, starts = death_notices()
+    model = jaxem.Mixture(jaxem.Poisson(), k=2)
+    for (share, *rates), most in zip(starts, MOST[name], strict=True):
+        params = jaxem.MixtureParams(
+            np.array([share, 1 - share]), jaxem.PoissonParams(np.array(rates, float)[:, None])
+        )
+        objective, change, *_ = climbed(accelerated(name), model, params, x, weights)
+        evaluations = int(np.argmax(np.asarray(change) < 1e-7)) + 1
+        assert change[evaluations - 1] < 1e-7 and evaluations <= most
+        reached = float(objective[evaluations - 1])
+        assert abs(reached - case["log_likelihood"]) < case["tolerance"]
+
+
+def slow_problems():
+    """Overlapping groups, on which EM crawls."""
+    rng = np.random.default_rng(5)
+    group = rng.integers(3, size=(500, 1))
+    real = rng.normal(size=(500, 2)) + 1.2 * group
+    codes = (rng.random((500, 6)) < 0.35 + 0.15 * group).astype(float)
+    counts = rng.poisson(3.0 + group, size=(500, 1)).astype(float)
+    return {
+        "full": (jaxem.Normal("full"), real),
+        "diagonal": (jaxem.Normal("diagonal"), real),
+        "one-dimension": (jaxem.Normal(), real[:, :1]),
+        "latent-class": (jaxem.Bernoulli(), codes),
+        "flat-poisson": (jaxem.Poisson(), counts),
+        "gamma": (jaxem.Gamma(), np.exp(real / 2)),
+        "student": (jaxem.StudentT(df=4.0), real),
+    }
+
+
+@pytest.mark.parametrize("name", ACCELERATORS)
+@pytest.mark.parametrize("problem", slow_problems())
+def test_a_fifth_of_the_evaluations_and_no_lower_end(name, problem):
+    bank, x = slow_problems()[problem]
+    model = jaxem.Mixture(bank, k=3)
+    start = jaxem.fit(model, x, key=3, max_iter=0, tol=0).params
+    fit = functools.partial(jaxem.fit, model, x, init=start, tol=1e-8, max_iter=100_000)
+    plain, fast = fit(), fit(method=accelerated(name))
+    assert plain.converged and fast.converged
+    assert fast.n_iter <= plain.n_iter / 5
+    assert fast.log_likelihood >= plain.log_likelihood - 1e-6 * len(x)
+
+
+@pytest.mark.parametrize("name", ACCELERATORS)
+@pytest.mark.parametrize("model", MODELS)
+def test_what_is_kept_never_falls(name, model):
+    """Every model, from one start: the objective kept, evaluation by evaluation."""
+    model, x = MODELS[model]
+    weights = jnp.ones(jax.tree.leaves(x)[0].shape[0], jaxem.pytree.float_dtype(x))
+    view = model.view(x, weights)
+    start = view.model.init(jax.random.key(2), view.data, weights)
+    objective, _, noise, collapsed = map(
+        np.asarray, climbed(accelerated(name), view.model, start, view.data, weights)
+    )
+    end = np.argmax(collapsed) if collapsed.any() else len(objective)
+    gains = np.diff(objective[:end])
+    assert np.isfinite(objective).all()
+    allowed = np.where(np.isfinite(noise), noise, 0)  # a trial that is refused may be NaN
+    assert (gains >= -allowed[:end][1:]).all()
+
+
+@pytest.mark.parametrize("name", ACCELERATORS)
+def test_batches_restarts_and_vmap_give_the_single_fits(name):
+    rng = np.random.default_rng(0)
+    sets = rng.normal(size=(3, 90, 2)) + 2.0 * rng.integers(2, size=(3, 90, 1))
+    model = jaxem.Mixture(jaxem.Normal(), k=2)
+    fit = functools.partial(jaxem.fit, model, method=accelerated(name))
+    starts = [jaxem.fit(model, x, key=i, max_iter=0, tol=0).params for i, x in enumerate(sets)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    alone = [fit(x, init=p) for x, p in zip(sets, starts, strict=True)]
+    batch = fit(jaxem.Batch(sets), init=stacked)
+    mapped = jax.vmap(lambda x, p: fit(x, init=p))(sets, stacked)
+    for many in (batch, mapped):
+        assert list(many.n_iter) == [int(one.n_iter) for one in alone]
+        assert np.allclose(many.log_likelihood, [one.log_likelihood for one in alone], rtol=1e-12)
+    several = fit(sets[0], key=4, restarts=5)
+    assert several.converged and several.log_likelihood >= several.restarts.log_likelihood.max()
+
+
+@pytest.mark.parametrize("name", ACCELERATORS)
+def test_float32_ends_where_float64_does(name):
+    bank, x = slow_problems()["full"]
+    model = jaxem.Mixture(bank, k=3)
+    start = jaxem.fit(model, x, key=3, max_iter=0, tol=0).params
+    exact = jaxem.fit(model, x, init=start, tol=1e-9, max_iter=10_000, method=accelerated(name))
+    low = jax.tree.map(lambda a: np.asarray(a, np.float32), start)
+    fast = jaxem.fit(model, x.astype(np.float32), init=low, method=accelerated(name))
+    assert fast.converged
+    assert abs(float(fast.log_likelihood - exact.log_likelihood)) < 1e-5 * len(x)
