@@ -40,6 +40,7 @@ class Stopping(NamedTuple):
     rate: Any
     streak: Any
     anchor: Any
+    shaken: Any
 
 
 @pytree(eq=False)
@@ -72,12 +73,12 @@ def start(params, dtype, status, method=()) -> State:
         proposal=params,
         n_iter=zero - 1,
         status=jnp.asarray(status, jnp.int32),
-        memory=jnp.asarray(Stopping(0, 0.4, 0, -jnp.inf), dtype),
+        memory=jnp.asarray(Stopping(0, 0.4, 0, -jnp.inf, 0), dtype),
         method=method,
     )
 
 
-def run(state: State, evaluate, *, tol, max_iter, criterion: str, budget=None) -> State:
+def run(state: State, work, *, tol, max_iter, criterion: str, budget=None) -> State:
     """Steps until the status is no longer RUNNING, or `budget` times. `tol` is for the whole
     objective."""
     last = None if budget is None else state.n_iter + budget
@@ -87,7 +88,8 @@ def run(state: State, evaluate, *, tol, max_iter, criterion: str, budget=None) -
         return running if last is None else running & (state.n_iter < last)
 
     def body(state):
-        return step(state, evaluate(state.proposal, state.method), tol, max_iter, criterion)
+        seen = work.evaluate(state.proposal, state.method)
+        return step(state, seen, tol, max_iter, criterion, work.nudge)
 
     return jax.lax.while_loop(going, body, state)
 
@@ -102,23 +104,37 @@ def settled(state: State):
     )
 
 
-def step(state: State, seen, tol, max_iter, criterion: str) -> State:
-    """Shifts in the proposal that was just evaluated, and decides whether to go on."""
+def step(state: State, seen, tol, max_iter, criterion: str, nudge=None) -> State:
+    """Shifts in the proposal that was just evaluated, and decides whether to go on.
+
+    `nudge(params, before, size)`: when the end first seems near, the next params are moved a little;
+    a climb that had come to rest on a saddle leaves it then, and another is soon back.
+    """
     gain = seen.objective - state.objective
     noise, n_iter = seen.noise, state.n_iter + 1
     told = (seen.objective, gain) if seen.ahead is None else (seen.objective, seen.gain)
     memory, near = watch(state.memory, *told, seen.ahead, noise, tol, criterion, n_iter)
+    proposal, nudged = seen.proposal, False
+    if nudge is not None and seen.ahead is None and criterion == "aitken":
+        nudged, first = memory[-1] == 1, near & (memory[-1] == 0)
+        size = jnp.where(first, jnp.sqrt(jnp.maximum(tol, noise) / seen.magnitude), 0)
+        proposal = nudge(proposal, state.proposal, size)
+        past = Stopping(*memory)
+        afresh = Stopping(past.gain, past.rate, 0 * past.streak, -jnp.inf, 1 + 0 * past.shaken)
+        memory = jnp.where(first, jnp.stack(afresh), memory).at[-1].add(nudged)
+        near &= ~first
     status = jnp.where(n_iter >= max_iter, Status.MAX_ITER, Status.RUNNING)
     status = jnp.where(near, Status.CONVERGED, status)
     # A fall below the tolerance is rounding too: ill-conditioned terms cancel more than they show.
-    status = jnp.where(gain < -jnp.maximum(noise, tol), Status.DECREASED, status)
+    fell = (gain < -jnp.maximum(noise, tol)) & ~jnp.asarray(nudged)
+    status = jnp.where(fell, Status.DECREASED, status)
     sound = jnp.isfinite(seen.objective + blemish(state.proposal))
     new = State(
         params=state.proposal,
         objective=seen.objective,
         before=state.params,
         objective_before=state.objective,
-        proposal=seen.proposal,
+        proposal=proposal,
         n_iter=n_iter,
         status=jnp.where(sound, status, Status.NONFINITE).astype(jnp.int32),
         memory=memory,
@@ -168,4 +184,6 @@ def watch(memory, objective, gain, ahead, noise, tol, criterion, n_iter):
     due = n_iter & (WINDOW - 1) == 0
     stalled = due & (objective - past.anchor <= noise) & (tol > 0)
     anchor = jnp.where(due, objective, past.anchor)
-    return jnp.stack(Stopping(gain, rate, streak, anchor)), (streak >= enough) | stalled
+    return jnp.stack(Stopping(gain, rate, streak, anchor, past.shaken)), (
+        streak >= enough
+    ) | stalled

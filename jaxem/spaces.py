@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import Precision
 
 from jaxem.linalg import lower_factor
@@ -27,7 +28,8 @@ class Space:
 
     chart/leaf: coordinates in which straight lines are followed, and back. guard: coordinates that
     are legal, from a proposal and from legal ones. free/bound: coordinates without any constraint,
-    and back. nudge: the leaf moved by the relative amount `step`, an array of its shape. metric:
+    and back. nudge: the leaf moved by the relative amount `step`, an array of its shape, away
+    from any boundary: EM on shares is multiplicative and hardly leaves a 0 again. metric:
     the information that a unit of weight holds on every entry, in the coordinates of the chart, up
     to a factor.
     """
@@ -70,6 +72,10 @@ class Positive(Space):
     def bound(self, free):
         return jnp.clip(jnp.exp(free), self.least, self.most)
 
+    def nudge(self, leaf, step):
+        lift = jnp.abs(step) * (leaf.mean(0) if leaf.ndim else leaf)
+        return jnp.clip(leaf * (1 + step) + lift, self.least, self.most)
+
     def metric(self, leaf):
         return 1 / jnp.square(leaf)
 
@@ -88,7 +94,7 @@ class UnitInterval(Space):
         return jax.nn.sigmoid(free)
 
     def nudge(self, leaf, step):
-        return leaf * (1 + step * (1 - leaf))
+        return leaf * (1 + step * (1 - leaf)) + jnp.abs(step) * (0.5 - leaf)
 
     def metric(self, leaf):
         return 1 / jnp.maximum(leaf * (1 - leaf), TRACE)
@@ -107,7 +113,8 @@ class Simplex(Space):
         return jax.nn.softmax(free, axis=-1)
 
     def nudge(self, leaf, step):
-        return _shares(leaf * (1 + step))
+        lift = jnp.where(leaf > 0, jnp.abs(step) / leaf.shape[-1], 0)
+        return _shares(leaf * (1 + step) + lift)
 
     def metric(self, leaf):
         return 1 / jnp.maximum(leaf, TRACE)
@@ -146,6 +153,18 @@ class PositiveDefinite(Space):
 
 REAL, POSITIVE, UNIT = Space(), Positive(), UnitInterval()
 SIMPLEX, POSITIVE_DEFINITE = Simplex(), PositiveDefinite()
+
+
+def nudged(spaces, params, before, size):
+    """Legal params near `params`, each entry that moved since `before` moved by up to `size` more, a
+    share of itself, up or down without a pattern that symmetry could share."""
+    rng = np.random.default_rng(0)
+
+    def one(space, leaf, old):
+        pattern = jnp.asarray(rng.uniform(-1, 1, leaf.shape), leaf.dtype)
+        return jnp.where(leaf == old, leaf, space.nudge(leaf, size * pattern))
+
+    return jax.tree.map(one, spaces, params, before)
 
 
 def _shares(leaf):
