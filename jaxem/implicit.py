@@ -251,10 +251,10 @@ def solve(step, point, b, inverse):
     _, push = jax.linearize(step, point)
 
     def dense(inverse, product, b):
-        x = _times(inverse, b)
-        for _ in range(REFINE):
-            x = x + _times(inverse, b - product(x))
-        return x
+        def refine(_, x):
+            return x + _times(inverse, b - product(x))
+
+        return jax.lax.fori_loop(0, REFINE, refine, _times(inverse, b))
 
     def krylov(product, b):
         return _gmres(product, b, 4 * CYCLES)
@@ -361,10 +361,11 @@ def _size(leaf):
 def _chord(step, point, proposal, inverse):
     """The first of `NEWTON` steps to the fixed point, all with one inverse, and where they end."""
     first = _times(inverse, proposal - point)
-    polished = point + first
-    for _ in range(NEWTON - 1):
-        polished = polished + _times(inverse, step(polished) - polished)
-    return first, polished
+
+    def again(_, point):
+        return point + _times(inverse, step(point) - point)
+
+    return first, jax.lax.fori_loop(1, NEWTON, again, point + first)
 
 
 def _newton(step, point, proposal, push):

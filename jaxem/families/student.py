@@ -93,7 +93,9 @@ class StudentT(Bank):
             self._as_normal(params), stats.moments, precision if expanded else stats.count
         )
         df = params.df
-        if self.df is None:
+        if self.df is not None:
+            df = jnp.broadcast_to(jnp.asarray(self.df, df.dtype), df.shape)
+        else:
             tail = stats.tail / count
             if expanded:
                 mean_u = safe(precision / count)
