@@ -339,11 +339,11 @@ def analyse(spec, data, params) -> System:
         )
         system = eye - rows.T
         inverse = jnp.linalg.inv(system)
-        first, polished = _chord(step, point, proposal, inverse)
         regular = _rounding_grows(inverse, 1 + jnp.abs(rows.T)) < limit
         worst = _times(inverse, _times(inverse, probe * sizes))
         worst = worst / jnp.max(jnp.abs(worst / sizes))
-        later = worst - jax.jvp(step, (polished,), (worst,))[1]
+        first = _times(inverse, proposal - point)
+        polished, later = _chord(step, point + first, inverse, worst)
         change = jnp.max(jnp.abs(_times(inverse, later) - worst) / sizes)
         ok = regular & (change < CHANGE)
     ok &= jnp.max(jnp.abs(first) / sizes) < NEAR
@@ -358,14 +358,15 @@ def _size(leaf):
     return jnp.sqrt(jnp.where(square > 0, square, 1))
 
 
-def _chord(step, point, proposal, inverse):
-    """The first of `NEWTON` steps to the fixed point, all with one inverse, and where they end."""
-    first = _times(inverse, proposal - point)
+def _chord(step, point, inverse, direction):
+    """Where `NEWTON` steps with one inverse end, and (I − J) · direction there, or one before."""
 
-    def again(_, point):
-        return point + _times(inverse, step(point) - point)
+    def again(_, carry):
+        point, _ = carry
+        proposal, moved = jax.jvp(step, (point,), (direction,))
+        return point + _times(inverse, proposal - point), direction - moved
 
-    return first, jax.lax.fori_loop(1, NEWTON, again, point + first)
+    return jax.lax.fori_loop(1, NEWTON, again, (point, direction))
 
 
 def _newton(step, point, proposal, push):
