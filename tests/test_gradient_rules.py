@@ -238,8 +238,8 @@ def test_none_says_what_to_do():
 
 
 def test_more_than_two_hundred_params():
-    """GMRES on the products of one map: 219 params, and two identical components."""
-    x = groups(d=8, n=240, gap=2.0)
+    """GMRES on the products of one map: 273 params, and two identical components."""
+    x = groups(d=9, n=240, gap=2.0)
     model = jaxem.Mixture(jaxem.Normal(), k=3)
     first = jaxem.fit(model, x, key=0, restarts=4, **TIGHT)
     init = first.params
