@@ -33,9 +33,9 @@ def size(params):
 
 
 def groups(n, d, k, seed=0):
-    """Overlapping groups."""
+    """Groups of which some overlap."""
     rng = np.random.default_rng(seed)
-    return 2.2 * rng.normal(size=(k, d))[rng.integers(k, size=n)] + rng.normal(size=(n, d))
+    return 4.0 * rng.normal(size=(k, d))[rng.integers(k, size=n)] + rng.normal(size=(n, d))
 
 
 def interleaved(functions, x):

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
-from jax.custom_derivatives import SymbolicZero
 from jax.flatten_util import ravel_pytree
 from jax.lax import Precision, stop_gradient
 from jax.scipy.sparse.linalg import gmres
@@ -24,6 +23,7 @@ from jaxem.methods.em import row_sum
 from jaxem.pytree import merge
 from jaxem.solve import Problem, over
 from jaxem.status import Status
+from jaxem.tangents import Motion, still
 
 DENSE = 200
 """Parameters up to which I − J is formed and inverted; beyond, GMRES asks for products alone."""
@@ -94,7 +94,7 @@ def _rule(spec, how, primals, tangents):
     out = attach(spec, how, data, found)  # at which a second derivative finds the first
     motion = Motion(data, tangents[0])
     if not motion.tangents:
-        return out, jax.tree.map(_still, out)
+        return out, jax.tree.map(still, out)
     if how == "none":
         raise TypeError(
             'the result of a fit with gradient="none" is being differentiated: use '
@@ -126,7 +126,7 @@ def _rule(spec, how, primals, tangents):
         drift = motion.where(ok)(lambda data: jnp.asarray(log_prior(data, params), out[2].dtype))
         drift += jax.jvp(lambda p: jnp.asarray(log_prior(data, p)), (params,), (inside,))[1]
         log_likelihood = objective - motion.outlet(ok, drift)
-    return (*out[:3], ok), (motion.outlet(ok, inside), log_likelihood, objective, _still(ok))
+    return (*out[:3], ok), (motion.outlet(ok, inside), log_likelihood, objective, still(ok))
 
 
 @jax.custom_jvp
@@ -138,82 +138,8 @@ def barred(data, fits):
 @partial(barred.defjvp, symbolic_zeros=True)
 def _bar(primals, tangents):
     motion = Motion(primals[0], tangents[0])
-    still = jax.tree.map(_still, primals[1])
+    still = jax.tree.map(still, primals[1])
     return primals[1], motion.outlet(jnp.zeros((), bool), still) if motion.tangents else still
-
-
-@jax.custom_jvp
-def guarded(ok, leaf):
-    """A leaf whose gradient is NaN unless `ok`."""
-    return leaf
-
-
-@partial(guarded.defjvp, symbolic_zeros=True)
-def _guard(primals, tangents):
-    (ok, leaf), tangent = primals, tangents[1]
-    if not _moves(tangent):
-        return leaf, _still(leaf)
-    zero = jnp.zeros_like(tangent)
-    return leaf, jnp.where(ok, tangent, zero) + _poison(jnp.where(ok, zero, tangent))
-
-
-class Motion:
-    """The tangents of the leaves of data that move."""
-
-    def __init__(self, data, tangents):
-        self.leaves, self.tree = jax.tree.flatten(data)
-        moving = [(i, t) for i, t in enumerate(jax.tree.leaves(tangents)) if _moves(t)]
-        self.places, self.tangents = [i for i, _ in moving], [t for _, t in moving]
-
-    def where(self, good):
-        """function(data) -> its tangent; where not `good` nothing moves."""
-        start = [self.leaves[i] for i in self.places]
-        motion = [jnp.where(good, t, jnp.zeros_like(t)) for t in self.tangents]
-
-        def at(function, values):
-            leaves = list(self.leaves)
-            for i, leaf in zip(self.places, values, strict=True):
-                leaves[i] = leaf
-            return function(jax.tree.unflatten(self.tree, leaves))
-
-        return lambda function: jax.jvp(partial(at, function), (start,), (motion,))[1]
-
-    def outlet(self, good, tree):
-        """The tangents of `tree` where `good`; elsewhere NaN if anything moves.
-
-        In reverse mode that is a NaN gradient if a cotangent arrives, and 0 if none does: fits that
-        are masked out of a sum leave the others' gradients alone.
-        """
-        lost = sum(_poison(jnp.where(good, jnp.zeros_like(t), t)).sum() for t in self.tangents)
-
-        def guarded(leaf):
-            if leaf.dtype == jax.dtypes.float0:
-                return leaf
-            bad = _poison(jnp.broadcast_to(lost, leaf.shape).astype(leaf.dtype))
-            return jnp.where(good, leaf, 0) + bad
-
-        return jax.tree.map(guarded, tree)
-
-
-def _poison(tangent):
-    """0 where a tangent, or in reverse a cotangent, is 0, else NaN: a linear map to JAX."""
-
-    def ruin(_, b):
-        return jnp.where(b == 0, b, jnp.nan)
-
-    return jax.lax.custom_linear_solve(lambda v: v, tangent, ruin, ruin)
-
-
-def _moves(tangent) -> bool:
-    return not isinstance(tangent, SymbolicZero) and tangent.dtype != jax.dtypes.float0
-
-
-def _still(leaf):
-    """The tangent of what does not move."""
-    shape = jnp.shape(leaf)
-    if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-        return jnp.zeros(shape, jnp.result_type(leaf))
-    return np.zeros(shape, jax.dtypes.float0)
 
 
 class Chart:
