@@ -138,8 +138,8 @@ def barred(data, fits):
 @partial(barred.defjvp, symbolic_zeros=True)
 def _bar(primals, tangents):
     motion = Motion(primals[0], tangents[0])
-    still = jax.tree.map(still, primals[1])
-    return primals[1], motion.outlet(jnp.zeros((), bool), still) if motion.tangents else still
+    held = jax.tree.map(still, primals[1])
+    return primals[1], motion.outlet(jnp.zeros((), bool), held) if motion.tangents else held
 
 
 class Chart:
