@@ -5,6 +5,7 @@ import sys
 
 PARTS = {
     "cold": ("cold",),
+    "gradient": ("gradient",),
     "fleet": ("fleet", "ragged", "restarts"),
     "ragged": ("ragged",),
     "restarts": ("restarts",),

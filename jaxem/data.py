@@ -193,6 +193,14 @@ def tolerance(value) -> float:
     return number
 
 
+def plan_to_unroll(max_iter, restarts) -> None:
+    """TypeError where a fit cannot be unrolled: its length is fixed, and no restart is dropped."""
+    if isinstance(max_iter, jax.core.Tracer):
+        raise TypeError('gradient="unrolled" takes exactly max_iter steps: pass a Python int')
+    if not isinstance(restarts, int):
+        raise TypeError('gradient="unrolled" cannot screen restarts: pass restarts as an int')
+
+
 def one_of(value, name: str, allowed):
     """An option from a list of strings, with the nearest one suggested."""
     if isinstance(value, str) and value in allowed:

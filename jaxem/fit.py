@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxem import data as checks
@@ -18,7 +19,11 @@ from jaxem.result import Result, report
 from jaxem.run import run
 
 CRITERIA = ("aitken", "change")
-OPTIONS = ("key", "init", "restarts", "weights", "method", "tol", "max_iter", "criterion", "lanes")
+GRADIENTS = ("implicit", "unrolled", "one_step", "none")
+OPTIONS = (
+    *("key", "init", "restarts", "weights", "method"),
+    *("tol", "max_iter", "criterion", "lanes", "gradient"),
+)
 
 
 def fit(
@@ -34,6 +39,7 @@ def fit(
     max_iter: int = 2000,
     criterion: str = "aitken",
     lanes: Lanes | int = Lanes(),  # noqa: B008 - frozen
+    gradient: str = "implicit",
     **unknown,
 ) -> Result:
     """Fits a model by EM: params = argmax Σ_i weights_i · log p(x_i | params) + log p(params).
@@ -57,9 +63,16 @@ def fit(
       max_iter: the most applications of the EM map; 0 returns the start, evaluated.
       criterion: "aitken", or "change" (the last gain is below tol: scikit-learn's rule).
       lanes: how many restarts or data sets run at once: `Lanes`, or an int, its width.
+      gradient: what `jax.grad` and its kin make of the fit. "implicit": the derivative of the
+        optimum, from one linear solve; NaN where `result.gradient_ok` is False. "unrolled": the
+        derivative of exactly max_iter steps, an int, with a start that counts; memory grows with
+        max_iter. "one_step": of the last step alone, cheap and biased. "none": a TypeError.
 
     Returns:
       A `Result`. `result.status` says how the fit ended; nothing raises from inside a compiled fit.
+      Its gradient is with respect to data, weights and hyperparameters; that of the start is 0.
+      The winner of the restarts is differentiated; the gradient of `result.restarts` is NaN where
+      there are several.
 
     Raises:
       ValueError, TypeError: data, weights or options that cannot be used. Under `jit`, `vmap` and
@@ -71,8 +84,11 @@ def fit(
     if not isinstance(restarts, Restarts):
         restarts = checks.count(restarts, "restarts", 1)
     criterion = checks.one_of(criterion, "criterion", CRITERIA)
+    gradient = checks.one_of(gradient, "gradient", GRADIENTS)
     if not isinstance(method, EM):
         raise TypeError(f"method must be jaxem.EM(), got {method!r}")
+    if gradient == "unrolled":
+        checks.plan_to_unroll(max_iter, restarts)
     limit = max_iter if is_traced(max_iter) else checks.count(max_iter, "max_iter", 0)
     limits = (1e-6 if tol is None else checks.tolerance(tol), limit)
     if isinstance(init, str):
@@ -81,7 +97,7 @@ def fit(
         raise ValueError("the start is random: pass key=jax.random.key(0), or an int")
     key = None if key is None else checks.as_key(key)
     lanes = lanes if isinstance(lanes, Lanes) else Lanes(checks.count(lanes, "lanes", 1))
-    plan = {"restarts": restarts, "criterion": criterion, "lanes": lanes}
+    plan = {"restarts": restarts, "criterion": criterion, "lanes": lanes, "gradient": gradient}
     options = (key, init, method, limits, plan)
     if isinstance(data, Batch):
         result, x = _fit_batch(model, data, weights, *options), None
@@ -89,7 +105,7 @@ def fit(
         x, n = checks.as_data(data)
         weights = checks.as_weights(weights, n, float_dtype(x))
         result = _fit_one(model, x, n, weights, *options)
-    return result if is_traced(result.status) else report(result, model, x, weights, tol)
+    return result if is_traced(result) else report(result, model, x, weights, tol)
 
 
 def _fit_one(model, x, n, weights, key, init, method, limits, plan):
@@ -105,8 +121,8 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan):
     clean = weights is None and checks.is_clean(model, x)
     start = key if init is None or isinstance(init, Start) else init
     plan |= {"clean": clean, "batched": False}
-    best, every = run(model, method, init, x, weights, start, limits, **plan)
-    return Result.of(model, best, every, tuple(jax.tree.leaves(x)[0].shape))
+    fits = run(model, method, init, x, weights, start, limits, **plan)
+    return Result.of(model, *fits[:2], tuple(jax.tree.leaves(x)[0].shape), fits[2])
 
 
 def _fit_batch(model, batch, weights, key, init, method, limits, plan):
@@ -133,9 +149,10 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan):
         fits.append(run(model, method, init, block.x, block.weights, start, limits, **plan))
     if len(fits) > 1:
         order = np.argsort(np.concatenate([block.index for block in blocks]))
-        fits = [jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *fits)]
-    shape = (sets, *blocks[-1].x.shape[1:])
-    return Result.of(model, *fits[0], shape)
+        join = jnp.concatenate if is_traced(fits) else np.concatenate
+        fits = [jax.tree.map(lambda *leaves: join(leaves)[order], *fits)]
+    best, every, ok = fits[0]
+    return Result.of(model, best, every, (sets, *blocks[-1].x.shape[1:]), ok)
 
 
 def _count(restarts) -> int:

@@ -33,8 +33,10 @@ WINDOW = 32
 
 class Stopping(NamedTuple):
     """What the stopping rule remembers: the last gain, its rate, for how many steps in a row the
-    end was in sight, and the objective some steps ago. The state carries it as one vector: a
-    compiled kernel instead of four."""
+    end was in sight, the objective some steps ago, and whether the climb was shaken: 0 not yet, 1
+    in the last step, 2 before. The state carries it as one vector: a compiled kernel instead of
+    five.
+    """
 
     gain: Any
     rate: Any
@@ -107,26 +109,23 @@ def settled(state: State):
 def step(state: State, seen, tol, max_iter, criterion: str, nudge=None) -> State:
     """Shifts in the proposal that was just evaluated, and decides whether to go on.
 
-    `nudge(params, before, size)`: when the end first seems near, the next params are moved a little;
-    a climb that had come to rest on a saddle leaves it then, and another is soon back.
+    `nudge(params, before, size)` moves params a little when the end first seems near: a climb at
+    rest on a saddle leaves it, any other is soon back. The gain that `size` stands for is tol.
     """
     gain = seen.objective - state.objective
     noise, n_iter = seen.noise, state.n_iter + 1
     told = (seen.objective, gain) if seen.ahead is None else (seen.objective, seen.gain)
     memory, near = watch(state.memory, *told, seen.ahead, noise, tol, criterion, n_iter)
-    proposal, nudged = seen.proposal, False
+    proposal, nudged = seen.proposal, jnp.asarray(False)
     if nudge is not None and seen.ahead is None and criterion == "aitken":
-        nudged, first = memory[-1] == 1, near & (memory[-1] == 0)
-        size = jnp.where(first, jnp.sqrt(jnp.maximum(tol, noise) / seen.magnitude), 0)
+        nudged = Stopping(*state.memory).shaken == 1
+        size = jnp.sqrt(jnp.maximum(tol, noise) / seen.magnitude)
+        memory, near, size = shake(memory, near, size)
         proposal = nudge(proposal, state.proposal, size)
-        past = Stopping(*memory)
-        afresh = Stopping(past.gain, past.rate, 0 * past.streak, -jnp.inf, 1 + 0 * past.shaken)
-        memory = jnp.where(first, jnp.stack(afresh), memory).at[-1].add(nudged)
-        near &= ~first
     status = jnp.where(n_iter >= max_iter, Status.MAX_ITER, Status.RUNNING)
     status = jnp.where(near, Status.CONVERGED, status)
     # A fall below the tolerance is rounding too: ill-conditioned terms cancel more than they show.
-    fell = (gain < -jnp.maximum(noise, tol)) & ~jnp.asarray(nudged)
+    fell = (gain < -jnp.maximum(noise, tol)) & ~nudged
     status = jnp.where(fell, Status.DECREASED, status)
     sound = jnp.isfinite(seen.objective + blemish(state.proposal))
     new = State(
@@ -146,6 +145,16 @@ def step(state: State, seen, tol, max_iter, criterion: str, nudge=None) -> State
     onward = {"proposal": seen.proposal, "n_iter": n_iter, "status": ended}
     passed = replace(state, **onward, memory=memory, method=seen.memory)
     return select(seen.accepted, new, passed)
+
+
+def shake(memory, near, size):
+    """Memory, whether the end is still near, and by how much to nudge: `size` when it first is."""
+    past = Stopping(*memory)
+    first = near & (past.shaken == 0)
+    later = past._replace(shaken=jnp.where(past.shaken == 1, 2, past.shaken))
+    afresh = later._replace(streak=0 * past.streak, anchor=-jnp.inf, shaken=1)
+    memory = jnp.where(first, jnp.stack(afresh), jnp.stack(later))
+    return memory, near & ~first, jnp.where(first, size, 0)
 
 
 def blemish(params):

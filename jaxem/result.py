@@ -20,22 +20,31 @@ from jaxem.status import MEANING, FitError, FitWarning, Status
 class Result(Fit):
     """The best restart's `Fit`, every restart's in `restarts`, and the model, ready to be asked.
 
+    gradient_ok: whether the gradient of params can be trusted; where it is False that gradient is
+    NaN. Outside a transformation it says that the fit converged; inside one that differentiates,
+    also that I − J is regular and the fixed point near.
+
     A pytree, so that it passes through `jit` and `vmap`. Nothing of the data is kept: methods that
     need data take them.
     """
 
     restarts: Fit
+    gradient_ok: Any
     _numeric: Any
     _structure: Structure
     data_shape: tuple
 
     @classmethod
-    def of(cls, model, best: Fit, every: Fit, data_shape: tuple):
+    def of(cls, model, best: Fit, every: Fit, data_shape: tuple, gradient_ok=None):
+        """A result; `gradient_ok` None: it says whether the fit converged, once that is known."""
+        if gradient_ok is None and isinstance(best.status, (np.ndarray, np.generic)):
+            gradient_ok = np.asarray(best.status == Status.CONVERGED)
         numeric, structure = split(model)
         fields = {f.name: getattr(best, f.name) for f in dataclasses.fields(Fit)}
         return cls(
             **fields,
             restarts=every,
+            gradient_ok=gradient_ok,
             _numeric=numeric,
             _structure=structure,
             data_shape=data_shape,
@@ -129,11 +138,11 @@ class Result(Fit):
         names = [f.name for f in dataclasses.fields(Fit)]
         best = Fit(*(jax.tree.map(lambda a: a[index], getattr(self, n)) for n in names))
         every = jax.tree.map(lambda a: a[index], self.restarts)
-        return Result.of(self.model, best, every, self.data_shape[1:])
+        return Result.of(self.model, best, every, self.data_shape[1:], self.gradient_ok[index])
 
     def __reduce__(self):
         best = Fit(*(getattr(self, f.name) for f in dataclasses.fields(Fit)))
-        return Result.of, (self.model, best, self.restarts, self.data_shape)
+        return Result.of, (self.model, best, self.restarts, self.data_shape, self.gradient_ok)
 
     def __str__(self):
         if is_traced(self.status):
@@ -212,7 +221,9 @@ def report(result: Result, model, x, weights, tol) -> Result:
     host = jax.device_get({name: getattr(result, name) for name in small})
     every = jax.device_get({name: getattr(result.restarts, name) for name in small})
     restarts = dataclasses.replace(result.restarts, **every)
-    result = dataclasses.replace(result, restarts=restarts, **host)
+    ok = result.gradient_ok
+    ok = np.asarray(host["status"] == Status.CONVERGED) if ok is None else jax.device_get(ok)
+    result = dataclasses.replace(result, restarts=restarts, gradient_ok=ok, **host)
     if np.ndim(result.status):
         return _report_batch(result, tol)
     status = int(result.status)

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import stop_gradient
 
 from jaxem import slices
 from jaxem.init import Start
@@ -44,9 +45,23 @@ def collector_paused():
 
 
 def run(
-    model, method, init, x, weights, start, limits, *, criterion, clean, restarts, batched, lanes
+    model,
+    method,
+    init,
+    x,
+    weights,
+    start,
+    limits,
+    *,
+    criterion,
+    clean,
+    restarts,
+    batched,
+    lanes,
+    gradient,
 ):
-    """The best `Fit` and every restart's, screened first where `restarts` is `Restarts`.
+    """The best `Fit`, every restart's, and whether the gradient of the best can be trusted, None
+    where nothing is traced.
 
     Every restart's have a leading axis of restarts; with `batched` an axis of data sets precedes.
     """
@@ -54,9 +69,26 @@ def run(
     numeric, structure = split((model, method, None if given else init))
     spec = Spec(structure, criterion, clean, given, lanes)
     static = {"spec": spec, "restarts": restarts, "batched": batched}
+    args = (numeric, x, weights, start, *limits)
+    if gradient == "unrolled":
+        from jaxem.unrolled import unrolled
+
+        return unrolled(*args[:-1], max_iter=limits[1], **static)
+    if not is_traced(args):
+        return *_search(model, method, *args, **static), None
+    # The search itself is not differentiated: under `grad` alone its inputs are plain arrays.
+    still = jax.tree.map(lambda a: stop_gradient(a) if is_traced(a) else a, (model, method, *args))
+    best, every = _search(*still, **static)
+    from jaxem.implicit import attached  # with GMRES, which costs time to import
+
+    return attached(numeric, x, weights, best, every, how=gradient, **static)
+
+
+def _search(model, method, numeric, x, weights, start, tol, most, *, spec, restarts, batched):
+    """The best `Fit` and every restart's, screened first where `restarts` is `Restarts`."""
+    static = {"spec": spec, "restarts": restarts, "batched": batched}
     if not isinstance(restarts, Restarts):
-        return _climb(numeric, x, weights, start, *limits, **static)
-    tol, most = limits
+        return _climb(numeric, x, weights, start, tol, most, **static)
     screen = (jnp.minimum if is_traced(most) else min)(restarts.screen_iters, most)
     static["restarts"] = restarts.count
     every = _climb(numeric, x, weights, start, tol, screen, **static)[1]
@@ -112,15 +144,15 @@ def _solve(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched
         first = jax.tree.map(lambda a: a[0], start) if spec.given else _typed(start)
         return single(spec, numeric, x, weights, first, tol, max_iter), None
     options = {"spec": spec, "restarts": restarts, "batched": batched}
-    canonical = _canonical(numeric, x, weights, start, tol, max_iter, **options)
-    every = (transformable(spec) if transformed else partial(many, spec))(*canonical)
+    problems = canonical(numeric, x, weights, start, tol, max_iter, **options)
+    every = (transformable(spec) if transformed else partial(many, spec))(*problems)
     every = every if batched else jax.tree.map(lambda a: a[0], every)
-    return _best(every, batched), every
+    return best_of(every, batched), every
 
 
 def _begin(*args, spec, **options):
     """The first part of a long run: what `solve.begin` returns."""
-    return begin(spec, *_canonical(*args, spec=spec, **options))
+    return begin(spec, *canonical(*args, spec=spec, **options))
 
 
 def _advance(work, queue, ends, budget, *, spec):
@@ -133,10 +165,10 @@ def _end(numeric, x, weights, queue, *, spec, batched):
     sets = queue.status.shape[0]
     every = end(spec, _sets(numeric, x, weights, sets, batched), queue)
     every = every if batched else jax.tree.map(lambda a: a[0], every)
-    return _best(every, batched), every
+    return best_of(every, batched), every
 
 
-def _canonical(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched):
+def canonical(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched):
     """Data, starts and limits as `solve` wants them: axes of data sets and of restarts."""
     sets = jax.tree.leaves(x)[0].shape[0] if batched else 1
     if not batched:
@@ -157,7 +189,7 @@ def _sets(numeric, x, weights, sets, batched):
     return numeric, *((x, weights) if batched else jax.tree.map(lambda a: a[None], (x, weights)))
 
 
-def _best(every, batched):
+def best_of(every, batched):
     """The best restart, of every data set."""
 
     def pick(fits):
@@ -166,7 +198,7 @@ def _best(every, batched):
     return jax.vmap(pick)(every) if batched else pick(every)
 
 
-_winner = jax.jit(_best, static_argnums=1)
+_winner = jax.jit(best_of, static_argnums=1)
 _promising = jax.jit(promising, static_argnums=1)
 _continued = jax.jit(continued)
 

@@ -54,9 +54,12 @@ class Fit:
 
 
 class Problem:
-    """One data set in safe units, with the model that is climbed there."""
+    """One data set in safe units, with the model that is climbed there.
 
-    def __init__(self, spec: Spec, numeric, x, weights):
+    `absent`: whether units of weight 0 stay what they are, because their weight has a gradient.
+    """
+
+    def __init__(self, spec: Spec, numeric, x, weights, absent: bool = False):
         dtype = float_dtype(x)
         numeric = [in_dtype(leaf, dtype) for leaf in numeric]
         self.model, self.method, self.rule = merge(numeric, spec.structure)
@@ -65,7 +68,7 @@ class Problem:
             self.status = jnp.asarray(Status.RUNNING, jnp.int32)
             self.weights = _ones(jax.tree.leaves(x)[0].shape[0], dtype)
         else:
-            x, self.weights, self.status = sanitize(self.model, x, weights)
+            x, self.weights, self.status = sanitize(self.model, x, weights, absent)
         self.view = self.model.view(x, self.weights)
         self.total = self.weights.sum()
 
@@ -94,6 +97,10 @@ class Problem:
     def evaluate(self, params, memory):
         options = self.view.model, params, self.view.data, self.weights
         return self.method.evaluate(*options, memory)
+
+    def map(self, params):
+        """One plain step, whatever the method makes of it."""
+        return self.method.map(self.view.model, params, self.view.data, self.weights)
 
     def nudge(self, params, before, size):
         return nudged(self.climbed.spaces(params), params, before, size)
@@ -133,7 +140,7 @@ def climb(spec: Spec, work, state, tol, max_iter, budget=None):
     options = {"tol": tol, "max_iter": max_iter, "criterion": spec.criterion, "budget": budget}
     try:
         return loop.run(state, work, **options)
-    except TypeError:
+    except (TypeError, ValueError):
         check_step(work.climbed, state.params, state.method, work.evaluate)
         raise
 
@@ -253,11 +260,11 @@ def in_dtype(leaf, dtype):
     return jnp.asarray(leaf, dtype) if floating else leaf
 
 
-def sanitize(model, x, weights):
+def sanitize(model, x, weights, absent: bool = False):
     """Data and weights in which every unit is present and valid or has weight 0, and a status.
 
     A unit that is absent or outside the model's support becomes a copy of the first that is not, so
-    that nothing it holds, NaN included, can reach a sum.
+    that nothing it holds, NaN included, can reach a sum. `absent`: valid ones of weight 0 stay.
     """
     n = jax.tree.leaves(x)[0].shape[0]
     valid = jnp.ones(n, bool)
@@ -270,7 +277,7 @@ def sanitize(model, x, weights):
     status = jnp.where(wrong, Status.BAD_INPUT, Status.RUNNING)
     status = jnp.where(jnp.any(present) | wrong, status, Status.EMPTY)
 
-    use = present & valid & jnp.isfinite(weights)
+    use = (weights >= 0 if absent else present) & valid & jnp.isfinite(weights)
     some = jnp.any(use)
     first = jnp.argmax(use)
 

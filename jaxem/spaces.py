@@ -113,7 +113,8 @@ class Simplex(Space):
         return jax.nn.softmax(free, axis=-1)
 
     def nudge(self, leaf, step):
-        lift = jnp.where(leaf > 0, jnp.abs(step) / leaf.shape[-1], 0)
+        possible = leaf > 0
+        lift = jnp.where(possible, jnp.abs(step) / possible.sum(-1, keepdims=True), 0)
         return _shares(leaf * (1 + step) + lift)
 
     def metric(self, leaf):
@@ -156,15 +157,21 @@ SIMPLEX, POSITIVE_DEFINITE = Simplex(), PositiveDefinite()
 
 
 def nudged(spaces, params, before, size):
-    """Legal params near `params`, each entry that moved since `before` moved by up to `size` more, a
-    share of itself, up or down without a pattern that symmetry could share."""
-    rng = np.random.default_rng(0)
+    """Legal params near `params`: each entry that moved since `before` moves on by up to `size`,
+    relative to itself, up or down without a pattern that symmetry could share."""
+    leaves, tree = jax.tree.flatten(params)
+    pairs = zip(leaves, jax.tree.leaves(before), jax.tree.leaves(spaces), strict=True)
+    moved = [_nudged(i, *pair, size) for i, pair in enumerate(pairs)]
+    return jax.tree.unflatten(tree, moved)
 
-    def one(space, leaf, old):
-        pattern = jnp.asarray(rng.uniform(-1, 1, leaf.shape), leaf.dtype)
-        return jnp.where(leaf == old, leaf, space.nudge(leaf, size * pattern))
 
-    return jax.tree.map(one, spaces, params, before)
+def _nudged(i, leaf, before, space, size):
+    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    if not (floating and hasattr(leaf, "dtype") and leaf.shape == before.shape):
+        return leaf  # a constant, or a fault that is reported elsewhere
+    pattern = np.random.default_rng(i).uniform(-1, 1, leaf.shape)
+    step = jnp.asarray(size * pattern, leaf.dtype)
+    return jnp.where(leaf == before, leaf, space.nudge(leaf, step))
 
 
 def _shares(leaf):

@@ -276,9 +276,10 @@ def standardize(x, weights, common: bool):
     unit = moved / reach
     share = (weights / weights.sum())[:, None]
     centre_of = (share * unit).sum(0)
-    spread = jnp.sqrt((share * jnp.square(unit - centre_of)).sum(0))
+    variance = (share * jnp.square(unit - centre_of)).sum(0)
     rough = 4 * jnp.finfo(x.dtype).eps
-    scale = spread * reach
+    scale = jnp.sqrt(jnp.where(variance > 0, variance, 1)) * reach  # no gradient of √0
+    scale = jnp.where(variance > 0, scale, 0)
     varies = scale > rough * jnp.abs(first)
     magnitude = jnp.where(first != 0, jnp.abs(first), 1)
     scale = jnp.where(varies, scale, magnitude)

@@ -137,8 +137,9 @@ def _logs(x):
     return jnp.log(jnp.where(x > 0, x, 1)).sum(-1)
 
 
+@jax.custom_jvp
 def solve_shape(spread):
-    """The a with log a − ψ(a) = spread, for spread > 0."""
+    """The a with log a − ψ(a) = spread, for spread > 0; differentiable by that equation."""
     start = (3 - spread + jnp.sqrt((spread - 3) ** 2 + 24 * spread)) / (12 * spread)
 
     def newton(_, a):
@@ -146,3 +147,9 @@ def solve_shape(spread):
         return 1 / (1 / a + (log_minus_digamma(a) - spread) / (a**2 * inverse_minus_trigamma(a)))
 
     return jax.lax.fori_loop(0, NEWTON_STEPS, newton, start)
+
+
+@solve_shape.defjvp
+def _solve_shape_rule(primals, tangents):
+    shape = solve_shape(*primals)
+    return shape, tangents[0] / inverse_minus_trigamma(shape)

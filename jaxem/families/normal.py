@@ -129,7 +129,8 @@ class Normal(Bank):
     def check_params(self, params):
         k, d = params.mean.shape
         centred = np.zeros((k, d, 1), params.mean.dtype)
-        _, log_det = self.structure.quadratic(jnp.asarray(params.covariance), jnp.asarray(centred))
+        with jax.ensure_compile_time_eval():  # params are known, even where a caller is traced
+            _, log_det = self.structure.quadratic(jnp.asarray(params.covariance), centred)
         if not np.all(np.isfinite(log_det)):
             raise ValueError(
                 "init components.covariance is not positive definite: give a covariance, not its "

@@ -75,7 +75,7 @@ class StudentT(Bank):
         return self._params(start, jnp.broadcast_to(jnp.asarray(df, x.dtype), (k,)))
 
     def posterior(self, params, x):
-        d, df = x.shape[1], params.df
+        d, df = x.shape[1], self._df(params)
         structure = self._normal.structure
         distance, log_det = structure.quadratic(params.scale, centre(x, params.mean))
         constant = log_gamma_ratio(df / 2, d / 2) - d / 2 * jnp.log(math.pi * df) - 0.5 * log_det
@@ -93,7 +93,7 @@ class StudentT(Bank):
         new = self._normal.maximize_weighted(
             self._as_normal(params), stats.moments, precision if expanded else stats.count
         )
-        df = params.df
+        df = self._df(params)
         if self.df is None:
             tail = stats.tail / count
             if expanded:
@@ -141,6 +141,11 @@ class StudentT(Bank):
         if not (params.df > 0).all() or not (params.df < math.inf).all():
             raise ValueError(f"init components.df must be positive and finite, got {params.df}")
         self._normal.check_params(self._as_normal(params))
+
+    def _df(self, params):
+        """The model's own where it has them, so that the objective depends on them directly."""
+        df = params.df
+        return df if self.df is None else jnp.broadcast_to(jnp.asarray(self.df, df.dtype), df.shape)
 
     @property
     def _normal(self):
