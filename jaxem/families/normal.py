@@ -9,9 +9,17 @@ import numpy as np
 from jax.lax import Precision
 
 from jaxem.families.covariance import LOG_2PI, STRUCTURES, centre, standardize, variance_floor
-from jaxem.model import Bank, View, is_empty, safe
+from jaxem.families.quadratic import FORMS
+from jaxem.model import Bank, Linear, View, is_empty, safe
 from jaxem.priors import NormalPrior
 from jaxem.pytree import pytree
+
+TRUSTED = 1e-3
+"""Roundings, in nats, of a log density from products about the origin that are taken; beyond that
+rows are centred first."""
+
+WIDEST = 40
+"""Features up to which full covariances take all products: more are better centred."""
 
 
 @pytree(eq=False)
@@ -73,6 +81,26 @@ class Normal(Bank):
 
     def statistics(self, params, x, q, weights):
         return NormalStatistics(*self.structure.moments(weights.T, x, params.mean))
+
+    def linear(self, x):
+        d, form = x.shape[1], FORMS[self.covariance]
+        if d > WIDEST and self.covariance in ("full", "tied"):
+            return None
+
+        def trusted(params):
+            size = form.rounding(params.mean, params.covariance).max()
+            return size * jnp.finfo(x.dtype).eps <= TRUSTED
+
+        return Linear(
+            size=form.size(d),
+            features=form.features,
+            coefficients=lambda params: (form.coefficients(params.mean, params.covariance), 0.0),
+            base=lambda x: 0.0,
+            statistics=lambda params, count, sums: NormalStatistics(
+                *form.moments(params.mean, sums)
+            ),
+            trusted=trusted,
+        )
 
     def maximize(self, params, stats):
         return self.maximize_weighted(params, stats, stats.count)
