@@ -32,11 +32,12 @@ class Fused(NamedTuple):
     """A faster way over many units: see `Model.fused`.
 
     sweep(params, x, weights) -> (statistics, evidence (n,)), as `Model.sweep`, for at most `rows`
-    units at a time; trusted(params) -> whether its rounding is small there, True where always.
+    units at a time; terms(params) -> the size of the terms whose small difference log p(x) is, a
+    scalar, or None where they cannot be large.
     """
 
     sweep: Callable
-    trusted: Callable
+    terms: Callable
     rows: int
 
 
@@ -47,7 +48,7 @@ class Linear(NamedTuple):
 
     features(x) -> (m, n), units minor; coefficients(params) -> slopes (k, m), levels (k,) or 0.0;
     base(x) -> (n,) or 0.0; statistics(params, count (k,), sums (m, k)) -> the bank's statistics,
-    from Σw and Σw·features; trusted(params) -> whether rounding is small, True where always.
+    from Σw and Σw·features; terms(params) as in `Fused`.
     """
 
     size: int
@@ -55,7 +56,7 @@ class Linear(NamedTuple):
     coefficients: Callable
     base: Callable
     statistics: Callable
-    trusted: Callable
+    terms: Callable
 
 
 def identity(tree):

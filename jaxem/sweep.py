@@ -7,6 +7,7 @@ faster way for many units says so in `Model.fused`.
 from typing import Any, NamedTuple
 
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
 from jax.lax import Precision
 
@@ -19,6 +20,17 @@ n = 20,000, d = k = 8: 1.0 ms a lane against 1.8 to 2.7)."""
 
 FEWEST = 256
 """Rows of the smallest chunk."""
+
+TRUSTED = 3e-4
+"""The rounding, in nats, of the terms of a log density up to which a fused sweep is taken. Measured
+on 8 clusters of 100,000 × 4 in float32: the mean log-likelihood is off by 0.02 to 0.08 of it, and
+six steps leave params that lose less than 1e-6 a row up to 1e-2."""
+
+HEARD = 1 / 128
+"""The part of those terms that counts as rounding of the objective, which allows for 16 times it."""
+
+EVEN = 64
+"""Chunks are of equal size but for this: the last one repeats few rows, and vectors fit."""
 
 BLOCK = 1024
 
@@ -47,11 +59,31 @@ def sweep(model, params, x, weights) -> Sums:
     if fused is None:
         return plain(params)
 
-    def quick(params):
+    terms = fused.terms(jax.lax.stop_gradient(params))
+    if terms is None:
         return in_chunks(fused.sweep, fused.rows, params, x, weights)
 
-    trusted = fused.trusted(params)
-    return quick(params) if trusted is True else jax.lax.cond(trusted, quick, plain, params)
+    def quick(params):
+        sums = in_chunks(fused.sweep, fused.rows, params, x, weights)
+        heard = HEARD * weights.sum() * terms
+        return sums._replace(magnitude=sums.magnitude + heard)
+
+    trusted = terms * jnp.finfo(weights.dtype).eps <= TRUSTED
+    return jax.lax.cond(_by_all(trusted), quick, plain, params)
+
+
+@jax.custom_batching.custom_vmap
+def _by_all(condition):
+    """A condition as it is, but one for all lanes under `vmap`: a `cond` of many runs both sides.
+
+    The answers of a lane then depend on the others in rounding alone.
+    """
+    return condition
+
+
+@_by_all.def_vmap
+def _(size, batched, condition):
+    return jnp.all(condition), False
 
 
 def in_chunks(function, rows: int, params, x, weights) -> Sums:
@@ -63,6 +95,8 @@ def in_chunks(function, rows: int, params, x, weights) -> Sums:
     n = weights.shape[0]
     if n <= rows:
         return _sums(function, params, x, weights)
+    count = -(-n // rows)
+    rows = min(n, -(-n // (count * EVEN)) * EVEN)
 
     @jax.checkpoint  # a reverse pass keeps nothing of a chunk
     def chunk(i, params, x, weights):
@@ -80,7 +114,7 @@ def in_chunks(function, rows: int, params, x, weights) -> Sums:
 
     like = jax.eval_shape(chunk, 0, params, x, weights)
     zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
-    (total, lost), _ = jax.lax.scan(add, (zero, zero), jnp.arange(-(-n // rows)))
+    (total, lost), _ = jax.lax.scan(add, (zero, zero), jnp.arange(count))
     return jax.tree.map(jnp.add, total, lost)
 
 

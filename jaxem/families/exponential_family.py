@@ -76,7 +76,7 @@ class ExponentialFamily(Bank):
             coefficients=coefficients,
             base=self.base_measure,
             statistics=lambda params, count, sums: MeanStatistics(count, sums.T),
-            trusted=lambda params: True,
+            terms=lambda params: None,
         )
 
     def maximize(self, params, stats):

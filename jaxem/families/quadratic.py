@@ -5,7 +5,7 @@ minor. `d` features of the data, `D` = d + 1, `m` products, `n` units, `k` compo
 
 One object for every covariance structure, with `size(d)`, the m; `features(x)`, (m, n) from rows
 (n, d); `coefficients(mean, covariance)`, (k, m); `moments(mean, sums)`, the moments about the means
-from Σ w · features (m, k); `rounding(mean, covariance)`, (k,), the size of the terms of which a log
+from Σ w · features (m, k); `terms(mean, covariance)`, (k,), the size of the terms of which a log
 density is the small difference, on average over a component's own units.
 """
 
@@ -97,7 +97,7 @@ class FullForm:
         outer = (count[:, None] * mean)[:, :, None] * mean[:, None, :]
         return count, first, about_zero[:, :d, :d] - cross - cross.swapaxes(1, 2) - outer
 
-    def rounding(self, mean, covariance):
+    def terms(self, mean, covariance):
         precision, _ = self._inverse(mean, covariance)
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
         reach = jnp.sqrt(jnp.square(mean) + variance)
@@ -145,7 +145,7 @@ class DiagonalForm:
         first = total - count[:, None] * mean
         return count, first, squares - mean * (2 * first + count[:, None] * mean)
 
-    def rounding(self, mean, covariance):
+    def terms(self, mean, covariance):
         return (jnp.square(mean) / covariance + 1).sum(-1)
 
 
@@ -170,7 +170,7 @@ class SphericalForm:
         first = total - count[:, None] * mean
         return count, first, squares - (mean * (2 * first + count[:, None] * mean)).sum(-1)
 
-    def rounding(self, mean, covariance):
+    def terms(self, mean, covariance):
         return jnp.square(mean).sum(-1) / covariance + mean.shape[1]
 
 
