@@ -31,11 +31,13 @@ class View(NamedTuple):
 class Fused(NamedTuple):
     """A faster way over many units: see `Model.fused`.
 
-    sweep(params, x, weights) -> (statistics, evidence (n,)), as `Model.sweep`, for at most `rows`
-    units at a time; terms(params) -> the size of the terms whose small difference log p(x) is, a
-    scalar, or None where they cannot be large.
+    prepare(x) -> the units with whatever is the same in every pass, computed once;
+    sweep(params, prepared, weights) -> (statistics, evidence (n,)), as `Model.sweep`, for at most
+    `rows` units at a time; terms(params) -> a scalar, the size of the terms of which log p(x) is
+    the small difference, or None where they are never large.
     """
 
+    prepare: Callable
     sweep: Callable
     terms: Callable
     rows: int
@@ -47,8 +49,8 @@ class Linear(NamedTuple):
     log p(x | k) = base(x) + slopes[k] · features(x) + levels[k]
 
     features(x) -> (m, n), units minor; coefficients(params) -> slopes (k, m), levels (k,) or 0.0;
-    base(x) -> (n,) or 0.0; statistics(params, count (k,), sums (m, k)) -> the bank's statistics,
-    from Σw and Σw·features; terms(params) as in `Fused`.
+    base(x) -> (n,), or None where it is 0; statistics(params, count (k,), sums (m, k)) -> the
+    bank's statistics from Σw and Σw·features; terms(params) as in `Fused`.
     """
 
     size: int

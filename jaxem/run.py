@@ -74,9 +74,10 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched
     """The best `Fit` and every restart's, compiled with as much effort as it is worth.
 
     On a CPU the default fusion emitters double the compile time; a single fit of few units does not
-    run faster for them (a batch does by a tenth, one of many units by up to two thirds), and a step below a tenth of a millisecond is not worth
-    optimising at all (measured with jaxlib 0.10.2). The options can only be set outside other
-    transformations, and other versions may lack them.
+    run faster for them (a batch does by a tenth, a fit of many units by up to two thirds), and a
+    step below a tenth of a millisecond is not worth optimising at all (measured with jaxlib
+    0.10.2). The options can only be set outside other transformations, and other versions may lack
+    them.
     """
     args = (numeric, x, weights, start, tol, max_iter)
     static = {"spec": spec, "restarts": restarts, "batched": batched}

@@ -70,11 +70,15 @@ class ExponentialFamily(Bank):
             level = jnp.broadcast_to(-jnp.asarray(self.log_partition(params)), eta.shape[:1])
             return eta, level
 
+        def base(x):
+            measure = jnp.asarray(self.base_measure(x))
+            return measure if measure.ndim else None
+
         return Linear(
             size=size,
             features=lambda x: self.features(x).T,
             coefficients=coefficients,
-            base=self.base_measure,
+            base=base,
             statistics=lambda params, count, sums: MeanStatistics(count, sums.T),
             terms=lambda params: None,
         )

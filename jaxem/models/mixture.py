@@ -21,8 +21,8 @@ WIDE = 3 * 2**19
 """Numbers of a chunk that is swept by matrix products: features, joint and responsibilities."""
 
 FEWEST, MOST = 1024, 8192
-"""Rows of such a chunk: products of fewer rows are slow, and of more with few features too (n = 1e5,
-d = k = 8, spherical: 8,000 rows 3.5 ms, 20,000 rows 11 ms, 60,000 rows 50 ms)."""
+"""Rows of such a chunk: products of fewer rows are slow, and of more with few features too (k = 8,
+1e5 × 8, spherical: chunks of 8,000 rows 3.5 ms, 20,000 rows 11 ms, 60,000 rows 50 ms)."""
 
 
 @pytree(eq=False)
@@ -128,14 +128,15 @@ class Mixture(Model):
         if linear is None:
             return None
         return Fused(
+            prepare=lambda x: (x, linear.base(unlabelled(x)[0])),
             sweep=partial(self._sweep, linear),
             terms=lambda params: linear.terms(params.components),
             rows=min(MOST, max(FEWEST, WIDE // (linear.size + 2 * self.k))),
         )
 
-    def _sweep(self, linear, params, x, weights):
+    def _sweep(self, linear, params, prepared, weights):
         """Two matrix products around a softmax, with the units minor."""
-        x, labels = unlabelled(x)
+        (x, labels), base = unlabelled(prepared[0]), prepared[1]
         features = linear.features(x)
         slopes, levels = linear.coefficients(params.components)
         levels = levels + jnp.log(params.weights)
@@ -146,7 +147,7 @@ class Mixture(Model):
         weighted = responsibilities * weights
         sums = jnp.einsum("kn,mn->mk", weighted, features, precision=Precision.HIGHEST)
         inner = linear.statistics(params.components, count, sums)
-        return MixtureStatistics(count, inner), evidence + linear.base(x)
+        return MixtureStatistics(count, inner), evidence if base is None else evidence + base
 
     def maximize(self, params, stats):
         components = self.components.maximize(params.components, stats.components)
