@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
 
-from jaxem.families.covariance import LOG_2PI, STRUCTURES, centre, standardize, variance_floor
+from jaxem.families.covariance import LAZY, LOG_2PI, STRUCTURES, centre, frame, variance_floor
 from jaxem.families.quadratic import FORMS
 from jaxem.model import Bank, Linear, View, is_empty, safe
 from jaxem.priors import NormalPrior
@@ -53,6 +53,7 @@ class Normal(Bank):
     covariance: str = "full"
     prior: NormalPrior | None = None
     floor: Any = None
+    frame: Any = dataclasses.field(default=None, repr=False)  # set by `view` alone
 
     def __post_init__(self):
         if self.covariance not in tuple(STRUCTURES):
@@ -68,16 +69,19 @@ class Normal(Bank):
         k, d = weights.shape[1], x.shape[1]
         total = weights.sum()
         share = weights.sum(1) / total
-        mean = jnp.broadcast_to(jnp.matmul(share, x, precision=Precision.HIGHEST), (k, d))
+        middle = jnp.matmul(share, self._framed(x), precision=Precision.HIGHEST)
+        mean = jnp.broadcast_to(middle, (k, d))
         start = NormalParams(mean, self.structure.unit(k, d, x.dtype))
         return self.maximize(start, self.statistics(start, x, None, weights))
 
     def posterior(self, params, x):
-        distance, log_det = self.structure.quadratic(params.covariance, centre(x, params.mean))
+        distance, log_det = self.structure.quadratic(
+            params.covariance, centre(self._framed(x), params.mean)
+        )
         return None, -0.5 * (x.shape[1] * LOG_2PI + log_det[:, None] + distance).T
 
     def statistics(self, params, x, q, weights):
-        return NormalStatistics(*self.structure.moments(weights.T, x, params.mean))
+        return NormalStatistics(*self.structure.moments(weights.T, self._framed(x), params.mean))
 
     def linear(self, x):
         d, form = x.shape[1], FORMS[self.covariance]
@@ -86,7 +90,7 @@ class Normal(Bank):
 
         return Linear(
             size=form.size(d),
-            features=form.features,
+            features=lambda x: form.features(self._framed(x)),
             coefficients=lambda params: (form.coefficients(params.mean, params.covariance), 0.0),
             base=lambda x: None,
             statistics=lambda params, count, sums: NormalStatistics(
@@ -148,9 +152,14 @@ class Normal(Bank):
                 "square root or inverse"
             )
 
-    def view(self, x, weights):
+    def embed(self, x):
+        return self._framed(super().embed(x))
+
+    def view(self, x, weights, copy=False):
         structure = self.structure
-        loc, scale, data = standardize(x, weights, structure.common_scale)
+        own = frame(x, weights, structure.common_scale)
+        loc, scale = own.location, own.scale
+        lazy = x.size >= LAZY and not copy
         floor = variance_floor(x.dtype)
         if self.floor is not None:
             floor = self.floor / jnp.square(scale[0] if structure.common_scale else scale)
@@ -176,8 +185,12 @@ class Normal(Bank):
                 covariance=structure.rescale(params.covariance, scale),
             )
 
-        model = dataclasses.replace(self, prior=prior, floor=floor)
+        model = dataclasses.replace(self, prior=prior, floor=floor, frame=own if lazy else None)
+        data = x if lazy else own.standardize(x)
         return View(model, data, inward, outward, jnp.log(scale).sum())
+
+    def _framed(self, x):
+        return x if self.frame is None else self.frame.standardize(x)
 
     @property
     def _floor(self):
