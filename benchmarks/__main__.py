@@ -9,6 +9,7 @@ PARTS = {
     "fleet": ("fleet", "ragged", "restarts"),
     "ragged": ("ragged",),
     "restarts": ("restarts",),
+    "single": ("single",),
 }
 
 if len(sys.argv) < 2 or sys.argv[1] not in PARTS:

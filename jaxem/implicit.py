@@ -19,10 +19,10 @@ from jax.flatten_util import ravel_pytree
 from jax.lax import Precision, stop_gradient
 from jax.scipy.sparse.linalg import gmres
 
-from jaxem.methods.em import row_sum
 from jaxem.pytree import merge
 from jaxem.solve import Problem, over
 from jaxem.status import Status
+from jaxem.sweep import row_sum
 from jaxem.tangents import Motion, still
 
 DENSE = 200

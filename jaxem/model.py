@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from jaxem.pytree import pytree, select
 from jaxem.spaces import REAL
 
+IMPOSSIBLE = -1e30
+"""Stands for log 0 inside a matrix product, where −∞ · 0 would be NaN."""
+
 
 class View(NamedTuple):
     """A model and its data in units in which the arithmetic is safe (centred, unit variance).
@@ -24,6 +27,39 @@ class View(NamedTuple):
     inward: Callable
     outward: Callable
     log_volume: Any
+
+
+class Fused(NamedTuple):
+    """A faster way over many units: see `Model.fused`.
+
+    prepare(x) -> the units with whatever is the same in every pass, computed once;
+    sweep(params, prepared, weights) -> (statistics, evidence (n,)), as `Model.sweep`, for at most
+    `rows` units at a time; terms(params) -> a scalar, the size of the terms of which log p(x) is
+    the small difference, or None where they are never large.
+    """
+
+    prepare: Callable
+    sweep: Callable
+    terms: Callable
+    rows: int
+
+
+class Linear(NamedTuple):
+    """A bank whose log density is linear in features that no parameter enters: see `Bank.linear`.
+
+    log p(x | k) = base(x) + slopes[k] · features(x) + levels[k]
+
+    features(x) -> (m, n), units minor; coefficients(params) -> slopes (k, m), levels (k,) or 0.0;
+    base(x) -> (n,), or None where it is 0; statistics(params, count (k,), sums (m, k)) -> the
+    bank's statistics from Σw and Σw·features; terms(params) as in `Fused`.
+    """
+
+    size: int
+    features: Callable
+    coefficients: Callable
+    base: Callable
+    statistics: Callable
+    terms: Callable
 
 
 def identity(tree):
@@ -64,6 +100,15 @@ class Model:
         raise NotImplementedError(
             f"{type(self).__name__} must define statistics(params, x, q, weights)"
         )
+
+    def sweep(self, params, x, weights):
+        """E-step and statistics in one: (statistics, evidence (n,))."""
+        q, evidence = self.posterior(params, x)
+        return self.statistics(params, x, q, weights), evidence
+
+    def fused(self, x):
+        """A `Fused` sweep for data shaped like x, where many units have a faster one, or None."""
+        return None
 
     def maximize(self, params, stats):
         """The M-step: argmax over params of E_q[log p(x, z | params)] + log_prior(params)."""
@@ -136,6 +181,10 @@ class Bank(Model):
     def embed(self, x):
         """Points (n, e) whose Euclidean distances suit k-means++, or None where there are none."""
         return jnp.asarray(x, jnp.result_type(float)) if hasattr(x, "ndim") else None
+
+    def linear(self, x):
+        """A `Linear` form for data shaped like x, or None where there is none worth taking."""
+        return None
 
     def degenerate(self, params):
         """Which components lie on a floor: (k,) booleans, or one for all."""
@@ -258,12 +307,17 @@ def normalize(joint):
 
     Where every term is −∞ the evidence is −∞ and the responsibilities are 0, never NaN.
     """
-    joint = joint.T  # units minor, so that the code vectorises
+    responsibilities, evidence = shares(joint.T)
+    return responsibilities.T, evidence
+
+
+def shares(joint):
+    """`normalize` of (k, n): units minor, so that the code vectorises."""
     top = jax.lax.stop_gradient(joint.max(0))
     top = jnp.where(jnp.isfinite(top), top, 0)
     share = jnp.exp(joint - top)
     total = share.sum(0)
-    return (share / jnp.where(total == 0, 1, total)).T, top + jnp.log(total)
+    return share / jnp.where(total == 0, 1, total), top + jnp.log(total)
 
 
 def is_empty(count):

@@ -25,6 +25,7 @@ from jaxem.solve import (
     single,
     transformable,
 )
+from jaxem.sweep import CHUNKED
 
 CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_llvm_disable_expensive_passes": True}
 TINY = 4096
@@ -104,10 +105,11 @@ def _search(model, method, numeric, x, weights, start, tol, most, *, spec, resta
 def _climb(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched):
     """The best `Fit` and every restart's, compiled with as much effort as it is worth.
 
-    On a CPU the default fusion emitters double the compile time; a single fit does not run faster
-    for them (a batch does, by a tenth), and a step below a tenth of a millisecond is not worth
-    optimising at all (measured with jaxlib 0.10.2). The options can only be set outside other
-    transformations, and other versions may lack them.
+    On a CPU the default fusion emitters double the compile time; a single fit of few units does not
+    run faster for them (a batch does by a tenth, a fit of many units by up to two thirds), and a
+    step below a tenth of a millisecond is not worth optimising at all (measured with jaxlib
+    0.10.2). The options can only be set outside other transformations, and other versions may lack
+    them.
     """
     args = (numeric, x, weights, start, tol, max_iter)
     static = {"spec": spec, "restarts": restarts, "batched": batched}
@@ -122,6 +124,7 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched
     effort = "full"
     if not batched and jax.default_backend() == "cpu":
         effort = "tiny" if cost * restarts <= TINY else "less"
+        effort = "full" if n * features * k >= CHUNKED else effort
     fits = sets * restarts
     if not is_long(cost * fits, max_iter):
         best, every = compiled(SOLVE, effort, *args, **static, transformed=False)

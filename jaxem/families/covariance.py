@@ -262,36 +262,6 @@ def centre(x, mean):
     return x.T[None] - mean[:, :, None]
 
 
-def standardize(x, weights, common: bool):
-    """Location and scale (d,) of the data, and the data in those units; one scale if `common`.
-
-    Two passes about the first present row, so that neither an offset nor a scale near the ends of
-    the float range costs digits. A constant feature keeps its own magnitude as its scale.
-    """
-    first = x[jnp.argmax(weights > 0)]
-    moved = x - first
-    present = (weights > 0)[:, None]
-    reach = jnp.max(jnp.where(present, jnp.abs(moved), 0), axis=0)
-    reach = jnp.where(reach > 0, reach, 1)
-    unit = moved / reach
-    share = (weights / weights.sum())[:, None]
-    centre_of = (share * unit).sum(0)
-    variance = (share * jnp.square(unit - centre_of)).sum(0)
-    rough = 4 * jnp.finfo(x.dtype).eps
-    scale = jnp.sqrt(jnp.where(variance > 0, variance, 1)) * reach  # no gradient of √0
-    scale = jnp.where(variance > 0, scale, 0)
-    varies = scale > rough * jnp.abs(first)
-    magnitude = jnp.where(first != 0, jnp.abs(first), 1)
-    scale = jnp.where(varies, scale, magnitude)
-    if common:
-        top = jnp.max(jnp.where(varies, scale, 0))
-        top = jnp.where(top > 0, top, jnp.max(scale))
-        mean_square = jnp.mean(jnp.where(varies, jnp.square(scale / top), 0))
-        one = top * jnp.sqrt(jnp.where(mean_square > 0, mean_square, 1))
-        scale = jnp.full_like(scale, one)
-    return first + centre_of * reach, scale, (unit - centre_of) * (reach / scale)
-
-
 def variance_floor(dtype) -> float:
     """The smallest variance of standardised data that is not taken for a collapse.
 

@@ -2,13 +2,11 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from jaxem.model import Bank, keep_empty, safe
-
-IMPOSSIBLE = -1e30
-"""Stands for log 0 inside a matrix product, where −∞ · 0 would be NaN."""
+from jaxem.model import IMPOSSIBLE, Bank, Linear, keep_empty, safe
 
 
 class MeanStatistics(NamedTuple):
@@ -62,6 +60,28 @@ class ExponentialFamily(Bank):
     def statistics(self, params, x, q, weights):
         total = jnp.matmul(weights.T, self.features(x), precision=Precision.HIGHEST)
         return MeanStatistics(weights.sum(0), total)
+
+    def linear(self, x):
+        size = jax.eval_shape(self.features, x).shape[1]
+
+        def coefficients(params):
+            eta = self.natural(params)
+            eta = jnp.where(eta == -jnp.inf, IMPOSSIBLE, eta)
+            level = jnp.broadcast_to(-jnp.asarray(self.log_partition(params)), eta.shape[:1])
+            return eta, level
+
+        def base(x):
+            measure = jnp.asarray(self.base_measure(x))
+            return measure if measure.ndim else None
+
+        return Linear(
+            size=size,
+            features=lambda x: self.features(x).T,
+            coefficients=coefficients,
+            base=base,
+            statistics=lambda params, count, sums: MeanStatistics(count, sums.T),
+            terms=lambda params: None,
+        )
 
     def maximize(self, params, stats):
         new = self.estimate(safe(stats.count), stats.total)

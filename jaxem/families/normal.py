@@ -8,11 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
 
-from jaxem.families.covariance import LOG_2PI, STRUCTURES, centre, standardize, variance_floor
-from jaxem.model import Bank, View, is_empty, safe
+from jaxem.families.covariance import LOG_2PI, STRUCTURES, centre, variance_floor
+from jaxem.families.frame import LAZY, frame
+from jaxem.families.quadratic import FORMS
+from jaxem.model import Bank, Linear, View, is_empty, safe
 from jaxem.priors import NormalPrior
 from jaxem.pytree import pytree
 from jaxem.spaces import REAL
+
+WIDEST = 96
+"""Features up to which full covariances take all products (n = 65,536, k = 16, float32: d = 32
+32 ms against 200 on centred rows, d = 40 45 against 113, d = 64 130 against 210)."""
 
 
 @pytree(eq=False)
@@ -49,6 +55,7 @@ class Normal(Bank):
     covariance: str = "full"
     prior: NormalPrior | None = None
     floor: Any = None
+    frame: Any = dataclasses.field(default=None, repr=False)  # set by `view` alone
 
     def __post_init__(self):
         if self.covariance not in tuple(STRUCTURES):
@@ -64,16 +71,35 @@ class Normal(Bank):
         k, d = weights.shape[1], x.shape[1]
         total = weights.sum()
         share = weights.sum(1) / total
-        mean = jnp.broadcast_to(jnp.matmul(share, x, precision=Precision.HIGHEST), (k, d))
+        middle = jnp.matmul(share, self._framed(x), precision=Precision.HIGHEST)
+        mean = jnp.broadcast_to(middle, (k, d))
         start = NormalParams(mean, self.structure.unit(k, d, x.dtype))
         return self.maximize(start, self.statistics(start, x, None, weights))
 
     def posterior(self, params, x):
-        distance, log_det = self.structure.quadratic(params.covariance, centre(x, params.mean))
+        distance, log_det = self.structure.quadratic(
+            params.covariance, centre(self._framed(x), params.mean)
+        )
         return None, -0.5 * (x.shape[1] * LOG_2PI + log_det[:, None] + distance).T
 
     def statistics(self, params, x, q, weights):
-        return NormalStatistics(*self.structure.moments(weights.T, x, params.mean))
+        return NormalStatistics(*self.structure.moments(weights.T, self._framed(x), params.mean))
+
+    def linear(self, x):
+        d, form = x.shape[1], FORMS[self.covariance]
+        if d > WIDEST and self.covariance in ("full", "tied"):
+            return None
+
+        return Linear(
+            size=form.size(d),
+            features=lambda x: form.features(self._framed(x)),
+            coefficients=lambda params: (form.coefficients(params.mean, params.covariance), 0.0),
+            base=lambda x: None,
+            statistics=lambda params, count, sums: NormalStatistics(
+                *form.moments(params.mean, sums)
+            ),
+            terms=lambda params: form.terms(params.mean, params.covariance).max(),
+        )
 
     def maximize(self, params, stats):
         return self.maximize_weighted(params, stats, stats.count)
@@ -137,9 +163,14 @@ class Normal(Bank):
                 "square root or inverse"
             )
 
-    def view(self, x, weights):
+    def embed(self, x):
+        return self._framed(super().embed(x))
+
+    def view(self, x, weights, copy=False):
         structure = self.structure
-        loc, scale, data = standardize(x, weights, structure.common_scale)
+        own = frame(x, weights, structure.common_scale)
+        loc, scale = own.location, own.scale
+        lazy = x.size >= LAZY and not copy
         floor = variance_floor(x.dtype)
         if self.floor is not None:
             floor = self.floor / jnp.square(scale[0] if structure.common_scale else scale)
@@ -165,8 +196,12 @@ class Normal(Bank):
                 covariance=structure.rescale(params.covariance, scale),
             )
 
-        model = dataclasses.replace(self, prior=prior, floor=floor)
+        model = dataclasses.replace(self, prior=prior, floor=floor, frame=own if lazy else None)
+        data = x if lazy else own.standardize(x)
         return View(model, data, inward, outward, jnp.log(scale).sum())
+
+    def _framed(self, x):
+        return x if self.frame is None else self.frame.standardize(x)
 
     @property
     def _floor(self):

@@ -129,7 +129,7 @@ class StudentT(Bank):
         return self._normal.n_parameters(self._as_normal(params)) + estimated
 
     def view(self, x, weights):
-        inner = self._normal.view(x, weights)
+        inner = self._normal.view(x, weights, copy=True)
 
         def lift(change):
             return lambda p: self._params(change(self._as_normal(p)), p.df)

@@ -3,9 +3,9 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax.lax import Precision
 
 from jaxem.pytree import pytree
+from jaxem.sweep import sweep
 
 ROUNDING = 16
 """The objective is known to ROUNDING · eps · Σw(|ℓ|+1): late float32 iterations fall by up to 3."""
@@ -60,28 +60,10 @@ class EM:
 
     def map(self, model, params, x, weights) -> Evaluation:
         """One E-step and one M-step: the EM map at params."""
-        q, evidence = model.posterior(params, x)
-        evidence = jnp.where(weights > 0, evidence, 0)
-        prior = jnp.asarray(model.log_prior(params), evidence.dtype)
-        proposal = model.maximize(params, model.statistics(params, x, q, weights))
+        sums = sweep(model, params, x, weights)
+        prior = jnp.asarray(model.log_prior(params), sums.evidence.dtype)
         return Evaluation(
-            proposal,
-            row_sum(weights, evidence) + prior,
-            row_sum(weights, jnp.abs(evidence) + 1) + jnp.abs(prior),
+            model.maximize(params, sums.statistics),
+            sums.evidence + prior,
+            sums.magnitude + jnp.abs(prior),
         )
-
-
-BLOCK = 1024
-
-
-def row_sum(weights, values):
-    """Σ_i weights_i · values_i, in blocks, so that rounding grows like √n/1024 + 1024, not like n.
-
-    A product of matrices: sums along a minor axis do not vectorise on a CPU.
-    """
-    n = values.shape[0]
-    if n > BLOCK:
-        blocks = [jnp.pad(a, (0, -n % BLOCK)).reshape(-1, BLOCK) for a in (weights, values)]
-        weights, values = blocks
-    sums = jnp.einsum("...n,...n->...", weights, values, precision=Precision.HIGHEST)
-    return sums.sum()

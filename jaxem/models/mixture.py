@@ -3,6 +3,7 @@
 import dataclasses
 import operator
 import warnings
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +12,18 @@ import numpy as np
 from jax.lax import Precision
 
 from jaxem.init import Start, fill_empty
-from jaxem.model import Bank, Model, normalize
+from jaxem.model import IMPOSSIBLE, Bank, Fused, Model, normalize, shares
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
 from jaxem.spaces import SIMPLEX
 from jaxem.status import FitWarning
+
+WIDE = 3 * 2**19
+"""Numbers of a chunk that is swept by matrix products: features, joint and responsibilities."""
+
+FEWEST, MOST = 1024, 8192
+"""Rows of such a chunk: products of fewer rows are slow, and of more with few features too (k = 8,
+1e5 × 8, spherical: chunks of 8,000 rows 3.5 ms, 20,000 rows 11 ms, 60,000 rows 50 ms)."""
 
 
 @pytree(eq=False)
@@ -116,6 +124,32 @@ class Mixture(Model):
         count = jnp.matmul(q.responsibilities.T, weights, precision=Precision.HIGHEST)
         return MixtureStatistics(count, inner)
 
+    def fused(self, x):
+        linear = self.components.linear(unlabelled(x)[0])
+        if linear is None:
+            return None
+        return Fused(
+            prepare=lambda x: (x, linear.base(unlabelled(x)[0])),
+            sweep=partial(self._sweep, linear),
+            terms=lambda params: linear.terms(params.components),
+            rows=min(MOST, max(FEWEST, WIDE // (linear.size + 2 * self.k))),
+        )
+
+    def _sweep(self, linear, params, prepared, weights):
+        """Two matrix products around a softmax, with the units minor."""
+        (x, labels), base = unlabelled(prepared[0]), prepared[1]
+        features = linear.features(x)
+        slopes, levels = linear.coefficients(params.components)
+        levels = levels + jnp.log(params.weights)
+        joint = jnp.matmul(slopes, features, precision=Precision.HIGHEST) + levels[:, None]
+        joint = jnp.where(joint > IMPOSSIBLE / 1e6, joint, -jnp.inf)
+        responsibilities, evidence = shares(self._known(joint, labels, 0))
+        count = jnp.matmul(responsibilities, weights, precision=Precision.HIGHEST)
+        weighted = responsibilities * weights
+        sums = jnp.einsum("kn,mn->mk", weighted, features, precision=Precision.HIGHEST)
+        inner = linear.statistics(params.components, count, sums)
+        return MixtureStatistics(count, inner), evidence if base is None else evidence + base
+
     def maximize(self, params, stats):
         components = self.components.maximize(params.components, stats.components)
         return MixtureParams(self._shares(stats.count), components)
@@ -204,10 +238,15 @@ class Mixture(Model):
         x, labels = unlabelled(x)
         inner, log_density = self.components.posterior(params.components, x)
         joint = log_density + jnp.log(params.weights)
-        if labels is not None:
-            excluded = (labels[:, None] >= 0) & (labels[:, None] != jnp.arange(self.k))
-            joint = jnp.where(excluded, -jnp.inf, joint)
-        return inner, joint
+        return inner, self._known(joint, labels, 1)
+
+    def _known(self, joint, labels, axis):
+        """log p(x, z) with −∞ where the component is known to be another one of those on `axis`."""
+        if labels is None:
+            return joint
+        labels = jnp.expand_dims(labels, axis)
+        component = jnp.expand_dims(jnp.arange(self.k), 1 - axis)
+        return jnp.where((labels >= 0) & (labels != component), -jnp.inf, joint)
 
     def _shares(self, count):
         if self.prior is not None:

@@ -1,0 +1,146 @@
+"""One pass over the data in chunks: every sum that EM needs, and nothing that grows with n.
+
+Statistics are additive over units, so any model can be swept chunk by chunk; a model that knows a
+faster way for many units says so in `Model.fused`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.custom_batching
+import jax.numpy as jnp
+from jax.lax import Precision
+
+CHUNKED = 2**20
+"""Units × features × components from which a pass is cut into chunks."""
+
+CACHED = 2**17
+"""Numbers of a (k, d, rows) block of centred rows: a chunk that stays in cache (4 lanes,
+n = 20,000, d = k = 8: 1.0 ms a lane against 1.8 to 2.7)."""
+
+FEWEST = 256
+"""Rows of the smallest chunk."""
+
+TRUSTED = 3e-4
+"""The rounding, in nats, of the terms of a log density up to which a fused sweep is taken. Measured
+on clusters of 100,000 × 4 in both precisions: the mean log-likelihood is off by 0.02 to 0.12 of it,
+and six steps leave params that lose less than 1e-6 a row up to 1e-2."""
+
+HEARD = 1 / 32
+"""The part of those terms that counts as rounding: the objective is known to 16 times that, which
+is four times what was seen."""
+
+EVEN = 64
+"""Chunks are of equal size but for this: the last one repeats few rows, and vectors fit."""
+
+BLOCK = 1024
+
+
+class Sums(NamedTuple):
+    """statistics; evidence Σ w·ℓ; magnitude Σ w·(|ℓ| + 1), the scale of its rounding."""
+
+    statistics: Any
+    evidence: Any
+    magnitude: Any
+
+
+def sweep(model, params, x, weights) -> Sums:
+    """Statistics and evidence of the data at `params`: in one piece where the data are few."""
+    leaves = jax.tree.leaves(x)
+    n = weights.shape[0]
+    width = getattr(model, "k", 1) * (sum(leaf.size for leaf in leaves) // n)
+    if n * width < CHUNKED:
+        return _sums(model.sweep, params, x, weights)
+    rows = max(FEWEST, CACHED // width)
+
+    def plain(params):
+        return in_chunks(model.sweep, rows, params, x, weights)
+
+    fused = model.fused(x)
+    if fused is None:
+        return plain(params)
+
+    terms = fused.terms(jax.lax.stop_gradient(params))
+    units = fused.prepare(x)
+    if terms is None:
+        return in_chunks(fused.sweep, fused.rows, params, units, weights)
+
+    def quick(params):
+        sums = in_chunks(fused.sweep, fused.rows, params, units, weights)
+        heard = HEARD * weights.sum() * terms
+        return sums._replace(magnitude=sums.magnitude + heard)
+
+    rounding = terms * jnp.finfo(weights.dtype).eps
+    return jax.lax.cond(_trusted(rounding), quick, plain, params)
+
+
+@jax.custom_batching.custom_vmap
+def _trusted(rounding):
+    """Whether a rounding is small; under `vmap`, that of all lanes: a `cond` of many runs both ways.
+
+    The answers of a lane then depend on the others in rounding alone, and on those that have failed
+    not at all.
+    """
+    return rounding <= TRUSTED
+
+
+@_trusted.def_vmap
+def _(size, batched, rounding):
+    return jnp.all((rounding <= TRUSTED) | ~jnp.isfinite(rounding)), False
+
+
+def in_chunks(function, rows: int, params, x, weights) -> Sums:
+    """The `Sums` of `function(params, x, weights) -> (statistics, evidence (n,))`, chunk by chunk.
+
+    The last chunk reaches back over rows of the one before, with weight 0. Chunks are added with
+    the rounding of each addition kept, so that the sums of many chunks are as good as those of one.
+    """
+    n = weights.shape[0]
+    if n <= rows:
+        return _sums(function, params, x, weights)
+    count = -(-n // rows)
+    rows = min(n, -(-n // (count * EVEN)) * EVEN)
+
+    @jax.checkpoint  # a reverse pass keeps nothing of a chunk
+    def chunk(i, params, x, weights):
+        begin = jnp.minimum(i * rows, n - rows)
+        here, w = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, begin, rows), (x, weights))
+        fresh = begin + jnp.arange(rows) >= i * rows
+        return _sums(function, params, here, jnp.where(fresh, w, 0))
+
+    def add(carry, i):
+        total, lost = carry
+        part = chunk(i, params, x, weights)
+        new = jax.tree.map(jnp.add, total, part)
+        lost = jax.tree.map(lambda lost, *sum: lost + _rounding(*sum), lost, total, part, new)
+        return (new, lost), None
+
+    like = jax.eval_shape(chunk, 0, params, x, weights)
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    (total, lost), _ = jax.lax.scan(add, (zero, zero), jnp.arange(count))
+    return jax.tree.map(jnp.add, total, lost)
+
+
+def _rounding(a, b, total):
+    """a + b − total, exactly. Source: Knuth, The Art of Computer Programming 2, section 4.2.2."""
+    rest = total - a
+    return (a - (total - rest)) + (b - rest)
+
+
+def _sums(function, params, x, weights) -> Sums:
+    statistics, evidence = function(params, x, weights)
+    evidence = jnp.where(weights > 0, evidence, 0)
+    return Sums(statistics, row_sum(weights, evidence), row_sum(weights, jnp.abs(evidence) + 1))
+
+
+def row_sum(weights, values):
+    """Σ_i weights_i · values_i, in blocks, so that rounding grows like √n/1024 + 1024, not like n.
+
+    A product of matrices: sums along a minor axis do not vectorise on a CPU.
+    """
+    n = values.shape[0]
+    if n > BLOCK:
+        blocks = [jnp.pad(a, (0, -n % BLOCK)).reshape(-1, BLOCK) for a in (weights, values)]
+        weights, values = blocks
+    sums = jnp.einsum("...n,...n->...", weights, values, precision=Precision.HIGHEST)
+    return sums.sum()
