@@ -90,9 +90,8 @@ def run(queue, work, ends, *, criterion: str, width: int, steps: int, budget=Non
     one = entries_of_sets(0) if shared else None
 
     def advance(state, mine, end):
-        lane = one if shared else mine
-        seen = lane.evaluate(state.proposal, state.method)
-        new = loop.step(state, seen, *end, criterion, lane.nudge)
+        seen = (one if shared else mine).evaluate(state.proposal, state.method)
+        new = loop.step(state, seen, *end, criterion)
         return select(state.status == Status.RUNNING, new, state)
 
     def body(carry):

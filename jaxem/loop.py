@@ -33,16 +33,13 @@ WINDOW = 32
 
 class Stopping(NamedTuple):
     """What the stopping rule remembers: the last gain, its rate, for how many steps in a row the
-    end was in sight, the objective some steps ago, and whether the climb was shaken: 0 not yet, 1
-    in the last step, 2 before. The state carries it as one vector: a compiled kernel instead of
-    five.
-    """
+    end was in sight, and the objective some steps ago. The state carries it as one vector: a
+    compiled kernel instead of four."""
 
     gain: Any
     rate: Any
     streak: Any
     anchor: Any
-    shaken: Any
 
 
 @pytree(eq=False)
@@ -75,12 +72,12 @@ def start(params, dtype, status, method=()) -> State:
         proposal=params,
         n_iter=zero - 1,
         status=jnp.asarray(status, jnp.int32),
-        memory=jnp.asarray(Stopping(0, 0.4, 0, -jnp.inf, 0), dtype),
+        memory=jnp.asarray(Stopping(0, 0.4, 0, -jnp.inf), dtype),
         method=method,
     )
 
 
-def run(state: State, work, *, tol, max_iter, criterion: str, budget=None) -> State:
+def run(state: State, evaluate, *, tol, max_iter, criterion: str, budget=None) -> State:
     """Steps until the status is no longer RUNNING, or `budget` times. `tol` is for the whole
     objective."""
     last = None if budget is None else state.n_iter + budget
@@ -90,8 +87,7 @@ def run(state: State, work, *, tol, max_iter, criterion: str, budget=None) -> St
         return running if last is None else running & (state.n_iter < last)
 
     def body(state):
-        seen = work.evaluate(state.proposal, state.method)
-        return step(state, seen, tol, max_iter, criterion, work.nudge)
+        return step(state, evaluate(state.proposal, state.method), tol, max_iter, criterion)
 
     return jax.lax.while_loop(going, body, state)
 
@@ -106,34 +102,23 @@ def settled(state: State):
     )
 
 
-def step(state: State, seen, tol, max_iter, criterion: str, nudge=None) -> State:
-    """Shifts in the proposal that was just evaluated, and decides whether to go on.
-
-    `nudge(params, before, size)` moves params a little when the end first seems near: a climb at
-    rest on a saddle leaves it, any other is soon back. The gain that `size` stands for is tol.
-    """
+def step(state: State, seen, tol, max_iter, criterion: str) -> State:
+    """Shifts in the proposal that was just evaluated, and decides whether to go on."""
     gain = seen.objective - state.objective
     noise, n_iter = seen.noise, state.n_iter + 1
     told = (seen.objective, gain) if seen.ahead is None else (seen.objective, seen.gain)
     memory, near = watch(state.memory, *told, seen.ahead, noise, tol, criterion, n_iter)
-    proposal, nudged = seen.proposal, jnp.asarray(False)
-    if nudge is not None and seen.ahead is None and criterion == "aitken":
-        nudged = Stopping(*state.memory).shaken == 1
-        size = jnp.sqrt(jnp.maximum(tol, noise) / seen.magnitude)
-        memory, near, size = shake(memory, near, size)
-        proposal = nudge(proposal, state.proposal, size)
     status = jnp.where(n_iter >= max_iter, Status.MAX_ITER, Status.RUNNING)
     status = jnp.where(near, Status.CONVERGED, status)
     # A fall below the tolerance is rounding too: ill-conditioned terms cancel more than they show.
-    fell = (gain < -jnp.maximum(noise, tol)) & ~nudged
-    status = jnp.where(fell, Status.DECREASED, status)
+    status = jnp.where(gain < -jnp.maximum(noise, tol), Status.DECREASED, status)
     sound = jnp.isfinite(seen.objective + blemish(state.proposal))
     new = State(
         params=state.proposal,
         objective=seen.objective,
         before=state.params,
         objective_before=state.objective,
-        proposal=proposal,
+        proposal=seen.proposal,
         n_iter=n_iter,
         status=jnp.where(sound, status, Status.NONFINITE).astype(jnp.int32),
         memory=memory,
@@ -145,16 +130,6 @@ def step(state: State, seen, tol, max_iter, criterion: str, nudge=None) -> State
     onward = {"proposal": seen.proposal, "n_iter": n_iter, "status": ended}
     passed = replace(state, **onward, memory=memory, method=seen.memory)
     return select(seen.accepted, new, passed)
-
-
-def shake(memory, near, size):
-    """Memory, whether the end is still near, and by how much to nudge: `size` when it first is."""
-    past = Stopping(*memory)
-    first = near & (past.shaken == 0)
-    later = past._replace(shaken=jnp.where(past.shaken == 1, 2, past.shaken))
-    afresh = later._replace(streak=0 * past.streak, anchor=-jnp.inf, shaken=1)
-    memory = jnp.where(first, jnp.stack(afresh), jnp.stack(later))
-    return memory, near & ~first, jnp.where(first, size, 0)
 
 
 def blemish(params):
@@ -193,6 +168,4 @@ def watch(memory, objective, gain, ahead, noise, tol, criterion, n_iter):
     due = n_iter & (WINDOW - 1) == 0
     stalled = due & (objective - past.anchor <= noise) & (tol > 0)
     anchor = jnp.where(due, objective, past.anchor)
-    return jnp.stack(Stopping(gain, rate, streak, anchor, past.shaken)), (
-        streak >= enough
-    ) | stalled
+    return jnp.stack(Stopping(gain, rate, streak, anchor)), (streak >= enough) | stalled

@@ -16,7 +16,6 @@ from jaxem import lanes, loop
 from jaxem.check import check_step
 from jaxem.lanes import Lanes
 from jaxem.pytree import Structure, float_dtype, merge, pytree, split
-from jaxem.spaces import nudged
 from jaxem.status import Status
 
 FOLDED = 4096
@@ -102,9 +101,6 @@ class Problem:
         """One plain step, whatever the method makes of it."""
         return self.method.map(self.view.model, params, self.view.data, self.weights)
 
-    def nudge(self, params, before, size):
-        return nudged(self.climbed.spaces(params), params, before, size)
-
 
 @pytree(static=("structure",), eq=False)
 class Work:
@@ -124,9 +120,6 @@ class Work:
         model, method = merge(self.numeric, self.structure)
         return method.evaluate(model, params, self.data, self.weights, memory)
 
-    def nudge(self, params, before, size):
-        return nudged(self.climbed.spaces(params), params, before, size)
-
 
 def single(spec: Spec, numeric, x, weights, start, tol, max_iter) -> Fit:
     """One climb, without the axes of the canonical form: these cost time to compile."""
@@ -139,8 +132,8 @@ def climb(spec: Spec, work, state, tol, max_iter, budget=None):
     """One state after the plain loop; `work` evaluates params and knows the model climbed."""
     options = {"tol": tol, "max_iter": max_iter, "criterion": spec.criterion, "budget": budget}
     try:
-        return loop.run(state, work, **options)
-    except (TypeError, ValueError):
+        return loop.run(state, work.evaluate, **options)
+    except TypeError:
         check_step(work.climbed, state.params, state.method, work.evaluate)
         raise
 

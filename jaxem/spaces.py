@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.lax import Precision
 
 from jaxem.linalg import lower_factor
@@ -28,10 +27,8 @@ class Space:
 
     chart/leaf: coordinates in which straight lines are followed, and back. guard: coordinates that
     are legal, from a proposal and from legal ones. free/bound: coordinates without any constraint,
-    and back. nudge: the leaf moved by the relative amount `step`, an array of its shape, away
-    from any boundary: EM on shares is multiplicative and hardly leaves a 0 again. metric:
-    the information that a unit of weight holds on every entry, in the coordinates of the chart, up
-    to a factor.
+    and back. metric: the information that a unit of weight holds on every entry, in the
+    coordinates of the chart, up to a factor.
     """
 
     def chart(self, leaf):
@@ -48,9 +45,6 @@ class Space:
 
     def bound(self, free):
         return free
-
-    def nudge(self, leaf, step):
-        return leaf * (1 + step)
 
     def metric(self, leaf):
         return jnp.ones_like(leaf)
@@ -72,10 +66,6 @@ class Positive(Space):
     def bound(self, free):
         return jnp.clip(jnp.exp(free), self.least, self.most)
 
-    def nudge(self, leaf, step):
-        lift = jnp.abs(step) * (leaf.mean(0) if leaf.ndim else leaf)
-        return jnp.clip(leaf * (1 + step) + lift, self.least, self.most)
-
     def metric(self, leaf):
         return 1 / jnp.square(leaf)
 
@@ -93,9 +83,6 @@ class UnitInterval(Space):
     def bound(self, free):
         return jax.nn.sigmoid(free)
 
-    def nudge(self, leaf, step):
-        return leaf * (1 + step * (1 - leaf)) + jnp.abs(step) * (0.5 - leaf)
-
     def metric(self, leaf):
         return 1 / jnp.maximum(leaf * (1 - leaf), TRACE)
 
@@ -111,11 +98,6 @@ class Simplex(Space):
 
     def bound(self, free):
         return jax.nn.softmax(free, axis=-1)
-
-    def nudge(self, leaf, step):
-        possible = leaf > 0
-        lift = jnp.where(possible, jnp.abs(step) / possible.sum(-1, keepdims=True), 0)
-        return _shares(leaf * (1 + step) + lift)
 
     def metric(self, leaf):
         return 1 / jnp.maximum(leaf, TRACE)
@@ -144,9 +126,6 @@ class PositiveDefinite(Space):
         lower = jnp.tril(jnp.where(diagonal, jnp.exp(jnp.where(diagonal, free, 0)), free))
         return self.leaf(lower)
 
-    def nudge(self, leaf, step):
-        return leaf * (1 + step[..., :1, :1])
-
     def metric(self, leaf):
         variance = jnp.diagonal(leaf, axis1=-2, axis2=-1)
         return jnp.broadcast_to(1 / variance[..., None], leaf.shape)
@@ -154,24 +133,6 @@ class PositiveDefinite(Space):
 
 REAL, POSITIVE, UNIT = Space(), Positive(), UnitInterval()
 SIMPLEX, POSITIVE_DEFINITE = Simplex(), PositiveDefinite()
-
-
-def nudged(spaces, params, before, size):
-    """Legal params near `params`: each entry that moved since `before` moves on by up to `size`,
-    relative to itself, up or down without a pattern that symmetry could share."""
-    leaves, tree = jax.tree.flatten(params)
-    pairs = zip(leaves, jax.tree.leaves(before), jax.tree.leaves(spaces), strict=True)
-    moved = [_nudged(i, *pair, size) for i, pair in enumerate(pairs)]
-    return jax.tree.unflatten(tree, moved)
-
-
-def _nudged(i, leaf, before, space, size):
-    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    if not (floating and hasattr(leaf, "dtype") and leaf.shape == before.shape):
-        return leaf  # a constant, or a fault that is reported elsewhere
-    pattern = np.random.default_rng(i).uniform(-1, 1, leaf.shape)
-    step = jnp.asarray(size * pattern, leaf.dtype)
-    return jnp.where(leaf == before, leaf, space.nudge(leaf, step))
 
 
 def _shares(leaf):

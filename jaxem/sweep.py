@@ -76,7 +76,7 @@ def sweep(model, params, x, weights) -> Sums:
 
 @jax.custom_batching.custom_vmap
 def _trusted(rounding):
-    """Whether a rounding is small; under `vmap`, that of all lanes: a `cond` of many runs both ways.
+    """Whether a rounding is small; under `vmap`, all of them: a `cond` of many runs both ways.
 
     The answers of a lane then depend on the others in rounding alone, and on those that have failed
     not at all.
