@@ -70,6 +70,8 @@ _LATER = {
     "StudentT": "families.student",
     "StudentTParams": "families.student",
     "Row": "selection",
+    "check_model": "author",
+    "kmeans": "lloyd",
     "Selection": "selection",
     "select": "selection",
 }
@@ -129,9 +131,11 @@ __all__ = [
     "StudentT",
     "StudentTParams",
     "Tempered",
+    "check_model",
     "datasets",
     "fit",
     "free_energy",
+    "kmeans",
     "load",
     "select",
 ]
