@@ -6,6 +6,7 @@ import sys
 PARTS = {
     "cold": ("cold",),
     "fleet": ("fleet", "ragged", "restarts"),
+    "incremental": ("incremental",),
     "ragged": ("ragged",),
     "restarts": ("restarts",),
 }
