@@ -70,8 +70,10 @@ def test_what_is_promised_never_falls(rule, model):
     end = np.argmax(collapsed) if collapsed.any() else len(objective)
     gains = np.diff(objective)[: end - 1]
     assert np.isfinite(objective).all()
-    assert (gains >= -np.maximum(noise, 1e-9 * abs(objective))[1:end])[~fresh[1:end]].all()
-    assert objective[-1] > objective[0] or collapsed.any()
+    checked = ~fresh[1:end]
+    assert checked.any() or rule in ("tempered", "stochastic") or end < 2
+    assert (gains >= -noise[1:end])[checked].all()
+    assert gains[checked].sum() > 0 or collapsed.any()
 
 
 def sets():
