@@ -250,3 +250,9 @@ def test_rules_that_do_not_go_together_are_refused():
         jaxem.EM(e_step=jaxem.Hard)
     with pytest.raises(ValueError, match="above 0"):
         jaxem.Tempered((0.0, 1.0))
+
+
+def test_a_product_in_a_batch():
+    model, x = MODELS["product"]
+    many = jaxem.fit(model, jaxem.Batch(np.stack([x, x])), key=0, max_iter=3, tol=0)
+    assert many.n_iter.tolist() == [3, 3] and np.isfinite(many.log_likelihood).all()
