@@ -76,10 +76,10 @@ def main():
     jax.config.update("jax_enable_x64", True)
     record = {"machine": machine(), "gap in nats": GAP, "rows": N, "problems": []}
     print(f"passes over {N} rows until {GAP} nats from the optimum, and seconds")
+    folder = pathlib.Path(__file__).parent / "results"
     for seed in range(2):
         found = measure(seed)
         record["problems"].append(found)
         told = [f"{name}: {one['passes']} ({one['seconds']:.1f} s)" for name, one in found.items()]
         print(f"problem {seed}: " + ", ".join(told), flush=True)
-    folder = pathlib.Path(__file__).parent / "results"
-    (folder / "incremental-cpu.json").write_text(json.dumps(record, indent=1) + "\n")
+        (folder / "incremental-cpu.json").write_text(json.dumps(record, indent=1) + "\n")
