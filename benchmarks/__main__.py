@@ -7,6 +7,7 @@ PARTS = {
     "cold": ("cold",),
     "gradient": ("gradient",),
     "fleet": ("fleet", "ragged", "restarts"),
+    "incremental": ("incremental",),
     "ragged": ("ragged",),
     "restarts": ("restarts",),
     "single": ("single",),

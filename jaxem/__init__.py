@@ -14,7 +14,7 @@ from jaxem.init import (
     Responsibilities,
 )
 from jaxem.lanes import Lanes
-from jaxem.methods.em import EM
+from jaxem.methods.em import EM, Exact
 from jaxem.model import Bank, Each, Model
 from jaxem.models.mixture import Labelled, Mixture, MixtureParams
 from jaxem.objective import free_energy
@@ -45,6 +45,12 @@ if TYPE_CHECKING:
 _LATER = {
     "Anderson": "methods.acceleration",
     "SQUAREM": "methods.acceleration",
+    "Constrained": "methods.constraints",
+    "Gradient": "methods.parameter_rules",
+    "Hard": "methods.posterior_rules",
+    "Incremental": "methods.posterior_rules",
+    "Stochastic": "methods.posterior_rules",
+    "Tempered": "methods.posterior_rules",
     "Bernoulli": "families.bernoulli",
     "BernoulliParams": "families.bernoulli",
     "Categorical": "families.categorical",
@@ -64,6 +70,8 @@ _LATER = {
     "StudentT": "families.student",
     "StudentTParams": "families.student",
     "Row": "selection",
+    "check_model": "author",
+    "kmeans": "lloyd",
     "Selection": "selection",
     "select": "selection",
 }
@@ -79,8 +87,10 @@ __all__ = [
     "BetaPrior",
     "Categorical",
     "CategoricalParams",
+    "Constrained",
     "DirichletPrior",
     "Each",
+    "Exact",
     "Exponential",
     "ExponentialFamily",
     "ExponentialParams",
@@ -91,6 +101,9 @@ __all__ = [
     "GammaConjugatePrior",
     "GammaParams",
     "GammaPrior",
+    "Gradient",
+    "Hard",
+    "Incremental",
     "KMeansPlusPlus",
     "Labelled",
     "Labels",
@@ -114,11 +127,15 @@ __all__ = [
     "Row",
     "Selection",
     "Status",
+    "Stochastic",
     "StudentT",
     "StudentTParams",
+    "Tempered",
+    "check_model",
     "datasets",
     "fit",
     "free_energy",
+    "kmeans",
     "load",
     "select",
 ]

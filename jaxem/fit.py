@@ -12,7 +12,7 @@ from jaxem.check import check_init, check_start
 from jaxem.init import NAMED, Start
 from jaxem.lanes import Lanes
 from jaxem.methods.em import EM
-from jaxem.model import Bank, adopt
+from jaxem.model import Bank, adopt, lacks
 from jaxem.pytree import float_dtype, is_traced
 from jaxem.restarts import Restarts
 from jaxem.result import Result, report
@@ -56,7 +56,7 @@ def fit(
       restarts: how many independent starts to climb from, or a `Restarts` plan that screens them;
         the best sound one is returned. Start i depends on the key and i alone.
       weights: (n,), one per unit; 0 = absent, 2 = seen twice. None: all 1.
-      method: `EM()`.
+      method: `EM(e_step=..., m_step=..., accelerator=...)`.
       tol: per unit of weight, in nats. With "aitken" the estimated gain still to come is below it.
         None: 1e-6. Raised to the rounding of the objective where that is larger, with a warning if
         it was given. 0: exactly max_iter iterations.
@@ -89,6 +89,9 @@ def fit(
         raise TypeError(f"method must be jaxem.EM(), got {method!r}")
     if gradient == "unrolled":
         checks.plan_to_unroll(max_iter, restarts)
+    method = method.suited(model)
+    if gradient in ("implicit", "one_step") and not method.plain:
+        gradient = "unknown"
     limit = max_iter if is_traced(max_iter) else checks.count(max_iter, "max_iter", 0)
     limits = (1e-6 if tol is None else checks.tolerance(tol), limit)
     if isinstance(init, str):
@@ -176,9 +179,13 @@ def require_model(model):
         )
     if isinstance(model, (jax.Array, np.ndarray, list)):
         raise TypeError("model is an array: the model comes first, fit(model, data)")
-    missing = [f for f in ("init", "statistics", "maximize") if not callable(getattr(model, f, 0))]
-    if not any(callable(getattr(model, f, 0)) for f in ("posterior", "log_joint")):
+    missing = [f for f in ("init",) if lacks(model, f)]
+    if lacks(model, "posterior", "log_joint"):
         missing.append("log_joint (or posterior)")
+    if not lacks(model, "statistics", "maximize"):
+        missing += [f for f in ("statistics", "maximize") if lacks(model, f)]
+    elif lacks(model, "log_joint"):
+        missing.append("statistics and maximize (or log_joint)")
     if missing:
         raise TypeError(
             f"{type(model).__name__} is no model: it lacks {', '.join(missing)}; "

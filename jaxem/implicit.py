@@ -95,6 +95,11 @@ def _rule(spec, how, primals, tangents):
     motion = Motion(data, tangents[0])
     if not motion.tangents:
         return out, jax.tree.map(still, out)
+    if how == "unknown":
+        raise TypeError(
+            "the gradient through a fit is known for the exact E-step and M-step alone: use "
+            "method=jaxem.EM(), or jax.lax.stop_gradient on what goes into the fit"
+        )
     if how == "none":
         raise TypeError(
             'the result of a fit with gradient="none" is being differentiated: use '

@@ -42,6 +42,10 @@ class Stopping(NamedTuple):
     anchor: Any
 
 
+NOTHING = Stopping(0, 0.4, 0, -jnp.inf)
+"""The memory of a climb that has gained nothing yet."""
+
+
 @pytree(eq=False)
 class State:
     """The last two params kept, with their objectives, and a proposal not yet evaluated.
@@ -72,7 +76,7 @@ def start(params, dtype, status, method=()) -> State:
         proposal=params,
         n_iter=zero - 1,
         status=jnp.asarray(status, jnp.int32),
-        memory=jnp.asarray(Stopping(0, 0.4, 0, -jnp.inf), dtype),
+        memory=jnp.asarray(NOTHING, dtype),
         method=method,
     )
 
@@ -105,9 +109,13 @@ def settled(state: State):
 def step(state: State, seen, tol, max_iter, criterion: str) -> State:
     """Shifts in the proposal that was just evaluated, and decides whether to go on."""
     gain = seen.objective - state.objective
+    if seen.fresh is not None:
+        gain = jnp.where(seen.fresh, jnp.inf, gain)
     noise, n_iter = seen.noise, state.n_iter + 1
     told = (seen.objective, gain) if seen.ahead is None else (seen.objective, seen.gain)
     memory, near = watch(state.memory, *told, seen.ahead, noise, tol, criterion, n_iter)
+    if seen.fresh is not None:
+        memory = jnp.where(seen.fresh, jnp.asarray(NOTHING, memory.dtype), memory)
     status = jnp.where(n_iter >= max_iter, Status.MAX_ITER, Status.RUNNING)
     status = jnp.where(near, Status.CONVERGED, status)
     # A fall below the tolerance is rounding too: ill-conditioned terms cancel more than they show.

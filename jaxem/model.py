@@ -219,6 +219,14 @@ for _name in [n for n in vars(Model) if not n.startswith("_")]:
     setattr(Adopted, _name, _delegate(_name))
 
 
+def lacks(model, *names) -> bool:
+    """Whether a model defines none of these functions: it has the defaults, or nothing."""
+    model = getattr(model, "inner", model) if isinstance(model, Adopted) else model
+    default = [getattr(type(model), name, None) == getattr(Model, name) for name in names]
+    own = [callable(getattr(model, name, None)) for name in names]
+    return all(d or not o for d, o in zip(default, own, strict=True))
+
+
 def adopt(model) -> Model:
     """`model` itself where it is a `Model`, else wrapped so that every default is there."""
     return model if isinstance(model, Model) else Adopted(model)

@@ -36,8 +36,10 @@ class Fit:
     """One climb: where it ended and how.
 
     params: the best iterate. log_likelihood: Σ w·log p(x | params) at exactly those params.
-    objective: log_likelihood + log p(params). n_iter: applications of the EM map that led to
-    params. status: a `Status`, as an integer. With restarts every field has a leading axis.
+    objective: what was climbed: log_likelihood + log p(params), with a free energy in place of the
+    log-likelihood where the rule for q says so (`Hard`, `Constrained`). n_iter: applications of the
+    EM map that led to params. status: a `Status`, as an integer. With restarts every field has a
+    leading axis.
     """
 
     params: Any
@@ -295,11 +297,14 @@ def finish(problem: Problem, state) -> Fit:
     status = jnp.where(jnp.isfinite(loop.blemish(params)), status, Status.NONFINITE)
     status = jnp.where(state.status < Status.DEGENERATE, status, state.status)
     log_likelihood = objective - view.model.log_prior(inner) - total * view.log_volume
-    log_likelihood = log_likelihood.astype(objective.dtype)
+    log_likelihood = climbed = log_likelihood.astype(objective.dtype)
+    other = problem.method.log_likelihood(view.model, inner, view.data, problem.weights)
+    if other is not None:
+        log_likelihood = (other - total * view.log_volume).astype(objective.dtype)
     return Fit(
         params=jax.tree.map(_clip, params),
         log_likelihood=log_likelihood,
-        objective=(log_likelihood + model.log_prior(params)).astype(objective.dtype),
+        objective=(climbed + model.log_prior(params)).astype(objective.dtype),
         n_iter=n_iter,
         status=status.astype(jnp.int32),
     )

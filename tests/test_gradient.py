@@ -63,7 +63,15 @@ if jax.default_backend() == "cpu":
     FAST = {"xla_cpu_use_fusion_emitters": False, "xla_llvm_disable_expensive_passes": True}
 
 
-@pytest.mark.parametrize("name", MODELS)
+def rare(name):
+    """Variants of a family that is tested without them."""
+    often = ("normal-full-map", "weights-map")
+    return name not in often and name.endswith(("-map", "-df", "each-mixture"))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if rare(n) else ()) for n in MODELS]
+)
 def test_every_model_against_differences(name):
     """params, objective and log-likelihood, to data, weights and hyperparameters at once."""
     model, data, weights = problem(name)

@@ -105,7 +105,7 @@ class Product(Bank):
         if last >= x.shape[1]:
             raise ValueError(f"Product uses column {last}, the data have {x.shape[1]} columns")
         for _, f, c in self._parts():
-            f.check(x[:, c])
+            f.check(jax.eval_shape(lambda a: a[:, c], x))  # noqa: B023 - x may be a mere shape
 
     def check_params(self, params):
         for n, f, _ in self._parts():

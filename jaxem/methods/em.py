@@ -1,11 +1,16 @@
-"""Exact EM: one map of the parameters, with the objective at the parameters it started from."""
+"""EM: one map of the parameters, with the objective at the parameters it started from.
+
+A rule for q and a rule for θ make the map. Here are the exact ones; `posterior_rules` and
+`parameter_rules` hold the others.
+"""
 
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from jaxem.model import lacks
 from jaxem.pytree import pytree
-from jaxem.sweep import sweep
+from jaxem.sweep import row_sum, sweep
 
 ROUNDING = 16
 """The objective is known to ROUNDING · eps · Σw(|ℓ|+1): late float32 iterations fall by up to 3."""
@@ -19,7 +24,8 @@ class Evaluation(NamedTuple):
 
     memory: what the method remembers. accepted: whether params are kept; None: always. gain, ahead:
     of methods whose steps are not all alike, the gain of a step that tells something, else NaN, and
-    the gain they expect to come.
+    the gain they expect to come. fresh: whether the objectives of earlier steps say nothing about
+    this one, as under another temperature; None: never.
     """
 
     proposal: Any
@@ -29,6 +35,7 @@ class Evaluation(NamedTuple):
     accepted: Any = None
     gain: Any = None
     ahead: Any = None
+    fresh: Any = None
 
     @property
     def noise(self):
@@ -36,34 +43,145 @@ class Evaluation(NamedTuple):
         return ROUNDING * jnp.finfo(self.objective.dtype).eps * self.magnitude
 
 
-@pytree
-class EM:
-    """Exact E-step and exact M-step: coordinate ascent on the free energy (Neal & Hinton 1998).
+class Expectation(NamedTuple):
+    """What a rule for q says at params: q, F(q, params) per unit (n,), and as in `Evaluation`."""
 
-    Args:
-      accelerator: None, `SQUAREM()` or `Anderson()`: fewer evaluations of the EM map where it is
-        slow.
+    q: Any
+    value: Any
+    memory: Any = ()
+    fresh: Any = None
+
+
+@pytree
+class Exact:
+    """The maximiser of F in its coordinate: the posterior for q, the model's own M-step for θ.
+
+    Rules for q say with `measures_evidence` whether the objective they report is the log-likelihood
+    (else a free energy below it), and all rules with `steady` whether they are one and the same map
+    at every evaluation, as accelerators need.
     """
 
+    measures_evidence = True
+    steady = True
+
+    def start(self, model, params):
+        """What the rule remembers of a climb that has evaluated nothing."""
+        return ()
+
+    def expect(self, model, params, x, weights, memory) -> Expectation:
+        """q at params, and F there."""
+        return Expectation(*model.posterior(params, x))
+
+    def onward(self, model, proposal, memory):
+        """What to evaluate next, from what the M-step proposes and the memory before the E-step."""
+        return proposal
+
+    def improve(self, model, params, x, weights, q, memory):
+        """(params that do not lower F, memory) from those at which q was taken."""
+        return model.maximize(params, model.statistics(params, x, q, weights)), memory
+
+
+class Memory(NamedTuple):
+    """What each part of a method remembers."""
+
+    e_step: Any
+    m_step: Any
+    accelerator: Any
+
+
+@pytree
+class EM:
+    """Coordinate ascent on the free energy F(q, θ) (Neal & Hinton 1998).
+
+    Args:
+      e_step: the rule for q: `Exact()`, `Hard()`, `Tempered()`, `Incremental()`, `Stochastic()` or
+        `Constrained(...)`.
+      m_step: the rule for θ: `Exact()` or `Gradient(...)`. A model that has no M-step of its own
+        takes `Gradient()` where this is `Exact()`.
+      accelerator: None, `SQUAREM()` or `Anderson()`: fewer evaluations of the EM map where it is
+        slow.
+
+    Raises TypeError where the parts do not go together.
+    """
+
+    e_step: Any = Exact()
+    m_step: Any = Exact()
     accelerator: Any = None
+
+    def __post_init__(self):
+        for name, needed in (("e_step", "expect"), ("m_step", "improve")):
+            rule = getattr(self, name)
+            if isinstance(rule, type) or not callable(getattr(rule, needed, None)):
+                raise TypeError(f"{name} must be a rule such as jaxem.Exact(), got {rule!r}")
+        unsteady = [r for r in (self.e_step, self.m_step) if not r.steady]
+        if self.accelerator is not None and unsteady:
+            raise TypeError(
+                f"{type(unsteady[0]).__name__} changes from step to step: an accelerator needs one "
+                "map; use accelerator=None"
+            )
+        if hasattr(self.e_step, "sweep") and not isinstance(self.m_step, Exact):
+            raise TypeError(f"{type(self.e_step).__name__} needs the exact M-step")
+
+    @property
+    def plain(self) -> bool:
+        """Whether both rules are the exact ones: EM as it was published, in chunks."""
+        return type(self.e_step) is Exact and type(self.m_step) is Exact
+
+    def suited(self, model):
+        """This method, with `Gradient()` where the model has no M-step of its own."""
+        if not (isinstance(self.m_step, Exact) and lacks(model, "maximize", "statistics")):
+            return self
+        from jaxem.methods.parameter_rules import Gradient
+
+        return EM(self.e_step, Gradient(), self.accelerator)
 
     def start(self, model, params):
         """What the method remembers of a climb that has evaluated nothing."""
-        return () if self.accelerator is None else self.accelerator.start(model, params)
+        last = () if self.accelerator is None else self.accelerator.start(model, params)
+        return Memory(self.e_step.start(model, params), self.m_step.start(model, params), last)
 
     def evaluate(self, model, params, x, weights, memory=()) -> Evaluation:
         """One E-step and one M-step, and what the accelerator makes of them."""
-        seen = self.map(model, params, x, weights)
+        memory = memory or self.start(model, params)
+        seen = self.map(model, params, x, weights, memory)
         if self.accelerator is None:
             return seen
-        return self.accelerator.advance(model, params, seen, memory)
+        seen = self.accelerator.advance(model, params, seen, memory.accelerator)
+        return seen._replace(memory=memory._replace(accelerator=seen.memory))
 
-    def map(self, model, params, x, weights) -> Evaluation:
+    def map(self, model, params, x, weights, memory=()) -> Evaluation:
         """One E-step and one M-step: the EM map at params."""
-        sums = sweep(model, params, x, weights)
-        prior = jnp.asarray(model.log_prior(params), sums.evidence.dtype)
-        return Evaluation(
-            model.maximize(params, sums.statistics),
-            sums.evidence + prior,
-            sums.magnitude + jnp.abs(prior),
-        )
+        memory = memory or self.start(model, params)
+        if self.plain:
+            sums = sweep(model, params, x, weights)
+            proposal = model.maximize(params, sums.statistics)
+            return measured(model, params, sums.evidence, sums.magnitude, proposal, memory)
+        if hasattr(self.e_step, "sweep"):
+            proposal, value = self.e_step.sweep(model, params, x, weights)
+            return measured(model, params, *summed(weights, value), proposal, memory)
+        seen = self.e_step.expect(model, params, x, weights, memory.e_step)
+        options = (model, params, x, weights, seen.q, memory.m_step)
+        proposal, of_m_step = self.m_step.improve(*options)
+        proposal = self.e_step.onward(model, proposal, memory.e_step)
+        kept = memory._replace(e_step=seen.memory, m_step=of_m_step)
+        sums = summed(weights, seen.value)
+        return measured(model, params, *sums, proposal, kept)._replace(fresh=seen.fresh)
+
+    def log_likelihood(self, model, params, x, weights):
+        """Σ w·log p(x | params) where the objective holds another value, else None."""
+        if self.e_step.measures_evidence:
+            return None
+        evidence = model.posterior(params, x)[1]
+        return row_sum(weights, jnp.where(weights > 0, evidence, 0))
+
+
+def summed(weights, value):
+    """Σ w·F and Σ w·(|F| + 1) from F per unit (n,)."""
+    value = jnp.where(weights > 0, value, 0)
+    return row_sum(weights, value), row_sum(weights, jnp.abs(value) + 1)
+
+
+def measured(model, params, value, magnitude, proposal, memory) -> Evaluation:
+    """An `Evaluation` from F without the prior, and the scale of its rounding."""
+    prior = jnp.asarray(model.log_prior(params), value.dtype)
+    return Evaluation(proposal, value + prior, magnitude + jnp.abs(prior), memory)

@@ -1,0 +1,132 @@
+"""Rules for θ, the M-step: gradient ascent on the expected log joint. They know no model."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.lax import Precision
+
+from jaxem.objective import expectation, shares
+from jaxem.pytree import pytree, select
+
+SUFFICIENT, HALVINGS = 1e-4, 40
+"""A step must gain this part of what the slope promises (Armijo), after so many halvings."""
+
+FLAT = 1e-8
+"""Curvatures below this part of the largest are taken for it."""
+
+
+@pytree(static=("steps",))
+class Gradient:
+    """Steps up the expected log joint E_q[log p(x, z | θ)] + log p(θ), never down.
+
+    They are taken in coordinates without constraints (`Model.spaces`). A step that does not gain is
+    halved until it does; one that leads down is replaced by a step along the gradient, and the
+    optimizer starts anew. So F never falls, with any optimizer and any learning rate. Source: Lange
+    1995 (one Newton step is enough for EM's own rate).
+
+    Args:
+      transform: an optax transformation, whose state is carried from one M-step to the next; keep
+        one object, since two equal ones compile twice. None: Newton's method with the curvature's
+        absolute value; it forms the (p, p) Hessian of all p parameters.
+      steps: steps in an M-step, each a few passes over the data.
+
+    Raises ValueError where steps is below 1. The model must define `log_joint`.
+    """
+
+    transform: Any = None
+    steps: int = 1
+
+    steady = False
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps must be 1 or more, got {self.steps!r}")
+
+    def start(self, model, params):
+        """The optimizer's state."""
+        return self._fresh(Free(model, params).origin)
+
+    def improve(self, model, params, x, weights, q, memory):
+        """(params, memory) after the steps, from params at which q was taken."""
+        free, r = Free(model, params), shares(q)
+
+        def loss(vector):
+            there = free.params(vector)
+            per_unit = expectation(r, model.log_joint(there, x))
+            total = jnp.sum(jnp.where(weights > 0, weights * per_unit, 0))
+            return -(total + model.log_prior(there)).astype(vector.dtype)
+
+        def step(_, carry):
+            return self._step(loss, *carry)
+
+        vector, memory = jax.lax.fori_loop(0, self.steps, step, (free.origin, memory))
+        moved = jnp.any(vector != free.origin)
+        return select(moved, free.params(vector), params), memory
+
+    def _step(self, loss, vector, memory):
+        """One step, and the optimizer's state after it."""
+        value, slope = jax.value_and_grad(loss)(vector)
+        if self.transform is None:
+            return searched(loss, vector, value, slope, newton(loss, vector, slope)), memory
+        options = {"value": value, "grad": slope, "value_fn": loss}
+        move, after = _with_extra(self.transform).update(slope, memory, vector, **options)
+        down = slope @ move < 0
+        there = searched(loss, vector, value, slope, jnp.where(down, move, -slope))
+        return there, select(down, after, self._fresh(vector))
+
+    def _fresh(self, vector):
+        return () if self.transform is None else self.transform.init(vector)
+
+
+class Free:
+    """Params as one vector without constraints."""
+
+    def __init__(self, model, params):
+        self.spaces = model.spaces(params)
+        free = jax.tree.map(lambda space, leaf: space.free(leaf), self.spaces, params)
+        self.origin, self._unravel = ravel_pytree(free)
+
+    def params(self, vector):
+        return jax.tree.map(
+            lambda space, leaf: space.bound(leaf), self.spaces, self._unravel(vector)
+        )
+
+
+def newton(loss, vector, slope):
+    """−|H|⁻¹ slope: Newton's step where the loss is convex, downhill anywhere."""
+    hessian = jax.hessian(loss)(vector)
+    sound = jnp.all(jnp.isfinite(hessian))
+    hessian = jnp.where(sound, (hessian + hessian.T) / 2, jnp.eye(vector.shape[0]))
+    curvature, axes = jnp.linalg.eigh(hessian.astype(vector.dtype))
+    curvature = jnp.abs(curvature)
+    curvature = jnp.maximum(curvature, FLAT * curvature.max())
+    along = jnp.matmul(axes.T, slope, precision=Precision.HIGHEST)
+    along = along / jnp.where(curvature > 0, curvature, 1)
+    return -jnp.matmul(axes, along, precision=Precision.HIGHEST)
+
+
+def searched(loss, vector, value, slope, move):
+    """vector + move · 1, ½, ¼, ...: the first that gains enough; vector itself if none does."""
+    promised = SUFFICIENT * (slope @ move)
+
+    def gains(size):
+        return loss(vector + size * move) <= value + size * promised
+
+    def body(carry):
+        size, tries, _ = carry
+        return size / 2, tries + 1, gains(size / 2)
+
+    def going(carry):
+        return ~carry[2] & (carry[1] < HALVINGS)
+
+    one = jnp.ones((), vector.dtype)
+    size, _, found = jax.lax.while_loop(going, body, (one, 0, gains(one)))
+    return jnp.where(found, vector + size * move, vector)
+
+
+def _with_extra(transform):
+    import optax
+
+    return optax.with_extra_args_support(transform)

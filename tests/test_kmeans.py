@@ -1,0 +1,88 @@
+"""k-means as the limit of hard EM: Lloyd's algorithm, step by step."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+
+import jaxem
+from jaxem.lloyd import Centres
+
+SHARED = pathlib.Path(__file__).parents[2] / "shared" / "published"
+
+
+def blobs():
+    rng = np.random.default_rng(4)
+    return rng.normal(size=(300, 3)) + 2.0 * rng.integers(4, size=(300, 1)) + 100.0
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_step_by_step_as_scikit_learn():
+    x = np.random.default_rng(4).normal(size=(300, 3)) + 100.0  # without groups, so that it is slow
+    start = x[np.random.default_rng(0).choice(len(x), 5, replace=False)]
+    updates = jax.jit(
+        lambda m: (
+            jaxem.fit(
+                Centres(5),
+                x,
+                init=start,
+                method=jaxem.EM(e_step=jaxem.Hard()),
+                tol=0,
+                max_iter=m,
+            ).params
+        )
+    )
+    moved = [start]
+    for m in range(1, 13):
+        peer = KMeans(5, init=start, n_init=1, algorithm="lloyd", max_iter=m, tol=0).fit(x)
+        ours = updates(m)
+        np.testing.assert_allclose(ours, peer.cluster_centers_, rtol=0, atol=1e-9)
+        moved.append(np.asarray(ours))
+    assert np.abs(moved[8] - moved[7]).max() > 1e-3  # it still moved
+
+
+def test_the_end_is_that_of_scikit_learn():
+    x = blobs()
+    start = x[np.random.default_rng(1).choice(len(x), 6, replace=False)]
+    weights = np.random.default_rng(2).integers(1, 4, len(x)).astype(float)
+    peer = KMeans(6, init=start, n_init=1, algorithm="lloyd", max_iter=300, tol=0)
+    peer = peer.fit(x, sample_weight=weights)
+    ours = jaxem.kmeans(x, 6, init=start, weights=weights)
+    assert ours.converged
+    np.testing.assert_allclose(ours.centres, peer.cluster_centers_, atol=1e-9)
+    np.testing.assert_allclose(ours.sum_of_squares, peer.inertia_, rtol=1e-10)
+    assert (np.asarray(ours.labels) == peer.labels_).all()
+    assert (np.asarray(ours.predict(x[:9])) == peer.labels_[:9]).all()
+
+
+@pytest.mark.parametrize("k", [2, 3, 4, 5, 6])
+def test_iris_as_published(k):
+    if not SHARED.exists():
+        pytest.skip("../shared/published is absent")
+    cases = {c["id"]: c for c in json.loads((SHARED / "cases.json").read_text())["cases"]}
+    case = cases["kmeans-iris"]
+    x = np.genfromtxt(SHARED / case["data"], delimiter=",", names=True, dtype=None, encoding=None)
+    names = [name.replace(".", "") for name in case["columns"]]
+    x = np.stack([x[name] for name in names], axis=1)
+    ours = jaxem.kmeans(x, k, key=0, restarts=100)
+    assert abs(float(ours.sum_of_squares) - case["sum_of_squares"][k - 2]) < case["tolerance"]
+    one = jaxem.kmeans(x, k, key=5)
+    assert one.sum_of_squares >= ours.sum_of_squares - 1e-9
+
+
+def test_under_vmap_and_in_float32():
+    x = np.stack([blobs(), blobs()[::-1] * 2])
+    many = jax.vmap(lambda a, key: jaxem.kmeans(a, 4, key=key).sum_of_squares)(
+        x, jax.random.split(jax.random.key(0), 2)
+    )
+    alone = jaxem.kmeans(x[0], 4, key=jax.random.split(jax.random.key(0), 2)[0])
+    np.testing.assert_allclose(many[0], alone.sum_of_squares, rtol=1e-10)
+    low = jaxem.kmeans(x[0].astype(np.float32), 4, init=np.asarray(alone.centres))
+    np.testing.assert_allclose(low.sum_of_squares, alone.sum_of_squares, rtol=1e-5)
+    assert low.centres.dtype == jnp.float32 and low.converged
+    with pytest.raises(ValueError, match="k must be an int"):
+        jaxem.kmeans(x[0], 0, key=0)

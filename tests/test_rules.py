@@ -1,0 +1,258 @@
+"""Rules for q: what each climbs, that it climbs, and that it runs under every transform."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from zoo import BANKS, MODELS
+
+import jaxem
+from jaxem.methods.posterior_rules import parted, sampled
+from jaxem.model import normalize
+
+CASES = pathlib.Path(__file__).parents[2] / "shared" / "published" / "cases.json"
+EVEN = jaxem.Constrained.sizes(np.full(3, 1 / 3))
+RULES = {
+    "hard": jaxem.Hard(),
+    "tempered": jaxem.Tempered(schedule=(0.5, 0.8), steps=3),
+    "stochastic": jaxem.Stochastic(steps=4),
+    "incremental": jaxem.Incremental(4, 2),
+    "constrained": EVEN,
+    "gradient": None,
+}
+
+
+def method(rule):
+    if rule == "gradient":
+        return jaxem.EM(m_step=jaxem.Gradient())
+    return jaxem.EM(e_step=RULES[rule])
+
+
+def climbed(method, model, x, steps=15):
+    """(the sum of what was climbed, its rounding, fresh, collapsed) at every evaluation."""
+    weights = jnp.ones(jax.tree.leaves(x)[0].shape[0])
+    view = model.view(x, weights)
+    params = view.model.init(jax.random.key(2), view.data, weights)
+
+    def body(carry, _):
+        params, memory = carry
+        seen = method.evaluate(view.model, params, view.data, weights, memory)
+        collapsed = jnp.any(jnp.asarray(view.model.degenerate(params)))
+        fresh = False if seen.fresh is None else seen.fresh
+        return (seen.proposal, seen.memory), (seen.objective, seen.noise, fresh, collapsed)
+
+    start = (params, method.start(view.model, params))
+    return map(np.asarray, jax.jit(lambda: jax.lax.scan(body, start, None, length=steps)[1])())
+
+
+COMMON = ("normal-full", "student-map", "labelled")
+
+
+def grid(models):
+    """Every rule with every model: a few of them always, all of them as slow tests."""
+    return [
+        pytest.param(
+            rule, model, marks=() if model in COMMON else pytest.mark.slow, id=f"{rule}-{model}"
+        )
+        for rule in RULES
+        for model in models
+    ]
+
+
+@pytest.mark.parametrize(("rule", "model"), grid(MODELS))
+def test_what_is_promised_never_falls(rule, model):
+    model, x = MODELS[model]
+    objective, noise, fresh, collapsed = climbed(method(rule), model, x)
+    end = np.argmax(collapsed) if collapsed.any() else len(objective)
+    gains = np.diff(objective)[: end - 1]
+    assert np.isfinite(objective).all()
+    checked = ~fresh[1:end]
+    assert checked.any() or rule in ("tempered", "stochastic") or end < 2
+    assert (gains >= -noise[1:end])[checked].all()
+    assert gains[checked].sum() > 0 or collapsed.any()
+
+
+def sets():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(3, 60, 2)) + 3.0 * rng.integers(3, size=(3, 60, 1))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_batches_restarts_and_vmap_give_the_single_fits(rule):
+    model = jaxem.Mixture(jaxem.Normal("diagonal"), k=3)
+    fit = functools.partial(jaxem.fit, model, method=method(rule), tol=1e-5)
+    x = sets()
+    starts = [jaxem.fit(model, a, key=i, max_iter=0, tol=0).params for i, a in enumerate(x)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    alone = [fit(a, init=p) for a, p in zip(x, starts, strict=True)]
+    assert all(one.converged for one in alone)
+    batch = fit(jaxem.Batch(x), init=stacked)
+    mapped = jax.jit(jax.vmap(lambda a, p: fit(a, init=p)))(x, stacked)
+    for many in (batch, mapped):
+        assert list(many.n_iter) == [int(one.n_iter) for one in alone]
+        for field in ("objective", "log_likelihood"):
+            expected = [getattr(one, field) for one in alone]
+            assert np.allclose(getattr(many, field), expected, rtol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rule", "bank"), grid([b for b in BANKS if not b.endswith("-map")]))
+def test_every_rule_with_every_family_in_a_batch(rule, bank):
+    """A jitted Batch of two: no fall, and the log-likelihood is the model's at the params."""
+    model, x = MODELS[bank]
+    fit = functools.partial(jaxem.fit, model, method=method(rule), tol=1e-3, max_iter=40)
+    many = jax.jit(lambda x: fit(jaxem.Batch(x), key=0))(np.stack([x, x[::-1]]))
+    assert (np.asarray(many.status) <= jaxem.Status.DEGENERATE).all()
+    assert not np.isin(many.status, [jaxem.Status.DECREASED, jaxem.Status.NONFINITE]).any()
+    first = jax.tree.map(lambda a: a[0], many.params)
+    assert np.allclose(many.log_likelihood[0], model.log_prob(first, x).sum(), rtol=1e-9)
+
+
+def test_hard_reports_the_classification_likelihood():
+    x = sets()[0]
+    model = jaxem.Mixture(jaxem.Normal(), k=3)
+    r = jaxem.fit(model, x, key=0, method=method("hard"))
+    joint = np.asarray(model.log_joint(r.params, x))
+    assert np.allclose(r.objective, joint.max(1).sum(), rtol=1e-12)
+    hard = np.eye(3)[joint.argmax(1)]
+    assert np.allclose(r.objective, jaxem.free_energy(model, r.params, x, hard), rtol=1e-12)
+    assert np.allclose(r.log_likelihood, model.log_prob(r.params, x).sum(), rtol=1e-12)
+    assert r.objective < r.log_likelihood
+
+
+@pytest.mark.parametrize("beta", [0.3, 0.7])
+def test_annealing_climbs_its_own_free_energy_at_a_fixed_temperature(beta):
+    """F_β(q_β, θ) = Σ log Σ_k p(x, k | θ)^β / β, with the log-likelihood as negative control."""
+    x = sets()[1]
+    model = jaxem.Mixture(jaxem.Normal(), k=3)
+    rule = jaxem.EM(e_step=jaxem.Tempered((beta,), steps=200))
+    params = model.init(jax.random.key(0), x, jnp.ones(60))
+    memory, weights, tempered, plain = rule.start(model, params), jnp.ones(60), [], []
+    step = jax.jit(lambda p, m: rule.evaluate(model, p, x, weights, m))
+    for _ in range(30):
+        tempered.append(normalize(beta * model.log_joint(params, x))[1].sum() / beta)
+        seen = step(params, memory)
+        params, memory = seen.proposal, seen.memory
+        plain.append(seen.objective)
+    assert (np.diff(tempered) > -1e-9).all()
+    assert (np.diff(plain) < -1e-3).any()
+
+
+def test_annealing_leaves_bad_starts_behind():
+    """Four clear groups; both starts lay one component over two groups, from which EM does not
+    return. Without the temperature (a schedule of 1) it stays there too: the negative control."""
+    rng = np.random.default_rng(3)
+    centres = np.array([[0, 0], [6, 0], [0, 6], [6, 6.0]])
+    group = np.repeat(np.arange(4), 100)
+    x = rng.normal(size=(400, 2)) + centres[group]
+    model = jaxem.Mixture(jaxem.Normal("spherical"), k=4)
+    best = jaxem.fit(model, x, init=jaxem.Labels(group))
+    bad = np.where(group < 2, 0, group)
+    bad[:100:2] = 1  # two components share a group, one lies over... the pair
+    bad[100:200] = 2
+    found = {}
+    for name, rule in {
+        "em": jaxem.Exact(),
+        "hot only by name": jaxem.Tempered((1.0,)),
+        "annealed": jaxem.Tempered(),
+    }.items():
+        found[name] = jaxem.fit(
+            model, x, init=jaxem.Labels(bad), method=jaxem.EM(e_step=rule)
+        ).log_likelihood
+    assert found["em"] < best.log_likelihood - 20
+    assert found["hot only by name"] < best.log_likelihood - 20
+    assert abs(found["annealed"] - best.log_likelihood) < 1e-2
+
+
+def test_incremental_blocks_hold_every_unit_once():
+    x, weights = jnp.arange(10.0)[:, None], jnp.arange(10.0) + 1
+    data, w = parted((x, weights), 10, 4)
+    assert data.shape == (4, 3, 1) and float(w.sum()) == 55
+    assert sorted(np.asarray(data[..., 0])[np.asarray(w) > 0]) == list(range(10))
+    assert (np.asarray(data[..., 0])[np.asarray(w) > 0] + 1 == np.asarray(w)[w > 0]).all()
+
+
+def test_incremental_ends_where_em_does_in_fewer_passes():
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(600, 2)) + 1.6 * rng.integers(3, size=(600, 1))
+    model = jaxem.Mixture(jaxem.Normal("spherical"), k=3)
+    fit = functools.partial(jaxem.fit, model, x, tol=1e-9, max_iter=20_000)
+    start = jaxem.fit(model, x, key=1, max_iter=0, tol=0).params
+    plain = fit(init=start)
+    partial = fit(init=start, method=jaxem.EM(e_step=jaxem.Incremental(10, sweeps=4)))
+    assert partial.converged and plain.converged
+    assert abs(partial.log_likelihood - plain.log_likelihood) < 1e-5
+    assert 5 * partial.n_iter < 0.8 * plain.n_iter
+
+
+def test_stochastic_draws_what_the_posterior_says():
+    r = jnp.asarray([[0.2, 0.5, 0.3], [0.0, 1.0, 0.0], [0.7, 0.0, 0.3]])
+    mean = np.asarray(sampled(jax.random.key(0), r, 20_000))
+    assert np.allclose(mean, r, atol=0.02) and (mean[np.asarray(r) == 0] == 0).all()
+    one = np.asarray(sampled(jax.random.key(1), r, 1))
+    assert set(one.ravel()) == {0.0, 1.0} and (one.sum(1) == 1).all()
+
+
+def test_stochastic_never_calls_itself_converged():
+    model = jaxem.Mixture(jaxem.Normal(), k=3)
+    with pytest.warns(jaxem.FitWarning, match="MAX_ITER"):
+        r = jaxem.fit(
+            model, sets()[0], key=0, tol=1.0, max_iter=300, method=jaxem.EM(jaxem.Stochastic(5))
+        )
+    assert r.status == jaxem.Status.MAX_ITER and r.n_iter == 300
+
+
+def test_constrained_posterior_as_published():
+    if not CASES.exists():
+        pytest.skip("../shared/published is absent")
+    cases = {c["id"]: c for c in json.loads(CASES.read_text())["cases"]}
+    case = cases["constrained-posterior"]
+    p = np.array(case["inline"]["p"])
+    joint = jnp.log(jnp.stack([1 - p, p], axis=1))
+    rule = jaxem.Constrained(np.array([[0.0], [1.0]]), np.array([case["inline"]["bound"] / 3]))
+    q, value, multipliers = rule.project(joint, jnp.ones(3))
+    assert np.allclose(q[:, 1], case["q"], rtol=0, atol=case["tolerance"])
+    assert np.allclose(-value.sum(), case["kl"], rtol=0, atol=case["tolerance"])
+    assert np.allclose(multipliers, case["multiplier"], rtol=0, atol=case["tolerance"])
+    slack = jaxem.Constrained(rule.features, np.array([0.9]))
+    q, value, multipliers = slack.project(joint, jnp.ones(3))
+    assert np.allclose(q[:, 1], p) and float(multipliers[0]) == 0
+    assert np.allclose(value.sum(), 0, atol=1e-12)
+
+
+def test_balanced_sizes():
+    """Groups of 60 and 240, and components of one size: F is below the evidence by the KL."""
+    rng = np.random.default_rng(1)
+    x = np.concatenate([rng.normal(0, 1, (60, 1)), rng.normal(3, 1, (240, 1))])
+    model = jaxem.Mixture(jaxem.Normal(), k=2)
+    free = jaxem.fit(model, x, key=0)
+    assert abs(free.params.weights - 0.5).max() > 0.2
+    rule = jaxem.Constrained.sizes([0.5, 0.5])
+    r = jaxem.fit(model, x, key=0, method=jaxem.EM(e_step=rule))
+    assert r.converged and np.allclose(r.params.weights, 0.5, atol=1e-8)
+    q, _, _ = rule.project(model.log_joint(r.params, x), jnp.ones(300))
+    assert np.allclose(q.mean(0), 0.5, atol=1e-10)
+    assert np.allclose(r.objective, jaxem.free_energy(model, r.params, x, q), rtol=1e-10)
+    assert r.objective < r.log_likelihood - 0.01
+
+
+def test_rules_that_do_not_go_together_are_refused():
+    for rule in (jaxem.Tempered(), jaxem.Stochastic()):
+        with pytest.raises(TypeError, match="accelerator"):
+            jaxem.EM(e_step=rule, accelerator=jaxem.SQUAREM())
+    with pytest.raises(TypeError, match="exact M-step"):
+        jaxem.EM(e_step=jaxem.Incremental(), m_step=jaxem.Gradient())
+    with pytest.raises(TypeError, match="e_step must be a rule"):
+        jaxem.EM(e_step=jaxem.Hard)
+    with pytest.raises(ValueError, match="above 0"):
+        jaxem.Tempered((0.0, 1.0))
+
+
+def test_a_product_in_a_batch():
+    model, x = MODELS["product"]
+    many = jaxem.fit(model, jaxem.Batch(np.stack([x, x])), key=0, max_iter=3, tol=0)
+    assert many.n_iter.tolist() == [3, 3] and np.isfinite(many.log_likelihood).all()
