@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.lax import Precision
 
 from jaxem import data as checks
-from jaxem.families.covariance import LOG_2PI, standardize
+from jaxem.families.covariance import LOG_2PI
+from jaxem.families.frame import frame
 from jaxem.fit import fit
 from jaxem.init import KMeansPlusPlus
 from jaxem.methods.em import EM
@@ -55,7 +56,8 @@ class Centres(Model):
         require_matrix(x, "kmeans")
 
     def view(self, x, weights):
-        loc, scale, data = standardize(x, weights, True)
+        own = frame(x, weights, True)
+        loc, scale, data = own.location, own.scale, own.standardize(x)
         volume = jnp.log(scale).sum()
         return View(self, data, lambda p: (p - loc) / scale, lambda p: p * scale + loc, volume)
 

@@ -29,39 +29,6 @@ class View(NamedTuple):
     log_volume: Any
 
 
-class Fused(NamedTuple):
-    """A faster way over many units: see `Model.fused`.
-
-    prepare(x) -> the units with whatever is the same in every pass, computed once;
-    sweep(params, prepared, weights) -> (statistics, evidence (n,)), as `Model.sweep`, for at most
-    `rows` units at a time; terms(params) -> a scalar, the size of the terms of which log p(x) is
-    the small difference, or None where they are never large.
-    """
-
-    prepare: Callable
-    sweep: Callable
-    terms: Callable
-    rows: int
-
-
-class Linear(NamedTuple):
-    """A bank whose log density is linear in features that no parameter enters: see `Bank.linear`.
-
-    log p(x | k) = base(x) + slopes[k] · features(x) + levels[k]
-
-    features(x) -> (m, n), units minor; coefficients(params) -> slopes (k, m), levels (k,) or 0.0;
-    base(x) -> (n,), or None where it is 0; statistics(params, count (k,), sums (m, k)) -> the
-    bank's statistics from Σw and Σw·features; terms(params) as in `Fused`.
-    """
-
-    size: int
-    features: Callable
-    coefficients: Callable
-    base: Callable
-    statistics: Callable
-    terms: Callable
-
-
 def identity(tree):
     return tree
 

@@ -4,6 +4,7 @@ Statistics are additive over units, so any model can be swept chunk by chunk; a 
 faster way for many units says so in `Model.fused`.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,39 @@ EVEN = 64
 """Chunks are of equal size but for this: the last one repeats few rows, and vectors fit."""
 
 BLOCK = 1024
+
+
+class Fused(NamedTuple):
+    """A faster way over many units: see `Model.fused`.
+
+    prepare(x) -> the units with whatever is the same in every pass, computed once;
+    sweep(params, prepared, weights) -> (statistics, evidence (n,)), as `Model.sweep`, for at most
+    `rows` units at a time; terms(params) -> a scalar, the size of the terms of which log p(x) is
+    the small difference, or None where they are never large.
+    """
+
+    prepare: Callable
+    sweep: Callable
+    terms: Callable
+    rows: int
+
+
+class Linear(NamedTuple):
+    """A bank whose log density is linear in features that no parameter enters: see `Bank.linear`.
+
+    log p(x | k) = base(x) + slopes[k] · features(x) + levels[k]
+
+    features(x) -> (m, n), units minor; coefficients(params) -> slopes (k, m), levels (k,) or 0.0;
+    base(x) -> (n,), or None where it is 0; statistics(params, count (k,), sums (m, k)) -> the
+    bank's statistics from Σw and Σw·features; terms(params) as in `Fused`.
+    """
+
+    size: int
+    features: Callable
+    coefficients: Callable
+    base: Callable
+    statistics: Callable
+    terms: Callable
 
 
 class Sums(NamedTuple):

@@ -227,6 +227,15 @@ def test_a_fit_that_is_masked_out_leaves_the_others_alone(slope):
     assert np.all(np.isfinite(gradient[0])) and np.all(np.isnan(gradient[1]))
 
 
+def test_accelerated_fits_have_it_and_other_rules_refuse(slope):
+    squarem = jaxem.EM(accelerator=jaxem.SQUAREM())
+    found = fast(jax.grad(lambda x: loss(x, method=squarem)))(X)
+    np.testing.assert_allclose(found, slope, rtol=1e-6, atol=1e-9)
+    for rule in (jaxem.Hard(), jaxem.Constrained.sizes([0.5, 0.5])):
+        with pytest.raises(TypeError, match="exact E-step"):
+            jax.grad(lambda x: loss(x, method=jaxem.EM(e_step=rule)))(X)  # noqa: B023
+
+
 def test_none_says_what_to_do():
     assert np.isfinite(jax.jit(lambda x: loss(x, gradient="none"))(X))
     with pytest.raises(TypeError, match='gradient="implicit"'):

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from jaxem.model import IMPOSSIBLE, Bank, Linear, keep_empty, safe
+from jaxem.model import IMPOSSIBLE, Bank, keep_empty, safe
+from jaxem.sweep import Linear
 
 
 class MeanStatistics(NamedTuple):

@@ -11,10 +11,11 @@ from jax.lax import Precision
 from jaxem.families.covariance import LOG_2PI, STRUCTURES, centre, variance_floor
 from jaxem.families.frame import LAZY, frame
 from jaxem.families.quadratic import FORMS
-from jaxem.model import Bank, Linear, View, is_empty, safe
+from jaxem.model import Bank, View, is_empty, safe
 from jaxem.priors import NormalPrior
 from jaxem.pytree import pytree
 from jaxem.spaces import REAL
+from jaxem.sweep import Linear
 
 WIDEST = 96
 """Features up to which full covariances take all products (n = 65,536, k = 16, float32: d = 32

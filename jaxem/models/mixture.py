@@ -12,11 +12,12 @@ import numpy as np
 from jax.lax import Precision
 
 from jaxem.init import Start, fill_empty
-from jaxem.model import IMPOSSIBLE, Bank, Fused, Model, normalize, shares
+from jaxem.model import IMPOSSIBLE, Bank, Model, normalize, shares
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
 from jaxem.spaces import SIMPLEX
 from jaxem.status import FitWarning
+from jaxem.sweep import Fused
 
 WIDE = 3 * 2**19
 """Numbers of a chunk that is swept by matrix products: features, joint and responsibilities."""
