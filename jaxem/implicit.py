@@ -106,6 +106,7 @@ def _rule(spec, how, primals, tangents):
             'gradient="implicit", or jax.lax.stop_gradient on what goes into the fit'
         )
     params, _, _, converged = out
+    params = jax.tree.map(_arrived, params)
     fixed = stop_gradient((data, params))
     if how == "implicit":
         system = _lone(prepare(spec))(*fixed)
@@ -281,6 +282,12 @@ def analyse(spec, data, params) -> System:
     shift = polished - point
     ok &= jnp.all(jnp.isfinite(shift))
     return System(jnp.where(ok, shift, 0), jnp.where(ok, inverse, 0), ok)
+
+
+def _arrived(leaf):
+    """A leaf in which what is on its way to 0 is there: EM shrinks a share by a factor a step, and
+    the slope of its logarithm overflows long before it arrives."""
+    return jnp.where(jnp.abs(leaf) < jnp.finfo(leaf.dtype).tiny ** 0.25, 0, leaf)
 
 
 def _size(leaf):
