@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.canonical import each_start
 from jaxem.data import as_weights
 from jaxem.fit import fit
 from jaxem.methods.em import EM
@@ -19,7 +20,7 @@ from jaxem.model import Model
 from jaxem.models.mixture import Mixture, MixtureParams
 from jaxem.pytree import float_dtype, pytree, split
 from jaxem.result import Result
-from jaxem.run import compiled, each_start, efforts
+from jaxem.run import compiled, efforts
 from jaxem.solve import Fit, Problem, Spec, rank
 
 WORTH = 2**22

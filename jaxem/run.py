@@ -10,6 +10,7 @@ import numpy as np
 from jax.lax import stop_gradient
 
 from jaxem import slices
+from jaxem.canonical import best_of, canonical, data_sets, typed
 from jaxem.init import Start
 from jaxem.pytree import is_traced, merge, split
 from jaxem.restarts import Restarts, continued, promising
@@ -21,7 +22,6 @@ from jaxem.solve import (
     end,
     lane_plan,
     many,
-    rank,
     single,
     transformable,
 )
@@ -144,7 +144,7 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched
 def _solve(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched, transformed):
     """A whole run: the best `Fit` and every restart's, None where a single one needs no axis."""
     if not (batched or transformed) and restarts == 1:
-        first = jax.tree.map(lambda a: a[0], start) if spec.given else _typed(start)
+        first = jax.tree.map(lambda a: a[0], start) if spec.given else typed(start)
         return single(spec, numeric, x, weights, first, tol, max_iter), None
     options = {"spec": spec, "restarts": restarts, "batched": batched}
     problems = canonical(numeric, x, weights, start, tol, max_iter, **options)
@@ -166,39 +166,9 @@ def _advance(work, queue, ends, budget, *, spec):
 def _end(numeric, x, weights, queue, *, spec, batched):
     """The last part of a long run: the best `Fit` and every restart's."""
     sets = queue.status.shape[0]
-    every = end(spec, _sets(numeric, x, weights, sets, batched), queue)
+    every = end(spec, data_sets(numeric, x, weights, sets, batched), queue)
     every = every if batched else jax.tree.map(lambda a: a[0], every)
     return best_of(every, batched), every
-
-
-def canonical(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched):
-    """Data, starts and limits as `solve` wants them: axes of data sets and of restarts."""
-    sets = jax.tree.leaves(x)[0].shape[0] if batched else 1
-    if not batched:
-        starts = jax.tree.map(lambda a: a[None], each_start(start, restarts, spec.given))
-    elif spec.given:
-        starts = start
-    else:
-        key, index = start
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(_typed(key), index)
-        starts = jax.vmap(lambda key: each_start(key, restarts, False))(keys)
-    limits = tuple(jnp.broadcast_to(v, (sets, restarts)) for v in (tol, max_iter))
-    return _sets(numeric, x, weights, sets, batched), starts, limits
-
-
-def _sets(numeric, x, weights, sets, batched):
-    """Hyperparameters, data and weights with an axis of data sets."""
-    numeric = [jnp.broadcast_to(leaf, (sets, *jnp.shape(leaf))) for leaf in numeric]
-    return numeric, *((x, weights) if batched else jax.tree.map(lambda a: a[None], (x, weights)))
-
-
-def best_of(every, batched):
-    """The best restart, of every data set."""
-
-    def pick(fits):
-        return jax.tree.map(lambda a: a[rank(fits)], fits)
-
-    return jax.vmap(pick)(every) if batched else pick(every)
 
 
 _winner = jax.jit(best_of, static_argnums=1)
@@ -231,25 +201,6 @@ def compiled(programs, effort, *args, **static):
         if effort == "full" or "compile" not in str(error):
             raise
         return programs["full"](*args, **static)
-
-
-def _typed(key):
-    """A typed key from an int's or a legacy key's words; key 0 where nothing is random."""
-    key = np.uint32(0) if key is None else key
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    return jax.random.wrap_key_data(key) if key.ndim else jax.random.key(key)
-
-
-def each_start(start, restarts, given):
-    """Given params as they are, or a key for every restart, each from its own number alone."""
-    if given:
-        return start
-    key = _typed(start)
-    if restarts == 1:
-        return key[None]
-    others = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(1, restarts))
-    return jnp.concatenate([key[None], others])
 
 
 def _alone(leaf):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from jaxem import loop
+from jaxem.canonical import best_of, canonical
 from jaxem.pytree import merge, select
-from jaxem.run import best_of, canonical
 from jaxem.solve import Problem, finish, lane_plan, over
 from jaxem.status import Status
 from jaxem.tangents import guarded
