@@ -2,8 +2,9 @@
 
 4,096 data sets of 500 rows in two dimensions, three full normals, float32, the same starts and the
 same stopping rule (last gain below 1e-5 per row). Every answer is scored by one independent float64
-NumPy function; a side whose log-likelihoods differ by more than 1e-3 a row on more than 1% of the
-fits is printed as FAILED.
+NumPy function; a side that climbs as plain EM does and ends more than 1e-3 a row below another on
+more than 1% of the fits is printed as FAILED. An accelerator takes other ways: some fits end in
+another optimum, lower or higher, so it fails where the mean is lower.
 """
 
 import json
@@ -25,6 +26,7 @@ from jaxem.solve import Spec, single
 FITS, N, D, K, TOL, LIMIT = 4096, 500, 2, 3, 1e-5, 1000
 SKLEARN_FITS, LOCKSTEP_FITS, REPEATS = 200, 1024, 7
 MODEL = jaxem.Mixture(jaxem.Normal(), k=K)
+ACCELERATED, SQUAREM = "Batch, SQUAREM", EM(accelerator=jaxem.SQUAREM())
 
 
 def problems():
@@ -66,8 +68,8 @@ def sides(x, start):
     """Every contestant: (number of fits, a function that runs them and returns their params)."""
     options = {"tol": TOL, "criterion": "change", "max_iter": LIMIT}
 
-    def fit(x, init):
-        return jaxem.fit(MODEL, x, init=init, **options)
+    def fit(x, init, **more):
+        return jaxem.fit(MODEL, x, init=init, **options, **more)
 
     plain = lockstep(MODEL)
     mapped = jax.jit(jax.vmap(fit))
@@ -89,6 +91,7 @@ def sides(x, start):
 
     return {
         "Batch": (FITS, lambda: unpack(fit(jaxem.Batch(x), start))),
+        ACCELERATED: (FITS, lambda: unpack(fit(jaxem.Batch(x), start, method=SQUAREM))),
         "vmap(fit)": (FITS, lambda: unpack(mapped(x, start))),
         "lockstep vmap": (LOCKSTEP_FITS, lambda: unpack(plain(x[:LOCKSTEP_FITS], None, few))),
         "scikit-learn": (SKLEARN_FITS, loop),
@@ -126,14 +129,22 @@ def main():
         first = time.perf_counter() - begun
         scores[name] = np.array([score(x[i], *a) for i, a in enumerate(answers[:SKLEARN_FITS])])
         print(f"{name:>14}: first call {first:.2f} s, compilation included", flush=True)
-    best = np.nanmax(list(scores.values()), axis=0)
+    best = np.nanmax([values for name, values in scores.items() if name != ACCELERATED], axis=0)
+    away = (scores[ACCELERATED] - best) / N
     times = interleaved(contestants)
     print()
     record = {"machine": machine(), "ms a fit": times, "ratios": {}}
+    record["accelerated, nats a row"] = list(away)
     for name, values in times.items():
         low, middle, high = statistics.quantiles(values, n=4)
         worse = float(np.mean(~(best - scores[name] <= 1e-3 * N)))  # NaN is worse
         verdict = "" if worse <= 0.01 else f"  FAILED: {worse:.1%} of the fits end lower"
+        if name == ACCELERATED:
+            verdict = (
+                f"; {worse:.1%} end lower, {np.mean(away > 1e-3):.1%} higher, "
+                f"mean {np.mean(away):+.1e} a row"
+            )
+            verdict += "" if np.mean(away) > -1e-3 else "  FAILED"
         ratio = statistics.median(a / b for a, b in zip(values, times["Batch"], strict=True))
         record["ratios"][name] = ratio
         print(

@@ -114,6 +114,8 @@ def step(state: State, seen, tol, max_iter, criterion: str) -> State:
     noise, n_iter = seen.noise, state.n_iter + 1
     told = (seen.objective, gain) if seen.ahead is None else (seen.objective, seen.gain)
     memory, near = watch(state.memory, *told, seen.ahead, noise, tol, criterion, n_iter)
+    if seen.back is not None and criterion != "change":
+        near = near & ~(seen.back < HORIZON * n_iter)  # a false zero
     if seen.fresh is not None:
         memory = jnp.where(seen.fresh, jnp.asarray(NOTHING, memory.dtype), memory)
     status = jnp.where(n_iter >= max_iter, Status.MAX_ITER, Status.RUNNING)

@@ -22,6 +22,7 @@ from jaxem.pytree import float_dtype, pytree, split
 from jaxem.result import Result
 from jaxem.run import compiled, efforts
 from jaxem.solve import Fit, Problem, Spec, rank
+from jaxem.spaces import REAL
 
 WORTH = 2**22
 """The most units × features² × restarts × absent components that are climbed for each compilation
@@ -73,6 +74,10 @@ class Padded(Model):
             return jnp.where(present.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, leaf[:1])
 
         return PaddedParams(new.weights, over(self.banked, mirror, new.components), params.k)
+
+    def spaces(self, params):
+        inner = self.mixture.spaces(params.mixture)
+        return PaddedParams(inner.weights, inner.components, REAL)
 
     def degenerate(self, params):
         vanished = params.weights < jnp.finfo(params.weights.dtype).eps

@@ -4,6 +4,7 @@ A model declares one `Space` per leaf (`Model.spaces`). A space acts on the trai
 leaf, so that any leading axes (components, lanes) may precede them.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ multiplicative, so one that is set to 0 never returns."""
 TRACE = 1e-6
 """The least share that still counts in a metric."""
 
+SMALL = 1e-3
+"""The part of its natural size below which a number is next to 0, and its gain too small to see."""
+
 
 class Space:
     """All real numbers.
@@ -28,7 +32,8 @@ class Space:
     chart/leaf: coordinates in which straight lines are followed, and back. guard: coordinates that
     are legal, from a proposal and from legal ones. free/bound: coordinates without any constraint,
     and back. metric: the information that a unit of weight holds on every entry, in the
-    coordinates of the chart, up to a factor.
+    coordinates of the chart, up to a factor. margin: how far every entry is from 0 or another bound
+    at which EM stands still, as a part of its natural size; None: there is no such bound.
     """
 
     def chart(self, leaf):
@@ -48,6 +53,9 @@ class Space:
 
     def metric(self, leaf):
         return jnp.ones_like(leaf)
+
+    def margin(self, leaf):
+        return None
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,12 @@ class Positive(Space):
     def metric(self, leaf):
         return 1 / jnp.square(leaf)
 
+    def margin(self, leaf):
+        if self.least > 0 or leaf.ndim == 0:
+            return None
+        largest = leaf.max(0)  # of all components
+        return leaf / jnp.where(largest > 0, largest, 1)
+
 
 class UnitInterval(Space):
     """Numbers between 0 and 1."""
@@ -86,6 +100,9 @@ class UnitInterval(Space):
     def metric(self, leaf):
         return 1 / jnp.maximum(leaf * (1 - leaf), TRACE)
 
+    def margin(self, leaf):
+        return 2 * jnp.minimum(leaf, 1 - leaf)
+
 
 class Simplex(Space):
     """Shares along the last axis: of 0 or more, with the sum 1. A share of 0 stays 0."""
@@ -101,6 +118,9 @@ class Simplex(Space):
 
     def metric(self, leaf):
         return 1 / jnp.maximum(leaf, TRACE)
+
+    def margin(self, leaf):
+        return leaf / leaf.max(-1, keepdims=True)
 
 
 class PositiveDefinite(Space):
@@ -133,6 +153,26 @@ class PositiveDefinite(Space):
 
 REAL, POSITIVE, UNIT = Space(), Positive(), UnitInterval()
 SIMPLEX, POSITIVE_DEFINITE = Simplex(), PositiveDefinite()
+
+
+def return_time(spaces, params, proposal):
+    """How many steps such as this one bring a number that grows from next to 0 back to size.
+
+    EM multiplies probabilities and rates: one that is nearly 0, but should not be, grows by a
+    constant factor, at first with no gain to be seen. Infinite where none grows; None where the
+    spaces have no such bound.
+    """
+    times = []
+    for space, before, after in zip(*map(jax.tree.leaves, (spaces, params, proposal)), strict=True):
+        margin = space.margin(before)
+        if margin is None:
+            continue
+        grown = space.margin(after)
+        growing = (margin > 0) & (margin < SMALL) & (grown > margin)
+        rate = jnp.log(jnp.where(growing, grown / margin, jnp.e))
+        way = jnp.log(jnp.where(growing, SMALL / margin, 1))
+        times.append(jnp.min(jnp.where(growing, jnp.maximum(way, 1) / rate, jnp.inf)))
+    return functools.reduce(jnp.minimum, times) if times else None
 
 
 def _shares(leaf):

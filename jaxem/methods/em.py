@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxem.model import lacks
 from jaxem.pytree import pytree
+from jaxem.spaces import return_time
 from jaxem.sweep import row_sum, sweep
 
 ROUNDING = 16
@@ -25,7 +26,8 @@ class Evaluation(NamedTuple):
     memory: what the method remembers. accepted: whether params are kept; None: always. gain, ahead:
     of methods whose steps are not all alike, the gain of a step that tells something, else NaN, and
     the gain they expect to come. fresh: whether the objectives of earlier steps say nothing about
-    this one, as under another temperature; None: never.
+    this one, as under another temperature; None: never. back: how many steps such as this one bring
+    a number back that grows from next to 0 (`spaces.return_time`); None: there can be none.
     """
 
     proposal: Any
@@ -36,6 +38,7 @@ class Evaluation(NamedTuple):
     gain: Any = None
     ahead: Any = None
     fresh: Any = None
+    back: Any = None
 
     @property
     def noise(self):
@@ -184,4 +187,5 @@ def summed(weights, value):
 def measured(model, params, value, magnitude, proposal, memory) -> Evaluation:
     """An `Evaluation` from F without the prior, and the scale of its rounding."""
     prior = jnp.asarray(model.log_prior(params), value.dtype)
-    return Evaluation(proposal, value + prior, magnitude + jnp.abs(prior), memory)
+    back = return_time(model.spaces(params), params, proposal)
+    return Evaluation(proposal, value + prior, magnitude + jnp.abs(prior), memory, back=back)
