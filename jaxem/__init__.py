@@ -26,6 +26,7 @@ from jaxem.priors import (
     NormalPrior,
 )
 from jaxem.restarts import Restarts
+from jaxem.restricted import Restricted
 from jaxem.result import Fit, Result
 from jaxem.status import FitError, FitWarning, Status
 
@@ -123,6 +124,7 @@ __all__ = [
     "RandomRows",
     "Responsibilities",
     "Restarts",
+    "Restricted",
     "Result",
     "Row",
     "Selection",

@@ -222,7 +222,7 @@ class Trial:
             )
 
     def steps(self):
-        method = EM().suited(self.model)
+        method = EM().suited(self.model, self.x)
         self.step = jax.jit(lambda p, m: method.evaluate(self.model, p, self.x, self.weights, m))
         self.memory = method.start(self.model, self.params)
         after = jax.eval_shape(self.step, self.params, self.memory).proposal

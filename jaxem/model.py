@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxem.held import averaged, is_held
 from jaxem.pytree import pytree, select
-from jaxem.spaces import REAL
+from jaxem.spaces import REAL, Coordinates
 
 IMPOSSIBLE = -1e30
 """Stands for log 0 inside a matrix product, where −∞ · 0 would be NaN."""
@@ -80,6 +82,24 @@ class Model:
     def maximize(self, params, stats):
         """The M-step: argmax over params of E_q[log p(x, z | params)] + log_prior(params)."""
         raise NotImplementedError(f"{type(self).__name__} must define maximize(params, stats)")
+
+    def closed(self, x) -> bool:
+        """Whether there is an M-step in closed form for data shaped like x."""
+        return not lacks(self, "statistics", "maximize")
+
+    def restricted(self, held):
+        """`maximize(params, stats)` where `held`, a tree like params of `Held`, restricts them, or
+        None where that has no closed form. Fixed entries may come out as anything."""
+        free = all(h.free for h in jax.tree.leaves(held, is_leaf=is_held))
+        return self.maximize if free else None
+
+    def settle(self, params, old):
+        """params with what is held in its place, next to `old` ones; here nothing is."""
+        return params
+
+    def coordinates(self, params):
+        """params as one vector without constraints: `Coordinates`."""
+        return Coordinates(self.spaces(params), params)
 
     def log_prior(self, params):
         """log p(params); 0 by default. It stands here and in `maximize`, never in one alone."""
@@ -152,6 +172,21 @@ class Bank(Model):
     def linear(self, x):
         """A `Linear` form for data shaped like x, or None where there is none worth taking."""
         return None
+
+    def restricted(self, held):
+        """Components that are held as a whole; those that are equal share their statistics.
+
+        They take the mean of these: that counts a prior as often as there are components.
+        """
+        rows = [h.rows for h in jax.tree.leaves(held, is_leaf=is_held)]
+        if any(r is None or not all(map(np.array_equal, r, rows[0])) for r in rows):
+            return None
+        group = rows[0][1]
+
+        def maximize(params, stats):
+            return self.maximize(params, jax.tree.map(lambda s: averaged(group, s), stats))
+
+        return maximize
 
     def degenerate(self, params):
         """Which components lie on a floor: (k,) booleans, or one for all."""

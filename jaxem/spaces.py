@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jax.lax import Precision
 
 from jaxem.linalg import lower_factor
@@ -133,6 +134,21 @@ class PositiveDefinite(Space):
 
 REAL, POSITIVE, UNIT = Space(), Positive(), UnitInterval()
 SIMPLEX, POSITIVE_DEFINITE = Simplex(), PositiveDefinite()
+
+
+class Coordinates:
+    """Params as one vector without constraints, and the way back."""
+
+    def __init__(self, spaces, params):
+        self.spaces = spaces
+        free = jax.tree.map(lambda space, leaf: space.free(leaf), spaces, params)
+        self.origin, self._unravel = ravel_pytree(free)
+
+    def params(self, vector):
+        """The params at a vector."""
+        return jax.tree.map(
+            lambda space, leaf: space.bound(leaf), self.spaces, self._unravel(vector)
+        )
 
 
 def _shares(leaf):

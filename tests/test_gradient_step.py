@@ -13,7 +13,6 @@ from jax.scipy.special import gammaln
 from zoo import MODELS
 
 import jaxem
-from jaxem.methods.parameter_rules import Free
 from jaxem.model import adopt
 
 CASES = pathlib.Path(__file__).parents[2] / "shared" / "published" / "cases.json"
@@ -60,7 +59,7 @@ def test_a_learning_rate_far_too_large_still_climbs():
         params, memory = seen.proposal, seen.memory
         objective.append(float(seen.objective))
     assert (np.diff(objective) > -1e-9).all() and objective[-1] > objective[0] + 1
-    free = Free(view.model, params)
+    free = view.model.coordinates(params)
 
     def loss(v):
         return -view.model.log_prob(free.params(v), view.data).sum()

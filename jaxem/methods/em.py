@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxem.model import lacks
 from jaxem.pytree import pytree
 from jaxem.sweep import row_sum, sweep
 
@@ -127,9 +126,9 @@ class EM:
         """Whether both rules are the exact ones: EM as it was published, in chunks."""
         return type(self.e_step) is Exact and type(self.m_step) is Exact
 
-    def suited(self, model):
-        """This method, with `Gradient()` where the model has no M-step of its own."""
-        if not (isinstance(self.m_step, Exact) and lacks(model, "maximize", "statistics")):
+    def suited(self, model, x):
+        """This method, with `Gradient()` where the model has no M-step for data shaped like x."""
+        if not isinstance(self.m_step, Exact) or model.closed(x):
             return self
         from jaxem.methods.parameter_rules import Gradient
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jax.lax import Precision
 
 from jaxem.objective import expectation, shares
@@ -46,11 +45,11 @@ class Gradient:
 
     def start(self, model, params):
         """The optimizer's state."""
-        return self._fresh(Free(model, params).origin)
+        return self._fresh(model.coordinates(params).origin)
 
     def improve(self, model, params, x, weights, q, memory):
         """(params, memory) after the steps, from params at which q was taken."""
-        free, r = Free(model, params), shares(q)
+        free, r = model.coordinates(params), shares(q)
 
         def loss(vector):
             there = free.params(vector)
@@ -78,20 +77,6 @@ class Gradient:
 
     def _fresh(self, vector):
         return () if self.transform is None else self.transform.init(vector)
-
-
-class Free:
-    """Params as one vector without constraints."""
-
-    def __init__(self, model, params):
-        self.spaces = model.spaces(params)
-        free = jax.tree.map(lambda space, leaf: space.free(leaf), self.spaces, params)
-        self.origin, self._unravel = ravel_pytree(free)
-
-    def params(self, vector):
-        return jax.tree.map(
-            lambda space, leaf: space.bound(leaf), self.spaces, self._unravel(vector)
-        )
 
 
 def newton(loss, vector, slope):
