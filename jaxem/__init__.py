@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from jaxem import datasets
 from jaxem.batch import Batch
+from jaxem.each import Each
 from jaxem.fit import fit
 from jaxem.init import (
     KMeansPlusPlus,
@@ -15,7 +16,7 @@ from jaxem.init import (
 )
 from jaxem.lanes import Lanes
 from jaxem.methods.em import EM, Exact
-from jaxem.model import Bank, Each, Model
+from jaxem.model import Bank, Model
 from jaxem.models.mixture import Labelled, Mixture, MixtureParams
 from jaxem.objective import free_energy
 from jaxem.priors import (
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from jaxem.selection import Row, Selection, select
 
 _LATER = {
+    "Blocks": "methods.blocks",
+    "Variational": "methods.variational",
     "Anderson": "methods.acceleration",
     "SQUAREM": "methods.acceleration",
     "Constrained": "methods.constraints",
@@ -86,6 +89,7 @@ __all__ = [
     "Bernoulli",
     "BernoulliParams",
     "BetaPrior",
+    "Blocks",
     "Categorical",
     "CategoricalParams",
     "Constrained",
@@ -133,6 +137,7 @@ __all__ = [
     "StudentT",
     "StudentTParams",
     "Tempered",
+    "Variational",
     "check_model",
     "datasets",
     "fit",

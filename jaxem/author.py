@@ -224,7 +224,7 @@ class Trial:
     def steps(self):
         method = EM().suited(self.model, self.x)
         self.step = jax.jit(lambda p, m: method.evaluate(self.model, p, self.x, self.weights, m))
-        self.memory = method.start(self.model, self.params)
+        self.memory = method.start(self.model, self.params, self.x, self.weights)
         after = jax.eval_shape(self.step, self.params, self.memory).proposal
         if jax.tree.structure(after) != jax.tree.structure(self.params):
             return "maximize returns another tree than init: give both the same fields"

@@ -191,8 +191,11 @@ def require_model(model):
         raise TypeError("model is an array: the model comes first, fit(model, data)")
     missing = [f for f in ("init",) if lacks(model, f)]
     if lacks(model, "posterior", "log_joint"):
-        missing.append("log_joint (or posterior)")
-    if not lacks(model, "statistics", "maximize"):
+        if lacks(model, "free_energy"):
+            missing.append("log_joint (or posterior)")
+        elif lacks(model, "init_q"):
+            missing.append("init_q, the first q of its free_energy")
+    elif not lacks(model, "statistics", "maximize"):
         missing += [f for f in ("statistics", "maximize") if lacks(model, f)]
     elif lacks(model, "log_joint"):
         missing.append("statistics and maximize (or log_joint)")

@@ -81,6 +81,10 @@ class Restricted(Model):
         object.__setattr__(self, "tied", ties)
 
     @property
+    def _wrapped(self):
+        return self.model
+
+    @property
     def k(self):
         return self.model.k
 
@@ -96,13 +100,14 @@ class Restricted(Model):
         return plan.layout.rescaled(unravel(vector), plan.held)
 
     def closed(self, x):
+        """As in `Model`. TypeError where there is no M-step at all."""
         found = []
 
         def look(x):
             weights = jnp.ones(jax.tree.leaves(x)[0].shape[0])
             view = self.view(x, weights)
             params = view.model.init(jax.random.key(0), view.data, weights)
-            found.append(self.model.closed(x) and view.model._step(params) is not None)
+            found.append(self.model.closed(x) and view.model.step(params) is not None)
             return params
 
         jax.eval_shape(look, x)
@@ -114,7 +119,7 @@ class Restricted(Model):
         return found[0]
 
     def maximize(self, params, stats):
-        return self.settle(self._step(params)(params, stats), params)
+        return self.settle(self.step(params)(params, stats), params)
 
     def restricted(self, held):
         return None  # `also` makes one of both
@@ -181,7 +186,7 @@ class Restricted(Model):
     def _settled(self, params):
         return self.settle(params, params)
 
-    def _step(self, params):
+    def step(self, params):
         """The M-step before `settle`, or None."""
         plan = self._plan(params)
         held = plan.layout.held(plan.held, plan.group)
@@ -294,6 +299,6 @@ def _delegate(name):
 for _name in (
     *("posterior", "log_joint", "statistics", "sweep", "fused", "log_prior", "spaces"),
     *("information", "log_prob", "sample", "degenerate", "valid", "support", "check_params"),
-    *("embed", "expected", "init_q", "free_energy"),
+    *("embed", "init_q", "free_energy"),
 ):
     setattr(Restricted, _name, _delegate(_name))
