@@ -4,6 +4,7 @@ import importlib
 import sys
 
 PARTS = {
+    "accelerators": ("accelerators",),
     "cold": ("cold",),
     "gradient": ("gradient",),
     "fleet": ("fleet", "ragged", "restarts"),

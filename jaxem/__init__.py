@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from jaxem import datasets
 from jaxem.batch import Batch
+from jaxem.each import Each
 from jaxem.fit import fit
 from jaxem.init import (
     KMeansPlusPlus,
@@ -15,7 +16,7 @@ from jaxem.init import (
 )
 from jaxem.lanes import Lanes
 from jaxem.methods.em import EM, Exact
-from jaxem.model import Bank, Each, Model
+from jaxem.model import Bank, Model
 from jaxem.models.mixture import Labelled, Mixture, MixtureParams
 from jaxem.objective import free_energy
 from jaxem.priors import (
@@ -26,6 +27,7 @@ from jaxem.priors import (
     NormalPrior,
 )
 from jaxem.restarts import Restarts
+from jaxem.restricted import Restricted
 from jaxem.result import Fit, Result
 from jaxem.status import FitError, FitWarning, Status
 
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from jaxem.selection import Row, Selection, select
 
 _LATER = {
+    "Blocks": "methods.blocks",
+    "Variational": "methods.variational",
     "Anderson": "methods.acceleration",
     "SQUAREM": "methods.acceleration",
     "Constrained": "methods.constraints",
@@ -85,6 +89,7 @@ __all__ = [
     "Bernoulli",
     "BernoulliParams",
     "BetaPrior",
+    "Blocks",
     "Categorical",
     "CategoricalParams",
     "Constrained",
@@ -123,6 +128,7 @@ __all__ = [
     "RandomRows",
     "Responsibilities",
     "Restarts",
+    "Restricted",
     "Result",
     "Row",
     "Selection",
@@ -131,6 +137,7 @@ __all__ = [
     "StudentT",
     "StudentTParams",
     "Tempered",
+    "Variational",
     "check_model",
     "datasets",
     "fit",

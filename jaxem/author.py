@@ -98,7 +98,8 @@ class Trial:
         uneven = 0.5 + np.arange(n) % 3
         self.weights = jnp.asarray(uneven if weights is None else weights, self.dtype)
         self.key = checks.as_key(key)
-        self.exact = not lacks(self.model, "statistics", "maximize")
+        self.bound_only = lacks(self.model, "posterior", "log_joint")
+        self.exact = not (lacks(self.model, "statistics", "maximize") or self.bound_only)
         self.finite = not lacks(self.model, "log_joint")
         self.tol = 1e3 * float(jnp.finfo(self.dtype).eps)
 
@@ -121,6 +122,8 @@ class Trial:
             return f"init returned values that are not finite in params{bad[0]}"
 
     def shapes(self):
+        if self.bound_only:
+            return self.free_energies()
         self.q, self.evidence = jax.jit(self.model.posterior)(self.params, self.x)
         if self.evidence.shape != (self.n,):
             return (
@@ -136,6 +139,27 @@ class Trial:
         r = shares(self.q)
         if self.finite and jnp.max(jnp.abs(r.sum(-1) - 1)) > self.tol:
             return "the responsibilities that posterior returns do not sum to 1 over components"
+
+    def free_energies(self):
+        """`shapes` of a model that gives F alone."""
+        q = jax.jit(self.model.init_q)(self.params, self.x)
+        value = jax.jit(self.model.free_energy)(self.params, self.x, q)
+        if value.shape != (self.n,):
+            return f"free_energy must return shape (n,) = ({self.n},), got {value.shape}"
+        if not jnp.all(jnp.isfinite(value)):
+            first = int(jnp.argmin(jnp.isfinite(value)))
+            return (
+                f"free_energy is {float(value[first])} at unit {first}, at the first params and q"
+            )
+
+        def total(params, q):
+            return self.weights @ self.model.free_energy(params, self.x, q)
+
+        slopes = jax.jit(jax.grad(total, (0, 1)))(self.params, q)
+        for name, slope in zip(("params", "q"), slopes, strict=True):
+            bad = [p for p, leaf in _leaves(slope) if not jnp.all(jnp.isfinite(leaf))]
+            if bad:
+                return f"the gradient of free_energy by {name}{bad[0]} is not finite"
 
     def agreement(self):
         if not self.finite:
@@ -222,9 +246,9 @@ class Trial:
             )
 
     def steps(self):
-        method = EM().suited(self.model)
+        method = EM().suited(self.model, self.x)
         self.step = jax.jit(lambda p, m: method.evaluate(self.model, p, self.x, self.weights, m))
-        self.memory = method.start(self.model, self.params)
+        self.memory = method.start(self.model, self.params, self.x, self.weights)
         after = jax.eval_shape(self.step, self.params, self.memory).proposal
         if jax.tree.structure(after) != jax.tree.structure(self.params):
             return "maximize returns another tree than init: give both the same fields"

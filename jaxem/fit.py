@@ -15,6 +15,7 @@ from jaxem.methods.em import EM
 from jaxem.model import Bank, adopt, lacks
 from jaxem.pytree import float_dtype, is_traced
 from jaxem.restarts import Restarts
+from jaxem.restricted import Restricted
 from jaxem.result import Result, report
 from jaxem.run import run
 
@@ -89,9 +90,6 @@ def fit(
         raise TypeError(f"method must be jaxem.EM(), got {method!r}")
     if gradient == "unrolled":
         checks.plan_to_unroll(max_iter, restarts)
-    method = method.suited(model)
-    if gradient in ("implicit", "one_step") and not method.plain:
-        gradient = "unknown"
     limit = max_iter if is_traced(max_iter) else checks.count(max_iter, "max_iter", 0)
     limits = (1e-6 if tol is None else checks.tolerance(tol), limit)
     if isinstance(init, str):
@@ -114,6 +112,7 @@ def fit(
 def _fit_one(model, x, n, weights, key, init, method, limits, plan):
     """The result of one data set."""
     model.check(x)
+    method = _suited(method, model, x, plan)
     k = _check_size(model, n)
     many = _count(plan["restarts"])
     if isinstance(init, Start):
@@ -134,6 +133,7 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan):
     sets, dtype = sum(len(block.index) for block in blocks), blocks[0].x.dtype
     like = jax.ShapeDtypeStruct(blocks[0].x.shape[1:], dtype)
     model.check(like)
+    method = _suited(method, model, like, plan)
     for block in blocks:
         _check_size(model, block.shortest)
     if isinstance(init, Start) and not init.random:
@@ -158,6 +158,14 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan):
     return Result.of(model, best, every, (sets, *blocks[-1].x.shape[1:]), ok)
 
 
+def _suited(method, model, x, plan):
+    """The method that climbs this model; without a gradient of the fit where that is unknown."""
+    method = method.suited(model, x)
+    if plan["gradient"] in ("implicit", "one_step") and not method.plain:
+        plan["gradient"] = "unknown"
+    return method
+
+
 def _count(restarts) -> int:
     return restarts.count if isinstance(restarts, Restarts) else restarts
 
@@ -170,6 +178,8 @@ def _check_size(model, n: int) -> int:
 
 
 def require_model(model):
+    if isinstance(model, Restricted):
+        return require_model(getattr(model.model, "inner", model.model))
     if isinstance(model, type):
         raise TypeError(f"model must be an instance, got the class: write {model.__name__}(...)")
     if isinstance(model, Bank):
@@ -181,8 +191,11 @@ def require_model(model):
         raise TypeError("model is an array: the model comes first, fit(model, data)")
     missing = [f for f in ("init",) if lacks(model, f)]
     if lacks(model, "posterior", "log_joint"):
-        missing.append("log_joint (or posterior)")
-    if not lacks(model, "statistics", "maximize"):
+        if lacks(model, "free_energy"):
+            missing.append("log_joint (or posterior)")
+        elif lacks(model, "init_q"):
+            missing.append("init_q, the first q of its free_energy")
+    elif not lacks(model, "statistics", "maximize"):
         missing += [f for f in ("statistics", "maximize") if lacks(model, f)]
     elif lacks(model, "log_joint"):
         missing.append("statistics and maximize (or log_joint)")

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxem.held import averaged, is_held
 from jaxem.pytree import pytree, select
-from jaxem.spaces import REAL
+from jaxem.spaces import REAL, Coordinates
 
 IMPOSSIBLE = -1e30
 """Stands for log 0 inside a matrix product, where −∞ · 0 would be NaN."""
@@ -62,6 +64,16 @@ class Model:
             )
         return normalize(joint)
 
+    def init_q(self, params, x):
+        """Where `free_energy` is all that is known: the params of a first q, any tree."""
+        raise NotImplementedError(f"{type(self).__name__} does not define init_q(params, x)")
+
+    def free_energy(self, params, x, q):
+        """F(q, params) per unit (n,), for q as in `init_q`; a model that knows no posterior."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define free_energy(params, x, q)"
+        )
+
     def statistics(self, params, x, q, weights):
         """Expected sufficient statistics under q: additive over units, linear in weights (n,)."""
         raise NotImplementedError(
@@ -80,6 +92,24 @@ class Model:
     def maximize(self, params, stats):
         """The M-step: argmax over params of E_q[log p(x, z | params)] + log_prior(params)."""
         raise NotImplementedError(f"{type(self).__name__} must define maximize(params, stats)")
+
+    def closed(self, x) -> bool:
+        """Whether there is an M-step in closed form for data shaped like x."""
+        return not lacks(self, "statistics", "maximize")
+
+    def restricted(self, held):
+        """`maximize(params, stats)` where `held`, a tree like params of `Held`, restricts them, or
+        None where that has no closed form. Fixed entries may come out as anything."""
+        free = all(h.free for h in jax.tree.leaves(held, is_leaf=is_held))
+        return self.maximize if free else None
+
+    def settle(self, params, old):
+        """params with what is held in its place, next to `old` ones; here nothing is."""
+        return params
+
+    def coordinates(self, params):
+        """params as one vector without constraints: `Coordinates`."""
+        return Coordinates(self.spaces(params), params)
 
     def log_prior(self, params):
         """log p(params); 0 by default. It stands here and in `maximize`, never in one alone."""
@@ -153,6 +183,21 @@ class Bank(Model):
         """A `Linear` form for data shaped like x, or None where there is none worth taking."""
         return None
 
+    def restricted(self, held):
+        """Components that are held as a whole; those that are equal share their statistics.
+
+        They take the mean of these: that counts a prior as often as there are components.
+        """
+        rows = [h.rows for h in jax.tree.leaves(held, is_leaf=is_held)]
+        if any(r is None or not all(map(np.array_equal, r, rows[0])) for r in rows):
+            return None
+        group = rows[0][1]
+
+        def maximize(params, stats):
+            return self.maximize(params, jax.tree.map(lambda s: averaged(group, s), stats))
+
+        return maximize
+
     def degenerate(self, params):
         """Which components lie on a floor: (k,) booleans, or one for all."""
         return jnp.zeros((), bool)
@@ -171,6 +216,10 @@ class Adopted(Model):
 
     inner: Any
 
+    @property
+    def _wrapped(self):
+        return self.inner
+
 
 def _delegate(name):
     default = getattr(Model, name)
@@ -188,7 +237,8 @@ for _name in [n for n in vars(Model) if not n.startswith("_")]:
 
 def lacks(model, *names) -> bool:
     """Whether a model defines none of these functions: it has the defaults, or nothing."""
-    model = getattr(model, "inner", model) if isinstance(model, Adopted) else model
+    while isinstance(model, Model) and hasattr(model, "_wrapped"):
+        model = model._wrapped
     default = [getattr(type(model), name, None) == getattr(Model, name) for name in names]
     own = [callable(getattr(model, name, None)) for name in names]
     return all(d or not o for d, o in zip(default, own, strict=True))
@@ -197,79 +247,6 @@ def lacks(model, *names) -> bool:
 def adopt(model) -> Model:
     """`model` itself where it is a `Model`, else wrapped so that every default is there."""
     return model if isinstance(model, Model) else Adopted(model)
-
-
-class EachStatistics(NamedTuple):
-    count: Any
-    inner: Any
-
-
-@pytree
-class Each(Bank):
-    """Lifts a model of one component to a bank of k by `jax.vmap` over its parameters.
-
-    `model.init(key, x, weights)`, `posterior`, `statistics` and `maximize` are written for one
-    component with weights (n,); the lifted params are the same tree with a leading axis k.
-    """
-
-    model: Any
-
-    def init(self, key, x, weights):
-        keys = jax.random.split(key, weights.shape[1])
-        return jax.vmap(self.model.init, (0, None, 1))(keys, x, weights)
-
-    def posterior(self, params, x):
-        q, evidence = jax.vmap(self.model.posterior, (0, None))(params, x)
-        return q, evidence.T
-
-    def statistics(self, params, x, q, weights):
-        one = jax.vmap(self.model.statistics, (0, None, 0, 1))
-        return EachStatistics(weights.sum(0), one(params, x, q, weights))
-
-    def maximize(self, params, stats):
-        new = jax.vmap(self.model.maximize)(params, stats.inner)
-        return keep_empty(stats.count, new, params)
-
-    def spaces(self, params):
-        return self.model.spaces(params)
-
-    def information(self, params):
-        return jax.vmap(self.model.information)(params)
-
-    def log_prior(self, params):
-        return jnp.sum(jax.vmap(lambda p: jnp.asarray(self.model.log_prior(p)))(params))
-
-    def degenerate(self, params):
-        return jax.vmap(lambda p: jnp.asarray(self.model.degenerate(p)))(params)
-
-    def n_parameters(self, params):
-        k = jax.tree.leaves(params)[0].shape[0]
-        return k * self.model.n_parameters(jax.tree.map(lambda leaf: leaf[0], params))
-
-    def sample(self, key, params, z):
-        def draw(key, p):
-            return self.model.sample(key, p, z.shape[0])
-
-        k = jax.tree.leaves(params)[0].shape[0]
-        draws = jax.vmap(draw)(jax.random.split(key, k), params)
-        return jax.tree.map(lambda a: a[z, jnp.arange(z.shape[0])], draws)
-
-    def valid(self, x):
-        return self.model.valid(x)
-
-    def support(self):
-        return self.model.support()
-
-    def check(self, x):
-        self.model.check(x)
-
-    def view(self, x, weights):
-        inner = self.model.view(x, weights)
-        return inner._replace(
-            model=Each(inner.model),
-            inward=jax.vmap(inner.inward),
-            outward=jax.vmap(inner.outward),
-        )
 
 
 def finite(x):

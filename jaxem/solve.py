@@ -81,7 +81,7 @@ class Problem:
     def stand(self, start):
         """The state at a start: a key, or given params."""
         params = self.begin(start)
-        memory = self.method.start(self.view.model, params)
+        memory = self.method.start(self.view.model, params, self.view.data, self.weights)
         return loop.start(params, self.weights.dtype, self.status, memory)
 
     def begin(self, start):

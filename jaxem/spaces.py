@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jax.lax import Precision
 
 from jaxem.linalg import lower_factor
@@ -173,6 +174,21 @@ def return_time(spaces, params, proposal):
         way = jnp.log(jnp.where(growing, SMALL / margin, 1))
         times.append(jnp.min(jnp.where(growing, jnp.maximum(way, 1) / rate, jnp.inf)))
     return functools.reduce(jnp.minimum, times) if times else None
+
+
+class Coordinates:
+    """Params as one vector without constraints, and the way back."""
+
+    def __init__(self, spaces, params):
+        self.spaces = spaces
+        free = jax.tree.map(lambda space, leaf: space.free(leaf), spaces, params)
+        self.origin, self._unravel = ravel_pytree(free)
+
+    def params(self, vector):
+        """The params at a vector."""
+        return jax.tree.map(
+            lambda space, leaf: space.bound(leaf), self.spaces, self._unravel(vector)
+        )
 
 
 def _shares(leaf):

@@ -1,18 +1,16 @@
 """Accelerators: far fewer evaluations, the same optimum, never a fall."""
 
 import functools
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import published
 from zoo import MODELS
 
 import jaxem
 
-CASES = pathlib.Path(__file__).parents[2] / "shared" / "published" / "cases.json"
 ACCELERATORS = {"squarem": jaxem.SQUAREM(), "anderson": jaxem.Anderson()}
 MOST = {"squarem": (60, 84), "anderson": (40, 66)}
 
@@ -39,10 +37,7 @@ def climbed(method, model, params, x, weights):
 
 
 def death_notices():
-    if not CASES.exists():
-        pytest.skip("../shared/published is absent")
-    cases = {c["id"]: c for c in json.loads(CASES.read_text())["cases"]}
-    case = cases["accelerate-deaths"]
+    case = published("accelerate-deaths")
     table = case["inline"]
     x = np.array(table["value"], float)[:, None]
     return case, x, np.array(table["count"], float), table["starts"]

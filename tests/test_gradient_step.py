@@ -1,8 +1,6 @@
 """The gradient rule for θ, and models that have no M-step of their own."""
 
 import dataclasses
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +8,12 @@ import numpy as np
 import optax
 import pytest
 from jax.scipy.special import gammaln
+from oracles import published
 from zoo import MODELS
 
 import jaxem
-from jaxem.methods.parameter_rules import Free
 from jaxem.model import adopt
 
-CASES = pathlib.Path(__file__).parents[2] / "shared" / "published" / "cases.json"
 ADAM, DESCENT = optax.adam(0.1), optax.sgd(10.0)
 RULES = {
     "newton": jaxem.Gradient(steps=12),
@@ -60,7 +57,7 @@ def test_a_learning_rate_far_too_large_still_climbs():
         params, memory = seen.proposal, seen.memory
         objective.append(float(seen.objective))
     assert (np.diff(objective) > -1e-9).all() and objective[-1] > objective[0] + 1
-    free = Free(view.model, params)
+    free = view.model.coordinates(params)
 
     def loss(v):
         return -view.model.log_prob(free.params(v), view.data).sum()
@@ -88,10 +85,7 @@ class ZeroInflated:
 
 
 def widows():
-    if not CASES.exists():
-        pytest.skip("../shared/published is absent")
-    cases = {c["id"]: c for c in json.loads(CASES.read_text())["cases"]}
-    case = cases["zero-inflated-widows"]
+    case = published("zero-inflated-widows")
     table = case["inline"]
     return case, np.array(table["value"], float)[:, None], np.array(table["count"], float)
 

@@ -1,18 +1,14 @@
 """k-means as the limit of hard EM: Lloyd's algorithm, step by step."""
 
-import json
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import PUBLISHED, published
 from sklearn.cluster import KMeans
 
 import jaxem
 from jaxem.lloyd import Centres
-
-SHARED = pathlib.Path(__file__).parents[2] / "shared" / "published"
 
 
 def blobs():
@@ -61,11 +57,10 @@ def test_the_end_is_that_of_scikit_learn():
 
 @pytest.mark.parametrize("k", [2, 3, 4, 5, 6])
 def test_iris_as_published(k):
-    if not SHARED.exists():
-        pytest.skip("../shared/published is absent")
-    cases = {c["id"]: c for c in json.loads((SHARED / "cases.json").read_text())["cases"]}
-    case = cases["kmeans-iris"]
-    x = np.genfromtxt(SHARED / case["data"], delimiter=",", names=True, dtype=None, encoding=None)
+    case = published("kmeans-iris")
+    x = np.genfromtxt(
+        PUBLISHED / case["data"], delimiter=",", names=True, dtype=None, encoding=None
+    )
     names = [name.replace(".", "") for name in case["columns"]]
     x = np.stack([x[name] for name in names], axis=1)
     ours = jaxem.kmeans(x, k, key=0, restarts=100)

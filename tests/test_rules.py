@@ -1,20 +1,18 @@
 """Rules for q: what each climbs, that it climbs, and that it runs under every transform."""
 
 import functools
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import published
 from zoo import BANKS, MODELS
 
 import jaxem
 from jaxem.methods.posterior_rules import parted, sampled
 from jaxem.model import normalize
 
-CASES = pathlib.Path(__file__).parents[2] / "shared" / "published" / "cases.json"
 EVEN = jaxem.Constrained.sizes(np.full(3, 1 / 3))
 RULES = {
     "hard": jaxem.Hard(),
@@ -22,6 +20,7 @@ RULES = {
     "stochastic": jaxem.Stochastic(steps=4),
     "incremental": jaxem.Incremental(4, 2),
     "constrained": EVEN,
+    "variational": jaxem.Variational(steps=3),
     "gradient": None,
 }
 
@@ -45,7 +44,7 @@ def climbed(method, model, x, steps=15):
         fresh = False if seen.fresh is None else seen.fresh
         return (seen.proposal, seen.memory), (seen.objective, seen.noise, fresh, collapsed)
 
-    start = (params, method.start(view.model, params))
+    start = (params, method.start(view.model, params, view.data, weights))
     return map(np.asarray, jax.jit(lambda: jax.lax.scan(body, start, None, length=steps)[1])())
 
 
@@ -207,10 +206,7 @@ def test_stochastic_never_calls_itself_converged():
 
 
 def test_constrained_posterior_as_published():
-    if not CASES.exists():
-        pytest.skip("../shared/published is absent")
-    cases = {c["id"]: c for c in json.loads(CASES.read_text())["cases"]}
-    case = cases["constrained-posterior"]
+    case = published("constrained-posterior")
     p = np.array(case["inline"]["p"])
     joint = jnp.log(jnp.stack([1 - p, p], axis=1))
     rule = jaxem.Constrained(np.array([[0.0], [1.0]]), np.array([case["inline"]["bound"] / 3]))

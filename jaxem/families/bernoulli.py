@@ -27,6 +27,8 @@ class Bernoulli(ExponentialFamily):
 
     prior: BetaPrior | None = None
 
+    columns = 2
+
     def features(self, x):
         return jnp.concatenate([x, 1 - x], axis=1)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
+from jaxem.held import Held, averaged
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
 from jaxem.spaces import SIMPLEX
@@ -56,6 +57,17 @@ class Categorical(ExponentialFamily):
             counts = jnp.maximum(counts + self.prior.concentration - 1, 0)
         real = jnp.arange(self._widest) < self._per_column(counts.shape[1])[:, None]
         return CategoricalParams(normalize(jnp.where(real, counts, 0), real))
+
+    def restricted(self, held):
+        one = held.probs
+        k, d, v = one.group.shape
+        rows = Held(one.fixed.reshape(k * d, v), one.group.reshape(k * d, v)).leaders
+
+        def maximize(params, stats):
+            total = averaged(rows, stats.total.reshape(k * d, v)).reshape(k, d * v)
+            return self.maximize(params, stats._replace(total=total))
+
+        return maximize
 
     def spaces(self, params):
         return CategoricalParams(SIMPLEX)

@@ -31,6 +31,8 @@ class Exponential(ExponentialFamily):
     prior: GammaPrior | None = None
     floor: Any = None
 
+    columns = 1
+
     def base_measure(self, x):
         return jnp.where(x < 0, -jnp.inf, jnp.zeros_like(x)).sum(-1)
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from jaxem.model import IMPOSSIBLE, Bank, keep_empty, safe
+from jaxem.held import averaged, is_held
+from jaxem.model import IMPOSSIBLE, Bank, is_empty, keep_empty, safe
 from jaxem.sweep import Linear
 
 
@@ -25,6 +26,9 @@ class ExponentialFamily(Bank):
     `estimate(count (k,), total (k, m)) -> params`, the maximum likelihood estimate, or the maximum
     a posteriori one, from Σw and Σw·φ(x).
     """
+
+    columns = 0
+    """Features for every entry of params (k, d), which depends on these alone; 0: not so."""
 
     def features(self, x):
         """φ(x), shape (n, m); the data themselves by default."""
@@ -87,6 +91,27 @@ class ExponentialFamily(Bank):
     def maximize(self, params, stats):
         new = self.estimate(safe(stats.count), stats.total)
         return keep_empty(stats.count, new, params)
+
+    def restricted(self, held):
+        """Entries that are held one by one; those that are equal share their statistics, where
+        every entry is estimated from its own (`columns`) by one rule for all."""
+        (one,) = jax.tree.leaves(held, is_leaf=is_held)
+        if not one.tied:
+            return self.maximize if self.columns else super().restricted(held)
+        alike = all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(self))
+        if not (self.columns and alike):
+            return super().restricted(held)
+        (k, d), group = one.group.shape, one.group.ravel()
+
+        def maximize(params, stats):
+            total = stats.total.reshape(k, self.columns, d).swapaxes(1, 2).reshape(k * d, -1)
+            count = averaged(group, jnp.repeat(stats.count, d))
+            new = self.estimate(safe(count), averaged(group, total))
+            new = jax.tree.map(lambda leaf: leaf.reshape(k, d), new)
+            empty = is_empty(count).reshape(k, d)
+            return jax.tree.map(lambda a, b: jnp.where(empty, a, b), params, new)
+
+        return maximize
 
     def log_prior(self, params):
         return 0.0

@@ -78,6 +78,19 @@ class Gamma(Bank):
         new = GammaParams(shape, shape / (mean * (1 + shift)))
         return keep_empty(stats.count, new, params) if self.prior is None else new
 
+    def restricted(self, held):
+        """Of a held shape the rate alone is left, shape over mean."""
+        shape, rate = held.shape.fixed, held.rate.fixed
+        if held.shape.tied or held.rate.tied or (rate & ~shape).any():
+            return super().restricted(held)
+
+        def maximize(params, stats):
+            new = self.maximize(params, stats)
+            own = jnp.where(shape, params.shape, new.shape)
+            return GammaParams(own, new.rate * (own / new.shape))
+
+        return maximize
+
     def spaces(self, params):
         return GammaParams(POSITIVE, POSITIVE)
 

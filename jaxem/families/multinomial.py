@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.lax import lgamma
 
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
+from jaxem.held import averaged
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
 from jaxem.spaces import SIMPLEX
@@ -44,6 +45,14 @@ class Multinomial(ExponentialFamily):
         if self.prior is not None:
             total = jnp.maximum(total + self.prior.concentration - 1, 0)
         return MultinomialParams(normalize(total))
+
+    def restricted(self, held):
+        rows = held.probs.leaders
+
+        def maximize(params, stats):
+            return self.maximize(params, stats._replace(total=averaged(rows, stats.total)))
+
+        return maximize
 
     def spaces(self, params):
         return MultinomialParams(SIMPLEX)

@@ -11,6 +11,7 @@ from jax.lax import Precision
 from jaxem.families.covariance import LOG_2PI, STRUCTURES, centre, variance_floor
 from jaxem.families.frame import LAZY, frame
 from jaxem.families.quadratic import FORMS
+from jaxem.held import averaged
 from jaxem.model import Bank, View, is_empty, safe
 from jaxem.priors import NormalPrior
 from jaxem.pytree import pytree
@@ -123,6 +124,37 @@ class Normal(Bank):
         covariance = structure.floor(scatter / divisor, self._floor)
         new = NormalParams(mean, covariance)
         return new if prior is not None else self._keep_empty(stats.count, new, params)
+
+    def restricted(self, held):
+        """Means held, about which the moments then are; means that are equal, where covariances are
+        too; covariances fixed, or equal: the mean of what each would be, by counts."""
+        mean, covariance = held.mean, held.covariance
+        shared = self.covariance == "tied"
+        whole = None if shared else super().restricted(held)
+        if whole is not None or (mean.free and covariance.free):
+            return whole or self.maximize
+        if self.prior is not None:
+            return self.maximize if mean.free and not covariance.tied else None
+        if mean.tied and not shared:
+            alike = covariance.leaders[mean.leaders] == covariance.leaders
+            if covariance.fixed.any() or covariance.rows is None or not alike.all():
+                return None
+        if mean.rows is None and (mean.tied or self.covariance in ("full", "tied")):
+            return None
+
+        def maximize(params, stats):
+            count, first = (averaged(mean.leaders, a) for a in (stats.count, stats.first))
+            second = stats.second if shared else averaged(mean.leaders, stats.second)
+            first = jnp.where(mean.fixed, 0, first)
+            new = self.maximize(params, NormalStatistics(count, first, second))
+            if not covariance.tied or shared:
+                return new
+            c, group = new.covariance, covariance.group.ravel()
+            weight = jnp.broadcast_to(safe(count).reshape(-1, *(1,) * (c.ndim - 1)), c.shape)
+            total, weight = (averaged(group, a.ravel()) for a in (weight * c, weight))
+            return NormalParams(new.mean, (total / weight).reshape(c.shape))
+
+        return maximize
 
     def spaces(self, params):
         return NormalParams(REAL, self.structure.space)

@@ -28,6 +28,8 @@ class Poisson(ExponentialFamily):
 
     prior: GammaPrior | None = None
 
+    columns = 1
+
     def natural(self, params):
         return log_or_impossible(params.rate)
 

@@ -54,6 +54,12 @@ class Product(Bank):
     def maximize(self, params, stats):
         return {n: f.maximize(params[n], stats[n]) for n, f, _ in self._parts()}
 
+    def restricted(self, held):
+        steps = {n: f.restricted(held[n]) for n, f, _ in self._parts()}
+        if any(step is None for step in steps.values()):
+            return None
+        return lambda params, stats: {n: steps[n](params[n], stats[n]) for n in self.names}
+
     def spaces(self, params):
         return {n: f.spaces(params[n]) for n, f, _ in self._parts()}
 

@@ -104,6 +104,19 @@ class StudentT(Bank):
             df = 2 * solve_shape(jnp.clip(target, high, low))
         return keep_empty(stats.count, self._params(new, df), params)
 
+    def restricted(self, held):
+        """Means held as a whole, about which the moments then are, and any degrees of freedom."""
+        rows = held.mean.rows
+        if rows is None or held.mean.tied or not held.scale.free or held.df.tied:
+            return super().restricted(held)
+        own = jnp.where(rows[0], 0, 1)[:, None]
+
+        def maximize(params, stats):
+            moments = stats.moments._replace(first=own * stats.moments.first)
+            return self.maximize(params, stats._replace(moments=moments))
+
+        return maximize
+
     def spaces(self, params):
         return StudentTParams(REAL, POSITIVE_DEFINITE, Positive(*DF_RANGE))
 

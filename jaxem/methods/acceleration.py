@@ -24,6 +24,7 @@ class Chart:
     """Params as one vector, around params that are legal."""
 
     def __init__(self, model, legal):
+        self.model, self.start = model, legal
         self.spaces = model.spaces(legal)
         self.legal = self._chart(legal)
         self.origin, self._unravel = ravel_pytree(self.legal)
@@ -44,7 +45,8 @@ class Chart:
         def back(space, proposal, legal):
             return space.leaf(space.guard(proposal, legal))
 
-        return jax.tree.map(back, self.spaces, self._unravel(vector), self.legal)
+        near = jax.tree.map(back, self.spaces, self._unravel(vector), self.legal)
+        return self.model.settle(near, self.start)
 
     def product(self, a, b):
         """Σ metric · a · b over the last axis."""

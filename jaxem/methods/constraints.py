@@ -43,7 +43,7 @@ class Constrained(Exact):
         shares = jnp.asarray(shares, jnp.result_type(float))
         return cls(jnp.eye(shares.shape[0]), shares, equal=True)
 
-    def start(self, model, params):
+    def start(self, model, params, x, weights):
         return jnp.zeros(jnp.shape(self.bound), float_dtype(params))
 
     def expect(self, model, params, x, weights, memory):

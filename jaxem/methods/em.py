@@ -67,7 +67,7 @@ class Exact:
     measures_evidence = True
     steady = True
 
-    def start(self, model, params):
+    def start(self, model, params, x, weights):
         """What the rule remembers of a climb that has evaluated nothing."""
         return ()
 
@@ -97,10 +97,10 @@ class EM:
     """Coordinate ascent on the free energy F(q, θ) (Neal & Hinton 1998).
 
     Args:
-      e_step: the rule for q: `Exact()`, `Hard()`, `Tempered()`, `Incremental()`, `Stochastic()` or
-        `Constrained(...)`.
-      m_step: the rule for θ: `Exact()` or `Gradient(...)`. A model that has no M-step of its own
-        takes `Gradient()` where this is `Exact()`.
+      e_step: the rule for q: `Exact()`, `Hard()`, `Tempered()`, `Incremental()`, `Stochastic()`,
+        `Constrained(...)` or `Variational()`.
+      m_step: the rule for θ: `Exact()`, `Gradient(...)` or `Blocks(...)`. A model that has no
+        M-step of its own takes `Gradient()` where this is `Exact()`.
       accelerator: None, `SQUAREM()` or `Anderson()`: fewer evaluations of the EM map where it is
         slow.
 
@@ -130,22 +130,31 @@ class EM:
         """Whether both rules are the exact ones: EM as it was published, in chunks."""
         return type(self.e_step) is Exact and type(self.m_step) is Exact
 
-    def suited(self, model):
-        """This method, with `Gradient()` where the model has no M-step of its own."""
-        if not (isinstance(self.m_step, Exact) and lacks(model, "maximize", "statistics")):
-            return self
-        from jaxem.methods.parameter_rules import Gradient
+    def suited(self, model, x):
+        """This method, with `Gradient()` where the model has no M-step for data shaped like x, and
+        `Variational()` where it knows no posterior."""
+        e_step, m_step = self.e_step, self.m_step
+        unknown = lacks(model, "posterior", "log_joint")
+        if unknown and type(e_step) is Exact:
+            from jaxem.methods.variational import Variational
 
-        return EM(self.e_step, Gradient(), self.accelerator)
+            e_step = Variational()
+        if isinstance(m_step, Exact) and not model.closed(x):
+            from jaxem.methods.parameter_rules import Gradient, lbfgs
 
-    def start(self, model, params):
-        """What the method remembers of a climb that has evaluated nothing."""
+            m_step = Gradient(lbfgs(), steps=5) if unknown else Gradient()
+        return EM(e_step, m_step, self.accelerator)
+
+    def start(self, model, params, x=None, weights=None):
+        """What the method remembers of a climb that has evaluated nothing; `Variational` asks for
+        the data."""
         last = () if self.accelerator is None else self.accelerator.start(model, params)
-        return Memory(self.e_step.start(model, params), self.m_step.start(model, params), last)
+        options = (model, params, x, weights)
+        return Memory(self.e_step.start(*options), self.m_step.start(*options), last)
 
     def evaluate(self, model, params, x, weights, memory=()) -> Evaluation:
         """One E-step and one M-step, and what the accelerator makes of them."""
-        memory = memory or self.start(model, params)
+        memory = memory or self.start(model, params, x, weights)
         seen = self.map(model, params, x, weights, memory)
         if self.accelerator is None:
             return seen
@@ -154,7 +163,7 @@ class EM:
 
     def map(self, model, params, x, weights, memory=()) -> Evaluation:
         """One E-step and one M-step: the EM map at params."""
-        memory = memory or self.start(model, params)
+        memory = memory or self.start(model, params, x, weights)
         if self.plain:
             sums = sweep(model, params, x, weights)
             proposal = model.maximize(params, sums.statistics)
@@ -171,8 +180,9 @@ class EM:
         return measured(model, params, *sums, proposal, kept)._replace(fresh=seen.fresh)
 
     def log_likelihood(self, model, params, x, weights):
-        """Σ w·log p(x | params) where the objective holds another value, else None."""
-        if self.e_step.measures_evidence:
+        """Σ w·log p(x | params) where the objective holds another value and the model knows it,
+        else None."""
+        if self.e_step.measures_evidence or lacks(model, "posterior", "log_joint"):
             return None
         evidence = model.posterior(params, x)[1]
         return row_sum(weights, jnp.where(weights > 0, evidence, 0))

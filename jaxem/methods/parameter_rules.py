@@ -1,12 +1,13 @@
 """Rules for θ, the M-step: gradient ascent on the expected log joint. They know no model."""
 
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jax.lax import Precision
 
+from jaxem.model import lacks
 from jaxem.objective import expectation, shares
 from jaxem.pytree import pytree, select
 
@@ -38,60 +39,71 @@ class Gradient:
     transform: Any = None
     steps: int = 1
 
-    steady = False
+    @property
+    def steady(self):
+        """Newton's steps remember nothing."""
+        return self.transform is None
 
     def __post_init__(self):
         if self.steps < 1:
             raise ValueError(f"steps must be 1 or more, got {self.steps!r}")
 
-    def start(self, model, params):
+    def start(self, model, params, x, weights):
         """The optimizer's state."""
-        return self._fresh(Free(model, params).origin)
+        return fresh(self.transform, model.coordinates(params).origin)
 
     def improve(self, model, params, x, weights, q, memory):
         """(params, memory) after the steps, from params at which q was taken."""
-        free, r = Free(model, params), shares(q)
+        free = model.coordinates(params)
 
         def loss(vector):
             there = free.params(vector)
-            per_unit = expectation(r, model.log_joint(there, x))
+            per_unit = expected(model, there, x, q)
             total = jnp.sum(jnp.where(weights > 0, weights * per_unit, 0))
             return -(total + model.log_prior(there)).astype(vector.dtype)
 
-        def step(_, carry):
-            return self._step(loss, *carry)
-
-        vector, memory = jax.lax.fori_loop(0, self.steps, step, (free.origin, memory))
+        vector, memory = descend(self.transform, loss, free.origin, memory, self.steps)
         moved = jnp.any(vector != free.origin)
         return select(moved, free.params(vector), params), memory
 
-    def _step(self, loss, vector, memory):
-        """One step, and the optimizer's state after it."""
+
+def expected(model, params, x, q):
+    """E_q[log p(x, z | params)] per unit (n,), up to what no parameter changes."""
+    if lacks(model, "log_joint"):
+        return model.free_energy(params, x, q)
+    return expectation(shares(q), model.log_joint(params, x))
+
+
+def descend(transform, loss, vector, memory, steps: int):
+    """(vector, memory) after steps of an optax transformation that do not raise the loss."""
+
+    def step(_, carry):
+        vector, memory = carry
         value, slope = jax.value_and_grad(loss)(vector)
-        if self.transform is None:
+        if transform is None:
             return searched(loss, vector, value, slope, newton(loss, vector, slope)), memory
         options = {"value": value, "grad": slope, "value_fn": loss}
-        move, after = _with_extra(self.transform).update(slope, memory, vector, **options)
+        move, after = _with_extra(transform).update(slope, memory, vector, **options)
         down = slope @ move < 0
         there = searched(loss, vector, value, slope, jnp.where(down, move, -slope))
-        return there, select(down, after, self._fresh(vector))
+        return there, select(down, after, fresh(transform, vector))
 
-    def _fresh(self, vector):
-        return () if self.transform is None else self.transform.init(vector)
+    if not vector.size:
+        return vector, memory
+    return jax.lax.fori_loop(0, steps, step, (vector, memory))
 
 
-class Free:
-    """Params as one vector without constraints."""
+def fresh(transform, vector):
+    """The state of an optimizer that has seen nothing."""
+    return () if transform is None or not vector.size else transform.init(vector)
 
-    def __init__(self, model, params):
-        self.spaces = model.spaces(params)
-        free = jax.tree.map(lambda space, leaf: space.free(leaf), self.spaces, params)
-        self.origin, self._unravel = ravel_pytree(free)
 
-    def params(self, vector):
-        return jax.tree.map(
-            lambda space, leaf: space.bound(leaf), self.spaces, self._unravel(vector)
-        )
+@lru_cache(maxsize=1)
+def lbfgs():
+    """optax's L-BFGS with full steps, one object, so that nothing compiles twice."""
+    import optax
+
+    return optax.lbfgs(1.0, memory_size=10, linesearch=None)
 
 
 def newton(loss, vector, slope):

@@ -57,7 +57,7 @@ class Tempered(Exact):
         if not all(beta > 0 for beta in self.schedule):
             raise ValueError(f"schedule must hold values above 0, got {self.schedule!r}")
 
-    def start(self, model, params):
+    def start(self, model, params, x, weights):
         return jnp.asarray(0, jnp.int32)
 
     def expect(self, model, params, x, weights, memory):
@@ -99,7 +99,7 @@ class Stochastic(Exact):
 
     steady = False
 
-    def start(self, model, params):
+    def start(self, model, params, x, weights):
         return jnp.asarray(0, jnp.int32)
 
     def expect(self, model, params, x, weights, memory):

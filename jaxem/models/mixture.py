@@ -12,7 +12,7 @@ import numpy as np
 from jax.lax import Precision
 
 from jaxem.init import Start, fill_empty
-from jaxem.model import IMPOSSIBLE, Bank, Model, normalize, shares
+from jaxem.model import IMPOSSIBLE, Bank, Model, identity, normalize, shares
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
 from jaxem.spaces import SIMPLEX
@@ -155,6 +155,18 @@ class Mixture(Model):
         components = self.components.maximize(params.components, stats.components)
         return MixtureParams(self._shares(stats.count), components)
 
+    def restricted(self, held):
+        """Weights held in any way are those that `settle` makes of free ones."""
+        inner = self.components.restricted(held.components)
+        if inner is None:
+            return None
+
+        def maximize(params, stats):
+            components = inner(params.components, stats.components)
+            return MixtureParams(self._shares(stats.count), components)
+
+        return maximize
+
     def spaces(self, params):
         return MixtureParams(SIMPLEX, self.components.spaces(params.components))
 
@@ -226,6 +238,8 @@ class Mixture(Model):
         inner = self.components.view(plain, weights)
 
         def lift(change):
+            if change is identity:
+                return identity
             return lambda p: MixtureParams(p.weights, change(p.components))
 
         return inner._replace(

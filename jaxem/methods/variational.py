@@ -1,0 +1,95 @@
+"""Variational EM: q of a family, ascended on the free energy instead of set to the posterior."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from jaxem.methods.em import Exact, Expectation
+from jaxem.methods.parameter_rules import descend, fresh, lbfgs
+from jaxem.model import IMPOSSIBLE, adopt, lacks
+from jaxem.objective import with_shares
+from jaxem.pytree import pytree
+
+
+class VariationalMemory(NamedTuple):
+    """The params of q, and the optimizer's state."""
+
+    q: Any
+    optimizer: Any
+
+
+@pytree(static=("steps",))
+class Variational(Exact):
+    """Steps of an optax transformation up F(q, θ) in the params of q, never down.
+
+    The family of q is the model's own, `init_q` and `free_energy`; for finite latent variables it
+    is every distribution, by logits (n, k) that begin at the posterior of the start. q is carried
+    from one E-step to the next, for every fit that waits or runs: n·k numbers and the optimizer's.
+    The objective is F at that q, which never falls; a step that would lower it is halved until it
+    does not. Where the model knows p(x | θ) Result.log_likelihood is that, else F too.
+
+    Args:
+      transform: an optax transformation; keep one object, since two equal ones compile twice. None:
+        L-BFGS.
+      steps: steps in an E-step, each a pass over the data or a few.
+
+    Raises ValueError where steps is below 1. Source: Jordan, Ghahramani, Jaakkola & Saul 1999.
+    """
+
+    transform: Any = None
+    steps: int = 10
+
+    measures_evidence = False
+    steady = False
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps must be 1 or more, got {self.steps!r}")
+
+    def start(self, model, params, x, weights):
+        if lacks(model, "log_joint"):
+            q = model.init_q(params, x)
+        else:
+            q = jnp.maximum(model.log_joint(params, x), IMPOSSIBLE)
+        return VariationalMemory(q, fresh(self._transform, ravel_pytree(q)[0]))
+
+    def expect(self, model, params, x, weights, memory):
+        flat, unravel = ravel_pytree(memory.q)
+
+        def loss(vector):
+            value = self._value(model, params, x, unravel(vector))
+            return -jnp.sum(jnp.where(weights > 0, weights * value, 0)).astype(vector.dtype)
+
+        flat, optimizer = descend(self._transform, loss, flat, memory.optimizer, self.steps)
+        q = unravel(flat)
+        value, memory = self._value(model, params, x, q), VariationalMemory(q, optimizer)
+        if not lacks(model, "log_joint"):
+            q = with_shares(model.posterior(params, x)[0], jax.nn.softmax(q, axis=-1))
+        return Expectation(q, value, memory)
+
+    def infer(self, model, params, x, q=None):
+        """(q, F per unit (n,)) after `steps` steps at given params, from q or the model's first.
+
+        q is a tree as `init_q` makes it, or logits (n, k).
+        """
+        model, weights = adopt(model), jnp.ones(jax.tree.leaves(x)[0].shape[0])
+        memory = self.start(model, params, x, weights)
+        if q is not None:
+            memory = memory._replace(q=q)
+        seen = self.expect(model, params, x, weights, memory)
+        return seen.memory.q, seen.value
+
+    def _value(self, model, params, x, q):
+        """F per unit (n,)."""
+        if lacks(model, "log_joint"):
+            return model.free_energy(params, x, q)
+        log_q = jax.nn.log_softmax(q, axis=-1)
+        r = jnp.exp(log_q)
+        joint = model.log_joint(params, x)
+        return jnp.where(r > 0, r * (jnp.where(r > 0, joint, 0) - log_q), 0).sum(-1)
+
+    @property
+    def _transform(self):
+        return lbfgs() if self.transform is None else self.transform
