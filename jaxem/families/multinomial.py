@@ -45,6 +45,11 @@ class Multinomial(ExponentialFamily):
             total = jnp.maximum(total + self.prior.concentration - 1, 0)
         return MultinomialParams(normalize(total))
 
+    def variational(self):
+        from jaxem.families.conjugate import DirichletMultinomial
+
+        return DirichletMultinomial(self)
+
     def spaces(self, params):
         return MultinomialParams(SIMPLEX)
 
