@@ -25,6 +25,7 @@ from jaxem.priors import (
     GammaConjugatePrior,
     GammaPrior,
     NormalPrior,
+    NormalWishartPrior,
 )
 from jaxem.restarts import Restarts
 from jaxem.restricted import Restricted
@@ -34,14 +35,17 @@ from jaxem.status import FitError, FitWarning, Status
 if TYPE_CHECKING:
     from jaxem.families.bernoulli import Bernoulli, BernoulliParams
     from jaxem.families.categorical import Categorical, CategoricalParams
+    from jaxem.families.conjugate import BetaPosterior, DirichletPosterior, GammaPosterior
     from jaxem.families.exponential import Exponential, ExponentialParams
     from jaxem.families.exponential_family import ExponentialFamily
     from jaxem.families.gamma import Gamma, GammaParams
     from jaxem.families.multinomial import Multinomial, MultinomialParams
     from jaxem.families.normal import Normal, NormalParams
+    from jaxem.families.normal_wishart import NormalPosterior
     from jaxem.families.poisson import Poisson, PoissonParams
     from jaxem.families.product import Product
     from jaxem.families.student import StudentT, StudentTParams
+    from jaxem.models.bayesian import BayesianMixture, BayesianMixtureParams
     from jaxem.selection import Row, Selection, select
 
 _LATER = {
@@ -55,19 +59,25 @@ _LATER = {
     "Incremental": "methods.posterior_rules",
     "Stochastic": "methods.posterior_rules",
     "Tempered": "methods.posterior_rules",
+    "BayesianMixture": "models.bayesian",
+    "BayesianMixtureParams": "models.bayesian",
     "Bernoulli": "families.bernoulli",
     "BernoulliParams": "families.bernoulli",
+    "BetaPosterior": "families.conjugate",
     "Categorical": "families.categorical",
     "CategoricalParams": "families.categorical",
+    "DirichletPosterior": "families.conjugate",
     "Exponential": "families.exponential",
     "ExponentialParams": "families.exponential",
     "ExponentialFamily": "families.exponential_family",
     "Gamma": "families.gamma",
     "GammaParams": "families.gamma",
+    "GammaPosterior": "families.conjugate",
     "Multinomial": "families.multinomial",
     "MultinomialParams": "families.multinomial",
     "Normal": "families.normal",
     "NormalParams": "families.normal",
+    "NormalPosterior": "families.normal_wishart",
     "Poisson": "families.poisson",
     "PoissonParams": "families.poisson",
     "Product": "families.product",
@@ -86,13 +96,17 @@ __all__ = [
     "Anderson",
     "Bank",
     "Batch",
+    "BayesianMixture",
+    "BayesianMixtureParams",
     "Bernoulli",
     "BernoulliParams",
+    "BetaPosterior",
     "BetaPrior",
     "Blocks",
     "Categorical",
     "CategoricalParams",
     "Constrained",
+    "DirichletPosterior",
     "DirichletPrior",
     "Each",
     "Exact",
@@ -105,6 +119,7 @@ __all__ = [
     "Gamma",
     "GammaConjugatePrior",
     "GammaParams",
+    "GammaPosterior",
     "GammaPrior",
     "Gradient",
     "Hard",
@@ -120,7 +135,9 @@ __all__ = [
     "MultinomialParams",
     "Normal",
     "NormalParams",
+    "NormalPosterior",
     "NormalPrior",
+    "NormalWishartPrior",
     "Poisson",
     "PoissonParams",
     "Product",

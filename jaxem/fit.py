@@ -18,6 +18,7 @@ from jaxem.restarts import Restarts
 from jaxem.restricted import Restricted
 from jaxem.result import Result, report
 from jaxem.run import run
+from jaxem.solve import sanitize
 
 CRITERIA = ("aitken", "change")
 GRADIENTS = ("implicit", "unrolled", "one_step", "none")
@@ -106,12 +107,15 @@ def fit(
         x, n = checks.as_data(data)
         weights = checks.as_weights(weights, n, float_dtype(x))
         result = _fit_one(model, x, n, weights, *options)
+        model = result.model
     return result if is_traced(result) else report(result, model, x, weights, tol)
 
 
 def _fit_one(model, x, n, weights, key, init, method, limits, plan):
     """The result of one data set."""
     model.check(x)
+    if model.uninformed:
+        model = informed(model, x, weights)
     method = _suited(method, model, x, plan)
     k = _check_size(model, n)
     many = _count(plan["restarts"])
@@ -127,8 +131,20 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan):
     return Result.of(model, *fits[:2], tuple(jax.tree.leaves(x)[0].shape), fits[2])
 
 
+@jax.jit
+def informed(model, x, weights):
+    """A model with the prior that it takes from the data."""
+    x, weights, _ = sanitize(model, x, weights)
+    return model.informed(x, weights)
+
+
 def _fit_batch(model, batch, weights, key, init, method, limits, plan):
     """The result of many data sets, with a leading axis, in the order given."""
+    if model.uninformed:
+        raise ValueError(
+            "the components lack a prior, and those of a Batch share one: give it, such as "
+            "jaxem.Normal(prior=jaxem.NormalPrior.from_data(x, k))"
+        )
     blocks = as_blocks(batch, weights)
     sets, dtype = sum(len(block.index) for block in blocks), blocks[0].x.dtype
     like = jax.ShapeDtypeStruct(blocks[0].x.shape[1:], dtype)

@@ -162,6 +162,9 @@ class Model:
     def check_params(self, params) -> None:
         """Raises ValueError where given params, as NumPy arrays, are outside the model's space."""
 
+    uninformed = False
+    """Whether the model, or the bank, lacks a prior that `informed` can take from the data."""
+
     def view(self, x, weights) -> View:
         """The model and data in safe units; by default as they are."""
         return View(self, x, identity, identity, 0.0)
@@ -198,6 +201,22 @@ class Bank(Model):
 
         return maximize
 
+    def variational(self):
+        """The bank of this one's components with params that are not known but distributed.
+
+        Its params are those of a conjugate posterior q; its evidence (n, k) is E_q[log p(x | k)]
+        and its log prior −KL(q ‖ prior), both complete. `predictive(params, x)` (n, k) is
+        log E_q[p(x | k)].
+        """
+        raise TypeError(
+            f"{type(self).__name__} has no conjugate posterior: BayesianMixture takes Normal, "
+            "Poisson, Bernoulli, Categorical, Multinomial, or a Product of them"
+        )
+
+    def informed(self, x, weights, k: int):
+        """This bank with a vague prior of the data's location and scale in place of None."""
+        return self
+
     def degenerate(self, params):
         """Which components lie on a floor: (k,) booleans, or one for all."""
         return jnp.zeros((), bool)
@@ -231,7 +250,7 @@ def _delegate(name):
     return function
 
 
-for _name in [n for n in vars(Model) if not n.startswith("_")]:
+for _name in [n for n in vars(Model) if not n.startswith("_") and callable(getattr(Model, n))]:
     setattr(Adopted, _name, _delegate(_name))
 
 

@@ -48,6 +48,25 @@ class NormalPrior:
 
 
 @pytree
+class NormalWishartPrior:
+    """A prior of whole precision matrices, whatever structure their posterior has.
+
+    mean | Λ ~ N(`mean`, (`kappa` Λ)⁻¹);  Λ ~ Wishart(`df`, `scale`⁻¹), for every component.
+
+    For `BayesianMixture` alone. Components are then normals with full covariances, and the name of
+    a covariance structure restricts what is sought among their posteriors: one for all components
+    (tied), or with a diagonal or spherical scale. These are the updates of scikit-learn's
+    BayesianGaussianMixture. With full covariances it is the same prior as a `NormalPrior`, under
+    which the other structures are those of the covariances themselves. Shapes as there.
+    """
+
+    mean: Any
+    kappa: Any
+    df: Any
+    scale: Any
+
+
+@pytree
 class GammaPrior:
     """rate ~ gamma(`shape`, `rate`), for every rate of a Poisson or exponential family."""
 

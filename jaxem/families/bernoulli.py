@@ -43,6 +43,11 @@ class Bernoulli(ExponentialFamily):
             zeros = jnp.maximum(zeros + self.prior.b - 1, 0)
         return BernoulliParams(normalize(jnp.stack([ones, zeros], axis=-1))[..., 0])
 
+    def variational(self):
+        from jaxem.families.conjugate import BetaBernoulli
+
+        return BetaBernoulli(self)
+
     def spaces(self, params):
         return BernoulliParams(UNIT)
 

@@ -39,7 +39,7 @@ class Categorical(ExponentialFamily):
         object.__setattr__(self, "levels", _levels(self.levels))
 
     def features(self, x):
-        codes = x[:, :, None] == jnp.arange(self._widest)
+        codes = x[:, :, None] == jnp.arange(self.widest)
         dtype = jnp.result_type(float) if jnp.issubdtype(x.dtype, jnp.integer) else x.dtype
         return codes.reshape(x.shape[0], -1).astype(dtype)
 
@@ -52,10 +52,10 @@ class Categorical(ExponentialFamily):
         return log_or_impossible(params.probs.reshape(params.probs.shape[0], -1))
 
     def estimate(self, count, total):
-        counts = total.reshape(count.shape[0], -1, self._widest)
+        counts = total.reshape(count.shape[0], -1, self.widest)
         if self.prior is not None:
             counts = jnp.maximum(counts + self.prior.concentration - 1, 0)
-        real = jnp.arange(self._widest) < self._per_column(counts.shape[1])[:, None]
+        real = jnp.arange(self.widest) < self.per_column(counts.shape[1])[:, None]
         return CategoricalParams(normalize(jnp.where(real, counts, 0), real))
 
     def restricted(self, held):
@@ -69,13 +69,18 @@ class Categorical(ExponentialFamily):
 
         return maximize
 
+    def variational(self):
+        from jaxem.families.conjugate import DirichletCategorical
+
+        return DirichletCategorical(self)
+
     def spaces(self, params):
         return CategoricalParams(SIMPLEX)
 
     def log_prior(self, params):
         if self.prior is None:
             return 0.0
-        return self.prior.log_density(params.probs, self._per_column(params.probs.shape[1]))
+        return self.prior.log_density(params.probs, self.per_column(params.probs.shape[1]))
 
     def sample(self, key, params, z):
         codes = jax.random.categorical(key, jnp.log(params.probs[z]), axis=-1)
@@ -83,7 +88,7 @@ class Categorical(ExponentialFamily):
 
     def n_parameters(self, params):
         k, d, _ = params.probs.shape
-        return k * sum(int(v) - 1 for v in self._per_column(d))
+        return k * sum(int(v) - 1 for v in self.per_column(d))
 
     def embed(self, x):
         return self.features(x)
@@ -105,10 +110,10 @@ class Categorical(ExponentialFamily):
             )
 
     @property
-    def _widest(self):
+    def widest(self):
         return self.levels if isinstance(self.levels, int) else max(self.levels)
 
-    def _per_column(self, d):
+    def per_column(self, d):
         return np.asarray((self.levels,) * d if isinstance(self.levels, int) else self.levels)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.families.exponential_family import ExponentialFamily
+from jaxem.families.frame import column_scale
 from jaxem.model import View
 from jaxem.priors import GammaPrior
 from jaxem.pytree import pytree
@@ -93,12 +94,3 @@ class Exponential(ExponentialFamily):
     @property
     def _floor(self):
         return 0.0 if self.floor is None else self.floor
-
-
-def column_scale(x, weights):
-    """The weighted mean of every column (d,), 1 where it is 0; safe near the ends of the range."""
-    top = jnp.max(jnp.where((weights > 0)[:, None], x, 0), axis=0)
-    top = jnp.where(top > 0, top, 1)
-    return ((weights / weights.sum())[:, None] * (x / top)).sum(0) * top + jnp.where(
-        jnp.any((weights > 0)[:, None] & (x > 0), axis=0), 0, 1
-    )

@@ -82,3 +82,12 @@ def over_rows(function, combine, x, weights):
         return combine(seen, chunk(i)), None
 
     return jax.lax.scan(add, chunk(0), jnp.arange(1, -(-n // SLAB)))[0]
+
+
+def column_scale(x, weights):
+    """The weighted mean of every column (d,), 1 where it is 0; safe near the ends of the range."""
+    top = jnp.max(jnp.where((weights > 0)[:, None], x, 0), axis=0)
+    top = jnp.where(top > 0, top, 1)
+    return ((weights / weights.sum())[:, None] * (x / top)).sum(0) * top + jnp.where(
+        jnp.any((weights > 0)[:, None] & (x > 0), axis=0), 0, 1
+    )

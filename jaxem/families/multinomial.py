@@ -54,6 +54,11 @@ class Multinomial(ExponentialFamily):
 
         return maximize
 
+    def variational(self):
+        from jaxem.families.conjugate import DirichletMultinomial
+
+        return DirichletMultinomial(self)
+
     def spaces(self, params):
         return MultinomialParams(SIMPLEX)
 

@@ -13,7 +13,7 @@ from jaxem.families.frame import LAZY, frame
 from jaxem.families.quadratic import FORMS
 from jaxem.held import averaged
 from jaxem.model import Bank, View, is_empty, safe
-from jaxem.priors import NormalPrior
+from jaxem.priors import NormalPrior, NormalWishartPrior
 from jaxem.pytree import pytree
 from jaxem.spaces import REAL
 from jaxem.sweep import Linear
@@ -70,13 +70,15 @@ class Normal(Bank):
 
     def init(self, key, x, weights):
         """The M-step for the given weights (n, k), about the weighted mean of all the data."""
-        k, d = weights.shape[1], x.shape[1]
-        total = weights.sum()
-        share = weights.sum(1) / total
-        middle = jnp.matmul(share, self._framed(x), precision=Precision.HIGHEST)
-        mean = jnp.broadcast_to(middle, (k, d))
-        start = NormalParams(mean, self.structure.unit(k, d, x.dtype))
+        start = NormalParams(*self.middle(x, weights))
         return self.maximize(start, self.statistics(start, x, None, weights))
+
+    def middle(self, x, weights):
+        """The weighted mean of all the data, for every component, and unit covariances."""
+        k, d = weights.shape[1], x.shape[1]
+        share = weights.sum(1) / weights.sum()
+        mean = jnp.matmul(share, self._framed(x), precision=Precision.HIGHEST)
+        return jnp.broadcast_to(mean, (k, d)), self.structure.unit(k, d, x.dtype)
 
     def posterior(self, params, x):
         distance, log_det = self.structure.quadratic(
@@ -156,6 +158,23 @@ class Normal(Bank):
 
         return maximize
 
+    def variational(self):
+        from jaxem.families.normal_wishart import NormalWishart
+
+        return NormalWishart(self)
+
+    @property
+    def uninformed(self):
+        return self.prior is None
+
+    def informed(self, x, weights, k):
+        """With the prior of Fraley & Raftery 2007, of uncorrelated features: kappa 0.01, df d + 2,
+        scale the variances / k^(2/d). A constant feature counts as one of its own magnitude."""
+        d, spherical = x.shape[1], self.structure.common_scale
+        own = frame(x, weights, spherical)
+        scale = jnp.square(own.scale[0] if spherical else own.scale) / k ** (2 / d)
+        return dataclasses.replace(self, prior=NormalPrior(own.location, 0.01, d + 2.0, scale))
+
     def spaces(self, params):
         return NormalParams(REAL, self.structure.space)
 
@@ -184,6 +203,13 @@ class Normal(Bank):
     def n_parameters(self, params):
         k, d = params.mean.shape
         return k * d + self.structure.n_parameters(k, d)
+
+    def check(self, x):
+        super().check(x)
+        if isinstance(self.prior, NormalWishartPrior):
+            raise TypeError(
+                "NormalWishartPrior is for jaxem.BayesianMixture: use jaxem.NormalPrior"
+            )
 
     def check_params(self, params):
         k, d = params.mean.shape

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.lax import lgamma
 
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible
+from jaxem.families.frame import column_scale
 from jaxem.priors import GammaPrior
 from jaxem.pytree import pytree
 from jaxem.spaces import POSITIVE
@@ -44,6 +45,19 @@ class Poisson(ExponentialFamily):
             return PoissonParams(total / count[:, None])
         events = jnp.maximum(total + self.prior.shape - 1, 0)
         return PoissonParams(events / (count[:, None] + self.prior.rate))
+
+    def variational(self):
+        from jaxem.families.conjugate import GammaPoisson
+
+        return GammaPoisson(self)
+
+    @property
+    def uninformed(self):
+        return self.prior is None
+
+    def informed(self, x, weights, k):
+        """With rates that are exponential about the mean of their column."""
+        return Poisson(GammaPrior(1.0, 1 / column_scale(x, weights)))
 
     def spaces(self, params):
         return PoissonParams(POSITIVE)

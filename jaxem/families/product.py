@@ -60,6 +60,19 @@ class Product(Bank):
             return None
         return lambda params, stats: {n: steps[n](params[n], stats[n]) for n in self.names}
 
+    def variational(self):
+        return Product({n: (f.variational(), c) for n, f, c in self._parts()})
+
+    @property
+    def uninformed(self):
+        return any(f.uninformed for f in self.families)
+
+    def informed(self, x, weights, k):
+        return Product({n: (f.informed(x[:, c], weights, k), c) for n, f, c in self._parts()})
+
+    def predictive(self, params, x):
+        return sum(f.predictive(params[n], x[:, c]) for n, f, c in self._parts())
+
     def spaces(self, params):
         return {n: f.spaces(params[n]) for n, f, _ in self._parts()}
 

@@ -64,21 +64,13 @@ def unlabelled(data):
     return (data.x, data.labels) if isinstance(data, Labelled) else (data, None)
 
 
-@pytree(static=("k",))
-class Mixture(Model):
-    """A mixture of k components: log p(x) = log Σ_k weights_k · p(x | component k).
+class FiniteMixture(Model):
+    """What mixtures over a bank share, whatever they know of the weights and the components.
 
-    Args:
-      components: a bank, such as `Normal()` or `Each(model)`.
-      k: the number of components, an int of 1 or more.
-      prior: a `DirichletPrior` of the weights, or None for maximum likelihood.
-
-    Raises TypeError where components is not a bank or k not an int, ValueError where k < 1.
+    A mixture has `components` and `k`, and writes `bank`, whose params are `params.components`;
+    `log_weights(params) -> (k,)`, which is added to the bank's log densities; and
+    `assembled(count, components)`, its params from the weight of every component and their params.
     """
-
-    components: Any
-    k: int
-    prior: DirichletPrior | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "k", _positive_int(self.k))
@@ -86,7 +78,7 @@ class Mixture(Model):
             name = getattr(self.components, "__name__", "Normal")
             raise TypeError(
                 f"components must be a bank of components, got {self.components!r}: "
-                f"write Mixture({name}(...), k={self.k})"
+                f"write {type(self).__name__}({name}(...), k={self.k})"
             )
         if isinstance(self.components, Model) and not isinstance(self.components, Bank):
             name = type(self.components).__name__
@@ -94,6 +86,11 @@ class Mixture(Model):
                 f"components must be a bank of components, got {name}, which is one model: "
                 f"lift it with jaxem.Each({name}(...))"
             )
+
+    @property
+    def bank(self):
+        """The bank that the mixture is over."""
+        return self.components
 
     def init(self, key, x, weights):
         return Start.default(self, x).params(self, key, x, weights)
@@ -106,7 +103,7 @@ class Mixture(Model):
             responsibilities = jnp.where(labels[:, None] >= 0, known, responsibilities)
             responsibilities = fill_empty(responsibilities, weights)
         q = responsibilities * weights[:, None]
-        return MixtureParams(self._shares(q.sum(0)), self.components.init(key, x, q))
+        return self.assembled(q.sum(0), self.bank.init(key, x, q))
 
     def embed(self, x):
         return self.components.embed(unlabelled(x)[0])
@@ -121,12 +118,12 @@ class Mixture(Model):
 
     def statistics(self, params, x, q, weights):
         r = q.responsibilities * weights[:, None]
-        inner = self.components.statistics(params.components, unlabelled(x)[0], q.components, r)
+        inner = self.bank.statistics(params.components, unlabelled(x)[0], q.components, r)
         count = jnp.matmul(q.responsibilities.T, weights, precision=Precision.HIGHEST)
         return MixtureStatistics(count, inner)
 
     def fused(self, x):
-        linear = self.components.linear(unlabelled(x)[0])
+        linear = self.bank.linear(unlabelled(x)[0])
         if linear is None:
             return None
         return Fused(
@@ -141,7 +138,7 @@ class Mixture(Model):
         (x, labels), base = unlabelled(prepared[0]), prepared[1]
         features = linear.features(x)
         slopes, levels = linear.coefficients(params.components)
-        levels = levels + jnp.log(params.weights)
+        levels = levels + self.log_weights(params)
         joint = jnp.matmul(slopes, features, precision=Precision.HIGHEST) + levels[:, None]
         joint = jnp.where(joint > IMPOSSIBLE / 1e6, joint, -jnp.inf)
         responsibilities, evidence = shares(self._known(joint, labels, 0))
@@ -152,8 +149,81 @@ class Mixture(Model):
         return MixtureStatistics(count, inner), evidence if base is None else evidence + base
 
     def maximize(self, params, stats):
-        components = self.components.maximize(params.components, stats.components)
-        return MixtureParams(self._shares(stats.count), components)
+        components = self.bank.maximize(params.components, stats.components)
+        return self.assembled(stats.count, components)
+
+    def valid(self, x):
+        if not isinstance(x, Labelled):
+            return self.components.valid(x)
+        known = (x.labels >= -1) & (x.labels < self.k) & (x.labels % 1 == 0)
+        return Labelled(self.components.valid(x.x), known)
+
+    def support(self):
+        return self.components.support()
+
+    def check(self, x):
+        plain, labels = unlabelled(x)
+        self.bank.check(plain)
+        if isinstance(x, Labelled) and np.shape(labels) != plain.shape[:1]:
+            raise ValueError(
+                f"data.labels must have shape {plain.shape[:1]}, one per unit, "
+                f"got {np.shape(labels)}: give -1 where a label is unknown"
+            )
+
+    def view(self, x, weights):
+        plain, labels = unlabelled(x)
+        inner = self.bank.view(plain, weights)
+
+        def lift(change):
+            if change is identity:
+                return identity
+            return lambda p: dataclasses.replace(p, components=change(p.components))
+
+        return inner._replace(
+            model=dataclasses.replace(self, components=inner.model),
+            data=inner.data if labels is None else Labelled(inner.data, labels),
+            inward=lift(inner.inward),
+            outward=lift(inner.outward),
+        )
+
+    def _joint(self, params, x):
+        x, labels = unlabelled(x)
+        inner, log_density = self.bank.posterior(params.components, x)
+        joint = log_density + self.log_weights(params)
+        return inner, self._known(joint, labels, 1)
+
+    def _known(self, joint, labels, axis):
+        """log p(x, z) with −∞ where the component is known to be another one of those on `axis`."""
+        if labels is None:
+            return joint
+        labels = jnp.expand_dims(labels, axis)
+        component = jnp.expand_dims(jnp.arange(self.k), 1 - axis)
+        return jnp.where((labels >= 0) & (labels != component), -jnp.inf, joint)
+
+
+@pytree(static=("k",))
+class Mixture(FiniteMixture):
+    """A mixture of k components: log p(x) = log Σ_k weights_k · p(x | component k).
+
+    Args:
+      components: a bank, such as `Normal()` or `Each(model)`.
+      k: the number of components, an int of 1 or more.
+      prior: a `DirichletPrior` of the weights, or None for maximum likelihood.
+
+    Raises TypeError where components is not a bank or k not an int, ValueError where k < 1.
+    """
+
+    components: Any
+    k: int
+    prior: DirichletPrior | None = None
+
+    def log_weights(self, params):
+        return jnp.log(params.weights)
+
+    def assembled(self, count, components):
+        if self.prior is not None:
+            count = jnp.maximum(count + self.prior.concentration - 1, 0)
+        return MixtureParams(count / count.sum(), components)
 
     def restricted(self, held):
         """Weights held in any way are those that `settle` makes of free ones."""
@@ -163,7 +233,7 @@ class Mixture(Model):
 
         def maximize(params, stats):
             components = inner(params.components, stats.components)
-            return MixtureParams(self._shares(stats.count), components)
+            return self.assembled(stats.count, components)
 
         return maximize
 
@@ -197,24 +267,6 @@ class Mixture(Model):
     def n_parameters(self, params):
         return self.k - 1 + self.components.n_parameters(params.components)
 
-    def valid(self, x):
-        if not isinstance(x, Labelled):
-            return self.components.valid(x)
-        known = (x.labels >= -1) & (x.labels < self.k) & (x.labels % 1 == 0)
-        return Labelled(self.components.valid(x.x), known)
-
-    def support(self):
-        return self.components.support()
-
-    def check(self, x):
-        plain, labels = unlabelled(x)
-        self.components.check(plain)
-        if isinstance(x, Labelled) and np.shape(labels) != plain.shape[:1]:
-            raise ValueError(
-                f"data.labels must have shape {plain.shape[:1]}, one per unit, "
-                f"got {np.shape(labels)}: give -1 where a label is unknown"
-            )
-
     def check_params(self, params):
         weights = params.weights
         if (weights < 0).any() or abs(weights.sum() - 1) > 1e-3:
@@ -222,51 +274,19 @@ class Mixture(Model):
                 f"init weights must be 0 or more and sum to 1, got {weights}: divide by their sum"
             )
         self.components.check_params(params.components)
-        leaves = [
-            leaf for leaf in jax.tree.leaves(params.components) if leaf.shape[:1] == (self.k,)
-        ]
-        if self.k > 1 and leaves and all((leaf == leaf[:1]).all() for leaf in leaves):
-            warnings.warn(
-                "init components are identical: EM cannot tell them apart and will not move them "
-                "apart; start from different components",
-                FitWarning,
-                stacklevel=4,
-            )
+        warn_if_identical(params.components, self.k)
 
-    def view(self, x, weights):
-        plain, labels = unlabelled(x)
-        inner = self.components.view(plain, weights)
 
-        def lift(change):
-            if change is identity:
-                return identity
-            return lambda p: MixtureParams(p.weights, change(p.components))
-
-        return inner._replace(
-            model=dataclasses.replace(self, components=inner.model),
-            data=inner.data if labels is None else Labelled(inner.data, labels),
-            inward=lift(inner.inward),
-            outward=lift(inner.outward),
+def warn_if_identical(components, k: int) -> None:
+    """A `FitWarning` where given components, all leaves with their axis k, do not differ."""
+    leaves = [leaf for leaf in jax.tree.leaves(components) if leaf.shape[:1] == (k,)]
+    if k > 1 and leaves and all((leaf == leaf[:1]).all() for leaf in leaves):
+        warnings.warn(
+            "init components are identical: EM cannot tell them apart and will not move them "
+            "apart; start from different components",
+            FitWarning,
+            stacklevel=5,
         )
-
-    def _joint(self, params, x):
-        x, labels = unlabelled(x)
-        inner, log_density = self.components.posterior(params.components, x)
-        joint = log_density + jnp.log(params.weights)
-        return inner, self._known(joint, labels, 1)
-
-    def _known(self, joint, labels, axis):
-        """log p(x, z) with −∞ where the component is known to be another one of those on `axis`."""
-        if labels is None:
-            return joint
-        labels = jnp.expand_dims(labels, axis)
-        component = jnp.expand_dims(jnp.arange(self.k), 1 - axis)
-        return jnp.where((labels >= 0) & (labels != component), -jnp.inf, joint)
-
-    def _shares(self, count):
-        if self.prior is not None:
-            count = jnp.maximum(count + self.prior.concentration - 1, 0)
-        return count / count.sum()
 
 
 def _positive_int(k) -> int:

@@ -1,0 +1,180 @@
+"""Variational Bayes for mixtures: a posterior of weights and components, and the complete ELBO."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.lax import digamma
+
+from jaxem import divergence
+from jaxem.models.mixture import FiniteMixture, unlabelled, warn_if_identical
+from jaxem.objective import expectation
+from jaxem.pytree import pytree
+from jaxem.spaces import POSITIVE
+
+WEIGHTS = ("dirichlet", "dirichlet_process")
+
+
+@pytree(eq=False)
+class BayesianMixtureParams:
+    """The variational posterior q(π) Π_k q(component k).
+
+    concentration: (k,), q(π) = Dirichlet(concentration); of a Dirichlet process a pair of (k,),
+    the sticks' beta(a, b). components: the posterior's params of the bank.
+    """
+
+    concentration: Any
+    components: Any
+
+    @property
+    def weights(self):
+        """E[π] (k,), summing to 1; of a process the part that its k components hold."""
+        if not isinstance(self.concentration, tuple):
+            return self.concentration / self.concentration.sum(-1, keepdims=True)
+        a, b = self.concentration
+        rest = jnp.cumprod(b / (a + b), axis=-1)
+        share = a / (a + b) * jnp.concatenate([jnp.ones_like(a[..., :1]), rest[..., :-1]], -1)
+        return share / share.sum(-1, keepdims=True)
+
+
+class Elbo(NamedTuple):
+    """The evidence lower bound and its terms, in nats; each a scalar.
+
+    value = energy + entropy − weights − components ≤ log p(x). energy: E_q[log p(x, z | π, θ)].
+    entropy: H(q(z)). weights: KL(q(π) ‖ p(π)). components: Σ_k KL(q(θ_k) ‖ p(θ_k)).
+    """
+
+    value: Any
+    energy: Any
+    entropy: Any
+    weights: Any
+    components: Any
+
+
+@pytree(static=("k", "weights"))
+class BayesianMixture(FiniteMixture):
+    """A mixture of at most k components by variational Bayes: those not needed stay at the prior.
+
+    `fit` climbs the ELBO, of which nothing is dropped: `result.objective` ≤ log p(x), and compares
+    models of any k and prior. `result.log_likelihood` is its part that the units make up, energy +
+    entropy; `elbo` gives all terms. `log_prob` and `sample` are those of the predictive density.
+
+    Args:
+      components: `Normal`, `Poisson`, `Bernoulli`, `Categorical`, `Multinomial`, or a `Product` of
+        them, with their priors. Without one, `fit` takes a vague one, of the data's location and
+        scale, that `result.model` keeps; probabilities are even.
+      k: the most components, an int of 1 or more.
+      weights: "dirichlet", π ~ Dirichlet(concentration, …); or "dirichlet_process", π_k = v_k
+        Π_{j<k} (1 − v_j) with v_k ~ beta(1, concentration), of which q uses the first k.
+      concentration: above 0; small ones prune. None: 1/k.
+
+    Raises TypeError and ValueError where these are not what they should be. Sources: Attias 2000;
+    Bishop 2006, section 10.2; Blei & Jordan 2006.
+    """
+
+    components: Any
+    k: int
+    weights: str = "dirichlet"
+    concentration: Any = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.weights not in WEIGHTS:
+            raise ValueError(f"weights must be one of {WEIGHTS}, got {self.weights!r}")
+        if isinstance(self.concentration, (int, float)) and not self.concentration > 0:
+            raise ValueError(f"concentration must be above 0, got {self.concentration!r}")
+
+    @property
+    def bank(self):
+        return self.components.variational()
+
+    @property
+    def uninformed(self):
+        return self.components.uninformed
+
+    def informed(self, x, weights):
+        """This model with a prior from the data where the components have none."""
+        inner = self.components.informed(unlabelled(x)[0], weights, self.k)
+        return BayesianMixture(inner, self.k, self.weights, self.concentration)
+
+    def log_weights(self, params):
+        """E[log π], (k,)."""
+        if self.weights == "dirichlet":
+            return digamma(params.concentration) - digamma(params.concentration.sum())
+        a, b = params.concentration
+        whole = digamma(a + b)
+        passed = jnp.cumsum(digamma(b) - whole)
+        return digamma(a) - whole + jnp.concatenate([jnp.zeros_like(passed[:1]), passed[:-1]])
+
+    def assembled(self, count, components):
+        prior = self._concentration
+        if self.weights == "dirichlet":
+            return BayesianMixtureParams(count + prior, components)
+        later = jnp.cumsum(count[::-1])[::-1] - count
+        return BayesianMixtureParams((1 + count, prior + later), components)
+
+    def log_prior(self, params):
+        """−KL(q(π) ‖ p(π)) − Σ_k KL(q(θ_k) ‖ p(θ_k))."""
+        return self.bank.log_prior(params.components) - self._divergence(params)
+
+    def elbo(self, params, x, weights=None) -> Elbo:
+        """The bound at params, term by term, with q(z) the best one for them.
+
+        weights: (n,), one per unit, or None for 1.
+        """
+        n = jax.tree.leaves(x)[0].shape[0]
+        view = self.view(x, jnp.ones(n) if weights is None else weights)
+        model, here = view.model, view.inward(params)
+        q, evidence = model.posterior(here, view.data)
+        w = jnp.ones_like(evidence) if weights is None else jnp.asarray(weights, evidence.dtype)
+        r, joint = q.responsibilities, model.log_joint(here, view.data)
+        energy = jnp.where(w > 0, w * expectation(r, joint), 0).sum() - w.sum() * view.log_volume
+        logs = jnp.log(jnp.where(r > 0, r, 1))
+        entropy = -jnp.where(w > 0, w * expectation(r, logs), 0).sum()
+        of_weights, of_components = (
+            self._divergence(params),
+            -self.bank.log_prior(params.components),
+        )
+        value = energy + entropy - of_weights - of_components
+        return Elbo(value, energy, entropy, of_weights, of_components)
+
+    def log_prob(self, params, x):
+        """log of the predictive density E_q[Σ_k π_k p(x | k)] per unit, (n,)."""
+        plain, labels = unlabelled(x)
+        joint = self.bank.predictive(params.components, plain) + jnp.log(params.weights)
+        return jax.nn.logsumexp(self._known(joint, labels, 1), axis=1)
+
+    def sample(self, key, params, n: int):
+        """Draws n units from the predictive density, each with components of its own."""
+        which, draw = jax.random.split(key)
+        z = jax.random.categorical(which, jnp.log(params.weights), shape=(n,))
+        return self.bank.sample(draw, params.components, z)
+
+    def spaces(self, params):
+        concentration = jax.tree.map(lambda _: POSITIVE, params.concentration)
+        return BayesianMixtureParams(concentration, self.bank.spaces(params.components))
+
+    def n_parameters(self, params):
+        raise NotImplementedError(
+            "a BayesianMixture has no count of parameters: compare models by result.objective, the "
+            "ELBO, which pays for them"
+        )
+
+    def check_params(self, params):
+        if not all((leaf > 0).all() for leaf in jax.tree.leaves(params.concentration)):
+            raise ValueError(f"init concentration must be above 0, got {params.concentration}")
+        self.bank.check_params(params.components)
+        warn_if_identical(params.components, self.k)
+
+    @property
+    def _concentration(self):
+        return 1 / self.k if self.concentration is None else self.concentration
+
+    def _divergence(self, params):
+        """KL(q(π) ‖ p(π))."""
+        prior = self._concentration
+        if self.weights == "dirichlet":
+            return divergence.dirichlet(params.concentration, prior)
+        sticks = jnp.stack(params.concentration, axis=-1)
+        prior = jnp.stack([jnp.ones_like(jnp.asarray(prior, sticks.dtype)), prior], axis=-1)
+        return divergence.dirichlet(sticks, prior)
