@@ -30,6 +30,7 @@ from jaxem.result import Fit, Result
 from jaxem.status import FitError, FitWarning, Status
 
 if TYPE_CHECKING:
+    from jaxem.documents import Documents
     from jaxem.families.bernoulli import Bernoulli, BernoulliParams
     from jaxem.families.categorical import Categorical, CategoricalParams
     from jaxem.families.exponential import Exponential, ExponentialParams
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from jaxem.families.poisson import Poisson, PoissonParams
     from jaxem.families.product import Product
     from jaxem.families.student import StudentT, StudentTParams
+    from jaxem.models.lda import LDA, LDAParams
     from jaxem.selection import Row, Selection, select
 
 _LATER = {
@@ -69,6 +71,10 @@ _LATER = {
     "Product": "families.product",
     "StudentT": "families.student",
     "StudentTParams": "families.student",
+    "LDA": "models.lda",
+    "LDAParams": "models.lda",
+    "Documents": "documents",
+    "topics": "topics",
     "Row": "selection",
     "check_model": "author",
     "kmeans": "lloyd",
@@ -78,6 +84,7 @@ _LATER = {
 
 __all__ = [
     "EM",
+    "LDA",
     "SQUAREM",
     "Anderson",
     "Bank",
@@ -89,6 +96,7 @@ __all__ = [
     "CategoricalParams",
     "Constrained",
     "DirichletPrior",
+    "Documents",
     "Each",
     "Exact",
     "Exponential",
@@ -105,6 +113,7 @@ __all__ = [
     "Hard",
     "Incremental",
     "KMeansPlusPlus",
+    "LDAParams",
     "Labelled",
     "Labels",
     "Lanes",
