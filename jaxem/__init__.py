@@ -33,6 +33,7 @@ from jaxem.result import Fit, Result
 from jaxem.status import FitError, FitWarning, Status
 
 if TYPE_CHECKING:
+    from jaxem.documents import Documents
     from jaxem.families.bernoulli import Bernoulli, BernoulliParams
     from jaxem.families.categorical import Categorical, CategoricalParams
     from jaxem.families.conjugate import BetaPosterior, DirichletPosterior, GammaPosterior
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from jaxem.families.product import Product
     from jaxem.families.student import StudentT, StudentTParams
     from jaxem.models.bayesian import BayesianMixture, BayesianMixtureParams
+    from jaxem.models.lda import LDA, LDAParams
     from jaxem.selection import Row, Selection, select
 
 _LATER = {
@@ -83,6 +85,10 @@ _LATER = {
     "Product": "families.product",
     "StudentT": "families.student",
     "StudentTParams": "families.student",
+    "LDA": "models.lda",
+    "LDAParams": "models.lda",
+    "Documents": "documents",
+    "topics": "topics",
     "Row": "selection",
     "check_model": "author",
     "kmeans": "lloyd",
@@ -92,6 +98,7 @@ _LATER = {
 
 __all__ = [
     "EM",
+    "LDA",
     "SQUAREM",
     "Anderson",
     "Bank",
@@ -108,6 +115,7 @@ __all__ = [
     "Constrained",
     "DirichletPosterior",
     "DirichletPrior",
+    "Documents",
     "Each",
     "Exact",
     "Exponential",
@@ -125,6 +133,7 @@ __all__ = [
     "Hard",
     "Incremental",
     "KMeansPlusPlus",
+    "LDAParams",
     "Labelled",
     "Labels",
     "Lanes",

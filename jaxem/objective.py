@@ -40,10 +40,14 @@ def free_energy(model, params, x, q, weights=None):
     posterior (Neal & Hinton 1998). Nothing is dropped; the log prior is not part of it.
 
     Args:
-      model: a model with `log_joint(params, x) -> (n, k)`.
+      model: a model with `log_joint(params, x) -> (n, k)`, or with a `free_energy(params, x, q)` of
+        its own, per unit (n,).
       q: responsibilities (n, k), rows summing to 1, or what `model.posterior` returned.
       weights: (n,), or None for 1.
     """
+    own = getattr(model, "free_energy", None)
+    if own is not None:
+        return _total(own(params, x, q), weights)
     q = shares(q)
     joint = adopt(model).log_joint(params, x)
     return _total(expectation(q, joint) - expectation(q, _log(q)), weights)

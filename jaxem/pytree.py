@@ -15,11 +15,11 @@ def pytree(cls=None, *, static: tuple[str, ...] = (), eq: bool = True):
         return lambda c: pytree(c, static=static, eq=eq)
     cls = dataclasses.dataclass(frozen=True, eq=eq)(cls)
     names = [f.name for f in dataclasses.fields(cls)]
-    _register(cls, tuple(n for n in names if n not in static), tuple(static))
+    register(cls, tuple(n for n in names if n not in static), tuple(static))
     return cls
 
 
-def _register(cls, data, static):
+def register(cls, data, static):
     """Registers `cls` by hand: trees of two types that went through `register_dataclass` compare
     equal when their fields do (jaxlib 0.10.2), and `jit` then answers for one with the other."""
     keys = tuple(jax.tree_util.GetAttrKey(n) for n in data)

@@ -1,0 +1,332 @@
+"""Latent Dirichlet allocation by variational EM: a mixture of topics within each document."""
+
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import stop_gradient
+
+from jaxem.documents import Documents
+from jaxem.model import Model, View, is_empty
+from jaxem.models import concentration
+from jaxem.models.concentration import log_normalizer
+from jaxem.models.lda_climb import Climb, Climbing
+from jaxem.models.lda_posterior import Table, collect, digamma, mean_log, settle
+from jaxem.priors import DirichletPrior
+from jaxem.pytree import pytree
+from jaxem.spaces import POSITIVE, SIMPLEX
+from jaxem.special import exp_digamma
+
+TIGHT, LONG = 0.7, 1000
+"""A posterior from nothing: until the mean change is below eps^TIGHT of the mean γ."""
+
+SEEDS = 10
+"""Documents whose words a topic starts from."""
+
+
+@pytree(eq=False)
+class LDAParams:
+    """topics (k, vocabulary), rows summing to 1; alpha (k,).
+
+    mass (k,): with inference="bayes" the topics' posterior is Dirichlet(mass · topics), so topics
+    are its mean; else None. eta: the concentration of that prior where it is learnt, a scalar or
+    (vocabulary,); else None.
+    """
+
+    topics: Any
+    alpha: Any
+    mass: Any = None
+    eta: Any = None
+
+
+class LDAPosterior(NamedTuple):
+    """gamma (n, k): q(θ_d) = Dirichlet(gamma_d). shares (n, L, k): q(z) of the cells, or
+    None for the best one given gamma, ∝ exp(ψ(gamma_k)) · exp(E[log topics_k,word])."""
+
+    gamma: Any
+    shares: Any = None
+
+    @property
+    def responsibilities(self):
+        """E[θ] (n, k): what part of each document every topic has."""
+        return self.gamma / self.gamma.sum(-1, keepdims=True)
+
+
+class LDAStatistics(NamedTuple):
+    """topics (k, vocabulary): expected counts Σ w·counts·φ; log_theta (k,): Σ w·E[log θ];
+    count: Σ w. Additive over documents and linear in their weights, so they may be averaged."""
+
+    topics: Any
+    log_theta: Any
+    count: Any
+
+
+@pytree(static=("topics", "inference"))
+class LDA(Model):
+    """Latent Dirichlet allocation: θ_d ~ Dirichlet(alpha); for each token z ~ θ_d, word ~ topic z.
+
+    The posterior of a document is mean field, q(θ_d) q(z_d), so evidence, `log_likelihood` and
+    `objective` are LOWER BOUNDS, on log p(words | topics, alpha) with the words of a document as a
+    sequence; nothing is dropped. Fits climb the bound and never lower it.
+
+    Args:
+      topics: how many, an int of 1 or more.
+      alpha: the concentration of topics within a document: a number, one for each topic, or
+        "symmetric" or "asymmetric" to learn it. None: 1 / topics.
+      eta: the concentration of words within a topic. None: 1 with inference="map", which is maximum
+        likelihood, else 1 / topics. With "map" 1 or more; with "bayes" also "symmetric" or
+        "asymmetric", to learn it.
+      inference: of the topics. "map": point estimates, the mode (Blei, Ng & Jordan 2003); "bayes":
+        q(topic) = Dirichlet, and `objective` also holds −KL(q(topics) ‖ prior), as `log_prior`, so
+        it is a bound on log p(words | alpha, eta) (Hoffman, Blei & Bach 2010). Elsewhere this may
+        be called topics="bayes": here `topics` is their number.
+
+    Data: `Documents`; weights are per document. A word that no topic holds (possible with eta=1
+    alone) has evidence −∞; `posterior` leaves it out of γ, which stays finite. An empty document has
+    γ = alpha and evidence 0.
+
+    Raises ValueError or TypeError where an argument is not one of these.
+    """
+
+    topics: int
+    alpha: Any = None
+    eta: Any = None
+    inference: str = "map"
+
+    def __post_init__(self):
+        if self.inference not in ("map", "bayes"):
+            raise ValueError(f'inference must be "map" or "bayes", got {self.inference!r}')
+        object.__setattr__(self, "topics", concentration.count(self.topics))
+        usual = 1 / self.topics
+        alpha = usual if self.alpha is None else self.alpha
+        eta = usual if self.eta is None and self.bayes else self.eta
+        object.__setattr__(self, "alpha", concentration.given(alpha, "alpha", self.topics))
+        object.__setattr__(self, "eta", concentration.given(eta, "eta"))
+        least = 0 if self.bayes else 1
+        if isinstance(self.eta, str) and not self.bayes:
+            raise ValueError(f'eta={self.eta!r} needs inference="bayes": the mode has no best eta')
+        if isinstance(self.eta, (int, float, np.number)) and self.eta < least:
+            raise ValueError(
+                f'eta must be 1 or more with inference="map", got {self.eta}: below 1 the density '
+                'of the topics is unbounded; use inference="bayes"'
+            )
+
+    @property
+    def bayes(self) -> bool:
+        """Whether the topics have a posterior of their own."""
+        return self.inference == "bayes"
+
+    def init(self, key, x, weights):
+        """Each topic from the words of a few documents, with as much of all words."""
+        v, n = x.vocabulary, x.words.shape[0]
+        dtype = weights.dtype
+        chosen = jax.random.choice(key, n, (self.topics, SEEDS), p=weights / weights.sum())
+
+        def spread(words, counts):
+            return jnp.zeros(v, dtype).at[words.reshape(-1)].add(counts.reshape(-1))
+
+        whole = spread(x.words, x.counts * weights[:, None])
+        whole = (whole + 1 / v) / (whole.sum() + 1)
+        few = jax.vmap(spread)(x.words[chosen], x.counts[chosen])
+        total = few.sum(-1, keepdims=True)
+        few = jnp.where(total > 0, few / jnp.where(total > 0, total, 1), whole)
+        mass = eta = None
+        if self.bayes:
+            eta = self._eta(None, dtype)
+            share = (x.size * weights).sum() / self.topics
+            mass = jnp.full(self.topics, jnp.broadcast_to(eta, (v,)).sum() + share, dtype)
+            eta = jnp.broadcast_to(eta, () if self.eta == "symmetric" else (v,))
+        alpha = 1 / self.topics if isinstance(self.alpha, str) else self.alpha
+        alpha = jnp.broadcast_to(jnp.asarray(alpha, dtype), (self.topics,))
+        return LDAParams((few + whole) / 2, alpha, mass, eta if isinstance(self.eta, str) else None)
+
+    def posterior(self, params, x):
+        return self.valued(params, x, self.settled(params, x, self.cold(params, x), TIGHT, LONG))
+
+    def valued(self, params, x, gamma):
+        """q with this γ (n, k), and F there (n,)."""
+        q = LDAPosterior(gamma)
+        return q, self.free_energy(params, x, q)
+
+    def statistics(self, params, x, q, weights):
+        data = self.table(params, x)
+        if q.shares is None:
+            topics = collect(data, q.gamma, weights).topics
+        else:
+            cells = q.shares * (x.counts * weights[:, None])[..., None]
+            flat = cells.reshape(-1, self.topics)
+            topics = jnp.zeros(data.table.shape, flat.dtype).at[x.words.reshape(-1)].add(flat).T
+        return self._sums(topics, mean_log(q.gamma), weights)
+
+    def free_energy(self, params, x, q):
+        """F(q, params) of every document (n,), whatever q is."""
+        data, logs = self.table(params, x), mean_log(q.gamma)
+        if q.shares is None:
+            words = self._words(collect(data, q.gamma, jnp.ones_like(x.size)).evidence, q.gamma, x)
+        else:
+            some = q.shares > 0
+            joint = logs[:, None] + jnp.log(jnp.where(some, data.table[x.words], 1))
+            joint = joint - jnp.log(jnp.where(some, q.shares, 1))
+            words = jnp.sum(x.counts[..., None] * jnp.where(some, q.shares * joint, 0), (1, 2))
+        return words + self._theta(data.alpha, q.gamma, logs)
+
+    def sweep(self, params, x, weights):
+        gamma = self.settled(params, x, self.cold(params, x), TIGHT, LONG)
+        return self.measured(params, x, weights, gamma)
+
+    def measured(self, params, x, weights, gamma):
+        """Statistics and evidence (n,) at γ, from one look at the words."""
+        data, logs = self.table(params, x), mean_log(gamma)
+        words = collect(data, gamma, weights)
+        evidence = self._words(words.evidence, gamma, x) + self._theta(data.alpha, gamma, logs)
+        return self._sums(words.topics, logs, weights), evidence
+
+    def maximize(self, params, stats):
+        alpha = self._alpha(params, stats)
+        if not self.bayes:
+            topics = jnp.maximum(stats.topics + (self._eta(params) - 1), 0)
+            total = topics.sum(-1, keepdims=True)
+            empty = is_empty(total)
+            topics = jnp.where(empty, params.topics, topics / jnp.where(empty, 1, total))
+            return LDAParams(topics, alpha, params.mass, params.eta)
+        topics = stats.topics + self._eta(params)
+        mass = topics.sum(-1)
+        new = LDAParams(topics / mass[:, None], alpha, mass, params.eta)
+        if params.eta is None:
+            return new
+        logs = mean_log(topics).mean(0)
+        if self.eta == "asymmetric":
+            return replace(new, eta=concentration.asymmetric(params.eta, logs))
+        return replace(new, eta=concentration.symmetric(params.eta, logs.sum(), logs.size))
+
+    def log_prior(self, params):
+        """log p(topics | eta) at point estimates; −KL(q(topics) ‖ p(topics | eta)) with "bayes"."""
+        if not self.bayes:
+            flat = self.eta is None
+            return 0.0 if flat else DirichletPrior(self.eta).log_density(params.topics)
+        eta = jnp.broadcast_to(self._eta(params), params.topics.shape[1:])
+        scale = params.topics * params.mass[:, None]
+        inside = ((eta - scale) * mean_log(scale)).sum(-1)
+        return jnp.sum(log_normalizer(eta) - log_normalizer(scale) + inside)
+
+    def spaces(self, params):
+        return LDAParams(
+            SIMPLEX,
+            POSITIVE,
+            None if params.mass is None else POSITIVE,
+            None if params.eta is None else POSITIVE,
+        )
+
+    def degenerate(self, params):
+        learnt = [params.alpha] if isinstance(self.alpha, str) else []
+        learnt += [params.eta] if self.eta == "symmetric" else []  # a word may have none
+        return jnp.any(jnp.asarray([concentration.on_edge(a) for a in learnt], bool))
+
+    def n_parameters(self, params):
+        k, v = params.topics.shape
+        learnt = {"symmetric": 1, "asymmetric": k}[self.alpha] if isinstance(self.alpha, str) else 0
+        return k * (v - 1) + learnt
+
+    def sample(self, key, params, n: int, length: int = 100):
+        """n documents of `length` words, as `Documents`; not under jit."""
+        v = params.topics.shape[1]
+        of_theta, of_z, of_word = jax.random.split(key, 3)
+        theta = jax.random.dirichlet(of_theta, params.alpha, (n,))
+        z = jax.random.categorical(of_z, jnp.log(theta)[:, None], axis=-1, shape=(n, length))
+        words = jax.random.categorical(of_word, jnp.log(params.topics)[z], axis=-1)
+        dense = np.zeros((n, v))
+        np.add.at(dense, (np.arange(n)[:, None], np.asarray(words)), 1)
+        return Documents(dense)
+
+    def valid(self, x):
+        words = (x.words >= 0) & (x.words < x.vocabulary)
+        counts = (x.counts >= 0) & (x.counts % 1 == 0) & (x.counts < math.inf)
+        valid = object.__new__(Documents)
+        return valid._set((x.size >= 0) & (x.size < math.inf), words, counts, x.vocabulary)
+
+    def support(self):
+        return "counts 0, 1, 2, ... of words within the vocabulary"
+
+    def check(self, x):
+        if not isinstance(x, Documents):
+            raise TypeError(
+                f"LDA takes jaxem.Documents, got {type(x).__name__}: wrap the counts, "
+                "jaxem.Documents(x)"
+            )
+
+    def check_params(self, params):
+        topics = params.topics
+        if (topics < 0).any() or (abs(topics.sum(-1) - 1) > 1e-3).any():
+            raise ValueError(
+                "init.topics must be 0 or more with rows that sum to 1: divide by sums"
+            )
+        for name in ("alpha", "mass", "eta"):
+            leaf = getattr(params, name)
+            if leaf is not None and (leaf <= 0).any():
+                raise ValueError(f"init.{name} must be above 0, got {leaf.min()}")
+
+    def view(self, x, weights) -> View:
+        def inward(params):
+            return Climbing(params, stop_gradient(self.cold(params, x)))
+
+        return View(Climb(self), x, inward, lambda climbing: climbing.params, 0.0)
+
+    def table(self, params, x) -> Table:
+        """What the E-step works on. ValueError where documents and topics differ in vocabulary."""
+        v = params.topics.shape[1]
+        if v != x.vocabulary:
+            raise ValueError(
+                f"the documents have a vocabulary of {x.vocabulary} words, the topics one of {v}: "
+                f"build them with jaxem.Documents(..., vocabulary={v})"
+            )
+        table = params.topics.T
+        if self.bayes:
+            scale = table * params.mass
+            table = exp_digamma(scale) / exp_digamma(params.mass)
+        return Table(table, self._fixed_alpha(params), x.words, x.counts)
+
+    def cold(self, params, x):
+        """γ (n, k) of documents about which nothing is known: tokens shared evenly."""
+        return self._fixed_alpha(params) + x.size[:, None] / self.topics
+
+    def settled(self, params, x, gamma, tol, most):
+        """γ (n, k) after its steps from a given one; `tol` as a power of eps or as a number."""
+        data = self.table(params, x)
+        tight = jnp.finfo(gamma.dtype).eps ** TIGHT * gamma.mean(-1)
+        limit = tight if tol == TIGHT else jnp.maximum(tight, tol)
+        return settle(data, gamma, limit, jnp.asarray(most, jnp.int32))
+
+    def _fixed_alpha(self, params):
+        """alpha (k,): the model's own where it has one, whatever params hold."""
+        if isinstance(self.alpha, str):
+            return params.alpha
+        return jnp.broadcast_to(jnp.asarray(self.alpha, params.topics.dtype), (self.topics,))
+
+    def _alpha(self, params, stats):
+        if not isinstance(self.alpha, str):
+            return self._fixed_alpha(params)
+        mean = stats.log_theta / jnp.where(stats.count > 0, stats.count, 1)
+        if self.alpha == "asymmetric":
+            return concentration.asymmetric(params.alpha, mean)
+        one = concentration.symmetric(params.alpha[0], mean.sum(), self.topics)
+        return jnp.full_like(params.alpha, one)
+
+    def _eta(self, params, dtype=None):
+        if isinstance(self.eta, str) and params is not None:
+            return params.eta
+        given = 1 / self.topics if isinstance(self.eta, str) else self.eta
+        given = 1.0 if given is None else given
+        return jnp.asarray(given, params.topics.dtype if dtype is None else dtype)
+
+    def _words(self, logs, gamma, x):
+        return logs - x.size * digamma(gamma.sum(-1))
+
+    def _theta(self, alpha, gamma, logs):
+        """−KL(q(θ) ‖ Dirichlet(alpha)) of every document."""
+        return log_normalizer(alpha) - log_normalizer(gamma) + ((alpha - gamma) * logs).sum(-1)
+
+    def _sums(self, topics, logs, weights):
+        return LDAStatistics(topics, jnp.einsum("n,nk->k", weights, logs), weights.sum())

@@ -1,0 +1,79 @@
+"""LDA as it is fitted: the posterior of the documents is kept from sweep to sweep."""
+
+from typing import Any, NamedTuple
+
+from jaxem.model import Model, identity
+from jaxem.pytree import pytree
+from jaxem.spaces import POSITIVE
+from jaxem.sweep import Fused
+
+LOOSE, BRIEF = 1e-3, 100
+"""γ starts where the sweep before left it, and moves until its mean change is below LOOSE, which is
+scikit-learn's default, BRIEF steps at most: what it then lacks, the sweeps to come make up for."""
+
+
+@pytree(eq=False)
+class Climbing:
+    """Params and γ (n, k): the two coordinates that a fit climbs in turn."""
+
+    params: Any
+    gamma: Any
+
+
+class Seen(NamedTuple):
+    """Statistics of all documents, and their γ."""
+
+    statistics: Any
+    gamma: Any
+
+
+@pytree
+class Climb(Model):
+    """`LDA` as it is fitted: γ is kept between sweeps, so that every step ascends F(q, params).
+
+    Documents other than those of γ, such as a block of them, start from nothing.
+    """
+
+    model: Any
+
+    def init(self, key, x, weights):
+        params = self.model.init(key, x, weights)
+        return Climbing(params, self.model.cold(params, x))
+
+    def log_joint(self, climbing, x):
+        raise TypeError("LDA has a mean-field posterior of its own: leave e_step=jaxem.Exact()")
+
+    def posterior(self, climbing, x):
+        model, params = self.model, climbing.params
+        if climbing.gamma.shape[0] != x.size.shape[0]:
+            return model.posterior(params, x)
+        return model.valued(params, x, model.settled(params, x, climbing.gamma, LOOSE, BRIEF))
+
+    def statistics(self, climbing, x, q, weights):
+        return self.model.statistics(climbing.params, x, q, weights)
+
+    def sweep(self, climbing, x, weights):
+        model, params = self.model, climbing.params
+        if climbing.gamma.shape[0] != x.size.shape[0]:
+            return model.sweep(params, x, weights)
+        gamma = model.settled(params, x, climbing.gamma, LOOSE, BRIEF)
+        stats, evidence = model.measured(params, x, weights, gamma)
+        return Seen(stats, gamma), evidence
+
+    def fused(self, x):
+        return Fused(identity, self.sweep, lambda climbing: None, x.size.shape[0])
+
+    def maximize(self, climbing, stats):
+        gamma = climbing.gamma
+        if isinstance(stats, Seen):
+            stats, gamma = stats
+        return Climbing(self.model.maximize(climbing.params, stats), gamma)
+
+    def log_prior(self, climbing):
+        return self.model.log_prior(climbing.params)
+
+    def spaces(self, climbing):
+        return Climbing(self.model.spaces(climbing.params), POSITIVE)
+
+    def degenerate(self, climbing):
+        return self.model.degenerate(climbing.params)

@@ -1,0 +1,212 @@
+"""The mean-field posterior of documents: q(θ_d) = Dirichlet(γ_d), each document to its own end.
+
+Given γ the best q(z) is φ_lk ∝ exp(ψ(γ_k)) · table[word l, k], and given φ the best γ is
+α_k + Σ_l counts_l φ_lk. Documents are taken in blocks of similar length that fit a cache. A block
+ends when few of its documents still move, and those of all blocks are packed into new ones.
+
+Axes: `n` documents, `l` their cells, `k` topics, `w` documents of a block.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import sequential_vmap
+from jax.lax import Precision
+
+from jaxem.special import digamma_parts, exp_digamma
+
+SHORTEST, GRID, CLASSES = 16, 1.5, 6
+"""Lengths to which blocks are padded: the longest document's, and at most so many below it."""
+
+BLOCK = 2**18
+"""Numbers of a (w, k, l) block on a CPU."""
+
+FEWEST, MOST = 32, 512
+"""Documents of a block there."""
+
+LEFT = 4
+"""A block is left when fewer than one document in so many still moves."""
+
+SPARSE = 64
+"""Words of the vocabulary a cell of a document, above which statistics are added cell by cell."""
+
+
+class Table(NamedTuple):
+    """table (v, k): exp E[log p(word | topic)]; alpha (k,); words (n, L), counts (n, L)."""
+
+    table: jax.Array
+    alpha: jax.Array
+    words: jax.Array
+    counts: jax.Array
+
+
+class Words(NamedTuple):
+    """What the words of the documents add up to.
+
+    topics (k, v): Σ w·counts·φ; evidence (n,): Σ_l counts_l log Σ_k exp(ψ(γ_k)) table_lk.
+    """
+
+    topics: jax.Array
+    evidence: jax.Array
+
+
+@sequential_vmap
+def settle(data: Table, gamma, tol, most):
+    """γ (n, k) after at least one step each, at most `most`, until its mean change is at most tol
+    (n,). Documents do not wait for one another, and none depends on its neighbours."""
+    n = gamma.shape[0]
+    lengths, rows = layout(data)
+    state = (gamma, jnp.zeros(n, jnp.int32), jnp.ones(n, bool))
+    if rows == [n]:
+        return moved(data, (data.words, data.counts), tol, most, 0, state)[0]
+
+    def visited(state, idx, inside, length, alone):
+        left = jnp.where(alone, 0, idx.shape[0] // LEFT)
+        gamma, steps, live = (leaf[idx] for leaf in state)
+        here = (gamma, steps, live & inside)
+        found = moved(data, cells(data, idx, length), tol[idx], most, left, here)
+        at = jnp.where(inside, idx, n)
+        return tuple(a.at[at].set(b, mode="drop") for a, b in zip(state, found, strict=True))
+
+    def packed(state):
+        order = in_classes(data.counts, lengths, state[2])
+        return visit(visited, order, lengths, rows, state)
+
+    return jax.lax.while_loop(lambda state: jnp.any(state[2]), packed, state)[0]
+
+
+def moved(data: Table, cells, tol, most, left, state):
+    """(γ (w, k), steps taken (w,), who still moves (w,)) of a block once at most `left` do."""
+    words, counts = cells
+    block = entries(data.table, words)
+
+    def step(state):
+        gamma, steps, live = state
+        new = improved(block, counts, data.alpha, gamma)
+        steps = steps + live
+        again = live & (jnp.abs(new - gamma).mean(-1) > tol) & (steps < most)
+        return jnp.where(live[:, None], new, gamma), steps, again
+
+    return jax.lax.while_loop(lambda state: state[2].sum() > left, step, state)
+
+
+@sequential_vmap
+def collect(data: Table, gamma, weights) -> Words:
+    """The `Words` of documents at γ (n, k), with weights (n,)."""
+    n, v = gamma.shape[0], data.table.shape[0]
+    lengths, rows = layout(data)
+    exponent = exp_digamma(gamma)
+
+    def of_block(cells, e, weights):
+        words, counts = cells
+        norm = shares(entries(data.table, words), e)
+        ratio = counts / jnp.where(norm > 0, norm, 1)
+        logs = jnp.where(counts > 0, counts * jnp.log(jnp.where(counts > 0, norm, 1)), 0)
+        return added(e * weights[:, None], words, ratio, v), logs.sum(-1)
+
+    def add(carry, idx, inside, length, alone):
+        total, evidence = carry
+        mine = jnp.where(inside, weights[idx], 0)
+        part, logs = of_block(cells(data, idx, length), exponent[idx], mine)
+        at = jnp.where(inside, idx, n)
+        return total + part, evidence.at[at].set(logs, mode="drop")
+
+    if rows == [n]:
+        total, evidence = of_block((data.words, data.counts), exponent, weights)
+    else:
+        zero = (jnp.zeros(data.table.shape[::-1], gamma.dtype), jnp.zeros(n, gamma.dtype))
+        order = in_classes(data.counts, lengths, jnp.ones(n, bool))
+        total, evidence = visit(add, order, lengths, rows, zero)
+    return Words(total * data.table.T, evidence)
+
+
+def entries(table, words):
+    """The table's rows of a block of words (w, l), as (w, k, l): products of these are quick."""
+    return jnp.swapaxes(jnp.take(table, words, axis=0, mode="clip"), 1, 2)
+
+
+def shares(block, e):
+    """Σ_k e_wk block_wkl: (w, l)."""
+    return jnp.einsum("wk,wkl->wl", e, block, precision=Precision.HIGHEST)
+
+
+def improved(block, counts, alpha, gamma):
+    """γ after one step: α + Σ_l counts φ, from block (w, k, l), counts (w, l) and γ (w, k)."""
+    e = exp_digamma(gamma)
+    norm = shares(block, e)
+    ratio = counts / jnp.where(norm > 0, norm, 1)
+    return alpha + e * jnp.einsum("wl,wkl->wk", ratio, block, precision=Precision.HIGHEST)
+
+
+def added(e, words, ratio, v: int):
+    """Σ_w e_wk Σ_l ratio_wl [words_wl = word]: (k, v)."""
+    w, length = words.shape
+    if v > SPARSE * length:
+        cells = (e[:, None, :] * ratio[:, :, None]).reshape(-1, e.shape[1])
+        return jnp.zeros((v, e.shape[1]), e.dtype).at[words.reshape(-1)].add(cells).T
+    dense = jnp.zeros((w, v), e.dtype).at[jnp.arange(w)[:, None], words].add(ratio)
+    return jnp.matmul(e.T, dense, precision=Precision.HIGHEST)
+
+
+def layout(data: Table):
+    """The lengths of the classes of documents, rising, and the rows of a block of each."""
+    n, longest = data.words.shape
+    lengths = [longest]
+    while len(lengths) < CLASSES and lengths[-1] / GRID >= SHORTEST:
+        lengths.append(int(lengths[-1] / GRID))
+    lengths = lengths[::-1]
+    k = data.alpha.shape[0]
+    if jax.default_backend() == "cpu":
+        rows = [min(max(FEWEST, BLOCK // (k * length)), MOST) for length in lengths]
+    else:
+        rows = [2**13] * len(lengths)
+    if n <= min(rows):
+        return [longest], [n]
+    return lengths, [min(n, r) for r in rows]
+
+
+def in_classes(counts, lengths, live):
+    """(order, start (c,), end (c,)): the documents that are live, class by class of length."""
+    cells = jnp.arange(1, counts.shape[1] + 1)
+    longest = jnp.max(jnp.where(counts > 0, cells, 0), axis=1)
+    which = jnp.sum(longest[:, None] > jnp.asarray(lengths[:-1], int)[None], axis=1)
+    which = jnp.where(live, which, len(lengths))
+    count = jnp.sum(which[:, None] == jnp.arange(len(lengths)), axis=0)
+    end = jnp.cumsum(count)
+    return jnp.argsort(which), end - count, end
+
+
+def visit(function, order, lengths, rows, carry):
+    """`carry = function(carry, idx (w,), inside (w,), length, alone)` over all blocks."""
+    order, starts, ends = order
+    for c, (length, w) in enumerate(zip(lengths, rows, strict=True)):
+        start, end = starts[c], ends[c]
+
+        def one(i, carry, start=start, end=end, length=length, w=w):
+            slot = start + i * w + jnp.arange(w)
+            idx = order[jnp.minimum(slot, order.shape[0] - 1)]
+            return function(carry, idx, slot < end, length, end - start <= w)
+
+        carry = jax.lax.fori_loop(0, (end - start + w - 1) // w, one, carry)
+    return carry
+
+
+def cells(data: Table, idx, length: int):
+    """Words and counts (w, length) of some documents."""
+
+    def some(leaf):
+        return jax.vmap(lambda i: jax.lax.dynamic_slice(leaf, (i, 0), (1, length))[0])(idx)
+
+    return some(data.words), some(data.counts)
+
+
+def mean_log(gamma):
+    """E[log θ] (n, k) under Dirichlet(γ)."""
+    return digamma(gamma) - digamma(gamma.sum(-1, keepdims=True))
+
+
+def digamma(x):
+    """ψ(x) for x > 0."""
+    y, t = digamma_parts(x)
+    return jnp.log(y) + t
