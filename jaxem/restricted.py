@@ -6,6 +6,7 @@ ends above the leaves names them all: "components[0]" is the whole first compone
 """
 
 import warnings
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -241,16 +242,16 @@ class Restricted(Model):
 
     def _check_values(self, plan, like):
         """Raises ValueError where a fixed value lies outside its space, as the model sees it."""
-        neutral, unravel = ravel_pytree(plan.layout.neutral(like))
         with jax.ensure_compile_time_eval():
-            given = np.asarray(self._given(plan, neutral.dtype))
-            params = unravel(jnp.asarray(np.where(plan.given, given, np.asarray(neutral))))
-            params = plan.layout.rescaled(params, plan.held)
+            vector, unravel = ravel_pytree(plan.layout.neutral(like))
+            given = np.asarray(self._given(plan, vector.dtype))
+            params = unravel(jnp.where(plan.given, given, vector))
+            params = jax.tree.map(np.asarray, plan.layout.rescaled(params, plan.held))
         plan.layout.require_values(given, plan.given)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FitWarning)
-                self.model.check_params(jax.tree.map(np.asarray, params))
+                self.model.check_params(params)
         except ValueError as error:
             raise ValueError(f"fixed: {error}") from None
 
@@ -276,7 +277,7 @@ class Reduced(Coordinates):
 
 def _values(value):
     """The arrays of a fixed value, one a leaf."""
-    if isinstance(value, (list, tuple)) and all(np.ndim(v) == 0 for v in value):
+    if isinstance(value, (list, tuple)) and all(isinstance(v, Real) for v in value):
         value = np.asarray(value)
     leaves = jax.tree.leaves(value, is_leaf=lambda node: isinstance(node, list))
     return tuple(v if isinstance(v, jax.Array) else np.asarray(v, float) for v in leaves)
