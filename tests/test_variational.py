@@ -97,7 +97,9 @@ def test_it_goes_through_restarts_batches_and_vmap_and_refuses_a_gradient():
     with pytest.raises(TypeError, match="known for the exact E-step"):
         jax.grad(lambda a: fit(a, init=starts[0]).objective)(x[0])
     with pytest.raises(TypeError, match="init_q"):
-        fit(type("Half", (), {"init": PPCA.init, "free_energy": PPCA.free_energy})(), x[0], key=0)
+        jaxem.fit(
+            type("Half", (), {"init": PPCA.init, "free_energy": PPCA.free_energy})(), x[0], key=0
+        )
 
 
 class EncoderInParams(PPCA):
