@@ -188,7 +188,10 @@ class Bank(Model):
 
         They take the mean of these: that counts a prior as often as there are components.
         """
-        rows = [h.rows for h in jax.tree.leaves(held, is_leaf=is_held)]
+        leaves = jax.tree.leaves(held, is_leaf=is_held)
+        if all(h.free for h in leaves):
+            return self.maximize
+        rows = [h.rows for h in leaves]
         if any(r is None or not all(map(np.array_equal, r, rows[0])) for r in rows):
             return None
         group = rows[0][1]

@@ -6,6 +6,7 @@ ends above the leaves names them all: "components[0]" is the whole first compone
 """
 
 import warnings
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -56,7 +57,8 @@ class Restricted(Model):
 
     Args:
       model: what is restricted.
-      fixed: {path: value}; None instead of a value keeps what the start holds. Values broadcast.
+      fixed: {path: value}; None instead of a value keeps what the start holds, and so does a path
+        or a list of paths alone. Values broadcast.
       tied: a sequence of ties. A tuple of paths: what they name is equal, such as
         ("components.rate[0]", "components.rate[1]"). One path: equal along its first axis, so that
         "components.covariance" is one covariance for all.
@@ -73,13 +75,17 @@ class Restricted(Model):
     def __post_init__(self):
         if isinstance(self.model, type):
             raise TypeError(f"model must be an instance, got the class {self.model.__name__}")
-        fixed = {self.fixed: None} if isinstance(self.fixed, str) else dict(self.fixed or {})
+        fixed = [self.fixed] if isinstance(self.fixed, str) else self.fixed or {}
+        fixed = dict(fixed) if isinstance(fixed, Mapping) else dict.fromkeys(fixed)
         tied = (self.tied,) if isinstance(self.tied, str) else self.tied
-        object.__setattr__(self, "model", adopt(self.model))
-        values = {path: None if v is None else _values(v) for path, v in fixed.items()}
-        object.__setattr__(self, "fixed", values)
-        ties = tuple(tie if isinstance(tie, str) else tuple(tie) for tie in tied)
-        object.__setattr__(self, "tied", ties)
+        fixed = {path: None if v is None else _values(v) for path, v in fixed.items()}
+        tied = tuple(tie if isinstance(tie, str) else tuple(tie) for tie in tied)
+        model = adopt(self.model)
+        if isinstance(model, Restricted):
+            known, tied, model = model.fixed, model.tied + tied, model.model
+            fixed = known | {p: v for p, v in fixed.items() if v is not None or p not in known}
+        for name, value in (("model", model), ("fixed", fixed), ("tied", tied)):
+            object.__setattr__(self, name, value)
 
     @property
     def _wrapped(self):
@@ -112,7 +118,7 @@ class Restricted(Model):
             return params
 
         jax.eval_shape(look, x)
-        if not found[0] and lacks(self.model, "log_joint"):
+        if not found[0] and lacks(self.model, "log_joint", "free_energy"):
             raise TypeError(
                 f"there is no M-step in closed form for {self!r}, and its model defines no "
                 "log_joint(params, x) for one by gradients"
@@ -121,14 +127,6 @@ class Restricted(Model):
 
     def maximize(self, params, stats):
         return self.settle(self.step(params)(params, stats), params)
-
-    def restricted(self, held):
-        return None  # `also` makes one of both
-
-    def also(self, paths):
-        """This model with what the paths name kept as it is too."""
-        more = {p: None for p in paths}
-        return Restricted(self.model, more | self.fixed, self.tied)
 
     def coordinates(self, params):
         plan = self._plan(params)
@@ -285,8 +283,7 @@ def _values(value):
 
 def hold(model, paths) -> Restricted:
     """A model that keeps what the paths name as it is."""
-    both = model if isinstance(model, Restricted) else Restricted(model)
-    return both.also(paths)
+    return Restricted(model, {path: None for path in paths})
 
 
 def _delegate(name):

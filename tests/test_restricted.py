@@ -286,6 +286,13 @@ COUNTED = [
 ]
 
 
+def test_a_restriction_of_a_restriction_is_one():
+    one = jaxem.Restricted(jaxem.Mixture(jaxem.Poisson(), k=3), {"weights": [0.2, 0.3, 0.5]})
+    two = jaxem.Restricted(one, ["weights", "components.rate[0]"], "components.rate[1:]")
+    assert isinstance(two.model, jaxem.Mixture) and two.fixed["weights"][0][2] == 0.5
+    assert two.tied == ("components.rate[1:]",) and two.fixed["components.rate[0]"] is None
+
+
 def test_free_parameters_are_counted():
     for name, fixed, tied, many in COUNTED:
         model, x = MODELS[name]

@@ -210,8 +210,15 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("name", ACCELERATORS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [("hard", "squarem"), ("constrained", "anderson"), ("newton", "squarem")]
+    + [
+        pytest.param(*pair, marks=pytest.mark.slow)
+        for pair in (("hard", "anderson"), ("constrained", "squarem"), ("newton", "anderson"))
+        + (("blocks", "squarem"), ("blocks", "anderson"))
+    ],
+)
 def test_accelerated_rules_are_monotone_and_end_where_plain_ones_do(rule, name):
     """What is kept never falls, and the end is that of the rule without the accelerator."""
     x = groups()
