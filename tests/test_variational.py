@@ -210,15 +210,15 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("rule", "name"),
-    [("hard", "squarem"), ("constrained", "anderson"), ("newton", "squarem")]
-    + [
-        pytest.param(*pair, marks=pytest.mark.slow)
-        for pair in (("hard", "anderson"), ("constrained", "squarem"), ("newton", "anderson"))
-        + (("blocks", "squarem"), ("blocks", "anderson"))
-    ],
-)
+OFTEN = [("hard", "squarem"), ("constrained", "anderson"), ("newton", "squarem")]
+PAIRS = [
+    pytest.param(rule, name, marks=[pytest.mark.slow] * ((rule, name) not in OFTEN))
+    for rule in RULES
+    for name in ACCELERATORS
+]
+
+
+@pytest.mark.parametrize(("rule", "name"), PAIRS)
 def test_accelerated_rules_are_monotone_and_end_where_plain_ones_do(rule, name):
     """What is kept never falls, and the end is that of the rule without the accelerator."""
     x = groups()
