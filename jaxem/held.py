@@ -242,8 +242,9 @@ class Layout:
                 if part.any():
                     left = 1 - jnp.where(mask, leaf, 0).sum(-1, keepdims=True)
                     total = jnp.where(mask, 0, leaf).sum(-1, keepdims=True)
+                    even = left / np.maximum((~mask).sum(-1, keepdims=True), 1)
                     scaled = leaf * (left / jnp.where(total > 0, total, 1))
-                    leaf = jnp.where(part, scaled, leaf)
+                    leaf = jnp.where(part, jnp.where(total > 0, scaled, even), leaf)
             leaves.append(leaf)
         return jax.tree.unflatten(self.tree, leaves)
 

@@ -42,7 +42,7 @@ class Plan(NamedTuple):
         return self.given | self.frozen
 
 
-@pytree(static=("tied",))
+@pytree(static=("tied",), eq=False)
 class Restricted(Model):
     """A model with some of its params fixed, frozen or tied: a smaller model of the same data.
 
@@ -86,6 +86,16 @@ class Restricted(Model):
             fixed = known | {p: v for p, v in fixed.items() if v is not None or p not in known}
         for name, value in (("model", model), ("fixed", fixed), ("tied", tied)):
             object.__setattr__(self, name, value)
+
+    def __eq__(self, other):
+        if not isinstance(other, Restricted) or self.fixed.keys() != other.fixed.keys():
+            return False
+        values = ((self.fixed[p] or (), other.fixed[p] or ()) for p in self.fixed)
+        same = all(len(a) == len(b) and all(map(np.array_equal, a, b)) for a, b in values)
+        return same and (self.model, self.tied) == (other.model, other.tied)
+
+    def __hash__(self):
+        return hash((self.model, frozenset(self.fixed), self.tied))
 
     @property
     def _wrapped(self):

@@ -155,6 +155,7 @@ def test_saved_and_loaded(tmp_path):
     r.save(tmp_path / "fit.npz")
     again = jaxem.load(tmp_path / "fit.npz")
     assert again.n_parameters == r.n_parameters == 3
+    assert again.model == r.model and hash(again.model) == hash(r.model)
     assert np.allclose(again.score_samples(COUNTS), r.score_samples(COUNTS))
 
 
