@@ -39,7 +39,8 @@ class Model:
     """A model with latent variables, as five pure functions.
 
     Write `init` and, for finite latent variables, `log_joint`; or `posterior` itself. Then
-    `statistics` and `maximize`. Everything else has a default. The one law: statistics are
+    `statistics` and `maximize`. Where only a bound is known, write `init`, `free_energy` and
+    `init_q`. Everything else has a default. The one law: statistics are
     additive over units and linear in the weights.
     """
 
