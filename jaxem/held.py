@@ -44,6 +44,8 @@ class Held(NamedTuple):
     @property
     def rows(self):
         """(fixed (k,), group (k,)) where every row is fixed, tied or free as a whole, else None."""
+        if not self.fixed.ndim:
+            return None
         fixed = self.fixed.reshape(len(self.fixed), -1)
         group = self.group.reshape(fixed.shape)
         width = fixed.shape[1]
@@ -170,8 +172,8 @@ class Layout:
                 some = held[rows].any(1) & ~held[rows].all(1)
                 if some.any() or not aligned.all():
                     raise ValueError(
-                        f"{name} holds matrices: fix or tie whole ones, such as {name}[0], not a "
-                        "part of one"
+                        f"{name} holds matrices of shape {at.shape[-2:]}: fix or tie whole ones, "
+                        "not a part of one"
                     )
             elif not (aligned | inside).all():
                 raise ValueError(
@@ -240,8 +242,9 @@ class Layout:
                 if part.any():
                     left = 1 - jnp.where(mask, leaf, 0).sum(-1, keepdims=True)
                     total = jnp.where(mask, 0, leaf).sum(-1, keepdims=True)
+                    even = left / np.maximum((~mask).sum(-1, keepdims=True), 1)
                     scaled = leaf * (left / jnp.where(total > 0, total, 1))
-                    leaf = jnp.where(part, scaled, leaf)
+                    leaf = jnp.where(part, jnp.where(total > 0, scaled, even), leaf)
             leaves.append(leaf)
         return jax.tree.unflatten(self.tree, leaves)
 

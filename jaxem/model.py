@@ -39,7 +39,8 @@ class Model:
     """A model with latent variables, as five pure functions.
 
     Write `init` and, for finite latent variables, `log_joint`; or `posterior` itself. Then
-    `statistics` and `maximize`. Everything else has a default. The one law: statistics are
+    `statistics` and `maximize`. Where only a bound is known, write `init`, `free_energy` and
+    `init_q`. Everything else has a default. The one law: statistics are
     additive over units and linear in the weights.
     """
 
@@ -191,7 +192,10 @@ class Bank(Model):
 
         They take the mean of these: that counts a prior as often as there are components.
         """
-        rows = [h.rows for h in jax.tree.leaves(held, is_leaf=is_held)]
+        leaves = jax.tree.leaves(held, is_leaf=is_held)
+        if all(h.free for h in leaves):
+            return self.maximize
+        rows = [h.rows for h in leaves]
         if any(r is None or not all(map(np.array_equal, r, rows[0])) for r in rows):
             return None
         group = rows[0][1]

@@ -6,6 +6,8 @@ ends above the leaves names them all: "components[0]" is the whole first compone
 """
 
 import warnings
+from collections.abc import Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +42,7 @@ class Plan(NamedTuple):
         return self.given | self.frozen
 
 
-@pytree(static=("tied",))
+@pytree(static=("tied",), eq=False)
 class Restricted(Model):
     """A model with some of its params fixed, frozen or tied: a smaller model of the same data.
 
@@ -55,7 +57,8 @@ class Restricted(Model):
 
     Args:
       model: what is restricted.
-      fixed: {path: value}; None instead of a value keeps what the start holds. Values broadcast.
+      fixed: {path: value}; None instead of a value keeps what the start holds, and so does a path
+        or a list of paths alone. Values broadcast.
       tied: a sequence of ties. A tuple of paths: what they name is equal, such as
         ("components.rate[0]", "components.rate[1]"). One path: equal along its first axis, so that
         "components.covariance" is one covariance for all.
@@ -72,13 +75,27 @@ class Restricted(Model):
     def __post_init__(self):
         if isinstance(self.model, type):
             raise TypeError(f"model must be an instance, got the class {self.model.__name__}")
-        fixed = {self.fixed: None} if isinstance(self.fixed, str) else dict(self.fixed or {})
+        fixed = [self.fixed] if isinstance(self.fixed, str) else self.fixed or {}
+        fixed = dict(fixed) if isinstance(fixed, Mapping) else dict.fromkeys(fixed)
         tied = (self.tied,) if isinstance(self.tied, str) else self.tied
-        object.__setattr__(self, "model", adopt(self.model))
-        values = {path: None if v is None else _values(v) for path, v in fixed.items()}
-        object.__setattr__(self, "fixed", values)
-        ties = tuple(tie if isinstance(tie, str) else tuple(tie) for tie in tied)
-        object.__setattr__(self, "tied", ties)
+        fixed = {path: None if v is None else _values(v) for path, v in fixed.items()}
+        tied = tuple(tie if isinstance(tie, str) else tuple(tie) for tie in tied)
+        model = adopt(self.model)
+        if isinstance(model, Restricted):
+            known, tied, model = model.fixed, model.tied + tied, model.model
+            fixed = known | {p: v for p, v in fixed.items() if v is not None or p not in known}
+        for name, value in (("model", model), ("fixed", fixed), ("tied", tied)):
+            object.__setattr__(self, name, value)
+
+    def __eq__(self, other):
+        if not isinstance(other, Restricted) or self.fixed.keys() != other.fixed.keys():
+            return False
+        values = ((self.fixed[p] or (), other.fixed[p] or ()) for p in self.fixed)
+        same = all(len(a) == len(b) and all(map(np.array_equal, a, b)) for a, b in values)
+        return same and (self.model, self.tied) == (other.model, other.tied)
+
+    def __hash__(self):
+        return hash((self.model, frozenset(self.fixed), self.tied))
 
     @property
     def _wrapped(self):
@@ -111,7 +128,7 @@ class Restricted(Model):
             return params
 
         jax.eval_shape(look, x)
-        if not found[0] and lacks(self.model, "log_joint"):
+        if not found[0] and lacks(self.model, "log_joint", "free_energy"):
             raise TypeError(
                 f"there is no M-step in closed form for {self!r}, and its model defines no "
                 "log_joint(params, x) for one by gradients"
@@ -120,14 +137,6 @@ class Restricted(Model):
 
     def maximize(self, params, stats):
         return self.settle(self.step(params)(params, stats), params)
-
-    def restricted(self, held):
-        return None  # `also` makes one of both
-
-    def also(self, paths):
-        """This model with what the paths name kept as it is too."""
-        more = {p: None for p in paths}
-        return Restricted(self.model, more | self.fixed, self.tied)
 
     def coordinates(self, params):
         plan = self._plan(params)
@@ -241,16 +250,16 @@ class Restricted(Model):
 
     def _check_values(self, plan, like):
         """Raises ValueError where a fixed value lies outside its space, as the model sees it."""
-        neutral, unravel = ravel_pytree(plan.layout.neutral(like))
         with jax.ensure_compile_time_eval():
-            given = np.asarray(self._given(plan, neutral.dtype))
-            params = unravel(jnp.asarray(np.where(plan.given, given, np.asarray(neutral))))
-            params = plan.layout.rescaled(params, plan.held)
+            vector, unravel = ravel_pytree(plan.layout.neutral(like))
+            given = np.asarray(self._given(plan, vector.dtype))
+            params = unravel(jnp.where(plan.given, given, vector))
+            params = jax.tree.map(np.asarray, plan.layout.rescaled(params, plan.held))
         plan.layout.require_values(given, plan.given)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FitWarning)
-                self.model.check_params(jax.tree.map(np.asarray, params))
+                self.model.check_params(params)
         except ValueError as error:
             raise ValueError(f"fixed: {error}") from None
 
@@ -276,7 +285,7 @@ class Reduced(Coordinates):
 
 def _values(value):
     """The arrays of a fixed value, one a leaf."""
-    if isinstance(value, (list, tuple)) and all(np.ndim(v) == 0 for v in value):
+    if isinstance(value, (list, tuple)) and all(isinstance(v, Real) for v in value):
         value = np.asarray(value)
     leaves = jax.tree.leaves(value, is_leaf=lambda node: isinstance(node, list))
     return tuple(v if isinstance(v, jax.Array) else np.asarray(v, float) for v in leaves)
@@ -284,8 +293,7 @@ def _values(value):
 
 def hold(model, paths) -> Restricted:
     """A model that keeps what the paths name as it is."""
-    both = model if isinstance(model, Restricted) else Restricted(model)
-    return both.also(paths)
+    return Restricted(model, {path: None for path in paths})
 
 
 def _delegate(name):

@@ -1,5 +1,6 @@
 """Restricted models: what is held stays, what is free is at its optimum."""
 
+import dataclasses
 import functools
 
 import jax
@@ -34,7 +35,7 @@ CASES = {
     "columns": ("poisson", {"components.rate[0, 0]": 2.0}, ["components.rate[2]"]),
     "waiting": ("exponential", {}, [("components.rate[0, 1]", "components.rate[2, 1]")]),
     "answers": ("bernoulli-map", {"components.probs[0, 0]": 0.9}, "components.probs[:, 2]"),
-    "codes": ("categorical", {"components.probs[0, :, 1]": 0.25}, "components.probs[:, 2]"),
+    "codes": ("categorical", {"components.probs[0, :, 1]": 0.25}, "components.probs[1:, 2]"),
     "shares": ("multinomial", {"components.probs[0]": [0.2, 0.5, 0.3]}, ()),
     "gamma": ("gamma-map", {"components.shape": SHAPE}, ()),
     "product": (
@@ -51,7 +52,12 @@ def restricted(case):
     return jaxem.Restricted(model, fixed, tied), x
 
 
-@pytest.mark.parametrize("case", CASES)
+SELDOM = ("mean of tied", "feature, spherical", "columns", "waiting", "shares", "product")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] * (c in SELDOM)) for c in CASES]
+)
 def test_the_closed_form_is_the_conditional_maximum(case):
     """The gradient of the expected log joint by what is free vanishes after the M-step."""
     model, x = restricted(case)
@@ -149,6 +155,7 @@ def test_saved_and_loaded(tmp_path):
     r.save(tmp_path / "fit.npz")
     again = jaxem.load(tmp_path / "fit.npz")
     assert again.n_parameters == r.n_parameters == 3
+    assert again.model == r.model and hash(again.model) == hash(r.model)
     assert np.allclose(again.score_samples(COUNTS), r.score_samples(COUNTS))
 
 
@@ -160,7 +167,9 @@ GRADIENT = {
 }
 
 
-@pytest.mark.parametrize("case", GRADIENT)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] * (c == "part of a mean")) for c in GRADIENT]
+)
 def test_without_a_closed_form_gradients_climb(case):
     name, fixed, tied = GRADIENT[case]
     inner, x = MODELS[name]
@@ -216,9 +225,6 @@ def test_the_gradient_by_a_fixed_value():
         return r.params.components.mean[1, 0], r.objective, r.gradient_ok
 
     slopes = jax.jacrev(lambda v: jnp.stack(found(v)[:2]))(0.3)
-    assert (
-        bool(jax.jit(lambda v: jax.value_and_grad(lambda v: found(v)[::2])(v)[0][1])(0.3)) or True
-    )
     low, high = (np.array(found(v)[:2], float) for v in (0.3 - 1e-4, 0.3 + 1e-4))
     assert np.allclose(slopes, (high - low) / 2e-4, rtol=1e-4) and abs(slopes[0]) > 1e-3
 
@@ -229,17 +235,14 @@ def test_a_student_with_known_means_and_many_rows():
     held = jaxem.Restricted(model, {"components.mean": [[0, 0, 0], [5, -5, 2.0]]})
     assert held.closed(x)
     r = jaxem.fit(held, x, key=0, tol=1e-12)
-    slope = jax.grad(
-        lambda s: model.log_prob(
-            r.params.__class__(
-                r.params.weights,
-                jaxem.StudentTParams(r.params.components.mean, s, r.params.components.df),
-            ),
-            x,
-        ).sum()
-    )(r.params.components.scale)
+
+    def value(scale):
+        components = dataclasses.replace(r.params.components, scale=scale)
+        return model.log_prob(dataclasses.replace(r.params, components=components), x).sum()
+
+    slope = jax.grad(value)(r.params.components.scale)
     assert r.converged and jnp.abs(slope).max() < 1e-3
-    rows = np.random.default_rng(0).normal(size=(2**18, 2)) + [0, 3]
+    rows = np.random.default_rng(0).normal(size=(2**18, 2)) + np.array([0, 3])
     model = jaxem.Restricted(
         jaxem.Mixture(jaxem.Normal("diagonal"), k=2), {"components.mean[0]": 1.0}
     )
@@ -282,6 +285,13 @@ COUNTED = [
     ("normal-full", None, "components.covariance", K * 3 + 6 + K - 1),
     ("normal-full", "weights[0]", (), K * 9 + K - 2),
 ]
+
+
+def test_a_restriction_of_a_restriction_is_one():
+    one = jaxem.Restricted(jaxem.Mixture(jaxem.Poisson(), k=3), {"weights": [0.2, 0.3, 0.5]})
+    two = jaxem.Restricted(one, ["weights", "components.rate[0]"], "components.rate[1:]")
+    assert isinstance(two.model, jaxem.Mixture) and two.fixed["weights"][0][2] == 0.5
+    assert two.tied == ("components.rate[1:]",) and two.fixed["components.rate[0]"] is None
 
 
 def test_free_parameters_are_counted():

@@ -22,12 +22,15 @@ RULES = {
     "constrained": EVEN,
     "variational": jaxem.Variational(steps=3),
     "gradient": None,
+    "blocks": None,
 }
 
 
 def method(rule):
     if rule == "gradient":
         return jaxem.EM(m_step=jaxem.Gradient())
+    if rule == "blocks":
+        return jaxem.EM(m_step=jaxem.Blocks(["weights", "components"]))
     return jaxem.EM(e_step=RULES[rule])
 
 

@@ -97,7 +97,9 @@ def test_it_goes_through_restarts_batches_and_vmap_and_refuses_a_gradient():
     with pytest.raises(TypeError, match="known for the exact E-step"):
         jax.grad(lambda a: fit(a, init=starts[0]).objective)(x[0])
     with pytest.raises(TypeError, match="init_q"):
-        fit(type("Half", (), {"init": PPCA.init, "free_energy": PPCA.free_energy})(), x[0], key=0)
+        jaxem.fit(
+            type("Half", (), {"init": PPCA.init, "free_energy": PPCA.free_energy})(), x[0], key=0
+        )
 
 
 class EncoderInParams(PPCA):
@@ -187,7 +189,7 @@ def test_blocks_climb_to_the_same_optimum():
     assert (np.diff(objective) >= -noise[1:]).all()
     plain = jaxem.fit(model, y, init=start, tol=1e-9, max_iter=20_000)
     assert objective[1] < jaxem.fit(model, y, init=start, max_iter=1, tol=0).objective
-    assert 0 <= plain.objective + noise[-1] - objective[-1] < 0.1
+    assert abs(float(plain.objective - objective[-1])) < 1e-5
 
 
 def test_blocks_hold_every_leaf_once():
@@ -208,8 +210,15 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("name", ACCELERATORS)
-@pytest.mark.parametrize("rule", RULES)
+OFTEN = [("hard", "squarem"), ("constrained", "anderson"), ("newton", "squarem")]
+PAIRS = [
+    pytest.param(rule, name, marks=[pytest.mark.slow] * ((rule, name) not in OFTEN))
+    for rule in RULES
+    for name in ACCELERATORS
+]
+
+
+@pytest.mark.parametrize(("rule", "name"), PAIRS)
 def test_accelerated_rules_are_monotone_and_end_where_plain_ones_do(rule, name):
     """What is kept never falls, and the end is that of the rule without the accelerator."""
     x = groups()

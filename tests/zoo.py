@@ -105,6 +105,14 @@ MODELS = {name: Case(jaxem.Mixture(bank, k=K), x) for name, (bank, x) in BANKS.i
     "weights-map": Case(
         jaxem.Mixture(jaxem.Poisson(), k=K, prior=jaxem.DirichletPrior(3.0)), COUNTS
     ),
+    "restricted": Case(
+        jaxem.Restricted(
+            jaxem.Mixture(jaxem.Normal("diagonal"), k=K),
+            {"components.mean[:, 2]": 1.5},
+            "components.covariance",
+        ),
+        REAL,
+    ),
     "labelled": Case(jaxem.Mixture(jaxem.Normal(), k=K), jaxem.Labelled(REAL, LABELS)),
 }
 

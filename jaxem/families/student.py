@@ -106,8 +106,8 @@ class StudentT(Bank):
 
     def restricted(self, held):
         """Means held as a whole, about which the moments then are, and any degrees of freedom."""
-        rows = held.mean.rows
-        if rows is None or held.mean.tied or not held.scale.free or held.df.tied:
+        rows, joint = held.mean.rows, held.mean.tied or held.df.tied or not held.scale.free
+        if rows is None or joint or (self.prior is not None and rows[0].any()):
             return super().restricted(held)
         own = jnp.where(rows[0], 0, 1)[:, None]
 

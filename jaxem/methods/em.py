@@ -104,6 +104,8 @@ class EM:
       accelerator: None, `SQUAREM()` or `Anderson()`: fewer evaluations of the EM map where it is
         slow.
 
+    Params that are known, kept or equal are no rule but a smaller model: `jaxem.Restricted`.
+
     Raises TypeError where the parts do not go together.
     """
 

@@ -10,7 +10,7 @@ from jaxem.methods.em import Exact, Expectation
 from jaxem.methods.parameter_rules import descend, fresh, lbfgs
 from jaxem.model import IMPOSSIBLE, adopt, lacks
 from jaxem.objective import with_shares
-from jaxem.pytree import pytree
+from jaxem.pytree import float_dtype, pytree
 
 
 class VariationalMemory(NamedTuple):
@@ -74,7 +74,8 @@ class Variational(Exact):
 
         q is a tree as `init_q` makes it, or logits (n, k).
         """
-        model, weights = adopt(model), jnp.ones(jax.tree.leaves(x)[0].shape[0])
+        model, x = adopt(model), jax.tree.map(jnp.asarray, x)
+        weights = jnp.ones(jax.tree.leaves(x)[0].shape[0])
         memory = self.start(model, params, x, weights)
         if q is not None:
             memory = memory._replace(q=q)
@@ -84,7 +85,7 @@ class Variational(Exact):
     def _value(self, model, params, x, q):
         """F per unit (n,)."""
         if lacks(model, "log_joint"):
-            return model.free_energy(params, x, q)
+            return model.free_energy(params, x, q).astype(float_dtype(x))
         log_q = jax.nn.log_softmax(q, axis=-1)
         r = jnp.exp(log_q)
         joint = model.log_joint(params, x)
