@@ -67,7 +67,7 @@ class OnlineEM:
     """
 
     step_size: Any = Decay()
-    batch: int = 1024
+    batch: int = 256
     passes: int | None = None
     seed: Any = 0
 
