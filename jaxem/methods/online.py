@@ -1,0 +1,177 @@
+"""Online EM: an M-step after every minibatch, on statistics averaged with decreasing steps."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxem.methods.em import EM, measured
+from jaxem.model import lacks
+from jaxem.pytree import pytree, select
+from jaxem.sweep import row_sum
+
+
+@pytree
+class Decay:
+    """The step size (t + offset)^−power of minibatch t = 0, 1, …
+
+    Convergence wants a power above ½ and at most 1 (Cappé & Moulines 2009, assumption 4).
+    Raises ValueError where the power is not that, or the offset below 1.
+    """
+
+    offset: Any = 2.0
+    power: Any = 0.6
+
+    def __post_init__(self):
+        if isinstance(self.power, (int, float)) and not 0.5 < self.power <= 1:
+            raise ValueError(f"power must be above 0.5 and at most 1, got {self.power!r}")
+        if isinstance(self.offset, (int, float)) and not self.offset >= 1:
+            raise ValueError(f"offset must be 1 or more, got {self.offset!r}")
+
+    def __call__(self, t):
+        return (t + self.offset) ** -self.power
+
+
+class Average(NamedTuple):
+    """Statistics averaged over minibatches, and the weight of their units, averaged alike."""
+
+    statistics: Any
+    mass: Any
+
+
+@pytree(static=("batch", "passes"))
+class OnlineEM:
+    """Stepwise EM (Cappé & Moulines 2009): s ← s + γ_t (s(minibatch) − s), then an M-step at s.
+
+    A step of `fit` is a pass: the units in a new order, cut into minibatches, each one seen once.
+    What a pass returns is the M-step at the mean of s over the pass, over its second half in the
+    first one (Polyak & Juditsky 1992). Any model takes it that has `statistics` and `maximize`
+    which, like those of exponential families, add across q of different params; all of a pass are
+    taken about the params that it began at. So it begins with the statistics there, of as many
+    minibatches as s remembers, 1/γ_t.
+
+    After `passes` passes come steps of exact EM, and the fit can end as CONVERGED; without `passes`
+    all are online, and it is MAX_ITER. Nothing is said of a fall while passes are online. What
+    `fit` returns is the objective of all units at the params returned, whichever step was the last:
+    `max_iter=1` is one pass and one look.
+
+    Args:
+      step_size: t → γ_t in (0, 1], from the number of minibatches seen: a `Decay`, or a function of
+        your own, such as an optax schedule; keep one object, since two equal functions compile
+        twice.
+      batch: units in a minibatch; enough that each component has some dozens of them.
+      passes: how many passes are online; None: all.
+      seed: of the orders.
+
+    Raises TypeError where step_size is no function, ValueError where batch or passes is below 1.
+    """
+
+    step_size: Any = Decay()
+    batch: int = 256
+    passes: int | None = None
+    seed: Any = 0
+
+    plain = False
+    accelerator = None
+
+    def __post_init__(self):
+        if not callable(self.step_size) or isinstance(self.step_size, type):
+            raise TypeError(
+                f"step_size must be a function t -> step, got {self.step_size!r}: use "
+                "jaxem.Decay(offset=2.0, power=0.6)"
+            )
+        for name in ("batch", "passes"):
+            value = getattr(self, name)
+            if value is None and name == "passes":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an int of 1 or more, got {value!r}")
+
+    def suited(self, model):
+        """This method. Raises TypeError where the model has no statistics of its own."""
+        if lacks(model, "maximize", "statistics"):
+            raise TypeError(
+                "OnlineEM averages a model's statistics: define statistics and maximize, or use "
+                "jaxem.EM()"
+            )
+        return self
+
+    def start(self, model, params):
+        """The number of passes taken."""
+        return jnp.asarray(0, jnp.int32)
+
+    def evaluate(self, model, params, x, weights, memory=()):
+        """One pass; its objective is that of units each seen at other params, until `passes`."""
+        memory = jnp.asarray(0, jnp.int32) if isinstance(memory, tuple) else memory
+        if self.passes is None:
+            return self._online(model, params, x, weights, memory)
+
+        def online():
+            return self._online(model, params, x, weights, memory)
+
+        def exact():
+            seen = self.map(model, params, x, weights)
+            return seen._replace(memory=memory + 1, fresh=memory == self.passes)
+
+        return jax.lax.cond(memory < self.passes, online, exact)
+
+    def map(self, model, params, x, weights, memory=()):
+        """One step of exact EM."""
+        return EM().map(model, params, x, weights)
+
+    def measures(self, n_iter):
+        """Whether the objective of step n_iter was that of all units at the params kept."""
+        return jnp.asarray(False) if self.passes is None else n_iter >= self.passes
+
+    def log_likelihood(self, model, params, x, weights):
+        return None
+
+    def _online(self, model, params, x, weights, number):
+        """A pass over minibatches: `number` of them came before."""
+        n = weights.shape[0]
+        batch = min(self.batch, n)
+        count = -(-n // batch)
+        key = jax.random.fold_in(jax.random.key(self.seed), number)
+        order = jnp.pad(jax.random.permutation(key, n), (0, count * batch - n))
+
+        def step_size(t):
+            size = jnp.asarray(self.step_size(number * count + t), weights.dtype)
+            return jnp.clip(size, 0, 1)
+
+        def seen(i, at):
+            """The sums of minibatch i with q at params `at`, and its Σ w·F and Σ w·(|F| + 1)."""
+            rows = jax.lax.dynamic_slice_in_dim(order, i * batch, batch)
+            here = jax.tree.map(lambda a: a[rows], x)
+            w = jnp.where(i * batch + jnp.arange(batch) < n, weights[rows], 0)
+            q, value = model.posterior(at, here)
+            value = jnp.where(w > 0, value, 0)
+            sums = Average(model.statistics(params, here, q, w), w.sum())
+            return sums, jnp.stack([row_sum(w, value), row_sum(w, jnp.abs(value) + 1)])
+
+        def estimate(average):
+            scale = weights.sum() / jnp.where(average.mass > 0, average.mass, 1)
+            return model.maximize(params, jax.tree.map(lambda a: a * scale, average.statistics))
+
+        def add(i, total):
+            return jax.tree.map(jnp.add, total, seen(i, params)[0])
+
+        remembered = jnp.clip(jnp.ceil(1 / step_size(0)), 1, count).astype(jnp.int32)
+        first = jax.lax.fori_loop(1, remembered, add, seen(0, params)[0])
+        first = jax.tree.map(lambda a: a / remembered, first)
+        skipped = jnp.where(number == 0, count // 2, 0)
+
+        def step(i, carry):
+            at, average, mean, value = carry
+            sums, here = seen(i, at)
+            size = step_size(i)
+            average = jax.tree.map(lambda old, new: old + size * (new - old), average, sums)
+            part = jnp.where(i < skipped, 0, 1 / (i - skipped + 1.0)).astype(weights.dtype)
+            mean = jax.tree.map(lambda old, new: old + part * (new - old), mean, average)
+            at = select(average.mass > 0, estimate(average), at)
+            return at, average, mean, value + here
+
+        carry = (estimate(first), first, first, jnp.zeros(2, weights.dtype))
+        _, _, mean, (value, magnitude) = jax.lax.fori_loop(0, count, step, carry)
+        proposal = select(mean.mass > 0, estimate(mean), params)
+        told = measured(model, params, value, magnitude, proposal, number + 1)
+        return told._replace(fresh=jnp.asarray(True))
