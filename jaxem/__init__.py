@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from jaxem import datasets
+from jaxem import datasets, topics
 from jaxem.batch import Batch
 from jaxem.fit import fit
 from jaxem.init import (
@@ -74,7 +74,6 @@ _LATER = {
     "LDA": "models.lda",
     "LDAParams": "models.lda",
     "Documents": "documents",
-    "topics": "topics",
     "Row": "selection",
     "check_model": "author",
     "kmeans": "lloyd",
@@ -147,6 +146,7 @@ __all__ = [
     "kmeans",
     "load",
     "select",
+    "topics",
 ]
 
 
