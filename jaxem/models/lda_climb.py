@@ -10,8 +10,8 @@ from jaxem.spaces import POSITIVE, Space
 from jaxem.sweep import Fused
 
 LOOSE, BRIEF = 1e-3, 100
-"""γ moves until its mean change is below LOOSE, scikit-learn's default, BRIEF steps at most: what it
-then lacks, the sweeps to come make up for."""
+"""γ moves until its mean change is below LOOSE, scikit-learn's default, BRIEF steps at most: what
+it then lacks, the sweeps to come make up for."""
 
 ANEW, AGAIN = 10, 10
 """While topics are still alike, a γ kept from the sweep before holds documents where they happen to

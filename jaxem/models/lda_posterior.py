@@ -60,7 +60,7 @@ def settle(data: Table, gamma, tol, most):
 
 @sequential_vmap
 def resettle(data: Table, gamma, cold, anew, tol, most):
-    """`settle` from γ (n, k); where `anew` from `cold` instead, unless F is then lower than at γ."""
+    """`settle` from γ (n, k) or, where `anew`, from `cold` unless F then is lower than at γ."""
     found = _settle(data, jnp.where(anew, cold, gamma), tol, most)
 
     def better(found):
