@@ -9,6 +9,7 @@ PARTS = {
     "gradient": ("gradient",),
     "fleet": ("fleet", "ragged", "restarts"),
     "incremental": ("incremental",),
+    "lda": ("lda",),
     "ragged": ("ragged",),
     "restarts": ("restarts",),
     "single": ("single",),

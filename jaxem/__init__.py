@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from jaxem import datasets
+from jaxem import datasets, topics
 from jaxem.batch import Batch
 from jaxem.each import Each
 from jaxem.fit import fit
@@ -90,7 +90,6 @@ _LATER = {
     "LDA": "models.lda",
     "LDAParams": "models.lda",
     "Documents": "documents",
-    "topics": "topics",
     "Row": "selection",
     "check_model": "author",
     "kmeans": "lloyd",
@@ -175,6 +174,7 @@ __all__ = [
     "kmeans",
     "load",
     "select",
+    "topics",
 ]
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import lgamma, polygamma
 
-from jaxem.models.lda_posterior import digamma
+from jaxem.models.lda_posterior import digamma, log_normalizer
 from jaxem.pytree import is_traced
 
 LEARNT = ("symmetric", "asymmetric")
@@ -23,11 +23,6 @@ SHRINK = 0.2
 
 PACE = 0.05
 """The part of itself by which a concentration may change from one sweep to the next."""
-
-
-def log_normalizer(alpha):
-    """log Γ(Σα) − Σ log Γ(α), over the last axis."""
-    return lgamma(alpha.sum(-1)) - lgamma(alpha).sum(-1)
 
 
 def asymmetric(alpha, mean_log):

@@ -12,9 +12,15 @@ from jax.lax import stop_gradient
 from jaxem.documents import Documents
 from jaxem.model import Model, View, is_empty
 from jaxem.models import concentration
-from jaxem.models.concentration import log_normalizer
 from jaxem.models.lda_climb import Climb, Climbing
-from jaxem.models.lda_posterior import Table, collect, digamma, mean_log, settle
+from jaxem.models.lda_posterior import (
+    Table,
+    collect,
+    mean_log,
+    of_dirichlets,
+    resettle,
+    settle,
+)
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
 from jaxem.spaces import POSITIVE, SIMPLEX
@@ -85,8 +91,8 @@ class LDA(Model):
         be called topics="bayes": here `topics` is their number.
 
     Data: `Documents`; weights are per document. A word that no topic holds (possible with eta=1
-    alone) has evidence −∞; `posterior` leaves it out of γ, which stays finite. An empty document has
-    γ = alpha and evidence 0.
+    alone) has evidence −∞; `posterior` leaves it out of γ, which stays finite. A document without
+    words has γ = alpha and evidence 0.
 
     Raises ValueError or TypeError where an argument is not one of these.
     """
@@ -144,7 +150,7 @@ class LDA(Model):
         return LDAParams((few + whole) / 2, alpha, mass, eta if isinstance(self.eta, str) else None)
 
     def posterior(self, params, x):
-        return self.valued(params, x, self.settled(params, x, self.cold(params, x), TIGHT, LONG))
+        return self.valued(params, x, self.settled(params, x))
 
     def valued(self, params, x, gamma):
         """q with this γ (n, k), and F there (n,)."""
@@ -165,24 +171,20 @@ class LDA(Model):
         """F(q, params) of every document (n,), whatever q is."""
         data, logs = self.table(params, x), mean_log(q.gamma)
         if q.shares is None:
-            words = self._words(collect(data, q.gamma, jnp.ones_like(x.size)).evidence, q.gamma, x)
-        else:
-            some = q.shares > 0
-            joint = logs[:, None] + jnp.log(jnp.where(some, data.table[x.words], 1))
-            joint = joint - jnp.log(jnp.where(some, q.shares, 1))
-            words = jnp.sum(x.counts[..., None] * jnp.where(some, q.shares * joint, 0), (1, 2))
-        return words + self._theta(data.alpha, q.gamma, logs)
+            return collect(data, q.gamma, jnp.ones_like(x.size)).evidence
+        some = q.shares > 0
+        joint = logs[:, None] + jnp.log(jnp.where(some, data.table[x.words], 1))
+        joint = joint - jnp.log(jnp.where(some, q.shares, 1))
+        words = jnp.sum(x.counts[..., None] * jnp.where(some, q.shares * joint, 0), (1, 2))
+        return words + of_dirichlets(data.alpha, q.gamma, logs)
 
     def sweep(self, params, x, weights):
-        gamma = self.settled(params, x, self.cold(params, x), TIGHT, LONG)
-        return self.measured(params, x, weights, gamma)
+        return self.measured(params, x, weights, self.settled(params, x))
 
     def measured(self, params, x, weights, gamma):
         """Statistics and evidence (n,) at γ, from one look at the words."""
-        data, logs = self.table(params, x), mean_log(gamma)
-        words = collect(data, gamma, weights)
-        evidence = self._words(words.evidence, gamma, x) + self._theta(data.alpha, gamma, logs)
-        return self._sums(words.topics, logs, weights), evidence
+        topics, evidence = collect(self.table(params, x), gamma, weights)
+        return self._sums(topics, mean_log(gamma), weights), evidence
 
     def maximize(self, params, stats):
         alpha = self._alpha(params, stats)
@@ -209,8 +211,7 @@ class LDA(Model):
             return 0.0 if flat else DirichletPrior(self.eta).log_density(params.topics)
         eta = jnp.broadcast_to(self._eta(params), params.topics.shape[1:])
         scale = params.topics * params.mass[:, None]
-        inside = ((eta - scale) * mean_log(scale)).sum(-1)
-        return jnp.sum(log_normalizer(eta) - log_normalizer(scale) + inside)
+        return jnp.sum(of_dirichlets(eta, scale, mean_log(scale)))
 
     def spaces(self, params):
         return LDAParams(
@@ -270,7 +271,8 @@ class LDA(Model):
 
     def view(self, x, weights) -> View:
         def inward(params):
-            return Climbing(params, stop_gradient(self.cold(params, x)))
+            gamma = stop_gradient(self.cold(params, x))
+            return Climbing(params, gamma, jnp.zeros((), gamma.dtype))
 
         return View(Climb(self), x, inward, lambda climbing: climbing.params, 0.0)
 
@@ -292,12 +294,18 @@ class LDA(Model):
         """γ (n, k) of documents about which nothing is known: tokens shared evenly."""
         return self._fixed_alpha(params) + x.size[:, None] / self.topics
 
-    def settled(self, params, x, gamma, tol, most):
-        """γ (n, k) after its steps from a given one; `tol` as a power of eps or as a number."""
-        data = self.table(params, x)
-        tight = jnp.finfo(gamma.dtype).eps ** TIGHT * gamma.mean(-1)
-        limit = tight if tol == TIGHT else jnp.maximum(tight, tol)
-        return settle(data, gamma, limit, jnp.asarray(most, jnp.int32))
+    def settled(self, params, x):
+        """γ (n, k) at rest, from nothing."""
+        gamma = self.cold(params, x)
+        return settle(self.table(params, x), gamma, _tight(gamma), jnp.asarray(LONG, jnp.int32))
+
+    def resettled(self, params, x, gamma, anew, tol, most):
+        """γ (n, k) after some steps: from a given one or, where `anew`, from nothing if F is then
+        not lower than with the given one."""
+        cold = self.cold(params, x)
+        limit = jnp.maximum(_tight(cold), tol)
+        most = jnp.asarray(most, jnp.int32)
+        return resettle(self.table(params, x), gamma, cold, anew, limit, most)
 
     def _fixed_alpha(self, params):
         """alpha (k,): the model's own where it has one, whatever params hold."""
@@ -321,12 +329,10 @@ class LDA(Model):
         given = 1.0 if given is None else given
         return jnp.asarray(given, params.topics.dtype if dtype is None else dtype)
 
-    def _words(self, logs, gamma, x):
-        return logs - x.size * digamma(gamma.sum(-1))
-
-    def _theta(self, alpha, gamma, logs):
-        """−KL(q(θ) ‖ Dirichlet(alpha)) of every document."""
-        return log_normalizer(alpha) - log_normalizer(gamma) + ((alpha - gamma) * logs).sum(-1)
-
     def _sums(self, topics, logs, weights):
         return LDAStatistics(topics, jnp.einsum("n,nk->k", weights, logs), weights.sum())
+
+
+def _tight(gamma):
+    """The mean change (n,) below which γ is at rest."""
+    return jnp.finfo(gamma.dtype).eps ** TIGHT * gamma.mean(-1)

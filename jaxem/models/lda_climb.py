@@ -2,22 +2,37 @@
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from jaxem.model import Model, identity
 from jaxem.pytree import pytree
-from jaxem.spaces import POSITIVE
+from jaxem.spaces import POSITIVE, Space
 from jaxem.sweep import Fused
 
 LOOSE, BRIEF = 1e-3, 100
-"""γ starts where the sweep before left it, and moves until its mean change is below LOOSE, which is
-scikit-learn's default, BRIEF steps at most: what it then lacks, the sweeps to come make up for."""
+"""γ moves until its mean change is below LOOSE, scikit-learn's default, BRIEF steps at most: what
+it then lacks, the sweeps to come make up for."""
+
+ANEW, AGAIN = 10, 10
+"""While topics are still alike, a γ kept from the sweep before holds documents where they happen to
+be: after 20 sweeps of 4,000 documents the bound was 8% lower. So the first ANEW sweeps start from
+nothing, and every AGAIN-th after them, except where that lowers F; the others go on from γ."""
+
+
+class Counter(Space):
+    """A number that is no parameter: it has no part in any metric."""
+
+    def metric(self, leaf):
+        return jnp.zeros_like(leaf)
 
 
 @pytree(eq=False)
 class Climbing:
-    """Params and γ (n, k): the two coordinates that a fit climbs in turn."""
+    """Params and γ (n, k), the two coordinates that a fit climbs in turn, and how often it has."""
 
     params: Any
     gamma: Any
+    sweeps: Any
 
 
 class Seen(NamedTuple):
@@ -38,7 +53,7 @@ class Climb(Model):
 
     def init(self, key, x, weights):
         params = self.model.init(key, x, weights)
-        return Climbing(params, self.model.cold(params, x))
+        return Climbing(params, self.model.cold(params, x), jnp.zeros((), weights.dtype))
 
     def log_joint(self, climbing, x):
         raise TypeError("LDA has a mean-field posterior of its own: leave e_step=jaxem.Exact()")
@@ -47,7 +62,7 @@ class Climb(Model):
         model, params = self.model, climbing.params
         if climbing.gamma.shape[0] != x.size.shape[0]:
             return model.posterior(params, x)
-        return model.valued(params, x, model.settled(params, x, climbing.gamma, LOOSE, BRIEF))
+        return model.valued(params, x, self._gamma(climbing, x))
 
     def statistics(self, climbing, x, q, weights):
         return self.model.statistics(climbing.params, x, q, weights)
@@ -56,7 +71,7 @@ class Climb(Model):
         model, params = self.model, climbing.params
         if climbing.gamma.shape[0] != x.size.shape[0]:
             return model.sweep(params, x, weights)
-        gamma = model.settled(params, x, climbing.gamma, LOOSE, BRIEF)
+        gamma = self._gamma(climbing, x)
         stats, evidence = model.measured(params, x, weights, gamma)
         return Seen(stats, gamma), evidence
 
@@ -67,13 +82,17 @@ class Climb(Model):
         gamma = climbing.gamma
         if isinstance(stats, Seen):
             stats, gamma = stats
-        return Climbing(self.model.maximize(climbing.params, stats), gamma)
+        return Climbing(self.model.maximize(climbing.params, stats), gamma, climbing.sweeps + 1)
 
     def log_prior(self, climbing):
         return self.model.log_prior(climbing.params)
 
     def spaces(self, climbing):
-        return Climbing(self.model.spaces(climbing.params), POSITIVE)
+        return Climbing(self.model.spaces(climbing.params), POSITIVE, Counter())
 
     def degenerate(self, climbing):
         return self.model.degenerate(climbing.params)
+
+    def _gamma(self, climbing, x):
+        anew = (climbing.sweeps < ANEW) | (climbing.sweeps % AGAIN == 0)
+        return self.model.resettled(climbing.params, x, climbing.gamma, anew, LOOSE, BRIEF)

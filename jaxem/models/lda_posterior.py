@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
-from jax.lax import Precision
+from jax.lax import Precision, lgamma
 
 from jaxem.special import digamma_parts, exp_digamma
 
@@ -44,7 +44,7 @@ class Table(NamedTuple):
 class Words(NamedTuple):
     """What the words of the documents add up to.
 
-    topics (k, v): Σ w·counts·φ; evidence (n,): Σ_l counts_l log Σ_k exp(ψ(γ_k)) table_lk.
+    topics (k, v): Σ w·counts·φ; evidence (n,): F of each document at γ and the best φ.
     """
 
     topics: jax.Array
@@ -55,6 +55,22 @@ class Words(NamedTuple):
 def settle(data: Table, gamma, tol, most):
     """γ (n, k) after at least one step each, at most `most`, until its mean change is at most tol
     (n,). Documents do not wait for one another, and none depends on its neighbours."""
+    return _settle(data, gamma, tol, most)
+
+
+@sequential_vmap
+def resettle(data: Table, gamma, cold, anew, tol, most):
+    """`settle` from γ (n, k) or, where `anew`, from `cold` unless F then is lower than at γ."""
+    found = _settle(data, jnp.where(anew, cold, gamma), tol, most)
+
+    def better(found):
+        new, old = values(data, (found, gamma))
+        return jnp.where((new >= old)[:, None], found, gamma)
+
+    return jax.lax.cond(anew, better, lambda found: found, found)
+
+
+def _settle(data: Table, gamma, tol, most):
     n = gamma.shape[0]
     lengths, rows = layout(data)
     state = (gamma, jnp.zeros(n, jnp.int32), jnp.ones(n, bool))
@@ -94,31 +110,74 @@ def moved(data: Table, cells, tol, most, left, state):
 @sequential_vmap
 def collect(data: Table, gamma, weights) -> Words:
     """The `Words` of documents at γ (n, k), with weights (n,)."""
-    n, v = gamma.shape[0], data.table.shape[0]
-    lengths, rows = layout(data)
     exponent = exp_digamma(gamma)
 
-    def of_block(cells, e, weights):
+    def of_block(cells, idx, inside):
         words, counts = cells
+        e = exponent[idx]
         norm = shares(entries(data.table, words), e)
         ratio = counts / jnp.where(norm > 0, norm, 1)
-        logs = jnp.where(counts > 0, counts * jnp.log(jnp.where(counts > 0, norm, 1)), 0)
-        return added(e * weights[:, None], words, ratio, v), logs.sum(-1)
+        mine = e * jnp.where(inside, weights[idx], 0)[:, None]
+        return added(mine, words, ratio, data.table.shape[0]), (logs_of(norm, counts),)
+
+    zero = jnp.zeros(data.table.shape[::-1], gamma.dtype)
+    total, (logs,) = over_blocks(of_block, data, zero, 1)
+    return Words(total * data.table.T, logs + of_theta(data, gamma))
+
+
+def values(data: Table, gammas):
+    """F (n,) of the documents at each of several γ (n, k)."""
+    exponents = [exp_digamma(gamma) for gamma in gammas]
+
+    def of_block(cells, idx, inside):
+        words, counts = cells
+        block = entries(data.table, words)
+        return (), tuple(logs_of(shares(block, e[idx]), counts) for e in exponents)
+
+    _, logs = over_blocks(of_block, data, (), len(gammas))
+    return [a + of_theta(data, gamma) for a, gamma in zip(logs, gammas, strict=True)]
+
+
+def over_blocks(of_block, data: Table, zero, parts: int):
+    """Sums from `zero` of, and rows (n,) from, `of_block(cells, idx, inside) -> (sums, rows)`."""
+    n = data.counts.shape[0]
+    lengths, rows = layout(data)
+    if rows == [n]:
+        return of_block((data.words, data.counts), jnp.arange(n), jnp.ones(n, bool))
 
     def add(carry, idx, inside, length, alone):
-        total, evidence = carry
-        mine = jnp.where(inside, weights[idx], 0)
-        part, logs = of_block(cells(data, idx, length), exponent[idx], mine)
+        sums, found = of_block(cells(data, idx, length), idx, inside)
         at = jnp.where(inside, idx, n)
-        return total + part, evidence.at[at].set(logs, mode="drop")
+        each = zip(carry[1], found, strict=True)
+        new = tuple(a.at[at].set(b, mode="drop") for a, b in each)
+        return jax.tree.map(jnp.add, carry[0], sums), new
 
-    if rows == [n]:
-        total, evidence = of_block((data.words, data.counts), exponent, weights)
-    else:
-        zero = (jnp.zeros(data.table.shape[::-1], gamma.dtype), jnp.zeros(n, gamma.dtype))
-        order = in_classes(data.counts, lengths, jnp.ones(n, bool))
-        total, evidence = visit(add, order, lengths, rows, zero)
-    return Words(total * data.table.T, evidence)
+    empty = (jnp.zeros(n, data.table.dtype),) * parts
+    order = in_classes(data.counts, lengths, jnp.ones(n, bool))
+    return visit(add, order, lengths, rows, (zero, empty))
+
+
+def logs_of(norm, counts):
+    """Σ_l counts_l log norm_l: (w,)."""
+    some = counts > 0
+    return jnp.where(some, counts * jnp.log(jnp.where(some, norm, 1)), 0).sum(-1)
+
+
+def of_theta(data: Table, gamma):
+    """What F holds beside `logs_of`: −KL(q(θ) ‖ Dirichlet(alpha)), and the scale of exp ψ(γ)."""
+    kl = of_dirichlets(data.alpha, gamma, mean_log(gamma))
+    return kl - data.counts.sum(-1) * digamma(gamma.sum(-1))
+
+
+def of_dirichlets(alpha, gamma, logs):
+    """−KL(Dirichlet(γ) ‖ Dirichlet(alpha)) over the last axis; logs: E[log θ] under the first."""
+    inside = ((alpha - gamma) * logs).sum(-1)
+    return log_normalizer(alpha) - log_normalizer(gamma) + inside
+
+
+def log_normalizer(alpha):
+    """log Γ(Σα) − Σ log Γ(α), over the last axis."""
+    return lgamma(alpha.sum(-1)) - lgamma(alpha).sum(-1)
 
 
 def entries(table, words):

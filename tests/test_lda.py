@@ -1,0 +1,482 @@
+"""Latent Dirichlet allocation: the bound against enumeration, NumPy and scikit-learn; the laws."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.sparse
+from scipy.special import digamma, gammaln
+
+import jaxem
+from jaxem.models import concentration, lda_posterior
+
+PUBLISHED = pathlib.Path(__file__).parents[2] / "shared" / "published" / "cases.json"
+N, V, K = 12, 9, 3
+RNG = np.random.default_rng(5)
+COUNTS = RNG.poisson(RNG.gamma(0.4, 2.0, (N, V)))
+COUNTS[3] = 0  # an empty document
+DOCUMENTS = jaxem.Documents(COUNTS)
+TOPICS = RNG.dirichlet(np.full(V, 0.9), K)
+ALPHA = np.array([0.3, 0.7, 1.1])
+WEIGHTS = RNG.uniform(0.2, 2.0, N)
+MAP = jaxem.LDA(K, alpha=ALPHA)
+BAYES = jaxem.LDA(K, alpha=ALPHA, eta=0.2, inference="bayes")
+POINT = jaxem.LDAParams(TOPICS, ALPHA)
+SPREAD = jaxem.LDAParams(TOPICS, ALPHA, mass=np.array([9.0, 30.0, 60.0]))
+VARIANTS = {
+    "ml": jaxem.LDA(K, alpha=0.4),
+    "map": jaxem.LDA(K, alpha="symmetric", eta=1.3),
+    "bayes": jaxem.LDA(K, alpha="asymmetric", eta="symmetric", inference="bayes"),
+    "eta": jaxem.LDA(K, eta="asymmetric", inference="bayes"),
+}
+
+
+def close(a, b, tol=1e-9):
+    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=tol, atol=tol), a, b)
+
+
+@functools.cache
+def posterior(bayes=False):
+    model, params = (BAYES, SPREAD) if bayes else (MAP, POINT)
+    return jax.jit(model.posterior)(params, DOCUMENTS)
+
+
+def elbo(counts, table, alpha, gamma):
+    """F of one document by the definition, every term alone, in NumPy."""
+    logs = digamma(gamma) - digamma(gamma.sum())
+    phi = np.exp(logs)[:, None] * table
+    phi = phi / phi.sum(0)
+    words = (counts * phi * (np.log(table) - np.log(phi) + logs[:, None])).sum()
+    prior = gammaln(alpha.sum()) - gammaln(alpha).sum() + ((alpha - 1) * logs).sum()
+    entropy = -gammaln(gamma.sum()) + gammaln(gamma).sum() - ((gamma - 1) * logs).sum()
+    return words + prior + entropy
+
+
+def dirichlet_multinomial(counts, alpha):
+    """log ∫ Π θ^counts dDirichlet(θ | alpha), over the last axis."""
+    of = gammaln(alpha + counts).sum(-1) - gammaln(alpha).sum(-1)
+    return of + gammaln(alpha.sum(-1)) - gammaln((alpha + counts).sum(-1))
+
+
+def enumerated(words, topics, alpha):
+    """log p(words | topics, alpha) of one document: the sum over every assignment."""
+    terms = [
+        np.log(topics[list(z), words]).sum()
+        + dirichlet_multinomial(np.bincount(z, minlength=len(alpha)), alpha)
+        for z in itertools.product(range(len(alpha)), repeat=len(words))
+    ]
+    return np.logaddexp.reduce(terms)
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="../shared/published is absent")
+@pytest.mark.parametrize("name", ["lda-tiny", "lda-disjoint"])
+def test_published(name):
+    cases = json.loads(PUBLISHED.read_text())["cases"]
+    case = next(c for c in cases if c["id"] == name)
+    alpha, topics = (np.array(case["inline"][part], float) for part in ("alpha", "beta"))
+    document = jaxem.Documents(
+        np.bincount(case["inline"]["words"], minlength=topics.shape[1])[None]
+    )
+    params = jaxem.LDAParams(topics, alpha)
+    q, bound = jaxem.LDA(2, alpha=alpha).posterior(params, document)
+    assert abs(bound[0] - case["elbo"]) < case["tolerance"]
+    assert bound[0] <= case["log_evidence"] + case["tolerance"]
+    if "gamma" in case:
+        np.testing.assert_allclose(q.gamma[0], case["gamma"], atol=case["tolerance"])
+    else:  # disjoint topics: the bound is the evidence
+        evidence = enumerated(case["inline"]["words"], np.maximum(topics, 1e-300), alpha)
+        assert abs(bound[0] - evidence) < case["tolerance"]
+
+
+def test_the_bound_is_below_the_evidence_of_every_document():
+    few = [np.repeat(np.arange(V), row)[:6] for row in COUNTS]
+    documents = jaxem.Documents([[(w, 1) for w in words] for words in few], vocabulary=V)
+    _, bound = MAP.posterior(POINT, documents)
+    evidence = np.array([enumerated(words, TOPICS, ALPHA) for words in few])
+    assert (bound <= evidence + 1e-12).all() and abs(bound[3]) < 1e-12
+    assert (evidence - bound).max() < 2  # a bound worth having
+    assert (bound + 0.1 > evidence).any() and not (bound + 0.5 > evidence).all()
+
+
+def test_the_bayesian_bound_is_below_the_evidence_of_the_corpus():
+    """log p(all words | alpha, eta), topics and θ integrated out, all assignments enumerated."""
+    documents, alpha, eta = [[0, 0, 1, 2], [2, 3, 3], [1, 0]], np.array([0.4, 0.9]), np.full(4, 0.3)
+    of, words = np.repeat([0, 1, 2], [4, 3, 2]), np.concatenate(documents)
+    terms = []
+    for z in itertools.product(range(2), repeat=len(words)):
+        in_documents, in_topics = np.zeros((3, 2)), np.zeros((2, 4))
+        np.add.at(in_documents, (of, np.array(z)), 1)
+        np.add.at(in_topics, (np.array(z), words), 1)
+        each = dirichlet_multinomial(in_documents, alpha).sum()
+        terms.append(each + dirichlet_multinomial(in_topics, eta).sum())
+    evidence = np.logaddexp.reduce(terms)
+    model = jaxem.LDA(2, alpha=alpha, eta=0.3, inference="bayes")
+    data = jaxem.Documents([[(w, 1) for w in words] for words in documents], vocabulary=4)
+    found = jaxem.fit(model, data, key=0, restarts=4, tol=1e-9)
+    assert (found.restarts.objective <= evidence).all()
+    assert evidence - found.objective < 4
+    of_topics = found.objective - found.log_likelihood
+    np.testing.assert_allclose(of_topics, model.log_prior(found.params), rtol=1e-12)
+
+
+@pytest.mark.parametrize("bayes", [False, True])
+def test_the_bound_equals_a_float64_computation_in_numpy(bayes):
+    q, bound = posterior(bayes)
+    lam = TOPICS * SPREAD.mass[:, None]
+    logs = digamma(lam) - digamma(lam.sum(1, keepdims=True))
+    table = np.exp(logs) if bayes else TOPICS
+    rows = zip(COUNTS, np.asarray(q.gamma), strict=True)
+    wanted = [elbo(counts, table, ALPHA, gamma) for counts, gamma in rows]
+    np.testing.assert_allclose(bound, wanted, rtol=0, atol=1e-8)
+    if bayes:
+        prior = K * (gammaln(V * 0.2) - V * gammaln(0.2)) + ((0.2 - 1) * logs).sum()
+        entropy = (gammaln(lam).sum(1) - gammaln(lam.sum(1))).sum() - ((lam - 1) * logs).sum()
+        assert abs(BAYES.log_prior(SPREAD) - (prior + entropy)) < 1e-8
+
+
+@pytest.mark.parametrize("bayes", [False, True])
+def test_the_posterior_is_a_maximum_of_the_free_energy(bayes):
+    model, params = (BAYES, SPREAD) if bayes else (MAP, POINT)
+    q, bound = posterior(bayes)
+    value = jax.jit(lambda q: model.free_energy(params, DOCUMENTS, q))
+    table = np.asarray(model.table(params, DOCUMENTS).table)
+    logs = digamma(np.asarray(q.gamma))
+    share = np.exp(logs)[:, None] * table[DOCUMENTS.words]
+    share = share / share.sum(-1, keepdims=True)
+    full = q._replace(shares=share)
+    close(value(full), bound)
+    close(model.statistics(params, DOCUMENTS, full, WEIGHTS), statistics(model, params, WEIGHTS))
+    total = jaxem.free_energy(model, params, DOCUMENTS, q, WEIGHTS)
+    np.testing.assert_allclose(total, WEIGHTS @ bound, rtol=1e-12)
+    some = DOCUMENTS.size > 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        size = 10.0 ** rng.uniform(-3, 0)
+        gamma = q.gamma * np.exp(size * rng.normal(size=q.gamma.shape))
+        assert (value(q._replace(gamma=gamma)) < bound).all()
+        other = share * np.exp(size * rng.normal(size=share.shape))
+        other = other / other.sum(-1, keepdims=True)
+        moved = value(full._replace(shares=other))
+        assert (moved[some] < bound[some]).all()
+        assert (value(q._replace(gamma=gamma, shares=other)) < bound).all()
+
+
+def statistics(model, params, weights, documents=DOCUMENTS):
+    @jax.jit
+    def both(documents, weights):
+        q, _ = model.posterior(params, documents)
+        return model.statistics(params, documents, q, weights)
+
+    return both(documents, weights)
+
+
+def test_statistics_add_and_are_linear_in_weights():
+    whole = statistics(MAP, POINT, WEIGHTS)
+    parts = [
+        statistics(MAP, POINT, WEIGHTS[rows], DOCUMENTS[rows]) for rows in (slice(5), slice(5, N))
+    ]
+    close(whole, jax.tree.map(jnp.add, *parts), 1e-8)
+    twice = statistics(MAP, POINT, 2 * WEIGHTS + 1)
+    once = statistics(MAP, POINT, np.ones(N))
+    close(twice, jax.tree.map(lambda a, b: 2 * a + b, whole, once), 1e-8)
+    weights, index = np.ones(N), np.array([*range(1, N), 5, 6])
+    weights[[0, 5, 6]] = 0, 2, 2
+    close(
+        statistics(MAP, POINT, weights),
+        statistics(MAP, POINT, np.ones(N + 1), DOCUMENTS[index]),
+        1e-8,
+    )
+    np.testing.assert_allclose(whole.topics.sum(), WEIGHTS @ DOCUMENTS.size)
+    both = MAP.sweep(POINT, DOCUMENTS, WEIGHTS)
+    close(both, (whole, posterior()[1]), 1e-8)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_sweeps_never_lower_the_bound(name):
+    dtype = np.float32 if name in ("map", "eta") else np.float64
+    documents = jaxem.Documents(COUNTS.astype(dtype))
+    weights = WEIGHTS.astype(dtype)
+    climbed = VARIANTS[name].view(documents, weights).model
+    params = jax.jit(climbed.init)(jax.random.key(1), documents, weights)
+    step = jax.jit(lambda p: jaxem.EM().evaluate(climbed, p, documents, weights))
+    objective = first = -np.inf
+    slack = 1e-13 if dtype == np.float64 else 2e-6
+    for _ in range(25):
+        seen = step(params)
+        assert seen.objective.dtype == dtype
+        assert seen.objective >= objective - slack * seen.magnitude
+        params, objective = seen.proposal, seen.objective
+        first = max(first, objective) if first == -np.inf else first
+    assert objective > first + 1
+
+
+def test_one_e_step_and_one_sweep_equal_those_of_scikit_learn():
+    from sklearn.decomposition import LatentDirichletAllocation
+
+    lam = TOPICS * SPREAD.mass[:, None]
+    theirs = LatentDirichletAllocation(
+        K,
+        doc_topic_prior=0.3,
+        topic_word_prior=0.2,
+        mean_change_tol=1e-12,
+        max_doc_update_iter=5000,
+    )
+    sparse = scipy.sparse.csr_matrix(COUNTS.astype(float))
+    theirs.partial_fit(sparse)  # makes it ready; its state is then replaced
+    theirs.components_ = lam
+    expected = digamma(lam) - digamma(lam.sum(1, keepdims=True))
+    theirs.exp_dirichlet_component_ = np.exp(expected)
+    gamma, stats = theirs._e_step(sparse, cal_sstats=True, random_init=False)
+    model = jaxem.LDA(K, alpha=0.3, eta=0.2, inference="bayes")
+    params = dataclasses.replace(SPREAD, alpha=np.full(K, 0.3))
+    q, _ = model.posterior(params, jaxem.Documents(sparse))
+    np.testing.assert_allclose(q.gamma, gamma, atol=1e-5)
+    theirs._em_step(sparse, total_samples=N, batch_update=True)
+    new = model.maximize(params, statistics(model, params, np.ones(N)))
+    np.testing.assert_allclose(new.topics * new.mass[:, None], theirs.components_, atol=1e-5)
+    np.testing.assert_allclose(0.2 + stats, theirs.components_, atol=1e-5)
+
+
+def test_blocks_padding_and_order_change_nothing(monkeypatch):
+    """The documents in many blocks, of three lengths, against all in one."""
+    n, v = 90, 200
+    rng = np.random.default_rng(2)
+    length = np.where(np.arange(n) % 3 == 0, 60, rng.integers(0, 30, n))
+    pairs = [[(w, 1 + w % 3) for w in rng.choice(v, size, replace=False)] for size in length]
+    documents = jaxem.Documents(pairs, vocabulary=v)
+    params = jaxem.LDAParams(rng.dirichlet(np.full(v, 0.2), K), ALPHA)
+    weights = rng.uniform(0, 2, n)
+
+    def answer(documents, weights):
+        q, bound = MAP.posterior(params, documents)
+        return q.gamma, bound, MAP.statistics(params, documents, q, weights)
+
+    def answers(*args):
+        return jax.jit(lambda *a: answer(*a))(*args)  # traced anew: the layout may be another
+
+    whole = answers(documents, weights)
+    wide = jaxem.Documents(documents.toarray(), vocabulary=v)
+    cells = np.pad(documents.words, ((0, 0), (0, 13))), np.pad(documents.counts, ((0, 0), (0, 13)))
+    wide._set(documents.size, *cells, v)
+    close(answers(wide, weights), whole)
+    for name, value in (("FEWEST", 8), ("MOST", 8), ("SHORTEST", 8)):
+        monkeypatch.setattr(lda_posterior, name, value)
+    assert len(lda_posterior.layout(MAP.table(params, documents))[0]) > 3
+    close(answers(documents, weights), whole)
+    order = rng.permutation(n)
+    gamma, bound, stats = answers(documents[order], weights[order])
+    close((gamma[np.argsort(order)], bound[np.argsort(order)], stats), whole)
+    monkeypatch.setattr(lda_posterior, "SPARSE", 1)
+    close(answers(documents, weights), whole)
+
+
+@functools.cache
+def planted(n=300):
+    """Documents of three topics that hardly overlap."""
+    rng = np.random.default_rng(8)
+    topics = rng.dirichlet(np.full(30, 0.1), K)
+    params = jaxem.LDAParams(topics, np.full(K, 0.3))
+    return topics, jaxem.LDA(K, alpha=0.3).sample(jax.random.key(4), params, n, length=60)
+
+
+def matched(topics, found):
+    """The total variation of each topic from the nearest found one, the worst of them."""
+    return (abs(topics[:, None] - np.asarray(found)[None]).sum(-1) / 2).min(1).max()
+
+
+def test_a_fit_finds_planted_topics(tmp_path, dtype):
+    topics, documents = planted()
+    documents = jaxem.Documents(documents.toarray().astype(dtype))
+    model = jaxem.LDA(K, alpha="symmetric", eta=1.05)
+    found = jaxem.fit(model, documents, key=0, restarts=1 if dtype == np.float32 else 2)
+    assert found.converged and found.objective.dtype == found.params.topics.dtype == dtype
+    assert matched(topics, found.params.topics) < 0.1
+    assert matched(topics, np.roll(np.asarray(found.params.topics), 7, 1)) > 0.5  # can fail
+    assert 0.15 < found.params.alpha[0] < 0.45
+    score = float(found.score_samples(documents).sum())
+    assert abs(score / float(found.log_likelihood) - 1) < 1e-3  # γ from nothing, not from the fit
+    shares = found.predict_proba(documents)
+    np.testing.assert_allclose(np.asarray(shares).sum(1), 1, atol=1e-5)
+    assert (found.predict(documents) == np.argmax(shares, 1)).all()
+    found.save(tmp_path / "topics.npz")
+    again = jaxem.load(tmp_path / "topics.npz")
+    np.testing.assert_array_equal(again.predict_proba(documents), shares)
+
+
+def test_weights_start_and_rules():
+    _, documents = planted()
+    weights = np.ones(len(documents))
+    weights[:150] = 0
+    model = jaxem.LDA(K, alpha=0.3, eta=1.1)
+    start = jax.jit(model.init)(jax.random.key(0), documents, weights)
+    some = jaxem.fit(model, documents, init=start, weights=weights, tol=1e-8)
+    half = jaxem.fit(model, documents[150:], init=start, tol=1e-8)
+    close(some.params.topics, half.params.topics, 1e-4)
+    np.testing.assert_allclose(some.objective, half.objective, rtol=1e-7)
+    with pytest.raises(TypeError, match="mean-field posterior of its own"):
+        jaxem.fit(model, documents, init=start, method=jaxem.EM(e_step=jaxem.Hard()))
+
+
+def test_a_learnt_concentration_is_the_optimum():
+    logs = np.log(RNG.dirichlet([0.2, 1.5, 4.0], 500)).mean(0)
+
+    def wanted(x):
+        alpha = np.exp(x)
+        return -(gammaln(alpha.sum()) - gammaln(alpha).sum() + (alpha * logs).sum())
+
+    best = np.exp(scipy.optimize.minimize(wanted, np.zeros(3), tol=1e-12).x)
+    alpha = jnp.ones(3)
+    step = jax.jit(lambda a: concentration.asymmetric(a, logs))
+    for _ in range(200):
+        new = step(alpha)
+        assert wanted(np.log(new)) <= wanted(np.log(alpha)) + 1e-12
+        alpha = new
+    np.testing.assert_allclose(alpha, best, rtol=1e-4)
+    flat = scipy.optimize.minimize_scalar(lambda x: wanted(np.full(3, x)), bounds=(-3, 3))
+    one, same = jnp.ones(()), jax.jit(lambda a: concentration.symmetric(a, logs.sum(), 3))
+    for _ in range(200):
+        one = same(one)
+    np.testing.assert_allclose(one, np.exp(flat.x), rtol=1e-4)
+
+
+def test_what_a_document_may_lack():
+    """An empty document, and a word that no topic holds."""
+    q, bound = posterior()
+    np.testing.assert_allclose(q.gamma[3], ALPHA)
+    assert abs(bound[3]) < 1e-12
+    topics = TOPICS.copy()
+    topics[:, 0] = 0
+    params = jaxem.LDAParams(topics / topics.sum(1, keepdims=True), ALPHA)
+    q, bound = MAP.posterior(params, DOCUMENTS)
+    assert np.isfinite(q.gamma).all()
+    np.testing.assert_array_equal(np.isneginf(bound), COUNTS[:, 0] > 0)
+
+
+def test_documents_in_every_form():
+    lists = [[(w, c) for w, c in enumerate(row) if c] for row in COUNTS]
+    split = [
+        [*row[1:], *[(w, c - 1) for w, c in row[:1]], *[(w, 1) for w, c in row[:1]]]
+        for row in lists
+    ]
+    forms = [
+        np.asfortranarray(COUNTS.astype(np.float16)),
+        scipy.sparse.coo_array(COUNTS),
+        scipy.sparse.csc_matrix(COUNTS.astype(np.float32)),
+        scipy.sparse.csr_array((np.ones(3), [1, 1, 2], [0, 3]), shape=(1, V)),
+    ]
+    for form in forms[:3]:
+        np.testing.assert_array_equal(jaxem.Documents(form).toarray(), COUNTS)
+    np.testing.assert_array_equal(jaxem.Documents(forms[3]).toarray()[0, :3], [0, 2, 1])
+    for form in (lists, split):
+        np.testing.assert_array_equal(jaxem.Documents(form, vocabulary=V).toarray(), COUNTS)
+    some = DOCUMENTS[COUNTS[:, 0] > 0]
+    np.testing.assert_array_equal(some.toarray(), COUNTS[COUNTS[:, 0] > 0])
+    assert len(DOCUMENTS) == N and "12 of 9 words" in repr(DOCUMENTS)
+
+
+UNUSABLE = {
+    "negative": (
+        np.array([[1, -2]]),
+        ValueError,
+        r"1 counts that are negative.*document 0, word 1",
+    ),
+    "a fraction": (np.array([[1, 0.5]]), ValueError, r"fractional.*word 1: 0.5.*weight"),
+    "NaN": (np.array([[np.nan, 1]]), ValueError, r"not finite"),
+    "one axis": (COUNTS[0], ValueError, r"\(documents, vocabulary\).*x\[None, :\]"),
+    "strings": (COUNTS.astype(str), TypeError, r"dtype <U.*0, 1, 2"),
+    "no document": (COUNTS[:0], ValueError, r"no document"),
+    "no word": ([[], []], ValueError, r"vocabulary is empty"),
+    "not pairs": ([["the", "a"]], TypeError, r"data\[0\].*\(word, count\)"),
+    "a mapping": ({0: 1}, TypeError, r"matrix of counts or a list.*dict"),
+    "masked": (np.ma.masked_array(COUNTS), TypeError, r"masked array"),
+    "twice": (DOCUMENTS, TypeError, r"Documents already"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_unusable_documents(name):
+    data, error, message = UNUSABLE[name]
+    with pytest.raises(error, match=message):
+        jaxem.Documents(data)
+
+
+def test_unusable_arguments():
+    with pytest.raises(ValueError, match=r"words outside the vocabulary.*word 4: 4.*0 to 2"):
+        jaxem.Documents([[(4, 1)]], vocabulary=3)
+    with pytest.raises(TypeError, match=r'topics must be an int.*inference="bayes"'):
+        jaxem.LDA("bayes")
+    with pytest.raises(ValueError, match="topics must be an int of 1 or more, got 0"):
+        jaxem.LDA(0)
+    with pytest.raises(ValueError, match=r"alpha must be a number above 0, 3 of them.*\(2,\)"):
+        jaxem.LDA(3, alpha=[0.1, 0.2])
+    with pytest.raises(ValueError, match=r"alpha must.*'asymmetric'; got 'auto'"):
+        jaxem.LDA(3, alpha="auto")
+    with pytest.raises(ValueError, match=r"eta must be 1 or more.*unbounded"):
+        jaxem.LDA(3, eta=0.1)
+    with pytest.raises(ValueError, match='needs inference="bayes"'):
+        jaxem.LDA(3, eta="symmetric")
+    with pytest.raises(ValueError, match='inference must be "map" or "bayes"'):
+        jaxem.LDA(3, inference="vb")
+    with pytest.raises(TypeError, match=r"LDA takes jaxem.Documents, got ndarray.*Documents\(x\)"):
+        jaxem.fit(MAP, COUNTS, key=0)
+    with pytest.raises(ValueError, match=r"vocabulary of 4 words, the topics one of 9"):
+        MAP.posterior(POINT, jaxem.Documents([[(3, 1)]]))
+    with pytest.raises(ValueError, match=r"init.topics must be 0 or more"):
+        jaxem.fit(MAP, DOCUMENTS, init=jaxem.LDAParams(2 * TOPICS, ALPHA))
+
+
+def test_what_topics_are_asked():
+    topics, documents = planted()
+    model = jaxem.LDA(K, alpha=0.3, eta=1.05)
+    found = jaxem.fit(model, documents[:200], key=0, restarts=2)
+    held_out = documents[200:]
+    perplexity = jaxem.topics.perplexity(found, held_out)
+    best = jaxem.topics.perplexity(dataclasses.replace(found, params=params_of(topics)), held_out)
+    flat = np.full((K, 30), 1 / 30)
+    none = jaxem.topics.perplexity(dataclasses.replace(found, params=params_of(flat)), held_out)
+    assert abs(none - 30) < 1e-3 and best < perplexity < 1.1 * best < 0.7 * none
+    seen, unseen = jaxem.topics.completed(held_out)
+    np.testing.assert_array_equal(seen.toarray() + unseen.toarray(), held_out.toarray())
+    np.testing.assert_array_equal(seen.size, held_out.size // 2)
+
+    words = [f"word {i}" for i in range(30)]
+    top = jaxem.topics.top_words(found, 5, words)
+    assert top[0][0] == words[int(np.argmax(found.params.topics[0]))]
+    assert jaxem.topics.transform(found, held_out).shape == (100, K)
+    with pytest.raises(ValueError, match="vocabulary has 2 words and the topics 30"):
+        jaxem.topics.top_words(found, 5, ["a", "b"])
+    with pytest.raises(ValueError, match="measure must be one of"):
+        jaxem.topics.coherence(found, documents, measure="c_v")
+    for measure in ("npmi", "umass"):
+        good = jaxem.topics.coherence(found, documents, 5, measure)
+        shuffled = np.random.default_rng(0).permutation(np.asarray(found.params.topics), axis=1)
+        bad = dataclasses.replace(found, params=params_of(shuffled))
+        assert (
+            good.shape == (K,)
+            and good.mean() > jaxem.topics.coherence(bad, documents, 5, measure).mean()
+        )
+
+
+def params_of(topics):
+    return jaxem.LDAParams(topics, np.full(K, 0.3))
+
+
+def test_coherence_by_hand():
+    """Four documents over words a, b, c: a in 3, b in 2, a and b in 1, c in none."""
+    documents = jaxem.Documents(np.array([[1, 0, 0], [2, 1, 0], [1, 0, 0], [0, 3, 0]]))
+    found = jaxem.fit(jaxem.LDA(1), documents, key=0)
+    result = dataclasses.replace(
+        found, params=jaxem.LDAParams(np.array([[0.6, 0.3, 0.1]]), np.ones(1))
+    )
+    npmi = np.log((1 / 4) / (3 / 4 * 2 / 4)) / -np.log(1 / 4)
+    np.testing.assert_allclose(jaxem.topics.coherence(result, documents, 2), npmi)
+    np.testing.assert_allclose(jaxem.topics.coherence(result, documents, 3), (npmi - 2) / 3)
+    umass = jaxem.topics.coherence(result, documents, 3, "umass")
+    np.testing.assert_allclose(umass, np.log([2 / 3, 1 / 3, 1 / 2]).mean())
