@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.flatten_util import ravel_pytree
-from jax.lax import Precision, stop_gradient
+from jax.lax import stop_gradient
 
+from jaxem.krylov import PATIENCE, krylov, solve, times
 from jaxem.pytree import merge
 from jaxem.solve import Problem, lane_plan, over
 from jaxem.status import Status
@@ -27,14 +28,6 @@ from jaxem.tangents import Motion, still
 DENSE = 32
 """Parameters up to which (I − J)⁻¹ is formed and preconditions every solve: a column of J costs a
 product, and a solve without it takes fewer products than there are parameters."""
-
-BASIS = 2**16
-"""Numbers in the directions that a solve remembers, of which it keeps all or at least `FEWEST`."""
-
-FEWEST = 40
-
-PATIENCE = 400
-"""The most products of the test; the solve of the gradient may take four times more."""
 
 NEWTON = 3
 """The most Newton steps from the params of the fit to a fixed point good to rounding."""
@@ -199,63 +192,6 @@ def value(spec, data, params):
     return (log_likelihood + problem.model.log_prior(params)).astype(weights.dtype)
 
 
-def solve(step, point, b, inverse):
-    """(I − J)⁻¹ b, J = ∂step/∂point, in either direction and differentiable; NaN where the
-    residual says that it was not reached."""
-    _, push = jax.linearize(step, point)
-    tol = jnp.finfo(b.dtype).eps ** 0.7
-
-    def solver(near, product, b):
-        x, _ = krylov(product, b, near, tol, 4 * PATIENCE)
-        away = jnp.linalg.norm(product(x) - b)
-        return jnp.where(away <= 10 * tol * jnp.linalg.norm(b), x, jnp.nan)
-
-    ways = (partial(solver, near) for near in (inverse, inverse.T))
-    return jax.lax.custom_linear_solve(lambda v: v - push(v), b, *ways)
-
-
-def _times(matrix, vector):
-    return jnp.matmul(matrix, vector, precision=Precision.HIGHEST)
-
-
-def krylov(product, b, near, tol, most):
-    """(x, whether ‖b − product(x)‖ ≤ tol·‖b‖) by at most `most` products; `near` is an approximate
-    inverse, or empty.
-
-    The generalised conjugate residual method (Eisenstat, Elman & Schultz 1983), which minimises the
-    residual over the same spaces as GMRES. Where a residual hardly fell it is a poor direction, and
-    the last product is taken instead (Jiránek, Rozložník & Gutknecht 2008). The oldest directions
-    are forgotten where the memory is full.
-    """
-    size = b.size
-    room = min(size, most, max(FEWEST, BASIS // size))
-    goal = tol * jnp.linalg.norm(b)
-
-    def going(carry):
-        count, _, rest, *_ = carry
-        return (count < most) & (jnp.linalg.norm(rest) > goal)
-
-    def body(carry):
-        count, x, rest, way, ways, images = carry
-        way = _times(near, way) if near.size else way
-        image = product(way)
-        for _ in range(2):
-            along = _times(images, image)
-            image, way = image - _times(along, images), way - _times(along, ways)
-        length = jnp.linalg.norm(image)
-        image, way = image / length, way / length
-        part = _times(image, rest)
-        falls = jnp.abs(part) > 0.1 * jnp.linalg.norm(rest)
-        rest = rest - part * image
-        ways, images = ways.at[count % room].set(way), images.at[count % room].set(image)
-        return count + 1, x + part * way, rest, jnp.where(falls, rest, image), ways, images
-
-    none = jnp.zeros((room, size), b.dtype)
-    carry = (0, jnp.zeros_like(b), b, b, none, none)
-    _, x, rest, *_ = jax.lax.while_loop(going, body, carry)
-    return x, jnp.linalg.norm(rest) <= goal
-
-
 @lru_cache(maxsize=256)
 def prepare(spec):
     """(data, params) -> System, each with a leading axis of data sets, a few at a time."""
@@ -293,7 +229,11 @@ def _lone(function):
 
 
 def analyse(spec, data, params) -> System:
-    """The `System` at params: is there one fixed point near them, and where?"""
+    """The `System` at params: is there one fixed point near them, and where?
+
+    At a saddle one eigenvalue of J is beyond 1 and det(I − J) < 0: EM passes there, and the fixed
+    point is not where the fit would have ended.
+    """
     chart = Chart(spec, data, params)
     origin = chart.flat(params)
     limits = jnp.finfo(origin.dtype)
@@ -305,6 +245,7 @@ def analyse(spec, data, params) -> System:
         jacobian = _jacobian(chart.steady, origin)
         inverse = jnp.linalg.inv(jnp.eye(origin.size, dtype=origin.dtype) - jacobian)
         regular = _rounding_grows(inverse, 1 + jnp.abs(jacobian)) < limits.eps**-0.7
+        regular &= jnp.linalg.slogdet(inverse)[0] > 0
 
     def newton(carry):
         """One Newton step, or in its place the answer to the probe, which ends the walk."""
@@ -314,7 +255,8 @@ def analyse(spec, data, params) -> System:
         settled = jnp.max(jnp.abs(residual)) <= SETTLED * limits.eps
         last = settled | (count == NEWTON)
         b = jnp.where(last, probe, residual)
-        x, reached = krylov(lambda v: v - push(v), b, inverse, ROUGH, PATIENCE)
+        x, reached, sign = krylov(lambda v: v - push(v), b, inverse, ROUGH, PATIENCE)
+        reached &= (sign > 0) | ~last | bool(inverse.size)
         longest = jnp.where(reached, jnp.max(jnp.abs(x)), jnp.nan)
         steps = jnp.where(last, steps, steps.at[count].set(longest))
         return count + 1, jnp.where(last, point, point + x), steps, settled, (last, longest)
@@ -352,10 +294,10 @@ def _size(leaf):
 def _rounding_grows(inverse, size):
     """The spectral radius of |(I − J)⁻¹|·|I − J|: what a solution makes of rounding in J, whatever
     the units of the params (Bauer 1966; Skeel 1979)."""
-    matrix = _times(jnp.abs(inverse), size)
+    matrix = times(jnp.abs(inverse), size)
     vector = jnp.ones(matrix.shape[0], matrix.dtype)
     for _ in range(8):
-        vector = _times(matrix, vector)
+        vector = times(matrix, vector)
         growth = jnp.max(vector)
         vector = vector / growth
     return growth
