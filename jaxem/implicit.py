@@ -212,7 +212,7 @@ def prepare(spec):
             return leaf.reshape(-1, *leaf.shape[2:])
 
         out = systems(*jax.tree.map(spread, args, tuple(batched)))
-        out = jax.tree.map(lambda a: a.reshape(size, -1, *a.shape[1:]), out)
+        out = jax.tree.map(lambda a: a.reshape(size, len(a) // size, *a.shape[1:]), out)
         return out, jax.tree.map(lambda _: True, out)
 
     return systems
