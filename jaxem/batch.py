@@ -3,9 +3,11 @@
 import math
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data import as_array, as_weights
+from jaxem.pytree import is_traced
 
 
 class Batch:
@@ -54,7 +56,8 @@ def as_blocks(batch: Batch, weights) -> list[Block]:
         return [Block(x, weights, np.arange(x.shape[0]), x.shape[1])]
     if not isinstance(data, (list, tuple)) or not data:
         raise TypeError("Batch takes an array (b, n, d) or a list of arrays (n, d)")
-    sets = [np.asarray(as_array(one, f"Batch data[{i}]")) for i, one in enumerate(data)]
+    sets = [as_array(one, f"Batch data[{i}]") for i, one in enumerate(data)]
+    sets = [one if is_traced(one) else np.asarray(one) for one in sets]
     for i, one in enumerate(sets):
         if one.ndim != 2 or 0 in one.shape or one.shape[1] != sets[0].shape[1]:
             raise ValueError(
@@ -82,9 +85,18 @@ def padded_length(n: int) -> int:
 
 
 def _stack(sets, weights, n: int, index) -> Block:
-    d, dtype = sets[index[0]].shape[1], np.result_type(*(sets[i].dtype for i in index))
-    x, w = np.zeros((len(index), n, d), dtype), np.zeros((len(index), n), dtype)
-    for row, i in enumerate(index):
-        x[row, : len(sets[i])] = sets[i]
-        w[row, : len(sets[i])] = weights[i]
+    dtype = np.result_type(*(sets[i].dtype for i in index))
+
+    def stacked(arrays):
+        """Arrays padded with zeros to n rows, on the host unless some are traced."""
+        if is_traced(arrays):
+            blank = [jnp.zeros((n - len(a), *a.shape[1:]), a.dtype) for a in arrays]
+            full = [jnp.concatenate(pair) for pair in zip(arrays, blank, strict=True)]
+            return jnp.stack(full).astype(dtype)
+        out = np.zeros((len(arrays), n, *arrays[0].shape[1:]), dtype)
+        for row, array in zip(out, arrays, strict=True):
+            row[: len(array)] = array
+        return out
+
+    x, w = (stacked([of[i] for i in index]) for of in (sets, weights))
     return Block(x, w, index, min(len(sets[i]) for i in index))

@@ -16,40 +16,40 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.flatten_util import ravel_pytree
-from jax.lax import Precision, stop_gradient
-from jax.scipy.sparse.linalg import gmres
+from jax.lax import stop_gradient
 
+from jaxem.krylov import PATIENCE, krylov, solve, times
 from jaxem.pytree import merge
-from jaxem.solve import Problem, over
+from jaxem.solve import Problem, lane_plan, over
 from jaxem.status import Status
 from jaxem.sweep import row_sum
 from jaxem.tangents import Motion, still
 
-DENSE = 200
-"""Parameters up to which I − J is formed and inverted; beyond, GMRES asks for products alone."""
+DENSE = 32
+"""Parameters up to which (I − J)⁻¹ is formed and preconditions every solve: a column of J costs a
+product, and a solve without it takes fewer products than there are parameters."""
 
-COLUMNS = 2**21
-"""Bytes of the widest array while columns of J are formed, several at a time."""
+NEWTON = 3
+"""The most Newton steps from the params of the fit to a fixed point good to rounding."""
 
-NEWTON, REFINE = 3, 2
-"""Newton steps with one inverse that take params from the tolerance of the fit to rounding, and
-corrections of a solution made with that same inverse: every one costs a map, not a Jacobian."""
+ROUGH = 1e-4
+"""The residual of the linear solve of a Newton step, relative."""
+
+SETTLED = 64
+"""The move of one EM step, in epsilons of each leaf's size, that counts as rounding."""
 
 NEAR = 0.05
 """The first Newton step, relative to each leaf's size, beyond which a fit is not at its end."""
 
-CHANGE = 0.5
-"""How far that inverse may be from one at the polished params, where it is largest."""
-
-RESTART, CYCLES = 40, 10
-"""GMRES: products between restarts, and restarts of the test; a solve may take four times more."""
+FALLS = 1e-2
+"""How much smaller than the one before the last Newton step must be, unless it ended settled."""
 
 
 class System(NamedTuple):
     """What the tangent needs of J, none of it differentiated.
 
-    shift: Newton's way from the params to the fixed point, flat, in safe units. inverse: (I − J)⁻¹
-    at the params, empty above `DENSE`. ok: whether both can be trusted.
+    shift: Newton's way from the params to the fixed point, in the coordinates of the `Chart`.
+    inverse: (I − J)⁻¹ at the params, empty above `DENSE`. ok: whether both can be trusted.
     """
 
     shift: Any
@@ -149,23 +149,37 @@ def _bar(primals, tangents):
 
 
 class Chart:
-    """Params as one flat vector in the safe units of the data, which stand still here."""
+    """Params as one flat vector: in the safe units of the data, which stand still here, each leaf
+    in units of its own size."""
 
     def __init__(self, spec, data, params):
-        self.spec, self.view = spec, Problem(spec, *data, absent=True).view
-        self.unravel = ravel_pytree(self.view.inward(params))[1]
+        self.spec, self.problem = spec, Problem(spec, *data, absent=True)
+        inner = self.problem.view.inward(params)
+        origin, self.unravel = ravel_pytree(inner)
+        sizes = ravel_pytree(jax.tree.map(lambda a: jnp.full(jnp.shape(a), _size(a)), inner))[0]
+        self.sizes = sizes.astype(origin.dtype)
 
     def flat(self, params):
-        return ravel_pytree(self.view.inward(params))[0]
+        return self._coordinates(self.problem.view.inward(params))
 
     def params(self, point):
-        return self.view.outward(self.unravel(point))
+        return self.problem.view.outward(self._inner(point))
+
+    def steady(self, point):
+        """The EM map of the data of this chart."""
+        return self._coordinates(self.problem.map(self._inner(point)).proposal)
 
     def step(self, data, point):
         """The EM map of data that may move."""
         problem = Problem(self.spec, *data, absent=True)
         seen = problem.map(problem.view.inward(self.params(point)))
         return self.flat(problem.view.outward(seen.proposal))
+
+    def _coordinates(self, inner):
+        return ravel_pytree(inner)[0] / self.sizes
+
+    def _inner(self, point):
+        return self.unravel(point * self.sizes)
 
 
 def value(spec, data, params):
@@ -178,37 +192,6 @@ def value(spec, data, params):
     return (log_likelihood + problem.model.log_prior(params)).astype(weights.dtype)
 
 
-def solve(step, point, b, inverse):
-    """(I − J)⁻¹ b, J = ∂step/∂point, in either direction and differentiable."""
-    _, push = jax.linearize(step, point)
-
-    def dense(inverse, product, b):
-        def refine(_, x):
-            return x + _times(inverse, b - product(x))
-
-        return jax.lax.fori_loop(0, REFINE, refine, _times(inverse, b))
-
-    def krylov(product, b):
-        return _gmres(product, b, 4 * CYCLES)
-
-    ways = (krylov, krylov)
-    if inverse.size:
-        ways = (partial(dense, inverse), partial(dense, inverse.T))
-    return jax.lax.custom_linear_solve(lambda v: v - push(v), b, *ways)
-
-
-def _times(matrix, vector):
-    return jnp.matmul(matrix, vector, precision=Precision.HIGHEST)
-
-
-def _gmres(product, b, cycles):
-    """The solution, NaN where GMRES did not reach it."""
-    tol = jnp.finfo(b.dtype).eps ** 0.7
-    x, _ = gmres(product, b, tol=tol, restart=RESTART, maxiter=cycles)
-    away = jnp.linalg.norm(product(x) - b)
-    return jnp.where(away <= 100 * tol * jnp.linalg.norm(b), x, jnp.nan)
-
-
 @lru_cache(maxsize=256)
 def prepare(spec):
     """(data, params) -> System, each with a leading axis of data sets, a few at a time."""
@@ -218,9 +201,9 @@ def prepare(spec):
 
     @custom_vmap
     def systems(data, params):
-        x = jax.tree.leaves(data[1])[0]
-        floats = x[0].size * sum(leaf[0].size for leaf in jax.tree.leaves(params))
-        return over(one, (data, params), spec.lanes.width_for(x.shape[0], floats))
+        model = merge(jax.tree.map(lambda a: a[0], data[0]), spec.structure)[0]
+        width, _ = lane_plan(spec, model, data[1], jax.tree.leaves(data[1])[0].shape[0])
+        return over(one, (data, params), width)
 
     @systems.def_vmap
     def rule(size, batched, *args):
@@ -229,7 +212,7 @@ def prepare(spec):
             return leaf.reshape(-1, *leaf.shape[2:])
 
         out = systems(*jax.tree.map(spread, args, tuple(batched)))
-        out = jax.tree.map(lambda a: a.reshape(size, -1, *a.shape[1:]), out)
+        out = jax.tree.map(lambda a: a.reshape(size, len(a) // size, *a.shape[1:]), out)
         return out, jax.tree.map(lambda _: True, out)
 
     return systems
@@ -246,42 +229,54 @@ def _lone(function):
 
 
 def analyse(spec, data, params) -> System:
-    """The `System` at params: is there one fixed point near them, and where?"""
-    problem = Problem(spec, *data, absent=True)
-    point, unravel = ravel_pytree(problem.view.inward(params))
+    """The `System` at params: is there one fixed point near them, and where?
 
-    def step(point):
-        return ravel_pytree(problem.map(unravel(point)).proposal)[0]
+    At a saddle one eigenvalue of J is beyond 1 and det(I − J) < 0: EM passes there, and the fixed
+    point is not where the fit would have ended.
+    """
+    chart = Chart(spec, data, params)
+    origin = chart.flat(params)
+    limits = jnp.finfo(origin.dtype)
+    rng = np.random.default_rng(0)  # magnitudes that differ too: twins move against each other
+    probe = rng.choice([-1.0, 1.0], origin.size) * rng.uniform(0.5, 1, origin.size)
+    probe = jnp.asarray(probe, origin.dtype)
+    inverse, regular = jnp.zeros((0, 0), origin.dtype), True
+    if origin.size <= DENSE:
+        jacobian = _jacobian(chart.steady, origin)
+        inverse = jnp.linalg.inv(jnp.eye(origin.size, dtype=origin.dtype) - jacobian)
+        regular = _rounding_grows(inverse, 1 + jnp.abs(jacobian)) < limits.eps**-0.7
+        regular &= jnp.linalg.slogdet(inverse)[0] > 0
 
-    sizes = jax.tree.map(lambda a: jnp.full(jnp.shape(a), _size(a)), unravel(point))
-    sizes = ravel_pytree(sizes)[0].astype(point.dtype)
-    proposal, push = jax.linearize(step, point)
-    probe = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], point.size), point.dtype)
-    limit = jnp.finfo(point.dtype).eps ** -0.7
-    if point.size > DENSE:
-        inverse = jnp.zeros((0, 0), point.dtype)
-        first, polished = _newton(step, point, proposal, push)
-        answer = _gmres(lambda v: v - push(v), sizes * probe, CYCLES) / sizes
-        ok = jnp.max(jnp.abs(answer)) < limit
-    else:
-        width = max(1, COLUMNS // (jax.tree.leaves(problem.view.data)[0].size * 8))
-        eye = jnp.eye(point.size, dtype=point.dtype)
-        rows = (
-            jax.vmap(push)(eye) if width >= point.size else jax.lax.map(push, eye, batch_size=width)
-        )
-        system = eye - rows.T
-        inverse = jnp.linalg.inv(system)
-        regular = _rounding_grows(inverse, 1 + jnp.abs(rows.T)) < limit
-        worst = _times(inverse, _times(inverse, probe * sizes))
-        worst = worst / jnp.max(jnp.abs(worst / sizes))
-        first = _times(inverse, proposal - point)
-        polished, later = _chord(step, point + first, inverse, worst)
-        change = jnp.max(jnp.abs(_times(inverse, later) - worst) / sizes)
-        ok = regular & (change < CHANGE)
-    ok &= jnp.max(jnp.abs(first) / sizes) < NEAR
-    shift = polished - point
+    def newton(carry):
+        """One Newton step, or in its place the answer to the probe, which ends the walk."""
+        count, point, steps, _, _ = carry
+        proposal, push = jax.linearize(chart.steady, point)
+        residual = proposal - point
+        settled = jnp.max(jnp.abs(residual)) <= SETTLED * limits.eps
+        last = settled | (count == NEWTON)
+        b = jnp.where(last, probe, residual)
+        x, reached, sign = krylov(lambda v: v - push(v), b, inverse, ROUGH, PATIENCE)
+        reached &= (sign > 0) | ~last | bool(inverse.size)
+        longest = jnp.where(reached, jnp.max(jnp.abs(x)), jnp.nan)
+        steps = jnp.where(last, steps, steps.at[count].set(longest))
+        return count + 1, jnp.where(last, point, point + x), steps, settled, (last, longest)
+
+    zero = jnp.zeros((), origin.dtype)
+    carry = (0, origin, jnp.zeros(NEWTON, origin.dtype), False, (False, zero))
+    done = jax.lax.while_loop(lambda carry: ~carry[-1][0], newton, carry)
+    _, point, steps, settled, (_, growth) = done
+    falls = steps[-1] <= FALLS * steps[-2]
+    ok = regular & (growth < limits.eps**-0.7) & (steps[0] < NEAR) & (settled | falls)
+    shift = point - origin
     ok &= jnp.all(jnp.isfinite(shift))
     return System(jnp.where(ok, shift, 0), jnp.where(ok, inverse, 0), ok)
+
+
+def _jacobian(step, point):
+    """J. On a CPU a column at a time: several together no longer fit its caches."""
+    _, push = jax.linearize(step, point)
+    every = jax.lax.map if jax.default_backend() == "cpu" else lambda f, xs: jax.vmap(f)(xs)
+    return every(push, jnp.eye(point.size, dtype=point.dtype)).T
 
 
 def _arrived(leaf):
@@ -296,32 +291,13 @@ def _size(leaf):
     return jnp.sqrt(jnp.where(square > 0, square, 1))
 
 
-def _chord(step, point, inverse, direction):
-    """Where `NEWTON` steps with one inverse end, and (I − J) · direction there, or one before."""
-
-    def again(_, carry):
-        point, _ = carry
-        proposal, moved = jax.jvp(step, (point,), (direction,))
-        return point + _times(inverse, proposal - point), direction - moved
-
-    return jax.lax.fori_loop(1, NEWTON, again, (point, direction))
-
-
-def _newton(step, point, proposal, push):
-    """The same by GMRES, two steps, each with its own J."""
-    first = _gmres(lambda v: v - push(v), proposal - point, CYCLES)
-    polished = point + first
-    proposal, push = jax.linearize(step, polished)
-    return first, polished + _gmres(lambda v: v - push(v), proposal - polished, CYCLES)
-
-
 def _rounding_grows(inverse, size):
     """The spectral radius of |(I − J)⁻¹|·|I − J|: what a solution makes of rounding in J, whatever
     the units of the params (Bauer 1966; Skeel 1979)."""
-    matrix = _times(jnp.abs(inverse), size)
+    matrix = times(jnp.abs(inverse), size)
     vector = jnp.ones(matrix.shape[0], matrix.dtype)
     for _ in range(8):
-        vector = _times(matrix, vector)
+        vector = times(matrix, vector)
         growth = jnp.max(vector)
         vector = vector / growth
     return growth

@@ -3,6 +3,9 @@
 Axes: `...` any batch, `d` features, `n` units (minor, so that elementwise code vectorises).
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -137,3 +140,21 @@ def solve_positive(a, b):
     for i in reversed(range(m)):
         z[i] = y[i] / pivots[i] - sum(unit[j][i] * z[j] for j in range(i + 1, m))
     return jnp.stack(z)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def copies(x, size: int):
+    """x `size` times along a new leading axis, as a matrix product where it is differentiated.
+
+    In reverse a broadcast is a sum over the leading axis, which XLA may spend 20 times longer on
+    than on the product ((4, 8, 5000), jaxlib 0.10.2: 1.3 ms against 0.05).
+    """
+    return jnp.broadcast_to(x[None], (size, *x.shape))
+
+
+@copies.defjvp
+def _copied(size, primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    ones = jnp.ones((size, 1), tangent.dtype)
+    flat = jnp.matmul(ones, tangent.reshape(1, -1), precision=lax.Precision.HIGHEST)
+    return copies(x, size), flat.reshape(size, *tangent.shape)

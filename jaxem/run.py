@@ -80,7 +80,7 @@ def run(
     # The search itself is not differentiated: under `grad` alone its inputs are plain arrays.
     still = jax.tree.map(lambda a: stop_gradient(a) if is_traced(a) else a, (model, method, *args))
     best, every = _search(*still, **static)
-    from jaxem.implicit import attached  # with GMRES, which costs time to import
+    from jaxem.implicit import attached  # of no use to a plain fit, which starts sooner without it
 
     return attached(numeric, x, weights, best, every, how=gradient, **static)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from jaxem.linalg import Factor, floored, is_floored
+from jaxem.linalg import Factor, copies, floored, is_floored
 from jaxem.priors import inverse_gamma, inverse_wishart
 from jaxem.spaces import POSITIVE, POSITIVE_DEFINITE
 
@@ -81,7 +81,7 @@ class Full:
     def _stacked(self, weights, centred):
         rows = range(centred.shape[1])
         products = [centred[:, i] * centred[:, j] for i in rows for j in range(i + 1)]
-        count, first, packed = weighted_sums(weights, centred, products)
+        count, first, packed = weighted_sums(weights, centred, jnp.stack(products, 1))
         at = [[max(i, j) * (max(i, j) + 1) // 2 + min(i, j) for j in rows] for i in rows]
         second = jnp.stack([jnp.stack([packed[:, j] for j in row], -1) for row in at], -2)
         return count, first, second
@@ -171,7 +171,7 @@ class Diagonal:
 
     def moments(self, weights, x, mean):
         centred = centre(x, mean)
-        return weighted_sums(weights, centred, list(jnp.square(centred).swapaxes(0, 1)))
+        return weighted_sums(weights, centred, jnp.square(centred))
 
     def outer(self, weights, v):
         return weights[:, None] * jnp.square(v)
@@ -247,19 +247,19 @@ STRUCTURES = {"full": Full(), "tied": Tied(), "diagonal": Diagonal(), "spherical
 
 
 def weighted_sums(weights, centred, products):
-    """Σ_n weight (k,), · c (k, d), and · each of `products`, m arrays (k, n), as (k, m).
+    """Σ_n weight (k,), · c (k, d), and · each of `products` (k, m, n), as (k, m).
 
-    One matrix-vector product a component: sums along a minor axis do not vectorise on a CPU.
+    Matrix-vector products: sums along a minor axis do not vectorise on a CPU, and arrays joined for
+    one product cost more than they save, above all in reverse.
     """
-    d = centred.shape[1]
-    rows = [jnp.ones_like(weights), *(centred[:, i] for i in range(d)), *products]
-    sums = jnp.matmul(jnp.stack(rows, 1), weights[..., None], precision=Precision.HIGHEST)[..., 0]
-    return sums[:, 0], sums[:, 1 : d + 1], sums[:, d + 1 :]
+    column = weights[..., None]
+    sums = (jnp.matmul(a, column, precision=Precision.HIGHEST) for a in (centred, products))
+    return weights.sum(-1), *(a[..., 0] for a in sums)
 
 
 def centre(x, mean):
     """x (n, d) about every component's mean (k, d): (k, d, n)."""
-    return x.T[None] - mean[:, :, None]
+    return copies(x.T, mean.shape[0]) - mean[:, :, None]
 
 
 def variance_floor(dtype) -> float:

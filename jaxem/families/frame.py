@@ -4,6 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import Precision, stop_gradient
+
+from jaxem.linalg import copies
 
 LAZY = 2**23
 """Numbers from which data are standardised chunk by chunk in every pass, and never copied."""
@@ -26,16 +29,18 @@ class Frame(NamedTuple):
 
     def standardize(self, x):
         """Rows (n, d) in these units."""
-        return ((x - self.first) / self.reach - self.centre) * (self.reach / self.scale)
+        centre, ratio = (copies(v, x.shape[0]) for v in (self.centre, self.reach / self.scale))
+        return ((x - self.first) / self.reach - centre) * ratio
 
 
 def frame(x, weights, common: bool) -> Frame:
     """The `Frame` of the data; one scale for all features if `common`.
 
     Two passes about the first present row, so that neither an offset nor a scale near the ends of
-    the float range costs digits. A constant feature keeps its own magnitude as its scale.
+    the float range costs digits. A constant feature keeps its own magnitude as its scale. `first`
+    and `reach` cancel: no derivative goes through them.
     """
-    first = x[jnp.argmax(weights > 0)]
+    first = stop_gradient(x[jnp.argmax(weights > 0)])
     total = weights.sum()
 
     def farthest(x, weights):
@@ -44,14 +49,15 @@ def frame(x, weights, common: bool) -> Frame:
 
     def average(of):
         def part(x, weights):
-            return ((weights / total)[:, None] * of((x - first) / reach)).sum(0)
+            values = of((x - first) / reach)
+            return jnp.matmul(weights / total, values, precision=Precision.HIGHEST)
 
         return over_rows(part, jnp.add, x, weights)
 
-    reach = over_rows(farthest, jnp.maximum, x, weights)
+    reach = over_rows(farthest, jnp.maximum, stop_gradient(x), weights)
     reach = jnp.where(reach > 0, reach, 1)
     centre_of = average(lambda unit: unit)
-    variance = average(lambda unit: jnp.square(unit - centre_of))
+    variance = average(lambda unit: jnp.square(unit - copies(centre_of, unit.shape[0])))
     rough = 4 * jnp.finfo(x.dtype).eps
     scale = jnp.sqrt(jnp.where(variance > 0, variance, 1)) * reach  # no gradient of √0
     scale = jnp.where(variance > 0, scale, 0)
