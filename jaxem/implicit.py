@@ -188,7 +188,7 @@ def value(spec, data, params):
     view, weights = problem.view, problem.weights
     _, evidence = view.model.posterior(view.inward(params), view.data)
     evidence = jnp.where((weights > 0) | jnp.isfinite(evidence), evidence, 0)
-    log_likelihood = row_sum(weights, evidence) - problem.total * view.log_volume
+    log_likelihood = row_sum(weights, evidence) - problem.volume
     return (log_likelihood + problem.model.log_prior(params)).astype(weights.dtype)
 
 

@@ -21,7 +21,8 @@ IMPOSSIBLE = -1e30
 class View(NamedTuple):
     """A model and its data in units in which the arithmetic is safe (centred, unit variance).
 
-    `log p(x | params) = log p_view(view data | inward(params)) - log_volume`, per unit of weight.
+    `log p(x | params) = log p_view(view data | inward(params)) - log_volume`, per unit of weight;
+    log_volume, which no parameter enters, is a scalar or of shape (n,).
     """
 
     model: Any
@@ -282,17 +283,18 @@ def normalize(joint):
 
     Where every term is −∞ the evidence is −∞ and the responsibilities are 0, never NaN.
     """
-    responsibilities, evidence = shares(joint.T)
-    return responsibilities.T, evidence
+    share, total, evidence = shares(joint.T)
+    return (share / total).T, evidence
 
 
-def shares(joint):
-    """`normalize` of (k, n): units minor, so that the code vectorises."""
+def shares(joint, lowest=-jnp.inf):
+    """Responsibilities (k, n) as shares and their totals (n,), and the evidence (n,), of a joint
+    (k, n): units minor, so that the code vectorises. What is `lowest` or less is impossible."""
     top = jax.lax.stop_gradient(joint.max(0))
-    top = jnp.where(jnp.isfinite(top), top, 0)
-    share = jnp.exp(joint - top)
-    total = share.sum(0)
-    return share / jnp.where(total == 0, 1, total), top + jnp.log(total)
+    none = top <= lowest
+    share = jnp.exp(joint - jnp.where(none, jnp.inf, top))
+    total = jnp.where(none, 1, share.sum(0))
+    return share, total, jnp.where(none, -jnp.inf, top + jnp.log(total))
 
 
 def is_empty(count):

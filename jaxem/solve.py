@@ -6,6 +6,8 @@ lanes. `jax.vmap` of a fit arrives here through a batching rule that folds the n
 into R where the data are shared.
 """
 
+import copy
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +19,7 @@ from jaxem.check import check_step
 from jaxem.lanes import Lanes
 from jaxem.pytree import Structure, float_dtype, merge, pytree, split
 from jaxem.status import Status
+from jaxem.sweep import prepared, total_of
 
 FOLDED = 4096
 
@@ -55,10 +58,8 @@ class Fit:
 
 
 class Problem:
-    """One data set in safe units, with the model that is climbed there.
-
-    `absent`: whether units of weight 0 stay what they are, because their weight has a gradient.
-    """
+    """One data set in safe units, with the model that is climbed there. `absent`: whether units of
+    weight 0 stay what they are, because their weight has a gradient."""
 
     def __init__(self, spec: Spec, numeric, x, weights, absent: bool = False):
         dtype = float_dtype(x)
@@ -71,7 +72,19 @@ class Problem:
         else:
             x, self.weights, self.status = sanitize(self.model, x, weights, absent)
         self.view = self.model.view(x, self.weights)
+        self.data = self.view.data
         self.total = self.weights.sum()
+
+    @property
+    def volume(self):
+        """Σ w·log_volume."""
+        return total_of(self.weights, self.total, self.view.log_volume)
+
+    def ready(self):
+        """The same, with what passes over the data have in common computed."""
+        new = copy.copy(self)
+        new.data = prepared(self.climbed, self.data, self.method)
+        return new
 
     @property
     def climbed(self):
@@ -96,8 +109,7 @@ class Problem:
         return jax.tree.map(lambda a: jnp.asarray(a, jnp.asarray(a).dtype), params)
 
     def evaluate(self, params, memory):
-        options = self.view.model, params, self.view.data, self.weights
-        return self.method.evaluate(*options, memory)
+        return self.method.evaluate(self.view.model, params, self.data, self.weights, memory)
 
     def map(self, params):
         """One plain step, whatever the method makes of it."""
@@ -118,6 +130,11 @@ class Work:
         """The model that is climbed."""
         return merge(self.numeric, self.structure)[0]
 
+    def ready(self):
+        """As of a `Problem`."""
+        model, method = merge(self.numeric, self.structure)
+        return replace(self, data=prepared(model, self.data, method))
+
     def evaluate(self, params, memory):
         model, method = merge(self.numeric, self.structure)
         return method.evaluate(model, params, self.data, self.weights, memory)
@@ -133,6 +150,7 @@ def single(spec: Spec, numeric, x, weights, start, tol, max_iter) -> Fit:
 def climb(spec: Spec, work, state, tol, max_iter, budget=None):
     """One state after the plain loop; `work` evaluates params and knows the model climbed."""
     options = {"tol": tol, "max_iter": max_iter, "criterion": spec.criterion, "budget": budget}
+    work = work.ready()
     try:
         return loop.run(state, work.evaluate, **options)
     except TypeError:
@@ -285,7 +303,7 @@ def sanitize(model, x, weights, absent: bool = False):
 
 def finish(problem: Problem, state) -> Fit:
     """The state of a finished loop in the units of the data."""
-    model, view, total = problem.model, problem.view, problem.total
+    model, view = problem.model, problem.view
     inner, objective, n_iter = loop.settled(state)
     measured = problem.method.measures(n_iter)
     if measured is not True:
@@ -299,11 +317,11 @@ def finish(problem: Problem, state) -> Fit:
     status = jnp.where(degenerate, Status.DEGENERATE, state.status)
     status = jnp.where(jnp.isfinite(loop.blemish(params)), status, Status.NONFINITE)
     status = jnp.where(state.status < Status.DEGENERATE, status, state.status)
-    log_likelihood = objective - view.model.log_prior(inner) - total * view.log_volume
+    log_likelihood = objective - view.model.log_prior(inner) - problem.volume
     log_likelihood = climbed = log_likelihood.astype(objective.dtype)
     other = problem.method.log_likelihood(view.model, inner, view.data, problem.weights)
     if other is not None:
-        log_likelihood = (other - total * view.log_volume).astype(objective.dtype)
+        log_likelihood = (other - problem.volume).astype(objective.dtype)
     return Fit(
         params=jax.tree.map(_clip, params),
         log_likelihood=log_likelihood,
@@ -323,8 +341,7 @@ def _clip(leaf):
     """The nearest finite value, for params that overflow in the units of the data."""
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf
-    largest = jnp.finfo(leaf.dtype).max
-    return jnp.clip(leaf, -largest, largest)
+    return jnp.clip(leaf, jnp.finfo(leaf.dtype).min, jnp.finfo(leaf.dtype).max)
 
 
 def rank(every: Fit):

@@ -4,13 +4,17 @@ Statistics are additive over units, so any model can be swept chunk by chunk; a 
 faster way for many units says so in `Model.fused`.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.custom_batching
 import jax.numpy as jnp
 from jax.lax import Precision
+
+from jaxem.pytree import pytree
 
 CHUNKED = 2**20
 """Units × features × components from which a pass is cut into chunks."""
@@ -40,34 +44,68 @@ BLOCK = 1024
 class Fused(NamedTuple):
     """A faster way over many units: see `Model.fused`.
 
-    prepare(x) -> the units with whatever is the same in every pass, computed once;
-    sweep(params, prepared, weights) -> (statistics, evidence (n,)), as `Model.sweep`, for at most
-    `rows` units at a time; terms(params) -> a scalar, the size of the terms of which log p(x) is
-    the small difference, or None where they are never large.
+    prepare(x) -> the units as the sweep takes them, along `axis` of every leaf, and whatever else
+    is the same in every pass; sweep(params, units, weights) -> (sums, evidence (n,)) for at most
+    `rows` units at a time; statistics(params, sums) as of `Model.sweep`, from the sums of all;
+    terms(params) -> a scalar, the size of the terms of which log p(x) is the small difference, or
+    None where they are never large.
     """
 
     prepare: Callable
     sweep: Callable
+    statistics: Callable
     terms: Callable
     rows: int
+    axis: int
 
 
 class Linear(NamedTuple):
     """A bank whose log density is linear in features that no parameter enters: see `Bank.linear`.
 
-    log p(x | k) = base(x) + slopes[k] · features(x) + levels[k]
+    log p(x | k) = base(x) + coefficients[k] · features(x), where feature `one` is 1.
 
-    features(x) -> (m, n), units minor; coefficients(params) -> slopes (k, m), levels (k,) or 0.0;
-    base(x) -> (n,), or None where it is 0; statistics(params, count (k,), sums (m, k)) -> the
-    bank's statistics from Σw and Σw·features; terms(params) as in `Fused`.
+    columns(x) -> (c, n), the data with units minor, which is kept if there is `room`;
+    features(columns) -> (size, n); coefficients(params, level) -> (k, size), with level (k,) in the
+    place of feature `one`; base(x) -> (n,), or None where it is 0; statistics(params, sums
+    (size, k)) -> the bank's statistics from Σw·features; terms(params) as in `Fused`; `lowest`: a
+    log density from which a unit is impossible.
     """
 
     size: int
+    one: int
+    room: bool
+    columns: Callable
     features: Callable
     coefficients: Callable
     base: Callable
     statistics: Callable
     terms: Callable
+    lowest: float = -math.inf
+
+
+@pytree(eq=False)
+class Prepared:
+    """Data, and the units of a fused sweep: what many passes over the same data have in common."""
+
+    x: Any
+    units: Any
+
+
+def prepared(model, x, method=None):
+    """A `Prepared` where the data are many and the model has a fused sweep, else the data.
+
+    A method of another kind than exact EM (`plain`) takes the data as they are.
+    """
+    other = not (method is None or getattr(method, "plain", False))
+    if other or isinstance(x, Prepared) or _numbers(model, x) < CHUNKED:
+        return x
+    fused = model.fused(x)
+    return x if fused is None else Prepared(x, fused.prepare(x))
+
+
+def _numbers(model, x) -> int:
+    """Units × features × components."""
+    return getattr(model, "k", 1) * sum(leaf.size for leaf in jax.tree.leaves(x))
 
 
 class Sums(NamedTuple):
@@ -80,29 +118,30 @@ class Sums(NamedTuple):
 
 def sweep(model, params, x, weights) -> Sums:
     """Statistics and evidence of the data at `params`: in one piece where the data are few."""
-    leaves = jax.tree.leaves(x)
-    n = weights.shape[0]
-    width = getattr(model, "k", 1) * (sum(leaf.size for leaf in leaves) // n)
-    if n * width < CHUNKED:
+    ready = prepared(model, x)
+    x = ready.x if isinstance(ready, Prepared) else x
+    numbers, n = _numbers(model, x), weights.shape[0]
+    if numbers < CHUNKED:
         return _sums(model.sweep, params, x, weights)
-    rows = max(FEWEST, CACHED // width)
 
     def plain(params):
-        return in_chunks(model.sweep, rows, params, x, weights)
+        return in_chunks(model.sweep, max(FEWEST, CACHED * n // numbers), params, x, weights)
 
-    fused = model.fused(x)
-    if fused is None:
+    if not isinstance(ready, Prepared):
         return plain(params)
 
+    fused = model.fused(x)
     terms = fused.terms(jax.lax.stop_gradient(params))
-    units = fused.prepare(x)
-    if terms is None:
-        return in_chunks(fused.sweep, fused.rows, params, units, weights)
 
     def quick(params):
-        sums = in_chunks(fused.sweep, fused.rows, params, units, weights)
-        heard = HEARD * weights.sum() * terms
-        return sums._replace(magnitude=sums.magnitude + heard)
+        sums = in_chunks(fused.sweep, fused.rows, params, ready.units, weights, fused.axis)
+        heard = 0 if terms is None else HEARD * weights.sum() * terms
+        return Sums(
+            fused.statistics(params, sums.statistics), sums.evidence, sums.magnitude + heard
+        )
+
+    if terms is None:
+        return quick(params)
 
     rounding = terms * jnp.finfo(weights.dtype).eps
     return jax.lax.cond(_trusted(rounding), quick, plain, params)
@@ -123,8 +162,9 @@ def _(size, batched, rounding):
     return jnp.all((rounding <= TRUSTED) | ~jnp.isfinite(rounding)), False
 
 
-def in_chunks(function, rows: int, params, x, weights) -> Sums:
-    """The `Sums` of `function(params, x, weights) -> (statistics, evidence (n,))`, chunk by chunk.
+def in_chunks(function, rows: int, params, x, weights, axis=0) -> Sums:
+    """The `Sums` of `function(params, x, weights) -> (statistics, evidence (n,))`, chunk by chunk
+    along an axis of every leaf of x.
 
     The last chunk reaches back over rows of the one before, with weight 0. Chunks are added with
     the rounding of each addition kept, so that the sums of many chunks are as good as those of one.
@@ -138,7 +178,8 @@ def in_chunks(function, rows: int, params, x, weights) -> Sums:
     @jax.checkpoint  # a reverse pass keeps nothing of a chunk
     def chunk(i, params, x, weights):
         begin = jnp.minimum(i * rows, n - rows)
-        here, w = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, begin, rows), (x, weights))
+        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=begin, slice_size=rows, axis=axis)
+        here, w = jax.tree.map(cut, (x, weights))
         fresh = begin + jnp.arange(rows) >= i * rows
         return _sums(function, params, here, jnp.where(fresh, w, 0))
 
@@ -165,6 +206,13 @@ def _sums(function, params, x, weights) -> Sums:
     statistics, evidence = function(params, x, weights)
     evidence = jnp.where(weights > 0, evidence, 0)
     return Sums(statistics, row_sum(weights, evidence), row_sum(weights, jnp.abs(evidence) + 1))
+
+
+def total_of(weights, total, each):
+    """Σ w·each, with Σ w = `total`, of a scalar or of (n,)."""
+    if jnp.ndim(each) == 0:
+        return total * each
+    return row_sum(weights, jnp.where(weights > 0, each, 0))
 
 
 def row_sum(weights, values):

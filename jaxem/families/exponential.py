@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxem.families.exponential_family import ExponentialFamily
+from jaxem.families.exponential_family import ExponentialFamily, Relative
 from jaxem.families.frame import column_scale
 from jaxem.model import View
 from jaxem.priors import GammaPrior
@@ -89,7 +89,7 @@ class Exponential(ExponentialFamily):
         def outward(params):
             return ExponentialParams(params.rate / scale)
 
-        return View(model, x / scale, inward, outward, jnp.log(scale).sum())
+        return View(Relative(model), x / scale, inward, outward, jnp.log(scale).sum())
 
     @property
     def _floor(self):

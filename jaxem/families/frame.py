@@ -8,8 +8,8 @@ from jax.lax import Precision, stop_gradient
 
 from jaxem.linalg import copies
 
-LAZY = 2**23
-"""Numbers from which data are standardised chunk by chunk in every pass, and never copied."""
+ROOM = 2**26
+"""Bytes up to which data are copied; beyond they are standardised chunk by chunk in every pass."""
 
 SLAB = 2**15
 """Rows of a chunk in which such data are surveyed."""
@@ -73,10 +73,15 @@ def frame(x, weights, common: bool) -> Frame:
     return Frame(first + centre_of * reach, scale, first, reach, centre_of)
 
 
+def roomy(x) -> bool:
+    """Whether there is room for a copy of x."""
+    return x.size * x.dtype.itemsize <= ROOM
+
+
 def over_rows(function, combine, x, weights):
     """`function(x, weights)` of all rows; many go in chunks, as XLA stores what it reduces."""
     n = x.shape[0]
-    if x.size < LAZY or n <= SLAB:
+    if roomy(x) or n <= SLAB:
         return function(x, weights)
 
     def chunk(i):

@@ -9,8 +9,8 @@ import numpy as np
 from jax.lax import Precision
 
 from jaxem.families.covariance import LOG_2PI, STRUCTURES, centre, variance_floor
-from jaxem.families.frame import LAZY, frame
-from jaxem.families.quadratic import FORMS
+from jaxem.families.frame import frame, roomy
+from jaxem.families.quadratic import FORMS, append_one
 from jaxem.held import averaged
 from jaxem.model import Bank, View, is_empty, safe
 from jaxem.priors import NormalPrior, NormalWishartPrior
@@ -96,12 +96,13 @@ class Normal(Bank):
 
         return Linear(
             size=form.size(d),
-            features=lambda x: form.features(self._framed(x)),
-            coefficients=lambda params: (form.coefficients(params.mean, params.covariance), 0.0),
+            one=form.one(d),
+            room=self.frame is None,
+            columns=lambda x: self._framed(x).T,
+            features=lambda columns: form.features(append_one(columns)),
+            coefficients=lambda p, level: form.coefficients(p.mean, p.covariance, level),
             base=lambda x: None,
-            statistics=lambda params, count, sums: NormalStatistics(
-                *form.moments(params.mean, sums)
-            ),
+            statistics=lambda p, sums: NormalStatistics(*form.moments(p.mean, sums)),
             terms=lambda params: form.terms(params.mean, params.covariance).max(),
         )
 
@@ -229,7 +230,7 @@ class Normal(Bank):
         structure = self.structure
         own = frame(x, weights, structure.common_scale)
         loc, scale = own.location, own.scale
-        lazy = x.size >= LAZY and not copy
+        lazy = not (roomy(x) or copy)
         floor = variance_floor(x.dtype)
         if self.floor is not None:
             floor = self.floor / jnp.square(scale[0] if structure.common_scale else scale)

@@ -64,12 +64,11 @@ class NormalWishart(Bank):
         if form is None:
             return None
 
-        def coefficients(params):
-            slopes, levels = form.coefficients(_plain(params))
-            return slopes, levels + self._level(params)
+        def coefficients(params, level):
+            return form.coefficients(_plain(params), level + self._level(params))
 
-        def statistics(params, count, sums):
-            return form.statistics(_plain(params), count, sums)
+        def statistics(params, sums):
+            return form.statistics(_plain(params), sums)
 
         return form._replace(
             coefficients=coefficients,

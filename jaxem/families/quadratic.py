@@ -3,10 +3,11 @@
 With z = (x, 1), log p(x | k) = zᵀ Q_k z, and Σ w z zᵀ holds all moments. Features have the units
 minor. `d` features of the data, `D` = d + 1, `m` products, `n` units, `k` components.
 
-One object for every covariance structure, with `size(d)`, the m; `features(x)`, (m, n) from rows
-(n, d); `coefficients(mean, covariance)`, (k, m); `moments(mean, sums)`, the moments about the means
-from Σ w · features (m, k); `terms(mean, covariance)`, (k,), the size of the terms of which a log
-density is the small difference, on average over a component's own units.
+One object for every covariance structure, with `size(d)`, the m, and `one(d)`, the feature that is
+1; `features(z)`, (m, n) from (D, n); `coefficients(mean, covariance, level)`, (k, m), with level
+(k,) added to every log density; `moments(mean, sums)`, the moments about the means from
+Σ w · features (m, k); `terms(mean, covariance)`, (k,), the size of the terms of which a log density
+is the small difference, on average over a component's own units.
 """
 
 import math
@@ -15,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxem.linalg import triangular_inverse
+
 LOG_2PI = math.log(2 * math.pi)
 
 
 def append_one(x):
-    """z = (x, 1), units minor: (D, n) from rows (n, d)."""
-    return jnp.concatenate([x.T, jnp.ones((1, x.shape[0]), x.dtype)])
+    """z = (x, 1): (D, n) from (d, n)."""
+    return jnp.concatenate([x, jnp.ones((1, x.shape[1]), x.dtype)])
 
 
 def products(z):
@@ -63,8 +66,7 @@ def unpacked(sums, size: int):
 def inverse(covariance):
     """Precisions and log-determinants of (..., d, d) covariances."""
     lower = lax.linalg.cholesky(covariance, symmetrize_input=False)
-    eye = jnp.broadcast_to(jnp.eye(covariance.shape[-1], dtype=covariance.dtype), covariance.shape)
-    root = lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
+    root = triangular_inverse(lower)
     precision = jnp.matmul(root.swapaxes(-1, -2), root, precision=lax.Precision.HIGHEST)
     log_det = 2 * jnp.log(jnp.diagonal(lower, axis1=-2, axis2=-1)).sum(-1)
     return precision, log_det
@@ -76,14 +78,17 @@ class FullForm:
     def size(self, d):
         return (d + 1) * ((d + 1) // 2 + 1)
 
-    def features(self, x):
-        return products(append_one(x))
+    def one(self, d):
+        return int(pairs(d + 1)[-1][d, d])
 
-    def coefficients(self, mean, covariance):
+    def features(self, z):
+        return products(z)
+
+    def coefficients(self, mean, covariance, level):
         d = mean.shape[1]
         precision, log_det = self._inverse(mean, covariance)
         slope = jnp.einsum("kij,kj->ki", precision, mean, precision=lax.Precision.HIGHEST)
-        level = -0.5 * (d * LOG_2PI + log_det + (slope * mean).sum(-1))
+        level = level - 0.5 * (d * LOG_2PI + log_det + (slope * mean).sum(-1))
         top = jnp.concatenate([-0.5 * precision, 0.5 * slope[:, :, None]], axis=2)
         bottom = jnp.concatenate([0.5 * slope, level[:, None]], axis=1)
         return packed(jnp.concatenate([top, bottom[:, None]], axis=1))
@@ -126,15 +131,18 @@ class DiagonalForm:
     def size(self, d):
         return 2 * (d + 1)
 
-    def features(self, x):
-        z = append_one(x)
+    def one(self, d):
+        return 2 * d + 1
+
+    def features(self, z):
         power = jnp.arange(2)[:, None, None]
         return jnp.where(power == 0, jnp.square(z), z).reshape(-1, z.shape[1])
 
-    def coefficients(self, mean, covariance):
+    def coefficients(self, mean, covariance, level):
         d, precision = mean.shape[1], 1 / covariance
         slope = precision * mean
-        level = -0.5 * (d * LOG_2PI + jnp.log(covariance).sum(-1) + (slope * mean).sum(-1))
+        log_det = jnp.log(covariance).sum(-1)
+        level = level - 0.5 * (d * LOG_2PI + log_det + (slope * mean).sum(-1))
         zero = jnp.zeros_like(level)
         parts = [-0.5 * precision, zero[:, None], slope, level[:, None]]
         return jnp.concatenate(parts, axis=1)
@@ -155,14 +163,16 @@ class SphericalForm:
     def size(self, d):
         return d + 2
 
-    def features(self, x):
-        z = append_one(x)
+    def one(self, d):
+        return d
+
+    def features(self, z):
         return jnp.concatenate([z, jnp.square(z[:-1]).sum(0, keepdims=True)])
 
-    def coefficients(self, mean, covariance):
+    def coefficients(self, mean, covariance, level):
         d, precision = mean.shape[1], 1 / covariance
         slope = precision[:, None] * mean
-        level = -0.5 * (d * LOG_2PI + d * jnp.log(covariance) + (slope * mean).sum(-1))
+        level = level - 0.5 * (d * LOG_2PI + d * jnp.log(covariance) + (slope * mean).sum(-1))
         return jnp.concatenate([slope, level[:, None], -0.5 * precision[:, None]], axis=1)
 
     def moments(self, mean, sums):

@@ -11,6 +11,7 @@ from jaxem.models.mixture import FiniteMixture, unlabelled, warn_if_identical
 from jaxem.objective import expectation
 from jaxem.pytree import pytree
 from jaxem.spaces import POSITIVE
+from jaxem.sweep import total_of
 
 WEIGHTS = ("dirichlet", "dirichlet_process")
 
@@ -128,7 +129,8 @@ class BayesianMixture(FiniteMixture):
         q, evidence = model.posterior(here, view.data)
         w = jnp.ones_like(evidence) if weights is None else jnp.asarray(weights, evidence.dtype)
         r, joint = q.responsibilities, model.log_joint(here, view.data)
-        energy = jnp.where(w > 0, w * expectation(r, joint), 0).sum() - w.sum() * view.log_volume
+        energy = jnp.where(w > 0, w * expectation(r, joint), 0).sum()
+        energy = energy - total_of(w, w.sum(), view.log_volume)
         logs = jnp.log(jnp.where(r > 0, r, 1))
         entropy = -jnp.where(w > 0, w * expectation(r, logs), 0).sum()
         of_weights, of_components = (

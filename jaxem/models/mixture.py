@@ -12,7 +12,7 @@ import numpy as np
 from jax.lax import Precision
 
 from jaxem.init import Start, fill_empty
-from jaxem.model import IMPOSSIBLE, Bank, Model, identity, normalize, shares
+from jaxem.model import Bank, Model, identity, normalize, shares
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
 from jaxem.spaces import SIMPLEX
@@ -126,27 +126,34 @@ class FiniteMixture(Model):
         linear = self.bank.linear(unlabelled(x)[0])
         if linear is None:
             return None
+
+        def prepare(x):
+            x, labels = unlabelled(x)
+            return linear.columns(x) if linear.room else x, labels, linear.base(x)
+
+        def statistics(params, sums):
+            inner = linear.statistics(params.components, sums)
+            return MixtureStatistics(sums[linear.one], inner)
+
         return Fused(
-            prepare=lambda x: (x, linear.base(unlabelled(x)[0])),
+            prepare=prepare,
             sweep=partial(self._sweep, linear),
+            statistics=statistics,
             terms=lambda params: linear.terms(params.components),
             rows=min(MOST, max(FEWEST, WIDE // (linear.size + 2 * self.k))),
+            axis=-1 if linear.room else 0,
         )
 
-    def _sweep(self, linear, params, prepared, weights):
+    def _sweep(self, linear, params, units, weights):
         """Two matrix products around a softmax, with the units minor."""
-        (x, labels), base = unlabelled(prepared[0]), prepared[1]
-        features = linear.features(x)
-        slopes, levels = linear.coefficients(params.components)
-        levels = levels + self.log_weights(params)
-        joint = jnp.matmul(slopes, features, precision=Precision.HIGHEST) + levels[:, None]
-        joint = jnp.where(joint > IMPOSSIBLE / 1e6, joint, -jnp.inf)
-        responsibilities, evidence = shares(self._known(joint, labels, 0))
-        count = jnp.matmul(responsibilities, weights, precision=Precision.HIGHEST)
-        weighted = responsibilities * weights
+        columns, labels, base = units
+        features = linear.features(columns if linear.room else linear.columns(columns))
+        slopes = linear.coefficients(params.components, self.log_weights(params))
+        joint = jnp.matmul(slopes, features, precision=Precision.HIGHEST)
+        share, total, evidence = shares(self._known(joint, labels, 0), linear.lowest)
+        weighted = share * (weights / total)
         sums = jnp.einsum("kn,mn->mk", weighted, features, precision=Precision.HIGHEST)
-        inner = linear.statistics(params.components, count, sums)
-        return MixtureStatistics(count, inner), evidence if base is None else evidence + base
+        return sums, evidence if base is None else evidence + base
 
     def maximize(self, params, stats):
         components = self.bank.maximize(params.components, stats.components)
