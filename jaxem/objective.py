@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxem.model import adopt
+from jaxem.model import adopt, lacks
 
 
 class FreeEnergy(NamedTuple):
@@ -45,9 +45,8 @@ def free_energy(model, params, x, q, weights=None):
       q: responsibilities (n, k), rows summing to 1, or what `model.posterior` returned.
       weights: (n,), or None for 1.
     """
-    own = getattr(model, "free_energy", None)
-    if own is not None:
-        return _total(own(params, x, q), weights)
+    if not lacks(model, "free_energy"):
+        return _total(model.free_energy(params, x, q), weights)
     q = shares(q)
     joint = adopt(model).log_joint(params, x)
     return _total(expectation(q, joint) - expectation(q, _log(q)), weights)

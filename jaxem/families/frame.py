@@ -40,7 +40,7 @@ def frame(x, weights, common: bool) -> Frame:
     the float range costs digits. A constant feature keeps its own magnitude as its scale. `first`
     and `reach` cancel: no derivative goes through them.
     """
-    first = stop_gradient(x[jnp.argmax(weights > 0)])
+    first = stop_gradient(jnp.asarray(x)[jnp.argmax(weights > 0)])
     total = weights.sum()
 
     def farthest(x, weights):
