@@ -130,9 +130,9 @@ def bound_at(bank, x, z, k, **options):
 
     @jax.jit
     def all_three(r):
-        params = model.from_responsibilities(None, x, r, jnp.ones(len(x)))
+        params = model.from_responsibilities(jax.random.key(0), x, r, jnp.ones(len(x)))
         known = model.elbo(params, jaxem.Labelled(x, z)).value
-        return model.elbo(params, x).value, model.log_prob(params, x), known
+        return model.elbo(params, x).value, model.log_predictive(params, x), known
 
     return all_three(np.eye(k)[z])
 
@@ -268,6 +268,16 @@ def test_it_finds_how_many_components_there_are(weights, dtype):
         assert jaxem.fit(many, x, key=0).params.weights.min() > 0.05
 
 
+@pytest.mark.parametrize("name", ["full-prior", "tied-prior", "product"])
+def test_the_laws(name):
+    """Additive and linear statistics, the bound over q, Fisher's identity, steps that climb."""
+    bank, x, _ = SMALL[name]
+    weights = "dirichlet" if name == "full-prior" else "dirichlet_process"
+    findings = jaxem.check_model(jaxem.BayesianMixture(bank, k=2, weights=weights), x)
+    assert findings.ok, findings
+    assert len(findings.passed) >= 9
+
+
 @pytest.mark.slow
 def test_the_bound_knows_how_many_there_are():
     """The ELBO over k peaks at the planted three, as the evidence should."""
@@ -343,7 +353,7 @@ def test_draws_of_normals_follow_the_predictive_density(name):
     draws = np.asarray(jax.jit(lambda key: model.sample(key, params, 40_000))(jax.random.key(5)))
     wide = 3 * np.random.default_rng(0).standard_t(3, size=(200_000, 2)) + 2
     base = stats.t.logpdf((wide - 2) / 3, 3).sum(1) - 2 * np.log(3)
-    mass = np.exp(np.asarray(jax.jit(model.log_prob)(params, wide)) - base)
+    mass = np.exp(np.asarray(jax.jit(model.log_predictive)(params, wide)) - base)
     np.testing.assert_allclose(mass.mean(), 1, atol=0.02)
     by_density = (mass * (np.abs(wide - 2) < 2).all(1)).mean()
     np.testing.assert_allclose((np.abs(draws - 2) < 2).all(1).mean(), by_density, atol=0.012)
@@ -360,7 +370,7 @@ def test_draws_of_discrete_families_follow_the_predictive_density(name):
     draws = np.asarray(jax.jit(lambda key: model.sample(key, params, 40_000))(jax.random.key(5)))
     rows, counts = np.unique(draws, axis=0, return_counts=True)
     common = counts > 300
-    expected = np.exp(jax.jit(model.log_prob)(params, rows[common]))
+    expected = np.exp(jax.jit(model.log_predictive)(params, rows[common]))
     assert common.sum() >= 3
     np.testing.assert_allclose(counts[common] / 40_000, expected, rtol=0.25)
     assert abs(counts[common].sum() / 40_000 - expected.sum()) < 0.012
