@@ -132,10 +132,8 @@ class BayesianMixture(FiniteMixture):
         energy = jnp.where(w > 0, w * expectation(r, joint), 0).sum() - w.sum() * view.log_volume
         logs = jnp.log(jnp.where(r > 0, r, 1))
         entropy = -jnp.where(w > 0, w * expectation(r, logs), 0).sum()
-        of_weights, of_components = (
-            self._divergence(params),
-            -self.bank.log_prior(params.components),
-        )
+        of_weights = self._divergence(params)
+        of_components = -self.bank.log_prior(params.components)
         value = energy + entropy - of_weights - of_components
         return Elbo(value, energy, entropy, of_weights, of_components)
 
