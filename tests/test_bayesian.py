@@ -130,14 +130,18 @@ def bound_at(bank, x, z, k, **options):
 
     @jax.jit
     def all_three(r):
-        params = model.from_responsibilities(None, x, r, jnp.ones(len(x)))
+        params = model.from_responsibilities(jax.random.key(0), x, r, jnp.ones(len(x)))
         known = model.elbo(params, jaxem.Labelled(x, z)).value
-        return model.elbo(params, x).value, model.log_prob(params, x), known
+        return model.elbo(params, x).value, model.log_predictive(params, x), known
 
     return all_three(np.eye(k)[z])
 
 
-@pytest.mark.parametrize("name", SMALL)
+SLOW = ("spherical-whole", "bernoulli", "tied-prior")  # what they test others test too
+RARE = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SMALL]
+
+
+@pytest.mark.parametrize("name", RARE)
 def test_one_component_is_exact_and_two_are_a_bound(name):
     bank, x, marginal = SMALL[name]
     whole, z = name.endswith("whole"), np.arange(len(x)) // (len(x) - len(x) // 2)
@@ -153,18 +157,14 @@ def test_one_component_is_exact_and_two_are_a_bound(name):
         more = exact.evidence(np.concatenate([x, x[2:3]]), 1, marginal, 1.0)
         np.testing.assert_allclose(ahead[2], more - truth, rtol=1e-9)
 
-    _, _, known = bound_at(bank, x, z, 2, **options)  # with labels known q is exact again
+    two, _, known = bound_at(bank, x, z, 2, **options)  # with labels known q is exact again
     counts = np.bincount(z, minlength=2).astype(float)
     joint = exact.labels(counts, 0.7, process) + marginal([x[z == j] for j in range(2)])
     if whole:
         assert known < joint - 0.1
     else:
         np.testing.assert_allclose(known, joint, rtol=1e-9)
-
-    model = jaxem.BayesianMixture(bank, k=2, **options)
-    two = jaxem.fit(model, x, init=jaxem.Labels(z), tol=1e-9)
-    bound = exact.evidence(x, 2, marginal, 0.7, process)
-    assert two.converged and bound - (6 if whole else 2) < two.objective < bound
+    assert known < two < exact.evidence(x, 2, marginal, 0.7, process)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +268,16 @@ def test_it_finds_how_many_components_there_are(weights, dtype):
         assert jaxem.fit(many, x, key=0).params.weights.min() > 0.05
 
 
+@pytest.mark.parametrize("name", ["tied-prior", "product"])
+def test_the_laws(name):
+    """Additive and linear statistics, the bound over q, Fisher's identity, steps that climb."""
+    bank, x, _ = SMALL[name]
+    weights = "dirichlet" if name == "product" else "dirichlet_process"
+    findings = jaxem.check_model(jaxem.BayesianMixture(bank, k=2, weights=weights), x)
+    assert findings.ok, findings
+    assert len(findings.passed) >= 9
+
+
 @pytest.mark.slow
 def test_the_bound_knows_how_many_there_are():
     """The ELBO over k peaks at the planted three, as the evidence should."""
@@ -333,7 +343,9 @@ def test_the_gradient_is_that_of_the_optimum():
     assert np.abs(slope).min() > 1e-6
 
 
-@pytest.mark.parametrize("name", ["full-prior", "diagonal-prior", "diagonal-whole"])
+@pytest.mark.parametrize(
+    "name", ["full-prior", pytest.param("diagonal-whole", marks=pytest.mark.slow), "diagonal-prior"]
+)
 def test_draws_of_normals_follow_the_predictive_density(name):
     """How many fall into a square, beside the density's mass there; and the whole mass is 1."""
     bank, x, _ = SMALL[name]
@@ -343,7 +355,7 @@ def test_draws_of_normals_follow_the_predictive_density(name):
     draws = np.asarray(jax.jit(lambda key: model.sample(key, params, 40_000))(jax.random.key(5)))
     wide = 3 * np.random.default_rng(0).standard_t(3, size=(200_000, 2)) + 2
     base = stats.t.logpdf((wide - 2) / 3, 3).sum(1) - 2 * np.log(3)
-    mass = np.exp(np.asarray(jax.jit(model.log_prob)(params, wide)) - base)
+    mass = np.exp(np.asarray(jax.jit(model.log_predictive)(params, wide)) - base)
     np.testing.assert_allclose(mass.mean(), 1, atol=0.02)
     by_density = (mass * (np.abs(wide - 2) < 2).all(1)).mean()
     np.testing.assert_allclose((np.abs(draws - 2) < 2).all(1).mean(), by_density, atol=0.012)
@@ -360,7 +372,7 @@ def test_draws_of_discrete_families_follow_the_predictive_density(name):
     draws = np.asarray(jax.jit(lambda key: model.sample(key, params, 40_000))(jax.random.key(5)))
     rows, counts = np.unique(draws, axis=0, return_counts=True)
     common = counts > 300
-    expected = np.exp(jax.jit(model.log_prob)(params, rows[common]))
+    expected = np.exp(jax.jit(model.log_predictive)(params, rows[common]))
     assert common.sum() >= 3
     np.testing.assert_allclose(counts[common] / 40_000, expected, rtol=0.25)
     assert abs(counts[common].sum() / 40_000 - expected.sum()) < 0.012

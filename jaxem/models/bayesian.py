@@ -58,7 +58,7 @@ class BayesianMixture(FiniteMixture):
 
     `fit` climbs the ELBO, of which nothing is dropped: `result.objective` ≤ log p(x), and compares
     models of any k and prior. `result.log_likelihood` is its part that the units make up, energy +
-    entropy; `elbo` gives all terms. `log_prob` and `sample` are those of the predictive density.
+    entropy; `elbo` gives all terms. `log_predictive` and `sample` are of the predictive density.
 
     Args:
       components: `Normal`, `Poisson`, `Bernoulli`, `Categorical`, `Multinomial`, or a `Product` of
@@ -123,8 +123,9 @@ class BayesianMixture(FiniteMixture):
 
         weights: (n,), one per unit, or None for 1.
         """
+        x = jax.tree.map(jnp.asarray, x)
         n = jax.tree.leaves(x)[0].shape[0]
-        view = self.view(x, jnp.ones(n) if weights is None else weights)
+        view = self.view(x, jnp.ones(n) if weights is None else jnp.asarray(weights))
         model, here = view.model, view.inward(params)
         q, evidence = model.posterior(here, view.data)
         w = jnp.ones_like(evidence) if weights is None else jnp.asarray(weights, evidence.dtype)
@@ -133,14 +134,12 @@ class BayesianMixture(FiniteMixture):
         energy = energy - total_of(w, w.sum(), view.log_volume)
         logs = jnp.log(jnp.where(r > 0, r, 1))
         entropy = -jnp.where(w > 0, w * expectation(r, logs), 0).sum()
-        of_weights, of_components = (
-            self._divergence(params),
-            -self.bank.log_prior(params.components),
-        )
+        of_weights = self._divergence(params)
+        of_components = -self.bank.log_prior(params.components)
         value = energy + entropy - of_weights - of_components
         return Elbo(value, energy, entropy, of_weights, of_components)
 
-    def log_prob(self, params, x):
+    def log_predictive(self, params, x):
         """log of the predictive density E_q[Σ_k π_k p(x | k)] per unit, (n,)."""
         plain, labels = unlabelled(x)
         joint = self.bank.predictive(params.components, plain) + jnp.log(params.weights)
