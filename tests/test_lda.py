@@ -265,16 +265,13 @@ def test_blocks_padding_and_order_change_nothing(monkeypatch):
     wide = jaxem.Documents(documents.toarray(), vocabulary=v)
     cells = np.pad(documents.words, ((0, 0), (0, 13))), np.pad(documents.counts, ((0, 0), (0, 13)))
     wide._set(documents.size, *cells, v)
-    close(answers(wide, weights), whole)
-    for name, value in (("FEWEST", 8), ("MOST", 8), ("SHORTEST", 8)):
+    sizes = {"FEWEST": 8, "MOST": 8, "SHORTEST": 8, "CLASSES": 3, "SPARSE": 1}
+    for name, value in sizes.items():
         monkeypatch.setattr(lda_posterior, name, value)
-    assert len(lda_posterior.layout(MAP.table(params, documents))[0]) > 3
-    close(answers(documents, weights), whole)
+    assert len(lda_posterior.layout(MAP.table(params, wide))[0]) == 3
     order = rng.permutation(n)
-    gamma, bound, stats = answers(documents[order], weights[order])
+    gamma, bound, stats = answers(wide[order], weights[order])
     close((gamma[np.argsort(order)], bound[np.argsort(order)], stats), whole)
-    monkeypatch.setattr(lda_posterior, "SPARSE", 1)
-    close(answers(documents, weights), whole)
 
 
 @functools.cache
@@ -441,7 +438,7 @@ def test_what_topics_are_asked():
     best = jaxem.topics.perplexity(dataclasses.replace(found, params=params_of(topics)), held_out)
     flat = np.full((K, 30), 1 / 30)
     none = jaxem.topics.perplexity(dataclasses.replace(found, params=params_of(flat)), held_out)
-    assert abs(none - 30) < 1e-3 and best < perplexity < 1.1 * best < 0.7 * none
+    assert abs(none - 30) < 1e-3 and abs(perplexity / best - 1) < 0.05 and best < 0.6 * none
     seen, unseen = jaxem.topics.completed(held_out)
     np.testing.assert_array_equal(seen.toarray() + unseen.toarray(), held_out.toarray())
     np.testing.assert_array_equal(seen.size, held_out.size // 2)
