@@ -90,8 +90,11 @@ def fit(
     if gradient == "unrolled":
         checks.plan_to_unroll(max_iter, restarts)
     method = method.suited(model)
-    if gradient in ("implicit", "one_step") and not method.plain:
+    smooth = getattr(model, "differentiable", True)
+    if gradient in ("implicit", "one_step") and not (method.plain and smooth):
         gradient = "unknown"
+    if gradient == "unrolled" and not smooth:
+        raise TypeError(f'{type(model).__name__} has no gradient: leave gradient="implicit"')
     limit = max_iter if is_traced(max_iter) else checks.count(max_iter, "max_iter", 0)
     limits = (1e-6 if tol is None else checks.tolerance(tol), limit)
     if isinstance(init, str):

@@ -425,6 +425,16 @@ def test_unusable_arguments():
         jaxem.fit(MAP, COUNTS, key=0)
     with pytest.raises(ValueError, match=r"vocabulary of 4 words, the topics one of 9"):
         MAP.posterior(POINT, jaxem.Documents([[(3, 1)]]))
+    with pytest.raises(TypeError, match="fit Documents one corpus at a time"):
+        jaxem.fit(MAP, jaxem.Batch([DOCUMENTS, DOCUMENTS]), key=0)
+    with pytest.raises(TypeError, match="LDA has no gradient"):
+        jaxem.fit(MAP, DOCUMENTS, key=0, gradient="unrolled", max_iter=2)
+
+    def bound(alpha):
+        return jaxem.fit(jaxem.LDA(K, alpha=alpha), DOCUMENTS, init=POINT, max_iter=2).objective
+
+    with pytest.raises(TypeError, match="not for LDA"):
+        jax.grad(bound)(0.3)
     with pytest.raises(ValueError, match=r"init.topics must be 0 or more"):
         jaxem.fit(MAP, DOCUMENTS, init=jaxem.LDAParams(2 * TOPICS, ALPHA))
 
