@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data import as_array, as_weights
+from jaxem.documents import Documents
 from jaxem.pytree import is_traced
 
 
@@ -54,6 +55,9 @@ def as_blocks(batch: Batch, weights) -> list[Block]:
             if weights.shape != x.shape[:2]:
                 raise ValueError(f"weights must have shape {x.shape[:2]}, got {weights.shape}")
         return [Block(x, weights, np.arange(x.shape[0]), x.shape[1])]
+    many = data if isinstance(data, (list, tuple)) else [data]
+    if any(isinstance(one, Documents) for one in many):
+        raise TypeError("Batch takes arrays: fit Documents one corpus at a time")
     if not isinstance(data, (list, tuple)) or not data:
         raise TypeError("Batch takes an array (b, n, d) or a list of arrays (n, d)")
     sets = [as_array(one, f"Batch data[{i}]") for i, one in enumerate(data)]

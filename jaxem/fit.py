@@ -179,8 +179,11 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan):
 def _suited(method, model, x, plan):
     """The method that climbs this model; without a gradient of the fit where that is unknown."""
     method = method.suited(model, x)
-    if plan["gradient"] in ("implicit", "one_step") and not method.plain:
+    smooth = getattr(model, "differentiable", True)
+    if plan["gradient"] in ("implicit", "one_step") and not (method.plain and smooth):
         plan["gradient"] = "unknown"
+    if plan["gradient"] == "unrolled" and not smooth:
+        raise TypeError(f'{type(model).__name__} has no gradient: leave gradient="implicit"')
     return method
 
 

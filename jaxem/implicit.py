@@ -97,8 +97,8 @@ def _rule(spec, how, primals, tangents):
         return out, jax.tree.map(still, out)
     if how == "unknown":
         raise TypeError(
-            "the gradient through a fit is known for the exact E-step and M-step alone: use "
-            "method=jaxem.EM(), or jax.lax.stop_gradient on what goes into the fit"
+            "the gradient through a fit is known for the exact E-step and M-step alone, not for "
+            "LDA: use method=jaxem.EM(), or jax.lax.stop_gradient on what goes into the fit"
         )
     if how == "none":
         raise TypeError(

@@ -238,6 +238,7 @@ def test_one_e_step_and_one_sweep_equal_those_of_scikit_learn():
     params = dataclasses.replace(SPREAD, alpha=np.full(K, 0.3))
     q, _ = model.posterior(params, jaxem.Documents(sparse))
     np.testing.assert_allclose(q.gamma, gamma, atol=1e-5)
+    theirs._e_step = lambda *args, **options: (gamma, stats)  # its sweep draws γ, ours does not
     theirs._em_step(sparse, total_samples=N, batch_update=True)
     new = model.maximize(params, statistics(model, params, np.ones(N)))
     np.testing.assert_allclose(new.topics * new.mass[:, None], theirs.components_, atol=1e-5)
@@ -265,16 +266,13 @@ def test_blocks_padding_and_order_change_nothing(monkeypatch):
     wide = jaxem.Documents(documents.toarray(), vocabulary=v)
     cells = np.pad(documents.words, ((0, 0), (0, 13))), np.pad(documents.counts, ((0, 0), (0, 13)))
     wide._set(documents.size, *cells, v)
-    close(answers(wide, weights), whole)
-    for name, value in (("FEWEST", 8), ("MOST", 8), ("SHORTEST", 8)):
+    sizes = {"FEWEST": 8, "MOST": 8, "SHORTEST": 8, "CLASSES": 3, "SPARSE": 1}
+    for name, value in sizes.items():
         monkeypatch.setattr(lda_posterior, name, value)
-    assert len(lda_posterior.layout(MAP.table(params, documents))[0]) > 3
-    close(answers(documents, weights), whole)
+    assert len(lda_posterior.layout(MAP.table(params, wide))[0]) == 3
     order = rng.permutation(n)
-    gamma, bound, stats = answers(documents[order], weights[order])
+    gamma, bound, stats = answers(wide[order], weights[order])
     close((gamma[np.argsort(order)], bound[np.argsort(order)], stats), whole)
-    monkeypatch.setattr(lda_posterior, "SPARSE", 1)
-    close(answers(documents, weights), whole)
 
 
 @functools.cache
@@ -428,6 +426,16 @@ def test_unusable_arguments():
         jaxem.fit(MAP, COUNTS, key=0)
     with pytest.raises(ValueError, match=r"vocabulary of 4 words, the topics one of 9"):
         MAP.posterior(POINT, jaxem.Documents([[(3, 1)]]))
+    with pytest.raises(TypeError, match="fit Documents one corpus at a time"):
+        jaxem.fit(MAP, jaxem.Batch([DOCUMENTS, DOCUMENTS]), key=0)
+    with pytest.raises(TypeError, match="LDA has no gradient"):
+        jaxem.fit(MAP, DOCUMENTS, key=0, gradient="unrolled", max_iter=2)
+
+    def bound(alpha):
+        return jaxem.fit(jaxem.LDA(K, alpha=alpha), DOCUMENTS, init=POINT, max_iter=2).objective
+
+    with pytest.raises(TypeError, match="not for LDA"):
+        jax.grad(bound)(0.3)
     with pytest.raises(ValueError, match=r"init.topics must be 0 or more"):
         jaxem.fit(MAP, DOCUMENTS, init=jaxem.LDAParams(2 * TOPICS, ALPHA))
 
@@ -441,7 +449,7 @@ def test_what_topics_are_asked():
     best = jaxem.topics.perplexity(dataclasses.replace(found, params=params_of(topics)), held_out)
     flat = np.full((K, 30), 1 / 30)
     none = jaxem.topics.perplexity(dataclasses.replace(found, params=params_of(flat)), held_out)
-    assert abs(none - 30) < 1e-3 and best < perplexity < 1.1 * best < 0.7 * none
+    assert abs(none - 30) < 1e-3 and abs(perplexity / best - 1) < 0.05 and best < 0.6 * none
     seen, unseen = jaxem.topics.completed(held_out)
     np.testing.assert_array_equal(seen.toarray() + unseen.toarray(), held_out.toarray())
     np.testing.assert_array_equal(seen.size, held_out.size // 2)

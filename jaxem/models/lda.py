@@ -94,6 +94,8 @@ class LDA(Model):
     alone) has evidence −∞; `posterior` leaves it out of γ, which stays finite. A document without
     words has γ = alpha and evidence 0.
 
+    The gradient through a fit of it is not known and refused, with a TypeError.
+
     Raises ValueError or TypeError where an argument is not one of these.
     """
 
@@ -101,6 +103,8 @@ class LDA(Model):
     alpha: Any = None
     eta: Any = None
     inference: str = "map"
+
+    differentiable = False  # its E-step is a loop that jax.grad cannot reverse
 
     def __post_init__(self):
         if self.inference not in ("map", "bayes"):
