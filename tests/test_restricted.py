@@ -274,8 +274,18 @@ def test_what_cannot_be_held_is_named(what):
     model, x = MODELS[name]
     with pytest.raises(ValueError, match=what):
         jaxem.fit(jaxem.Restricted(model, fixed, tied), x, key=0)
+
+
+def test_restrictions_of_no_model_and_without_a_closed_form_are_refused_where_it_is_needed():
     with pytest.raises(TypeError, match="an instance"):
         jaxem.Restricted(jaxem.Mixture)
+    inner, x = MODELS["normal-diagonal"]
+    equal = jaxem.Restricted(inner, tied="components.mean")
+    with pytest.raises(TypeError, match="needs the exact M-step"):
+        jaxem.fit(equal, x, key=0, method=jaxem.EM(e_step=jaxem.Incremental()))
+    params = equal.init(jax.random.key(0), jnp.asarray(x), jnp.ones(len(x)))
+    with pytest.raises(TypeError, match="no M-step in closed form"):
+        equal.maximize(params, None)
 
 
 COUNTED = [
