@@ -65,6 +65,7 @@ def attached(numeric, x, weights, best, every, *, spec, how, restarts, batched):
         data = (numeric, x, weights)
         fields = ("params", "log_likelihood", "objective")
         *new, ok = attach(spec, how, data, tuple(getattr(best, f) for f in (*fields, "status")))
+        new[0] = merge(numeric, spec.structure)[0].settle(new[0], new[0])  # fixed values move too
         best = replace(best, **dict(zip(fields, new, strict=True)))
         if restarts == 1:
             return best, jax.tree.map(lambda a: a[None], best), ok

@@ -136,7 +136,12 @@ class Restricted(Model):
         return found[0]
 
     def maximize(self, params, stats):
-        return self.settle(self.step(params)(params, stats), params)
+        step = self.step(params)
+        if step is None:
+            raise TypeError(
+                "these restrictions leave no M-step in closed form: use m_step=jaxem.Gradient()"
+            )
+        return self.settle(step(params, stats), params)
 
     def coordinates(self, params):
         plan = self._plan(params)
