@@ -298,7 +298,7 @@ def memory():
         for n in (200_000, LARGEST[0])
     ]
     small, large = ([float(number) for number in run.stdout.split()] for run in done)
-    print(f"peak beyond the data at n={LARGEST[0]}: a fit {large[1]:.0f} MB (target 200), the first, "
+    print(f"peak beyond the data, n={LARGEST[0]}: a fit {large[1]:.0f} MB (target 200), the first, "
           f"which compiles, {large[0]:.0f} MB; at n=200000 {small[1]:.0f} and {small[0]:.0f} MB",
           flush=True)  # fmt: skip
     return {"MB of a first and a second fit": {"200000": small, str(LARGEST[0]): large}}
