@@ -6,7 +6,6 @@ lanes. `jax.vmap` of a fit arrives here through a batching rule that folds the n
 into R where the data are shared.
 """
 
-import copy
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -82,9 +81,8 @@ class Problem:
 
     def ready(self):
         """The same, with what passes over the data have in common computed."""
-        new = copy.copy(self)
-        new.data = prepared(self.climbed, self.data, self.method)
-        return new
+        self.data = prepared(self.climbed, self.data, self.method)
+        return self
 
     @property
     def climbed(self):

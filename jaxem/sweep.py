@@ -209,10 +209,10 @@ def _sums(function, params, x, weights) -> Sums:
 
 
 def total_of(weights, total, each):
-    """Σ w·each, with Σ w = `total`, of a scalar or of (n,)."""
+    """Σ w·each, with Σ w = `total`, of a scalar or of (n,); a weight of 0 has its gradient."""
     if jnp.ndim(each) == 0:
         return total * each
-    return row_sum(weights, jnp.where(weights > 0, each, 0))
+    return row_sum(weights, jnp.where((weights > 0) | jnp.isfinite(each), each, 0))
 
 
 def row_sum(weights, values):

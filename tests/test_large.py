@@ -14,7 +14,7 @@ from jaxem.families import frame as frame_module
 from jaxem.families.quadratic import packed, pairs, products, unpacked
 from jaxem.pytree import split
 from jaxem.solve import Spec, single
-from jaxem.sweep import CHUNKED, TRUSTED, in_chunks, row_sum, sweep
+from jaxem.sweep import CHUNKED, TRUSTED, in_chunks, prepared, row_sum, sweep
 
 N, K = 120_003, 3
 ROWS = 1_000
@@ -55,6 +55,38 @@ def test_a_pass_in_chunks_is_the_pass_in_one_piece(name):
     stats, evidence = jax.jit(functools.partial(whole, model))(params, x, weights)
     close(swept.statistics, stats, 1e-11)
     np.testing.assert_allclose(swept.evidence, evidence, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["normal-full", "categorical"])
+def test_many_passes_share_what_is_the_same_in_each(name):
+    model, x, weights, params = tiled(name)
+    kept = jax.jit(functools.partial(prepared, model))(x)
+    assert kept.units[0].shape == x.shape[::-1]
+    once = jax.jit(functools.partial(sweep, model))
+    for a, b in zip(*(jax.tree.leaves(once(params, a, weights)) for a in (x, kept)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert prepared(model, x, jaxem.EM(e_step=jaxem.Hard())) is x
+
+
+@pytest.mark.parametrize("name", ["poisson", "multinomial", "categorical", "exponential"])
+def test_base_measures_are_summed_once_and_counted(name, dtype):
+    """No pass computes them, the log-likelihood that is returned has them."""
+    bank, x = BANKS[name]
+    x, model = x.astype(dtype), jaxem.Mixture(bank, k=K)
+    weights = np.random.default_rng(0).integers(3, size=len(x)).astype(dtype)
+    view = model.view(x, weights)
+    params = model.init(jax.random.key(0), x, weights)
+    inward = view.inward(params)
+    step = jax.make_jaxpr(functools.partial(sweep, view.model))(inward, view.data, weights)
+    assert "lgamma" not in str(step)
+    relative = view.model.log_prob(inward, view.data)
+    exact = model.log_prob(params, x)
+    np.testing.assert_allclose(
+        relative - view.log_volume, exact, rtol=1e-4 if dtype == np.float32 else 1e-11
+    )
+    found = jaxem.fit(model, x, weights=weights, init=params, tol=0, max_iter=3)
+    total = weights @ np.asarray(model.log_prob(found.params, x), float)
+    np.testing.assert_allclose(found.log_likelihood, total, rtol=10 * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("rows", [64, ROWS, N - 1, N, N + 1])

@@ -19,7 +19,7 @@ from jaxem.linalg import Factor, floored, is_floored
 STRUCTURES = ("full", "tied", "diagonal", "spherical")
 
 
-@pytest.mark.parametrize("d", [1, 3, 8, 10])
+@pytest.mark.parametrize("d", [1, 3, 8, 10, 37])
 def test_factor(d, dtype):
     rng = np.random.default_rng(d)
     a, x = spd(rng, 2, d=d).astype(dtype), rng.normal(size=(2, d, 5)).astype(dtype)
