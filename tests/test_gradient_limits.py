@@ -30,8 +30,8 @@ def along(x, direction, init, **options):
 
 
 def test_a_nearly_singular_fit_against_differences():
-    """Two groups that overlap: the error falls by less than a hundredth a step."""
-    x = groups(seed=4, gap=1.9)
+    """Two groups that overlap: the error falls by a thousandth a step."""
+    x = groups(seed=2, gap=0.9)
     labels = jaxem.Labels((np.arange(60) < 20).astype(int))
     end = jaxem.fit(MODEL, x, init=labels, **TIGHT).params
     flat, back = ravel_pytree(end)
@@ -41,8 +41,8 @@ def test_a_nearly_singular_fit_against_differences():
         return ravel_pytree(new)[0]
 
     rate = np.abs(np.linalg.eigvals(jax.jacfwd(step)(flat))).max()
-    assert 0.99 < rate < 1
-    ended = fast(lambda x: along(x, OTHER, end, tol=0, max_iter=20_000)[0])
+    assert 0.998 < rate < 1
+    ended = fast(lambda x: along(x, OTHER, end, tol=0, max_iter=40_000)[0])
     expected = difference(ended, x, OTHER, h=1e-5)
     push = fast(lambda x, tol: along(x, OTHER, end, tol=tol, max_iter=20_000)[1:])
     slope, ok = push(x, 1e-13)

@@ -247,7 +247,7 @@ def test_none_says_what_to_do():
 
 
 def test_more_than_two_hundred_params():
-    """GMRES on the products of one map: 273 params, and two identical components."""
+    """Solves by products alone: 273 params, and two identical components."""
     x = groups(d=9, n=240, gap=2.0)
     model = jaxem.Mixture(jaxem.Normal(), k=3)
     first = jaxem.fit(model, x, key=0, restarts=4, **TIGHT)
@@ -275,8 +275,8 @@ def test_memory_does_not_grow_with_iterations():
         program = jax.jit(jax.grad(lambda x: loss(x, gradient=how, max_iter=steps)))
         return program.lower(X).compile().memory_analysis().temp_size_in_bytes
 
-    implicit = [temporary("implicit", n) for n in (10, 1000)]
+    implicit = [temporary("implicit", n) for n in (10, 100, 1000)]
     unrolled = [temporary("unrolled", n) for n in (10, 1000)]
-    assert implicit[0] == implicit[1]
+    assert len(set(implicit)) == 1
     params = 2 + 4 + 4
     assert unrolled[1] - unrolled[0] >= 990 * params * 8
