@@ -310,7 +310,6 @@ def peak(n):
     """MB that a first and a second fit of n rows hold above what stood before them."""
     x, start = problem(n, *LARGEST[1:], "diagonal", np.float32)
     model = jaxem.Mixture(jaxem.Normal("diagonal"), k=LARGEST[2])
-    x = jax.block_until_ready(jnp.asarray(x))  # the only copy from here on
 
     def status(name):
         lines = pathlib.Path("/proc/self/status").read_text().splitlines()
