@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.solve import rank
+from jaxem.problem import rank
 
 
 def canonical(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched):

@@ -13,12 +13,12 @@ from jaxem.init import NAMED, Start
 from jaxem.lanes import Lanes
 from jaxem.methods.em import EM
 from jaxem.model import Bank, adopt, lacks
+from jaxem.problem import sanitize
 from jaxem.pytree import float_dtype, is_traced
 from jaxem.restarts import Restarts
 from jaxem.restricted import Restricted
 from jaxem.result import Result, report
 from jaxem.run import run
-from jaxem.solve import sanitize
 
 CRITERIA = ("aitken", "change")
 GRADIENTS = ("implicit", "unrolled", "one_step", "none")

@@ -19,8 +19,9 @@ from jax.flatten_util import ravel_pytree
 from jax.lax import stop_gradient
 
 from jaxem.krylov import PATIENCE, krylov, solve, times
+from jaxem.problem import Problem
 from jaxem.pytree import merge
-from jaxem.solve import Problem, lane_plan, over
+from jaxem.solve import lane_plan, over
 from jaxem.status import Status
 from jaxem.sweep import row_sum
 from jaxem.tangents import Motion, still

@@ -18,10 +18,10 @@ from jaxem.fit import fit
 from jaxem.methods.em import EM
 from jaxem.model import Model
 from jaxem.models.mixture import Mixture, MixtureParams
+from jaxem.problem import Fit, Problem, Spec, rank
 from jaxem.pytree import float_dtype, pytree, split
 from jaxem.result import Result
 from jaxem.run import compiled, efforts
-from jaxem.solve import Fit, Problem, Spec, rank
 from jaxem.spaces import REAL
 
 WORTH = 2**22

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem import data as checks
+from jaxem.problem import Fit
 from jaxem.pytree import Structure, float_dtype, is_traced, merge, pytree, split
-from jaxem.solve import Fit
 from jaxem.status import MEANING, FitError, FitWarning, Status
 
 

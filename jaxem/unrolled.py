@@ -9,8 +9,9 @@ from jax.lax import stop_gradient
 
 from jaxem import loop
 from jaxem.canonical import best_of, canonical
+from jaxem.problem import Problem, finish
 from jaxem.pytree import merge, select
-from jaxem.solve import Problem, finish, lane_plan, over
+from jaxem.solve import lane_plan, over
 from jaxem.status import Status
 from jaxem.tangents import guarded
 

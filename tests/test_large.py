@@ -12,8 +12,9 @@ from zoo import BANKS
 import jaxem
 from jaxem.families import frame as frame_module
 from jaxem.families.quadratic import packed, pairs, products, unpacked
+from jaxem.problem import Spec
 from jaxem.pytree import split
-from jaxem.solve import Spec, single
+from jaxem.solve import single
 from jaxem.sweep import CHUNKED, TRUSTED, in_chunks, prepared, row_sum, sweep
 
 N, K = 120_003, 3
