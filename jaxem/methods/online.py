@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.methods.em import EM, measured
-from jaxem.model import lacks
 from jaxem.pytree import pytree, select
 from jaxem.sweep import row_sum
 
@@ -87,16 +86,16 @@ class OnlineEM:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an int of 1 or more, got {value!r}")
 
-    def suited(self, model):
-        """This method. Raises TypeError where the model has no statistics of its own."""
-        if lacks(model, "maximize", "statistics"):
+    def suited(self, model, x):
+        """This method. Raises TypeError where the model has no M-step from its statistics."""
+        if not model.closed(x):
             raise TypeError(
                 "OnlineEM averages a model's statistics: define statistics and maximize, or use "
                 "jaxem.EM()"
             )
         return self
 
-    def start(self, model, params):
+    def start(self, model, params, x=None, weights=None):
         """The number of passes taken."""
         return jnp.asarray(0, jnp.int32)
 
