@@ -25,7 +25,12 @@ def canonical(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batc
 def data_sets(numeric, x, weights, sets, batched):
     """Hyperparameters, data and weights with an axis of data sets."""
     numeric = [jnp.broadcast_to(leaf, (sets, *jnp.shape(leaf))) for leaf in numeric]
-    return numeric, *((x, weights) if batched else jax.tree.map(lambda a: a[None], (x, weights)))
+    return numeric, *as_sets((x, weights), batched)
+
+
+def as_sets(x, batched):
+    """Data with an axis of data sets."""
+    return x if batched else jax.tree.map(lambda a: a[None], x)
 
 
 def best_of(every, batched):

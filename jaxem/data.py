@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.pytree import is_traced
 from jaxem.status import FitWarning
 
 _warned_about_x64 = False
@@ -146,15 +147,26 @@ LOOK = 2**16
 
 def is_clean(model, x) -> bool:
     """Whether data that lie on the host are valid throughout, at the cost of one look."""
-    leaves = jax.tree.leaves(x)
-    if not all(isinstance(leaf, np.ndarray) for leaf in leaves):
+    if not all(map(_on_host, jax.tree.leaves(x))):
         return False
+    x = jax.tree.map(np.asarray, x)
+    leaves = jax.tree.leaves(x)
     with np.errstate(invalid="ignore"):  # inf % 1
         for begin in range(0, len(leaves[0]), LOOK):
             some = jax.tree.map(lambda leaf: leaf[begin : begin + LOOK], x)  # noqa: B023
             if not all(np.all(mask) for mask in jax.tree.leaves(model.valid(some))):
                 return False
     return True
+
+
+def _on_host(leaf) -> bool:
+    """Whether NumPy reads an array where it lies."""
+    if isinstance(leaf, np.ndarray):
+        return True
+    if not isinstance(leaf, jax.Array) or is_traced(leaf) or leaf.is_deleted():
+        return False
+    devices = leaf.devices()
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
 def as_key(key):

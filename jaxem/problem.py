@@ -9,7 +9,7 @@ from jaxem import loop
 from jaxem.lanes import Lanes
 from jaxem.pytree import Structure, float_dtype, merge, pytree
 from jaxem.status import Status
-from jaxem.sweep import prepared, total_of
+from jaxem.sweep import prepared, sweep, total_of
 
 FOLDED = 4096
 
@@ -61,6 +61,7 @@ class Problem:
             self.weights = _ones(jax.tree.leaves(x)[0].shape[0], dtype)
         else:
             x, self.weights, self.status = sanitize(self.model, x, weights, absent)
+        self.x = x
         self.view = self.model.view(x, self.weights)
         self.data = self.view.data
         self.total = self.weights.sum()
@@ -156,6 +157,8 @@ def finish(problem: Problem, state) -> Fit:
     status = jnp.where(jnp.isfinite(loop.blemish(params)), status, Status.NONFINITE)
     status = jnp.where(state.status < Status.DEGENERATE, status, state.status)
     log_likelihood = objective - view.model.log_prior(inner) - problem.volume
+    if jnp.ndim(view.log_volume) and problem.method.plain:  # large terms that cancel, unit by unit
+        log_likelihood = sweep(model, params, problem.x, problem.weights).evidence
     log_likelihood = climbed = log_likelihood.astype(objective.dtype)
     other = problem.method.log_likelihood(view.model, inner, view.data, problem.weights)
     if other is not None:

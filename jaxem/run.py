@@ -10,7 +10,7 @@ import numpy as np
 from jax.lax import stop_gradient
 
 from jaxem import slices
-from jaxem.canonical import best_of, canonical, data_sets, typed
+from jaxem.canonical import as_sets, best_of, canonical, data_sets, typed
 from jaxem.init import Start
 from jaxem.pytree import is_traced, merge, split
 from jaxem.restarts import Restarts, continued, promising
@@ -133,9 +133,10 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched
     work, queue, ends = compiled(BEGIN, effort, *data, start, tol, max_iter, **static)
 
     def on(queue, budget):
-        return compiled(ADVANCE, effort, work, queue, ends, budget, spec=spec)
+        return compiled(ADVANCE, effort, work, x, queue, ends, budget, spec=spec, batched=batched)
 
-    width, steps = lane_plan(spec, work.climbed, work.data, fits)
+    sets = jax.eval_shape(lambda x: work.on(as_sets(x, batched)).data, x)
+    width, steps = lane_plan(spec, work.climbed, sets, fits)
     watched = ("fits", fits) if fits > 1 else ("steps", int(max_iter))
     queue = slices.run(on, queue, cost * (width * steps if fits > 1 else 1), *watched)
     return compiled(END, effort, *data, queue, spec=spec, batched=batched)
@@ -158,9 +159,9 @@ def _begin(*args, spec, **options):
     return begin(spec, *canonical(*args, spec=spec, **options))
 
 
-def _advance(work, queue, ends, budget, *, spec):
+def _advance(work, x, queue, ends, budget, *, spec, batched):
     """The next slice of a long run."""
-    return advance(spec, work, queue, ends, budget)
+    return advance(spec, work.on(as_sets(x, batched)), queue, ends, budget)
 
 
 def _end(numeric, x, weights, queue, *, spec, batched):
@@ -188,7 +189,7 @@ def efforts(function, *static):
 
 SOLVE = efforts(_solve, "spec", "restarts", "batched", "transformed")
 BEGIN = efforts(_begin, "spec", "restarts", "batched")
-ADVANCE = efforts(_advance, "spec")
+ADVANCE = efforts(_advance, "spec", "batched")
 END = efforts(_end, "spec", "batched")
 
 

@@ -6,6 +6,7 @@ lanes. `jax.vmap` of a fit arrives here through a batching rule that folds the n
 into R where the data are shared.
 """
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,8 @@ from jaxem.sweep import prepared
 
 @pytree(static=("structure",), eq=False)
 class Work:
-    """What a climb works on: model and method, split; data and weights, all in safe units."""
+    """What a climb works on: model and method, split; data and weights, all in safe units. data is
+    None where it is the one data set as it was given."""
 
     numeric: Any
     data: Any
@@ -33,6 +35,10 @@ class Work:
     def climbed(self):
         """The model that is climbed."""
         return merge(self.numeric, self.structure)[0]
+
+    def on(self, x):
+        """This on the data sets x (B, …), where it does not hold its own."""
+        return self if self.data is not None else replace(self, data=x)
 
     def ready(self):
         """As of a `Problem`."""
@@ -65,7 +71,7 @@ def climb(spec: Spec, work, state, tol, max_iter, budget=None):
 def many(spec: Spec, data, starts, limits) -> Fit:
     """All climbs of the canonical form: data (B, …), starts (B, R, …), limits two arrays (B, R)."""
     work, queue, ends = begin(spec, data, starts, limits)
-    return end(spec, data, advance(spec, work, queue, ends))
+    return end(spec, data, advance(spec, work.on(data[1]), queue, ends))
 
 
 def begin(spec: Spec, data, starts, limits):
@@ -77,7 +83,8 @@ def begin(spec: Spec, data, starts, limits):
         problem = Problem(spec, *data)
         numeric, structure = split((problem.view.model, problem.method))
         numeric = [in_dtype(leaf, problem.weights.dtype) for leaf in numeric]
-        work = Work(numeric, problem.view.data, problem.weights, structure)
+        same = sets == 1 and problem.view.data is data[1]  # not to be written once more
+        work = Work(numeric, None if same else problem.view.data, problem.weights, structure)
         return work, over(problem.stand, starts, max(1, width // sets)), problem.total
 
     work, queue, total = over(lambda args: prepare(*args), (data, starts), width)
@@ -117,7 +124,7 @@ def end(spec: Spec, data, queue) -> Fit:
 
 def lane_plan(spec: Spec, model, x, count: int) -> tuple[int, int]:
     """Lanes for `count` fits, and steps between looks; the first axis of x is that of data sets."""
-    floats = getattr(model, "k", 1) * jax.tree.leaves(x)[0][0].size
+    floats = getattr(model, "k", 1) * math.prod(jax.tree.leaves(x)[0].shape[1:])
     return spec.lanes.width_for(count, floats), spec.lanes.interval(floats)
 
 

@@ -268,7 +268,7 @@ def test_it_finds_how_many_components_there_are(weights, dtype):
         assert jaxem.fit(many, x, key=0).params.weights.min() > 0.05
 
 
-@pytest.mark.parametrize("name", ["tied-prior", "product"])
+@pytest.mark.parametrize("name", ["tied-prior", pytest.param("product", marks=pytest.mark.slow)])
 def test_the_laws(name):
     """Additive and linear statistics, the bound over q, Fisher's identity, steps that climb."""
     bank, x, _ = SMALL[name]

@@ -66,7 +66,8 @@ if jax.default_backend() == "cpu":
 def rare(name):
     """Variants of a family that is tested without them."""
     often = ("normal-full-map", "weights-map")
-    return name not in often and name.endswith(("-map", "-df", "each-mixture"))
+    variants = ("-map", "-df", "each-mixture", "-tied", "-spherical", "labelled")
+    return name not in often and name.endswith(variants)
 
 
 @pytest.mark.parametrize(
