@@ -307,8 +307,10 @@ def memory():
 
 
 def peak(n):
-    """MB that a first and a second fit of n rows hold above what stood before them."""
+    """MB that a first and a second fit of n rows hold above what stood before them, the data as a
+    JAX array among it. A NumPy array is copied to one first."""
     x, start = problem(n, *LARGEST[1:], "diagonal", np.float32)
+    x = jax.block_until_ready(jnp.asarray(x))
     model = jaxem.Mixture(jaxem.Normal("diagonal"), k=LARGEST[2])
 
     def status(name):

@@ -129,6 +129,7 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched
     if not is_long(cost * fits, max_iter):
         best, every = compiled(SOLVE, effort, *args, **static, transformed=False)
         return best, (jax.tree.map(_alone, best) if every is None else every)
+    x = jax.tree.map(jnp.asarray, x)  # once, not for every slice
     data = (numeric, x, weights)
     work, queue, ends = compiled(BEGIN, effort, *data, start, tol, max_iter, **static)
 

@@ -488,3 +488,17 @@ def test_coherence_by_hand():
     np.testing.assert_allclose(jaxem.topics.coherence(result, documents, 3), (npmi - 2) / 3)
     umass = jaxem.topics.coherence(result, documents, 3, "umass")
     np.testing.assert_allclose(umass, np.log([2 / 3, 1 / 3, 1 / 2]).mean())
+
+
+def test_a_large_corpus_goes_the_same_way(monkeypatch):
+    """From CHUNKED numbers on a climb prepares its data and sweeps by `fused`."""
+    import jaxem.sweep as sweep_module
+
+    rng = np.random.default_rng(0)
+    documents = jaxem.Documents(rng.poisson(0.4, size=(40, 20)))
+    small = jaxem.fit(jaxem.LDA(2), documents, key=0, tol=0, max_iter=5)
+    monkeypatch.setattr(sweep_module, "CHUNKED", 1)
+    jax.clear_caches()
+    large = jaxem.fit(jaxem.LDA(2), documents, key=0, tol=0, max_iter=5)
+    jax.clear_caches()
+    np.testing.assert_allclose(large.objective, small.objective, rtol=1e-5)

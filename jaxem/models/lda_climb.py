@@ -76,7 +76,14 @@ class Climb(Model):
         return Seen(stats, gamma), evidence
 
     def fused(self, x):
-        return Fused(identity, self.sweep, lambda climbing: None, x.size.shape[0])
+        return Fused(
+            prepare=identity,
+            sweep=self.sweep,
+            statistics=lambda climbing, sums: sums,
+            terms=lambda climbing: None,
+            rows=x.size.shape[0],
+            axis=0,
+        )
 
     def maximize(self, climbing, stats):
         gamma = climbing.gamma
