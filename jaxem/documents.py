@@ -4,6 +4,7 @@ import operator
 
 import numpy as np
 
+from jaxem import data as checks
 from jaxem.pytree import register
 
 
@@ -28,7 +29,7 @@ class Documents:
 
     def __init__(self, data, vocabulary: int | None = None):
         if vocabulary is not None:
-            vocabulary = _whole(vocabulary, "vocabulary")
+            vocabulary = checks.count(vocabulary, "vocabulary", 1)
         if isinstance(data, Documents):
             raise TypeError("data are Documents already: use them as they are")
         read = _from_matrix if hasattr(data, "tocsr") or hasattr(data, "shape") else _from_lists
@@ -70,16 +71,6 @@ class Documents:
 
 
 register(Documents, ("size", "words", "counts"), ("vocabulary",))
-
-
-def _whole(value, name: str) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"{name} must be an int of 1 or more, got {value!r}") from error
-    if isinstance(value, bool) or number < 1:
-        raise ValueError(f"{name} must be an int of 1 or more, got {value!r}")
-    return number
 
 
 def _from_matrix(data):
