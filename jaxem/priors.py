@@ -8,10 +8,11 @@ the mode in that parametrisation.
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import lgamma
 
 from jaxem.linalg import Factor
-from jaxem.pytree import pytree
+from jaxem.pytree import is_traced, pytree
 
 
 @pytree
@@ -28,6 +29,9 @@ class NormalPrior:
     kappa: Any
     df: Any
     scale: Any
+
+    def __post_init__(self):
+        above_zero(self, "kappa", "df")
 
     @staticmethod
     def from_data(x, k: int, covariance: str = "full"):
@@ -65,6 +69,9 @@ class NormalWishartPrior:
     df: Any
     scale: Any
 
+    def __post_init__(self):
+        above_zero(self, "kappa", "df")
+
 
 @pytree
 class GammaPrior:
@@ -72,6 +79,9 @@ class GammaPrior:
 
     shape: Any
     rate: Any
+
+    def __post_init__(self):
+        above_zero(self, "shape", "rate")
 
     def log_density(self, value):
         """The sum of a·log b − log Γ(a) + (a−1) log value − b·value over all entries."""
@@ -86,6 +96,9 @@ class BetaPrior:
     a: Any
     b: Any
 
+    def __post_init__(self):
+        above_zero(self, "a", "b")
+
     def log_density(self, value):
         """The sum of the log beta density over all entries."""
         a, b = jnp.asarray(self.a, value.dtype), jnp.asarray(self.b, value.dtype)
@@ -98,6 +111,9 @@ class DirichletPrior:
     """A probability vector ~ symmetric Dirichlet(`concentration`)."""
 
     concentration: Any
+
+    def __post_init__(self):
+        above_zero(self, "concentration")
 
     def log_density(self, probs, levels=None):
         """The sum of the log density over all vectors (..., v).
@@ -129,9 +145,48 @@ class GammaConjugatePrior:
     mean: Any
     mean_log: Any
 
+    def __post_init__(self):
+        above_zero(self, "count", "mean")
+        if not is_traced(self) and not np.all(self.mean_log < np.log(self.mean)):
+            raise ValueError(
+                f"GammaConjugatePrior needs mean_log below log(mean) = {np.log(self.mean)}, the "
+                f"most that positive numbers of that mean can have, got {self.mean_log!r}"
+            )
+
     def log_density(self, shape, rate):
         per_unit = shape * jnp.log(rate) - lgamma(shape) + (shape - 1) * self.mean_log
         return jnp.sum(self.count * (per_unit - rate * self.mean))
+
+
+def above_zero(prior, *names) -> None:
+    """ValueError unless each of these hyperparameters, as far as known, is finite and above 0."""
+    for name in names:
+        value = getattr(prior, name)
+        if is_traced(value):
+            continue
+        values = np.asarray(value)
+        if values.dtype.kind not in "fiu" or not np.all((values > 0) & np.isfinite(values)):
+            raise ValueError(
+                f"{type(prior).__name__} needs {name} above 0 and finite, got {value!r}"
+            )
+
+
+def require_proper(prior, d: int, whole: bool) -> None:
+    """ValueError unless a prior of a normal, as far as known, has a density in d dimensions; whole:
+    it is of a full covariance or precision matrix."""
+    if is_traced(prior):
+        return
+    least, df, scale = (d - 1 if whole else 0), np.asarray(prior.df), np.asarray(prior.scale)
+    if not np.all(df > least):
+        raise ValueError(
+            f"{type(prior).__name__} needs df > {least}, got {prior.df}: a usual choice is d + 2"
+        )
+    wide = scale if scale.ndim == 2 else np.diag(np.broadcast_to(scale, (d,)))
+    if not np.all(np.isfinite(wide)) or not np.all(np.linalg.eigvalsh(wide) > 0):
+        raise ValueError(
+            f"the scale of {type(prior).__name__} must be positive definite: give variances above "
+            "0, such as jaxem.NormalPrior.from_data(x, k).scale"
+        )
 
 
 def xlog(factor, value):

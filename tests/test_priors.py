@@ -199,3 +199,32 @@ def test_map_fit_reports_the_prior_in_the_units_of_the_data(case, dtype):
     np.testing.assert_allclose(result.log_likelihood, evidence, rtol=tol)
     total = evidence + case.log_prior(p.components)
     np.testing.assert_allclose(result.objective, total, rtol=tol)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (lambda: jaxem.NormalPrior(0.0, 0.0, 4.0, 1.0), "NormalPrior needs kappa above 0"),
+        (lambda: jaxem.NormalPrior(0.0, 1.0, np.nan, 1.0), "needs df above 0 and finite, got nan"),
+        (lambda: jaxem.NormalWishartPrior(0.0, -1.0, 4.0, 1.0), "NormalWishartPrior needs kappa"),
+        (lambda: jaxem.GammaPrior(-1.0, 2.0), "GammaPrior needs shape above 0"),
+        (lambda: jaxem.GammaPrior(1.0, "2"), r"GammaPrior needs rate above 0 .* got '2'"),
+        (lambda: jaxem.BetaPrior(1.0, np.array([1.0, 0.0])), "BetaPrior needs b above 0"),
+        (lambda: jaxem.DirichletPrior(np.inf), "DirichletPrior needs concentration above 0"),
+        (lambda: jaxem.GammaConjugatePrior(2.0, 1.0, 0.5), "mean_log below log"),
+    ],
+)
+def test_a_prior_that_is_none_is_refused_where_it_is_written(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        wrong()
+
+
+@pytest.mark.parametrize("family", [jaxem.Normal, jaxem.StudentT], ids=lambda f: f.__name__)
+def test_a_normal_s_prior_must_be_proper_in_the_dimensions_of_the_data(family):
+    x = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+    few = jaxem.Mixture(family(prior=jaxem.NormalPrior(0.0, 1.0, 2.0, 1.0)), k=2)
+    with pytest.raises(ValueError, match=r"NormalPrior needs df > 2, got 2\.0"):
+        jaxem.fit(few, x, key=0)
+    flat = jaxem.Mixture(family(prior=jaxem.NormalPrior(0.0, 1.0, 6.0, np.ones((3, 3)))), k=2)
+    with pytest.raises(ValueError, match="scale of NormalPrior must be positive definite"):
+        jaxem.fit(flat, x, key=0)

@@ -18,7 +18,7 @@ from jaxem.families.multinomial import Multinomial, MultinomialParams
 from jaxem.families.poisson import Poisson
 from jaxem.model import IMPOSSIBLE
 from jaxem.priors import BetaPrior, DirichletPrior
-from jaxem.pytree import is_traced, pytree
+from jaxem.pytree import pytree
 from jaxem.spaces import POSITIVE
 
 
@@ -74,8 +74,6 @@ class Conjugate(ExponentialFamily):
 
     def check(self, x):
         self.family.check(x)
-        if not all(np.all(np.asarray(v) > 0) for v in self._numbers() if not is_traced(v)):
-            raise ValueError(f"every number of a prior must be above 0, got {self._prior}")
 
     def check_params(self, params):
         if not all((leaf > 0).all() for leaf in jax.tree.leaves(params)):
@@ -88,9 +86,6 @@ class Conjugate(ExponentialFamily):
     def _prior(self):
         """Even over all probabilities where the family has none."""
         return DirichletPrior(1.0) if self.family.prior is None else self.family.prior
-
-    def _numbers(self):
-        return jax.tree.leaves(self._prior)
 
 
 @pytree
@@ -135,9 +130,6 @@ class GammaPoisson(Conjugate):
                 "it in result.model; elsewhere pass Poisson(prior=jaxem.GammaPrior(shape, rate))"
             )
         return self.family.prior
-
-    def _numbers(self):
-        return [] if self.family.prior is None else jax.tree.leaves(self.family.prior)
 
 
 @pytree

@@ -32,6 +32,8 @@ class Full:
 
     space = POSITIVE_DEFINITE
 
+    whole = True  # a matrix: its prior is inverse Wishart, that of variances inverse gamma
+
     common_scale = False
 
     def variances(self, covariance, shape):
@@ -156,6 +158,8 @@ class Diagonal:
     """One variance for every component and feature: shape (k, d)."""
 
     space = POSITIVE
+
+    whole = False
 
     common_scale = False
 

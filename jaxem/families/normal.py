@@ -13,7 +13,7 @@ from jaxem.families.frame import frame, roomy
 from jaxem.families.quadratic import FORMS, append_one
 from jaxem.held import averaged
 from jaxem.model import Bank, View, is_empty, safe
-from jaxem.priors import NormalPrior, NormalWishartPrior
+from jaxem.priors import NormalPrior, NormalWishartPrior, require_proper
 from jaxem.pytree import pytree
 from jaxem.spaces import REAL
 from jaxem.sweep import Linear
@@ -211,6 +211,8 @@ class Normal(Bank):
             raise TypeError(
                 "NormalWishartPrior is for jaxem.BayesianMixture: use jaxem.NormalPrior"
             )
+        if self.prior is not None:
+            require_proper(self.prior, x.shape[1], self.structure.whole)
 
     def check_params(self, params):
         k, d = params.mean.shape

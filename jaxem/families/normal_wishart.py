@@ -5,15 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxem import divergence
 from jaxem.families.covariance import centre
 from jaxem.families.normal import Normal, NormalParams
 from jaxem.linalg import Factor, lower_factor
 from jaxem.model import Bank, require_matrix, safe
-from jaxem.priors import NormalWishartPrior
-from jaxem.pytree import is_traced, pytree
+from jaxem.priors import NormalWishartPrior, require_proper
+from jaxem.pytree import pytree
 from jaxem.spaces import POSITIVE, REAL
 from jaxem.special import log_gamma_ratio, log_minus_digamma
 
@@ -162,23 +161,9 @@ class NormalWishart(Bank):
 
     def check(self, x):
         require_matrix(x, "Normal")
-        prior, d = self.normal.prior, x.shape[1]
-        if prior is None or is_traced(prior):
-            return
-        whole = self._whole or self.normal.covariance in ("full", "tied")
-        least = d - 1 if whole else 0
-        if not np.all(np.asarray(prior.df) > least) or not np.all(np.asarray(prior.kappa) > 0):
-            raise ValueError(
-                f"the prior needs df > {least} and kappa > 0, got df={prior.df}, "
-                f"kappa={prior.kappa}: a usual choice is df = d + 2, kappa = 0.01"
-            )
-        scale = np.asarray(prior.scale)
-        wide = scale if scale.ndim == 2 else np.diag(np.broadcast_to(scale, (d,)))
-        if not np.all(np.linalg.eigvalsh(wide) > 0):
-            raise ValueError(
-                "the prior's scale must be positive definite: give variances above 0, such as "
-                "jaxem.NormalPrior.from_data(x, k).scale"
-            )
+        if self.normal.prior is not None:
+            whole = self._whole or self.normal.structure.whole
+            require_proper(self.normal.prior, x.shape[1], whole)
 
     def check_params(self, params):
         self.normal.check_params(_plain(params))

@@ -150,6 +150,10 @@ class StudentT(Bank):
         model = dataclasses.replace(self, prior=inner.model.prior, floor=inner.model.floor)
         return inner._replace(model=model, inward=lift(inner.inward), outward=lift(inner.outward))
 
+    def check(self, x):
+        super().check(x)
+        self._normal.check(x)
+
     def check_params(self, params):
         if not (params.df > 0).all() or not (params.df < math.inf).all():
             raise ValueError(f"init components.df must be positive and finite, got {params.df}")
