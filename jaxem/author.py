@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem import data as checks
+from jaxem.factored import factored
 from jaxem.fit import require_model
 from jaxem.methods.em import EM
 from jaxem.model import adopt, lacks, normalize
@@ -99,7 +100,9 @@ class Trial:
         self.weights = jnp.asarray(uneven if weights is None else weights, self.dtype)
         self.key = checks.as_key(key)
         self.bound_only = lacks(self.model, "posterior", "log_joint")
-        self.exact = not (lacks(self.model, "statistics", "maximize") or self.bound_only)
+        self.several = factored(self.model) is not None
+        own = not lacks(self.model, "statistics", "maximize")
+        self.exact = own and (self.several or not self.bound_only)
         self.finite = not lacks(self.model, "log_joint")
         self.tol = 1e3 * float(jnp.finfo(self.dtype).eps)
 
@@ -142,7 +145,7 @@ class Trial:
 
     def free_energies(self):
         """`shapes` of a model that gives F alone."""
-        q = jax.jit(self.model.init_q)(self.params, self.x)
+        self.q = q = jax.jit(self.model.init_q)(self.params, self.x)
         value = jax.jit(self.model.free_energy)(self.params, self.x, q)
         if value.shape != (self.n,):
             return f"free_energy must return shape (n,) = ({self.n},), got {value.shape}"
@@ -151,6 +154,9 @@ class Trial:
             return (
                 f"free_energy is {float(value[first])} at unit {first}, at the first params and q"
             )
+
+        if self.several and not jax.jit(factored(self.model).exact)(self.params, self.x):
+            return factored(self.model).refusal()
 
         def total(params, q):
             return self.weights @ self.model.free_energy(params, self.x, q)
@@ -278,7 +284,7 @@ class Trial:
     def _statistics(self, part, weights=None):
         weights = self.weights if weights is None else weights
         x = jax.tree.map(lambda a: a[part], self.x)
-        q, _ = self.model.posterior(self.params, x)
+        q = self.q[part] if self.several else self.model.posterior(self.params, x)[0]
         return self.model.statistics(self.params, x, q, weights[part])
 
 

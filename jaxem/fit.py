@@ -183,7 +183,8 @@ def _suited(method, model, x, plan):
     if plan["gradient"] in ("implicit", "one_step") and not (method.plain and smooth):
         plan["gradient"] = "unknown"
     if plan["gradient"] == "unrolled" and not smooth:
-        raise TypeError(f'{type(model).__name__} has no gradient: leave gradient="implicit"')
+        name = type(getattr(model, "inner", model)).__name__
+        raise TypeError(f'{name} has no gradient: leave gradient="implicit"')
     return method
 
 

@@ -164,6 +164,9 @@ class Model:
     def check_params(self, params) -> None:
         """Raises ValueError where given params, as NumPy arrays, are outside the model's space."""
 
+    adds = hides = ()
+    """What a wrapper defines of its own, and what it does not pass on, as `lacks` sees it."""
+
     uninformed = False
     """Whether the model, or the bank, lacks a prior that `informed` can take from the data."""
 
@@ -262,6 +265,9 @@ for _name in [n for n in vars(Model) if not n.startswith("_") and callable(getat
 def lacks(model, *names) -> bool:
     """Whether a model defines none of these functions: it has the defaults, or nothing."""
     while isinstance(model, Model) and hasattr(model, "_wrapped"):
+        if any(name in model.adds for name in names):
+            return False
+        names = [name for name in names if name not in model.hides]
         model = model._wrapped
     default = [getattr(type(model), name, None) == getattr(Model, name) for name in names]
     own = [callable(getattr(model, name, None)) for name in names]
@@ -269,7 +275,12 @@ def lacks(model, *names) -> bool:
 
 
 def adopt(model) -> Model:
-    """`model` itself where it is a `Model`, else wrapped so that every default is there."""
+    """`model` itself where it is a `Model`, else wrapped so that every default is there, and as a
+    free energy where its latent variables are several."""
+    if callable(getattr(model, "latents", None)):
+        from jaxem.factored import Factored
+
+        return Factored(model)
     return model if isinstance(model, Model) else Adopted(model)
 
 

@@ -42,13 +42,15 @@ def free_energy(model, params, x, q, weights=None):
     Args:
       model: a model with `log_joint(params, x) -> (n, k)`, or with a `free_energy(params, x, q)` of
         its own, per unit (n,).
-      q: responsibilities (n, k), rows summing to 1, or what `model.posterior` returned.
+      q: responsibilities (n, k), rows summing to 1, or what `model.posterior` returned; of several
+        latent variables (`MeanField`) those of each, (n, m, k).
       weights: (n,), or None for 1.
     """
+    model = adopt(model)
     if not lacks(model, "free_energy"):
         return _total(model.free_energy(params, x, q), weights)
     q = shares(q)
-    joint = adopt(model).log_joint(params, x)
+    joint = model.log_joint(params, x)
     return _total(expectation(q, joint) - expectation(q, _log(q)), weights)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem import data as checks
+from jaxem.factored import factored
 from jaxem.problem import Fit
 from jaxem.pytree import Structure, float_dtype, is_traced, merge, pytree, split
 from jaxem.status import MEANING, FitError, FitWarning, Status
@@ -211,7 +212,7 @@ def _answer(numeric, params, x, weights, structure, what):
         return r
     if what == "labels":
         return jnp.where(jnp.isnan(r).any(-1), -1, jnp.argmax(r, axis=-1))
-    terms = -(r * jnp.log(jnp.where(r == 0, 1, r))).sum(-1)
+    terms = -(r * jnp.log(jnp.where(r == 0, 1, r))).reshape(len(r), -1).sum(-1)
     return terms.sum() if weights is None else jnp.where(weights > 0, weights * terms, 0).sum()
 
 
@@ -230,6 +231,9 @@ def report(result: Result, model, x, weights, tol) -> Result:
     if status in (Status.BAD_INPUT, Status.EMPTY):
         raise ValueError(checks.explain_bad_input(model, x, weights))
     asked = status == Status.MAX_ITER and (tol == 0 or int(result.n_iter) == 0)
+    several = factored(model) if status == Status.NONFINITE else None
+    if several is not None and not jax.jit(several.exact)(result.params, x):
+        raise TypeError(several.refusal())
     if status != Status.CONVERGED and not asked:
         many = len(result.restarts.status)
         what = "the fit" if many == 1 else f"the best of {many} restarts"

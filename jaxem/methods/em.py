@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from jaxem.factored import factored
 from jaxem.model import lacks
 from jaxem.pytree import pytree
 from jaxem.spaces import return_time
@@ -61,11 +62,13 @@ class Exact:
 
     Rules for q say with `measures_evidence` whether the objective they report is the log-likelihood
     (else a free energy below it), and all rules with `steady` whether they are one and the same map
-    at every evaluation, as accelerators need.
+    at every evaluation, as accelerators need; `several`: whether they are for models with several
+    latent variables.
     """
 
     measures_evidence = True
     steady = True
+    several = False
 
     def start(self, model, params, x, weights):
         """What the rule remembers of a climb that has evaluated nothing."""
@@ -98,7 +101,7 @@ class EM:
 
     Args:
       e_step: the rule for q: `Exact()`, `Hard()`, `Tempered()`, `Incremental()`, `Stochastic()`,
-        `Constrained(...)` or `Variational()`.
+        `Constrained(...)`, `Variational()` or `MeanField()`.
       m_step: the rule for θ: `Exact()`, `Gradient(...)` or `Blocks(...)`. A model that has no
         M-step of its own takes `Gradient()` where this is `Exact()`.
       accelerator: None, `SQUAREM()` or `Anderson()`: fewer evaluations of the EM map where it is
@@ -133,10 +136,12 @@ class EM:
         return type(self.e_step) is Exact and type(self.m_step) is Exact
 
     def suited(self, model, x):
-        """This method, with `Gradient()` where the model has no M-step for data shaped like x, and
-        `Variational()` where it knows no posterior."""
+        """This method, with `Gradient()` where the model has no M-step for data shaped like x,
+        `Variational()` where it knows no posterior, and `MeanField()` for several latent ones."""
         e_step, m_step = self.e_step, self.m_step
         unknown = lacks(model, "posterior", "log_joint")
+        e_step = _for_latents(model, e_step)
+        unknown &= not getattr(e_step, "several", False)
         if unknown and type(e_step) is Exact:
             from jaxem.methods.variational import Variational
 
@@ -192,6 +197,25 @@ class EM:
             return None
         evidence = model.posterior(params, x)[1]
         return row_sum(weights, jnp.where(weights > 0, evidence, 0))
+
+
+def _for_latents(model, e_step):
+    """The rule for q: `MeanField()` by default where latent variables are several. TypeError where
+    a given rule does not go with the model."""
+    several = factored(model) is not None
+    if several and type(e_step) is Exact:
+        from jaxem.methods.mean_field import MeanField
+
+        return MeanField()
+    if several != getattr(e_step, "several", False):
+        raise TypeError(
+            f"{type(e_step).__name__} is for models with one latent variable, log_joint(params, x) "
+            "-> (n, k): this one has latents(x), leave e_step=jaxem.MeanField()"
+            if several
+            else "MeanField is for models with latents(x) and log_joint(params, x, z): this one "
+            "has one latent variable, leave e_step=jaxem.Exact()"
+        )
+    return e_step
 
 
 def summed(weights, value):

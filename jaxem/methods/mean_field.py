@@ -1,0 +1,70 @@
+"""Mean-field EM: q as a product over several discrete latent variables, each set in its turn."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxem.factored import factored
+from jaxem.methods.em import Exact, Expectation
+from jaxem.model import adopt
+from jaxem.pytree import float_dtype, pytree
+
+
+class MeanFieldMemory(NamedTuple):
+    """q (n, m, k), and whether the updates of this model are exact."""
+
+    q: Any
+    exact: Any
+
+
+@pytree(static=("sweeps",))
+class MeanField(Exact):
+    """Coordinate ascent on F(q, θ) over q(z) = Π_m q_m(z_m): q_m ∝ exp E[log p(x, z | θ)], the
+    expectation over all other latent variables, m after m.
+
+    For models with `latents(x)`, the number of states of each of m latent variables, a tuple of
+    ints that depends on shapes alone, and `log_joint(params, x, z)` (n,), the log joint at z
+    (n, m, k), one-hot along k, the largest of them. It must take probabilities too, and be linear
+    in every z[:, m] given the others, up to terms of one of them alone: then all expectations are
+    exact. Products of z are, also squares; an exponential of a sum of z is not. Others are refused:
+    with a TypeError or, under `jit`, with the status NONFINITE.
+
+    q is carried from one E-step to the next. The first is the model's `init_q(params, x)` (n, m, k)
+    if it has one; else random, the same in all fits and units. The objective is F, complete, which
+    never falls and lies below log p(x | θ); so does Result.log_likelihood. Source: Saul & Jordan
+    1996; Ghahramani & Jordan 1997.
+
+    Args:
+      sweeps: the most sweeps over the latent variables in an E-step; each evaluates `log_joint`
+        k + 1 times for every one of them.
+      tol: sweeps end when no probability moves by more.
+
+    Raises ValueError where sweeps is below 1.
+    """
+
+    sweeps: int = 20
+    tol: Any = 1e-3
+
+    measures_evidence = False
+    steady = False
+    several = True
+
+    def __post_init__(self):
+        if self.sweeps < 1:
+            raise ValueError(f"sweeps must be 1 or more, got {self.sweeps!r}")
+
+    def start(self, model, params, x, weights):
+        model = factored(model)
+        return MeanFieldMemory(model.init_q(params, x), model.exact(params, x))
+
+    def expect(self, model, params, x, weights, memory):
+        q, value = factored(model).ascended(params, x, memory.q, self.tol, self.sweeps)
+        value = jnp.where(memory.exact, value, jnp.nan)
+        return Expectation(q, value, memory._replace(q=q))
+
+    def infer(self, model, params, x, q=None):
+        """(q (n, m, k), F (n,)) at given params, from q or the model's first, until q rests."""
+        model, x = factored(adopt(model)), jax.tree.map(jnp.asarray, x)
+        q = model.init_q(params, x) if q is None else jnp.asarray(q, float_dtype(x))
+        return model.ascended(params, x, q, jnp.finfo(q.dtype).eps ** 0.7, 50 * self.sweeps)
