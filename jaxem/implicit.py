@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.flatten_util import ravel_pytree
 from jax.lax import stop_gradient
 
-from jaxem.krylov import PATIENCE, krylov, solve, times
+from jaxem.krylov import solve
+from jaxem.newton import to_fixed_point
 from jaxem.problem import Problem
 from jaxem.pytree import merge
 from jaxem.solve import lane_plan, over
@@ -26,31 +26,13 @@ from jaxem.status import Status
 from jaxem.sweep import row_sum
 from jaxem.tangents import Motion, still
 
-DENSE = 32
-"""Parameters up to which (I − J)⁻¹ is formed and preconditions every solve: a column of J costs a
-product, and a solve without it takes fewer products than there are parameters."""
-
-NEWTON = 3
-"""The most Newton steps from the params of the fit to a fixed point good to rounding."""
-
-ROUGH = 1e-4
-"""The residual of the linear solve of a Newton step, relative."""
-
-SETTLED = 64
-"""The move of one EM step, in epsilons of each leaf's size, that counts as rounding."""
-
-NEAR = 0.05
-"""The first Newton step, relative to each leaf's size, beyond which a fit is not at its end."""
-
-FALLS = 1e-2
-"""How much smaller than the one before the last Newton step must be, unless it ended settled."""
-
 
 class System(NamedTuple):
     """What the tangent needs of J, none of it differentiated.
 
     shift: Newton's way from the params to the fixed point, in the coordinates of the `Chart`.
-    inverse: (I − J)⁻¹ at the params, empty above `DENSE`. ok: whether both can be trusted.
+    inverse: (I − J)⁻¹ at the fixed point, empty where params are many. ok: whether both can be
+    trusted.
     """
 
     shift: Any
@@ -233,52 +215,14 @@ def _lone(function):
 def analyse(spec, data, params) -> System:
     """The `System` at params: is there one fixed point near them, and where?
 
-    At a saddle one eigenvalue of J is beyond 1 and det(I − J) < 0: EM passes there, and the fixed
-    point is not where the fit would have ended.
+    EM stands still at a saddle too, but a hair beside it the fit ends elsewhere: there an
+    eigenvalue of J is beyond 1.
     """
     chart = Chart(spec, data, params)
     origin = chart.flat(params)
-    limits = jnp.finfo(origin.dtype)
-    rng = np.random.default_rng(0)  # magnitudes that differ too: twins move against each other
-    probe = rng.choice([-1.0, 1.0], origin.size) * rng.uniform(0.5, 1, origin.size)
-    probe = jnp.asarray(probe, origin.dtype)
-    inverse, regular = jnp.zeros((0, 0), origin.dtype), True
-    if origin.size <= DENSE:
-        jacobian = _jacobian(chart.steady, origin)
-        inverse = jnp.linalg.inv(jnp.eye(origin.size, dtype=origin.dtype) - jacobian)
-        regular = _rounding_grows(inverse, 1 + jnp.abs(jacobian)) < limits.eps**-0.7
-        regular &= jnp.linalg.slogdet(inverse)[0] > 0
-
-    def newton(carry):
-        """One Newton step, or in its place the answer to the probe, which ends the walk."""
-        count, point, steps, _, _ = carry
-        proposal, push = jax.linearize(chart.steady, point)
-        residual = proposal - point
-        settled = jnp.max(jnp.abs(residual)) <= SETTLED * limits.eps
-        last = settled | (count == NEWTON)
-        b = jnp.where(last, probe, residual)
-        x, reached, sign = krylov(lambda v: v - push(v), b, inverse, ROUGH, PATIENCE)
-        reached &= (sign > 0) | ~last | bool(inverse.size)
-        longest = jnp.where(reached, jnp.max(jnp.abs(x)), jnp.nan)
-        steps = jnp.where(last, steps, steps.at[count].set(longest))
-        return count + 1, jnp.where(last, point, point + x), steps, settled, (last, longest)
-
-    zero = jnp.zeros((), origin.dtype)
-    carry = (0, origin, jnp.zeros(NEWTON, origin.dtype), False, (False, zero))
-    done = jax.lax.while_loop(lambda carry: ~carry[-1][0], newton, carry)
-    _, point, steps, settled, (_, growth) = done
-    falls = steps[-1] <= FALLS * steps[-2]
-    ok = regular & (growth < limits.eps**-0.7) & (steps[0] < NEAR) & (settled | falls)
-    shift = point - origin
+    shift, inverse, ok = to_fixed_point(chart.steady, origin)
     ok &= jnp.all(jnp.isfinite(shift))
     return System(jnp.where(ok, shift, 0), jnp.where(ok, inverse, 0), ok)
-
-
-def _jacobian(step, point):
-    """J. On a CPU a column at a time: several together no longer fit its caches."""
-    _, push = jax.linearize(step, point)
-    every = jax.lax.map if jax.default_backend() == "cpu" else lambda f, xs: jax.vmap(f)(xs)
-    return every(push, jnp.eye(point.size, dtype=point.dtype)).T
 
 
 def _arrived(leaf):
@@ -291,15 +235,3 @@ def _size(leaf):
     """The root mean square of a leaf, 1 where that is 0."""
     square = jnp.mean(jnp.square(leaf))
     return jnp.sqrt(jnp.where(square > 0, square, 1))
-
-
-def _rounding_grows(inverse, size):
-    """The spectral radius of |(I − J)⁻¹|·|I − J|: what a solution makes of rounding in J, whatever
-    the units of the params (Bauer 1966; Skeel 1979)."""
-    matrix = times(jnp.abs(inverse), size)
-    vector = jnp.ones(matrix.shape[0], matrix.dtype)
-    for _ in range(8):
-        vector = times(matrix, vector)
-        growth = jnp.max(vector)
-        vector = vector / growth
-    return growth

@@ -16,17 +16,21 @@ PATIENCE = 400
 
 
 def solve(step, point, b, inverse):
-    """(I − J)⁻¹ b, J = ∂step/∂point, in either direction and differentiable; NaN where the
-    residual says that it was not reached."""
+    """(I − J)⁻¹ b, J = ∂step/∂point, in either direction and differentiable: by the inverse, or
+    where that is empty by products; NaN where the residual says that it was not reached."""
     _, push = jax.linearize(step, point)
     tol = jnp.finfo(b.dtype).eps ** 0.7
 
-    def solver(near, product, b):
-        x, *_ = krylov(product, b, near, tol, 4 * PATIENCE)
+    def known(inverse, product, b):
+        return times(inverse, b)
+
+    def sought(_, product, b):
+        x, *_ = krylov(product, b, tol, 4 * PATIENCE)
         away = jnp.linalg.norm(product(x) - b)
         return jnp.where(away <= 10 * tol * jnp.linalg.norm(b), x, jnp.nan)
 
-    ways = (partial(solver, near) for near in (inverse, inverse.T))
+    way = known if inverse.size else sought
+    ways = (partial(way, matrix) for matrix in (inverse, inverse.T))
     return jax.lax.custom_linear_solve(lambda v: v - push(v), b, *ways)
 
 
@@ -34,10 +38,10 @@ def times(matrix, vector):
     return jnp.matmul(matrix, vector, precision=Precision.HIGHEST)
 
 
-def krylov(product, b, near, tol, most):
-    """(x, whether ‖b − product(x)‖ ≤ tol·‖b‖, sign) by at most `most` products; `near` is an
-    approximate inverse, or empty. sign: of the determinant of the inverse on the space that was
-    searched, which holds a random b's part along any direction that is not small.
+def krylov(product, b, tol, most):
+    """(x, whether ‖b − product(x)‖ ≤ tol·‖b‖, sign) by at most `most` products. sign: of the
+    determinant of the inverse on the space that was searched, which holds a random b's part along
+    any direction that is not small.
 
     The generalised conjugate residual method (Eisenstat, Elman & Schultz 1983), which minimises the
     residual over the same spaces as GMRES. Where a residual hardly fell it is a poor direction, and
@@ -54,7 +58,6 @@ def krylov(product, b, near, tol, most):
 
     def body(carry):
         count, x, rest, way, ways, images = carry
-        way = times(near, way) if near.size else way
         image = product(way)
         for _ in range(2):
             along = times(images, image)

@@ -74,7 +74,8 @@ def rare(name):
     "name", [pytest.param(n, marks=pytest.mark.slow if rare(n) else ()) for n in MODELS]
 )
 def test_every_model_against_differences(name):
-    """params, objective and log-likelihood, to data, weights and hyperparameters at once."""
+    """params, objective and log-likelihood, to data, weights and hyperparameters at once; to the
+    start exactly 0."""
     model, data, weights = problem(name)
     hyper, structure = split(model)
     hyper = [np.asarray(h, float) for h in hyper]
@@ -86,16 +87,16 @@ def test_every_model_against_differences(name):
     if is_real(name):
         parts["data"] = data.x if isinstance(data, jaxem.Labelled) else data
 
-    def outcome(parts, **options):
+    def outcome(parts, start=end, **options):
         x = parts.get("data", data)
         x = jaxem.Labelled(x, data.labels) if isinstance(data, jaxem.Labelled) else x
         made = merge(parts["hyper"], structure)
-        r = jaxem.fit(made, x, weights=parts["weights"], init=end, **options)
+        r = jaxem.fit(made, x, weights=parts["weights"], init=start, **options)
         return jnp.stack([dotted(r.params), r.objective, r.log_likelihood]), r.gradient_ok
 
     def gradients(parts):
-        _, back, ok = jax.vjp(lambda parts: outcome(parts, **TIGHT), parts, has_aux=True)
-        return jax.vmap(back)(jnp.eye(3))[0], ok
+        _, back, ok = jax.vjp(lambda *at: outcome(*at, **TIGHT), parts, end, has_aux=True)
+        return *jax.vmap(back)(jnp.eye(3)), ok
 
     rng = np.random.default_rng(2)
     direction = {
@@ -106,8 +107,8 @@ def test_every_model_against_differences(name):
         direction["data"] = 0.1 * parts["data"] * rng.normal(size=parts["data"].shape)
     ended = jax.jit(lambda parts: outcome(parts, **to_the_end)[0], compiler_options=FAST)
     expected = difference(ended, parts, direction)
-    found, ok = jax.jit(gradients, compiler_options=FAST)(parts)
-    assert ok
+    found, of_start, ok = jax.jit(gradients, compiler_options=FAST)(parts)
+    assert ok and all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(of_start))
     for i, value in enumerate(expected):
         mine = inner(jax.tree.map(lambda a: a[i], found), direction)  # noqa: B023
         np.testing.assert_allclose(mine, value, rtol=1e-6)

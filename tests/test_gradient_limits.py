@@ -120,13 +120,11 @@ def test_krylov_against_a_direct_solve(size):
     rng = np.random.default_rng(size)
     matrix = np.eye(size) - 0.7 * rng.normal(size=(size, size)) / np.sqrt(size)
     b = rng.normal(size=size)
-    near = np.linalg.inv(matrix + 1e-3 * rng.normal(size=(size, size)))
-    solve = jax.jit(lambda m, b, near: krylov(lambda v: m @ v, b, near, 1e-12, 400))
-    for inverse in (np.zeros((0, 0)), near):
-        x, reached, _ = solve(matrix, b, inverse)
-        assert reached
-        np.testing.assert_allclose(x, np.linalg.solve(matrix, b), rtol=1e-9, atol=1e-10)
-    assert np.all(solve(matrix, 0 * b, near)[0] == 0)
+    solve = jax.jit(lambda m, b: krylov(lambda v: m @ v, b, 1e-12, 400))
+    x, reached, _ = solve(matrix, b)
+    assert reached
+    np.testing.assert_allclose(x, np.linalg.solve(matrix, b), rtol=1e-9, atol=1e-10)
+    assert np.all(solve(matrix, 0 * b)[0] == 0)
     matrix[:, 0] = matrix[:, 1]
-    x, reached, _ = solve(matrix, b, np.zeros((0, 0)))
+    x, reached, _ = solve(matrix, b)
     assert not reached or np.abs(x).max() > 1e11

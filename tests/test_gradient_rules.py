@@ -1,6 +1,7 @@
 """What the gradient of a fit is worth: three ways that agree, transformations, honesty, memory."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,21 @@ def test_a_second_derivative_is_the_difference_of_first_ones():
     second = fast(jax.grad(along))(X)
     expected = difference(fast(along), X, OTHER)
     np.testing.assert_allclose(np.vdot(second, OTHER), expected, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_hessian():
+    """Forward over reverse, along two directions."""
+    ways = np.stack([OTHER, np.ones_like(X) * X[:, :1]])
+
+    def at(t):
+        return loss(X + jnp.tensordot(t, ways, 1))
+
+    hessian = fast(jax.hessian(at))(np.zeros(2))
+    slope = fast(jax.grad(at))
+    expected = [difference(slope, np.zeros(2), e) for e in np.eye(2)]
+    np.testing.assert_allclose(hessian, np.stack(expected), rtol=1e-6)
+    np.testing.assert_allclose(hessian, hessian.T, rtol=1e-8)
 
 
 def test_the_start_has_gradient_zero():
@@ -227,13 +243,39 @@ def test_a_fit_that_is_masked_out_leaves_the_others_alone(slope):
     assert np.all(np.isfinite(gradient[0])) and np.all(np.isnan(gradient[1]))
 
 
-def test_accelerated_fits_have_it_and_other_rules_refuse(slope):
-    squarem = jaxem.EM(accelerator=jaxem.SQUAREM())
-    found = fast(jax.grad(lambda x: loss(x, method=squarem)))(X)
+@pytest.mark.parametrize("accelerator", [jaxem.SQUAREM(), jaxem.Anderson()])
+def test_accelerated_fits_have_it(slope, accelerator):
+    method = jaxem.EM(accelerator=accelerator)
+    found = fast(jax.grad(lambda x: loss(x, method=method)))(X)
     np.testing.assert_allclose(found, slope, rtol=1e-6, atol=1e-9)
-    for rule in (jaxem.Hard(), jaxem.Constrained.sizes([0.5, 0.5])):
-        with pytest.raises(TypeError, match="exact E-step"):
-            jax.grad(lambda x: loss(x, method=jaxem.EM(e_step=rule)))(X)  # noqa: B023
+
+
+def test_other_rules_refuse():
+    blocks = jaxem.Blocks([("weights", "components.mean"), "components.covariance"])
+    steps = (jaxem.Hard(), jaxem.Constrained.sizes([0.5, 0.5]))
+    rules = [jaxem.EM(m_step=blocks), *(jaxem.EM(e_step=step) for step in steps)]
+    for method in (*rules, jaxem.OnlineEM()):
+        for how in ("implicit", "one_step"):
+            with pytest.raises(TypeError, match="known for the exact E-step and M-step alone"):
+                jax.eval_shape(jax.grad(partial(loss, method=method, gradient=how)), X)
+
+
+@pytest.mark.parametrize("options", [{"gradient": "one_step"}, {"gradient": "unrolled"}])
+def test_other_ways_under_vmap_and_on_a_batch(options):
+    """As alone; the unrolled one counts its start too."""
+    options = options | {"max_iter": 8, "tol": 1e-2}
+    stack, many = np.stack([X, groups(1)]), jax.tree.map(lambda a: jnp.stack([a] * 2), FIRST)
+    alone = fast(jax.grad(lambda x: loss(x, **options)))
+    expected = np.stack([alone(x) for x in stack])
+    assert np.all(np.isfinite(expected))
+
+    def of_batch(xs):
+        r = jaxem.fit(MODEL, jaxem.Batch(xs), **TIGHT | options | {"init": many})
+        return jax.vmap(dotted)(r.params).sum()
+
+    mapped = jax.vmap(jax.grad(lambda x: loss(x, **options)))
+    for way in (mapped, jax.grad(of_batch)):
+        np.testing.assert_allclose(fast(way)(stack), expected, rtol=1e-8, atol=1e-10)
 
 
 def test_none_says_what_to_do():
