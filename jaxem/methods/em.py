@@ -6,6 +6,7 @@ A rule for q and a rule for θ make the map. Here are the exact ones; `posterior
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxem.model import lacks
@@ -152,7 +153,8 @@ class EM:
     def start(self, model, params, x=None, weights=None):
         """What the method remembers of a climb that has evaluated nothing; `Variational` asks for
         the data."""
-        follower = _foresight() if self.foresees(model, x) else self.accelerator
+        foreseen = self.foresees(model, x) and is_floating(params)
+        follower = _foresight() if foreseen else self.accelerator
         last = () if follower is None else follower.start(model, params)
         options = (model, params, x, weights)
         return Memory(self.e_step.start(*options), self.m_step.start(*options), last)
@@ -203,6 +205,11 @@ class EM:
             return None
         evidence = model.posterior(params, x)[1]
         return row_sum(weights, jnp.where(weights > 0, evidence, 0))
+
+
+def is_floating(params) -> bool:
+    """Whether all params are real numbers, of which steps have lengths."""
+    return all(jnp.issubdtype(jnp.result_type(a), jnp.floating) for a in jax.tree.leaves(params))
 
 
 def _foresight():

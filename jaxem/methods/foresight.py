@@ -15,9 +15,11 @@ from jaxem.pytree import pytree
 
 
 class Faint(NamedTuple):
-    """The last objective and step (p,), and a step's gain per ⟨Δ_t, Δ_{t−1}⟩, 0 where unknown."""
+    """The last objective, what it proposed and the step (p,) that led there; a step's gain per
+    ⟨Δ_t, Δ_{t−1}⟩, 0 where unknown."""
 
     objective: Any
+    place: Any
     step: Any
     scale: Any
 
@@ -28,14 +30,16 @@ class Foresight:
 
     def start(self, model, params):
         """The memory of a climb that has evaluated nothing."""
-        zero = jnp.zeros_like(Chart(model, params).origin)
-        return Faint(jnp.asarray(-jnp.inf, zero.dtype), zero, jnp.zeros((), zero.dtype))
+        place = Chart(model, params).origin
+        zero = jnp.zeros((), place.dtype)
+        return Faint(zero - jnp.inf, place, jnp.zeros_like(place), zero)
 
     def advance(self, model, params, seen, memory: Faint):
         """The evaluation with its gain; where none was ever heard, at most Σw(|ℓ|+1) per length."""
         chart = Chart(model, seen.proposal)
-        step = chart.origin - chart.vector(params)
-        along = jnp.maximum(chart.product(step, memory.step), 0)
+        step = chart.origin - memory.place
+        along = chart.product(step, memory.step)
+        along = jnp.where(along > 0, along, 0)  # unknown ones too
         gain = seen.objective - memory.objective
         heard = (gain > seen.noise) & jnp.isfinite(gain) & (along > 0)
         scale = jnp.where(heard, gain / jnp.where(along > 0, along, 1), memory.scale)
@@ -43,5 +47,5 @@ class Foresight:
         return seen._replace(
             gain=jnp.where(gain > seen.noise, gain, faint),
             quiet=jnp.finfo(scale.dtype).eps * seen.noise,
-            memory=Faint(seen.objective, step, scale),
+            memory=Faint(seen.objective, chart.origin, step, scale),
         )
