@@ -110,7 +110,10 @@ def fit(
         weights = checks.as_weights(weights, n, float_dtype(x))
         result = _fit_one(model, x, n, weights, *options)
         model = result.model
-    return result if is_traced(result) else report(result, model, x, weights, tol)
+    if is_traced(result):
+        return result
+    quiet = x is not None and isinstance(method, EM) and method.foresees(model, x)
+    return report(result, model, x, weights, tol, quiet)
 
 
 def _fit_one(model, x, n, weights, key, init, method, limits, plan):

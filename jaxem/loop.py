@@ -112,8 +112,10 @@ def step(state: State, seen, tol, max_iter, criterion: str) -> State:
     if seen.fresh is not None:
         gain = jnp.where(seen.fresh, jnp.inf, gain)
     noise, n_iter = seen.noise, state.n_iter + 1
-    told = (seen.objective, gain) if seen.ahead is None else (seen.objective, seen.gain)
-    memory, near = watch(state.memory, *told, seen.ahead, noise, tol, criterion, n_iter)
+    told = (seen.objective, gain if seen.gain is None else seen.gain, seen.ahead, noise)
+    if seen.quiet is not None:
+        told = (None, seen.gain, seen.ahead, seen.quiet)
+    memory, near = watch(state.memory, *told, tol, criterion, n_iter)
     if seen.back is not None and criterion != "change":
         near = near & ~(seen.back < HORIZON * n_iter)  # a false zero
     if seen.fresh is not None:
@@ -155,7 +157,7 @@ def watch(memory, objective, gain, ahead, noise, tol, criterion, n_iter):
     gain·a/(1−a); that and the gain over the `HORIZON` must be below tol for `STREAK` steps. A gain
     lost in rounding counts as large as the rounding, and the rate of the gains before it is kept.
     "change": the last gain is below tol. A tolerance below the rounding of the objective is raised
-    to it; 0 never stops.
+    to it; 0 never stops. objective: None where gains are known better than objectives.
     """
     tol = jnp.where(tol > 0, jnp.maximum(tol, noise), 0)
     if criterion == "change":
@@ -175,6 +177,8 @@ def watch(memory, objective, gain, ahead, noise, tol, criterion, n_iter):
         streak = jnp.where(jnp.isnan(gain), past.streak, jnp.where(near, past.streak + 1, 0))
         enough = LOOKS
 
+    if objective is None:
+        return jnp.stack(Stopping(gain, rate, streak, past.anchor)), streak >= enough
     due = n_iter & (WINDOW - 1) == 0
     stalled = due & (objective - past.anchor <= noise) & (tol > 0)
     anchor = jnp.where(due, objective, past.anchor)

@@ -216,8 +216,11 @@ def _answer(numeric, params, x, weights, structure, what):
     return terms.sum() if weights is None else jnp.where(weights > 0, weights * terms, 0).sum()
 
 
-def report(result: Result, model, x, weights, tol) -> Result:
-    """An eager fit's last word: errors for bad input, one warning for what did not converge."""
+def report(result: Result, model, x, weights, tol, quiet=False) -> Result:
+    """An eager fit's last word: errors for bad input, one warning for what did not converge.
+
+    quiet: whether gains below the rounding of the objective were told (`EM.foresees`).
+    """
     small = ("log_likelihood", "objective", "n_iter", "status")
     host = jax.device_get({name: getattr(result, name) for name in small})
     every = jax.device_get({name: getattr(result.restarts, name) for name in small})
@@ -240,7 +243,7 @@ def report(result: Result, model, x, weights, tol) -> Result:
         told = f"{what} did not converge: {_sentence(status)}"
         told += _impossible(result, x, weights) if status == Status.NONFINITE else ""
         warnings.warn(told, FitWarning, stacklevel=3)
-    elif tol:
+    elif tol and not quiet:
         _warn_of_floor(result, weights, tol)
     return result
 

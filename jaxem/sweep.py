@@ -103,6 +103,11 @@ def prepared(model, x, method=None):
     return x if fused is None else Prepared(x, fused.prepare(x))
 
 
+def is_large(model, x) -> bool:
+    """Whether a pass over the data is cut into chunks."""
+    return _numbers(model, x.x if isinstance(x, Prepared) else x) >= CHUNKED
+
+
 def _numbers(model, x) -> int:
     """Units × features × components."""
     return getattr(model, "k", 1) * sum(leaf.size for leaf in jax.tree.leaves(x))

@@ -6,13 +6,14 @@ A rule for q and a rule for θ make the map. Here are the exact ones; `posterior
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxem.factored import factored
 from jaxem.model import lacks
-from jaxem.pytree import pytree
+from jaxem.pytree import float_dtype, pytree
 from jaxem.spaces import return_time
-from jaxem.sweep import row_sum, sweep
+from jaxem.sweep import is_large, row_sum, sweep
 
 ROUNDING = 16
 """The objective is known to ROUNDING · eps · Σw(|ℓ|+1): late float32 iterations fall by up to 3."""
@@ -28,7 +29,8 @@ class Evaluation(NamedTuple):
     of methods whose steps are not all alike, the gain of a step that tells something, else NaN, and
     the gain they expect to come. fresh: whether the objectives of earlier steps say nothing about
     this one, as under another temperature; None: never. back: how many steps such as this one bring
-    a number back that grows from next to 0 (`spaces.return_time`); None: there can be none.
+    a number back that grows from next to 0 (`spaces.return_time`); None: there can be none. quiet:
+    the noise of `gain`, where that is known better than the objective; None: it is not.
     """
 
     proposal: Any
@@ -40,6 +42,7 @@ class Evaluation(NamedTuple):
     ahead: Any = None
     fresh: Any = None
     back: Any = None
+    quiet: Any = None
 
     @property
     def noise(self):
@@ -155,7 +158,9 @@ class EM:
     def start(self, model, params, x=None, weights=None):
         """What the method remembers of a climb that has evaluated nothing; `Variational` asks for
         the data."""
-        last = () if self.accelerator is None else self.accelerator.start(model, params)
+        foreseen = self.foresees(model, x) and is_floating(params)
+        follower = _foresight() if foreseen else self.accelerator
+        last = () if follower is None else follower.start(model, params)
         options = (model, params, x, weights)
         return Memory(self.e_step.start(*options), self.m_step.start(*options), last)
 
@@ -163,10 +168,18 @@ class EM:
         """One E-step and one M-step, and what the accelerator makes of them."""
         memory = memory or self.start(model, params, x, weights)
         seen = self.map(model, params, x, weights, memory)
-        if self.accelerator is None:
+        if self.accelerator is None and not memory.accelerator:
             return seen
-        seen = self.accelerator.advance(model, params, seen, memory.accelerator)
+        follower = _foresight() if self.accelerator is None else self.accelerator
+        seen = follower.advance(model, params, seen, memory.accelerator)
         return seen._replace(memory=memory._replace(accelerator=seen.memory))
+
+    def foresees(self, model, x) -> bool:
+        """Whether gains are read from steps too (`Foresight`): with many units in float32 they are
+        lost in the noise of the objective long before."""
+        if self.accelerator is not None or not self.plain or x is None:
+            return False
+        return float_dtype(x) == jnp.float32 and is_large(model, x)
 
     def map(self, model, params, x, weights, memory=()) -> Evaluation:
         """One E-step and one M-step: the EM map at params."""
@@ -216,6 +229,17 @@ def _for_latents(model, e_step):
             "has one latent variable, leave e_step=jaxem.Exact()"
         )
     return e_step
+
+
+def is_floating(params) -> bool:
+    """Whether all params are real numbers, of which steps have lengths."""
+    return all(jnp.issubdtype(jnp.result_type(a), jnp.floating) for a in jax.tree.leaves(params))
+
+
+def _foresight():
+    from jaxem.methods.foresight import Foresight  # small fits start sooner without it
+
+    return Foresight()
 
 
 def summed(weights, value):

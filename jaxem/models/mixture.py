@@ -22,16 +22,16 @@ from jaxem.sweep import Fused
 
 WIDE = 3 * 2**18
 """Numbers of a chunk that is swept by matrix products: features, joint and responsibilities. Twice
-as many leave the cache (a core, float64: full, d = k = 16, 39 ms against 46; d = 64, 70 against
-99)."""
+as many leave the cache (one core, d = k = 16, full, float64: 40 ms against 47)."""
 
-FEWEST, MOST = 512, 8192
-"""Rows of such a chunk: products of fewer rows are slow, and of more with few features too (k = 8,
-1e5 × 8, spherical: chunks of 8,000 rows 3.5 ms, 20,000 rows 11 ms, 60,000 rows 50 ms)."""
+FEWEST, MOST = 256, 8192
+"""Rows of such a chunk: products of fewer rows are slow, and more leave the cache (one core,
+16,384 × 64, full, float64: 256 rows 55 ms, 512 rows 74 ms, 1,024 rows 88 ms; k = 8, 1e5 × 8,
+spherical: 8,000 rows 3.5 ms, 20,000 rows 11 ms, 60,000 rows 50 ms)."""
 
 UNITS = (((1,), (1,)), ((), ()))
-"""Features · responsibilities over the units, both with the units minor. In this order the small
-one is packed; the other way round a core reaches 57 GFLOP/s in float32, so 87 of 95."""
+"""Features · responsibilities over the units. In this order the small one is packed: a core
+reaches 87 GFLOP/s of 95 in float32, the other way round 57; XLA turns a transposed sum round."""
 
 
 @pytree(eq=False)
