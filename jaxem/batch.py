@@ -3,19 +3,21 @@
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data import as_array, as_weights
 from jaxem.documents import Documents
-from jaxem.pytree import is_traced
+from jaxem.pytree import float_dtype, is_traced
 
 
 class Batch:
     """Many data sets, fitted independently, results in the order given.
 
     Args:
-      data: an array (b, n, d), or a list of arrays (n_i, d) of one width d and any lengths.
+      data: an array (b, n, d); a list of arrays (n_i, d) of one width d and any lengths; or a list
+        of `Documents` of one vocabulary.
 
     A list is padded with absent units to a few lengths, each at most `GRID` times the one before.
     Memory while it runs: a copy of the (padded) data, about five times the params of every fit, and
@@ -30,8 +32,8 @@ GRID = 1.5
 
 
 class Block(NamedTuple):
-    """Data sets of one padded length: x (b, n, d), weights (b, n) or None, their place in order,
-    and the number of units of the shortest."""
+    """Data sets of one padded length: x (b, n, d) or a tree of such arrays, weights (b, n) or None,
+    their place in order, and the number of units of the shortest."""
 
     x: Any
     weights: Any
@@ -55,11 +57,12 @@ def as_blocks(batch: Batch, weights) -> list[Block]:
             if weights.shape != x.shape[:2]:
                 raise ValueError(f"weights must have shape {x.shape[:2]}, got {weights.shape}")
         return [Block(x, weights, np.arange(x.shape[0]), x.shape[1])]
-    many = data if isinstance(data, (list, tuple)) else [data]
-    if any(isinstance(one, Documents) for one in many):
-        raise TypeError("Batch takes arrays: fit Documents one corpus at a time")
     if not isinstance(data, (list, tuple)) or not data:
-        raise TypeError("Batch takes an array (b, n, d) or a list of arrays (n, d)")
+        raise TypeError(
+            "Batch takes an array (b, n, d), a list of arrays (n, d) or a list of Documents"
+        )
+    if any(isinstance(one, Documents) for one in data):
+        return _by_length(_corpora(data), weights)
     sets = [as_array(one, f"Batch data[{i}]") for i, one in enumerate(data)]
     sets = [one if is_traced(one) else np.asarray(one) for one in sets]
     for i, one in enumerate(sets):
@@ -68,11 +71,38 @@ def as_blocks(batch: Batch, weights) -> list[Block]:
                 f"Batch data[{i}] has shape {one.shape}: every data set must be (n, d) with at "
                 f"least one unit and the width of the first, {sets[0].shape[-1]}"
             )
+    return _by_length(sets, weights)
+
+
+def _corpora(data):
+    """`Documents` of one vocabulary, all with as many cells as the longest document."""
+    for i, one in enumerate(data):
+        if not isinstance(one, Documents):
+            raise TypeError(
+                f"Batch data[{i}] is {type(one).__name__}, others are Documents: give one kind"
+            )
+        if one.vocabulary != data[0].vocabulary:
+            raise ValueError(
+                f"Batch data[{i}] has a vocabulary of {one.vocabulary} words, data[0] one of "
+                f"{data[0].vocabulary}: build all with the same jaxem.Documents(..., vocabulary=)"
+            )
+    cells = max(one.words.shape[1] for one in data)
+
+    def widened(leaf):
+        xp = jnp if is_traced(leaf) else np
+        return leaf if leaf.ndim < 2 else xp.pad(leaf, ((0, 0), (0, cells - leaf.shape[1])))
+
+    return [jax.tree.map(widened, one) for one in data]
+
+
+def _by_length(sets, weights) -> list[Block]:
+    """Data sets as blocks of a few padded lengths."""
     if weights is None:
-        weights = [np.ones(len(one), one.dtype) for one in sets]
+        weights = [np.ones(len(one), float_dtype(one)) for one in sets]
     if len(weights) != len(sets):
         raise ValueError(f"weights must be a list of {len(sets)}, one a data set")
-    weights = [as_weights(w, len(one), one.dtype) for w, one in zip(weights, sets, strict=True)]
+    pairs = zip(weights, sets, strict=True)
+    weights = [as_weights(w, len(one), float_dtype(one)) for w, one in pairs]
     longest = max(len(one) for one in sets)
     lengths: dict[int, list[int]] = {}
     for i, one in enumerate(sets):
@@ -89,10 +119,9 @@ def padded_length(n: int) -> int:
 
 
 def _stack(sets, weights, n: int, index) -> Block:
-    dtype = np.result_type(*(sets[i].dtype for i in index))
-
-    def stacked(arrays):
+    def stacked(*arrays):
         """Arrays padded with zeros to n rows, on the host unless some are traced."""
+        dtype = np.result_type(*(a.dtype for a in arrays))
         if is_traced(arrays):
             blank = [jnp.zeros((n - len(a), *a.shape[1:]), a.dtype) for a in arrays]
             full = [jnp.concatenate(pair) for pair in zip(arrays, blank, strict=True)]
@@ -102,5 +131,6 @@ def _stack(sets, weights, n: int, index) -> Block:
             row[: len(array)] = array
         return out
 
-    x, w = (stacked([of[i] for i in index]) for of in (sets, weights))
+    x = jax.tree.map(stacked, *(sets[i] for i in index))
+    w = stacked(*(weights[i] for i in index)).astype(float_dtype(x))
     return Block(x, w, index, min(len(sets[i]) for i in index))

@@ -151,8 +151,8 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan):
             "jaxem.Normal(prior=jaxem.NormalPrior.from_data(x, k))"
         )
     blocks = as_blocks(batch, weights)
-    sets, dtype = sum(len(block.index) for block in blocks), blocks[0].x.dtype
-    like = jax.ShapeDtypeStruct(blocks[0].x.shape[1:], dtype)
+    sets, dtype = sum(len(block.index) for block in blocks), float_dtype(blocks[0].x)
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), blocks[0].x)
     model.check(like)
     method = _suited(method, model, like, plan)
     for block in blocks:
@@ -176,7 +176,8 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan):
         join = jnp.concatenate if is_traced(fits) else np.concatenate
         fits = [jax.tree.map(lambda *leaves: join(leaves)[order], *fits)]
     best, every, ok = fits[0]
-    return Result.of(model, best, every, (sets, *blocks[-1].x.shape[1:]), ok)
+    shape = jax.tree.leaves(blocks[-1].x)[0].shape[1:]
+    return Result.of(model, best, every, (sets, *shape), ok)
 
 
 def _suited(method, model, x, plan):

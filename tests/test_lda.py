@@ -426,8 +426,11 @@ def test_unusable_arguments():
         jaxem.fit(MAP, COUNTS, key=0)
     with pytest.raises(ValueError, match=r"vocabulary of 4 words, the topics one of 9"):
         MAP.posterior(POINT, jaxem.Documents([[(3, 1)]]))
-    with pytest.raises(TypeError, match="fit Documents one corpus at a time"):
-        jaxem.fit(MAP, jaxem.Batch([DOCUMENTS, DOCUMENTS]), key=0)
+    other = jaxem.Documents([[(3, 1)]])
+    with pytest.raises(ValueError, match=r"data\[1\] has a vocabulary of 4 words, data\[0\] one"):
+        jaxem.fit(MAP, jaxem.Batch([DOCUMENTS, other]), key=0)
+    with pytest.raises(TypeError, match=r"data\[1\] is ndarray, others are Documents"):
+        jaxem.fit(MAP, jaxem.Batch([DOCUMENTS, COUNTS]), key=0)
     with pytest.raises(TypeError, match="LDA has no gradient"):
         jaxem.fit(MAP, DOCUMENTS, key=0, gradient="unrolled", max_iter=2)
 
@@ -438,6 +441,27 @@ def test_unusable_arguments():
         jax.grad(bound)(0.3)
     with pytest.raises(ValueError, match=r"init.topics must be 0 or more"):
         jaxem.fit(MAP, DOCUMENTS, init=jaxem.LDAParams(2 * TOPICS, ALPHA))
+
+
+def test_a_batch_of_corpora_is_as_each_alone(dtype):
+    """Corpora of other lengths and longest documents, of one vocabulary, with restarts too."""
+    rng = np.random.default_rng(0)
+    rates = ((12, 0.7), (9, 0.2), (30, 0.5))
+    corpora = [jaxem.Documents(rng.poisson(r, (n, V)).astype(dtype)) for n, r in rates]
+    assert len({c.words.shape[1] for c in corpora}) > 1
+    stacked = jax.tree.map(lambda leaf: np.stack([leaf] * 3), SPREAD)
+    weights = [rng.uniform(0.5, 2, n) for n, _ in rates]
+    fleet = jaxem.fit(BAYES, jaxem.Batch(corpora), init=stacked, weights=weights)
+    assert fleet.converged.all() and fleet.objective.dtype == dtype
+    alone = jaxem.fit(BAYES, corpora[1], init=SPREAD, weights=weights[1])
+    tol = 1e-10 if dtype == np.float64 else 1e-4
+    assert np.isclose(fleet.objective[1], alone.objective, rtol=tol)
+    close(fleet[1].params.topics, alone.params.topics, 10 * tol)
+    assert fleet[1].predict_proba(corpora[1]).shape == (9, K)
+    if dtype == np.float64:
+        several = jaxem.fit(BAYES, jaxem.Batch(corpora), key=0, restarts=3, weights=weights)
+        every = np.asarray(several.restarts.objective)
+        assert every.shape == (3, 3) and (several.objective == every.max(1)).all()
 
 
 def test_what_topics_are_asked():
