@@ -87,6 +87,12 @@ class Model:
         q, evidence = self.posterior(params, x)
         return self.statistics(params, x, q, weights), evidence
 
+    def minibatch(self, about, params, x, weights):
+        """`sweep` at `params` with its statistics taken about the params `about`, which those of
+        many minibatches have in common."""
+        q, evidence = self.posterior(params, x)
+        return self.statistics(about, x, q, weights), evidence
+
     def fused(self, x):
         """A `Fused` sweep for data shaped like x, where many units have a faster one, or None."""
         return None

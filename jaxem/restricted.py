@@ -310,7 +310,7 @@ def _delegate(name):
 
 
 for _name in (
-    *("posterior", "log_joint", "statistics", "sweep", "fused", "log_prior", "spaces"),
+    *("posterior", "log_joint", "statistics", "sweep", "minibatch", "fused", "log_prior", "spaces"),
     *("information", "log_prob", "sample", "degenerate", "valid", "support", "check_params"),
     *("embed", "init_q", "free_energy"),
 ):

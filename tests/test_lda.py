@@ -15,7 +15,8 @@ import scipy.sparse
 from scipy.special import digamma, gammaln
 
 import jaxem
-from jaxem.models import concentration, lda_posterior
+from jaxem.models import concentration, lda_climb, lda_posterior
+from jaxem.special import exp_digamma
 
 PUBLISHED = pathlib.Path(__file__).parents[2] / "shared" / "published" / "cases.json"
 N, V, K = 12, 9, 3
@@ -257,7 +258,10 @@ def test_blocks_padding_and_order_change_nothing(monkeypatch):
 
     def answer(documents, weights):
         q, bound = MAP.posterior(params, documents)
-        return q.gamma, bound, MAP.statistics(params, documents, q, weights)
+        stats = MAP.statistics(params, documents, q, weights)
+        units, cold = MAP.arranged(documents), MAP.cold(params, documents)
+        swept = MAP.swept(params, documents, units, weights, cold, True, 0.0, 1000)
+        return q.gamma, bound, stats, swept
 
     def answers(*args):
         return jax.jit(lambda *a: answer(*a))(*args)  # traced anew: the layout may be another
@@ -266,13 +270,79 @@ def test_blocks_padding_and_order_change_nothing(monkeypatch):
     wide = jaxem.Documents(documents.toarray(), vocabulary=v)
     cells = np.pad(documents.words, ((0, 0), (0, 13))), np.pad(documents.counts, ((0, 0), (0, 13)))
     wide._set(documents.size, *cells, v)
-    sizes = {"FEWEST": 8, "MOST": 8, "SHORTEST": 8, "CLASSES": 3, "SPARSE": 1}
+    sizes = {"FEWEST": 8, "MOST": 8, "SHORTEST": 8, "CLASSES": 3, "LEFT": 9}  # none is left
     for name, value in sizes.items():
         monkeypatch.setattr(lda_posterior, name, value)
-    assert len(lda_posterior.layout(MAP.table(params, wide))[0]) == 3
+    assert len(lda_posterior.layout(wide.words.shape, K)[0]) == 3
     order = rng.permutation(n)
-    gamma, bound, stats = answers(wide[order], weights[order])
-    close((gamma[np.argsort(order)], bound[np.argsort(order)], stats), whole)
+    gamma, bound, stats, (swept, *sums) = answers(wide[order], weights[order])
+    back = np.argsort(order)
+    found = gamma[back], bound[back], stats, (swept[back], sums[0], sums[1][back])
+    close(found, whole)
+    close(found[3], (whole[0], stats, whole[1]), 1e-8)  # one look comes to rest where packing does
+    units = MAP.arranged(wide)
+    step = jax.jit(lambda g: MAP.swept(params, wide, units, weights, g, True, 0.0, 1)[2])
+    close(step(whole[0]), whole[1], 1e-8)  # a step from nothing is worse than this γ: it is kept
+
+
+def test_an_online_pass_by_hand(monkeypatch):
+    """Minibatches and averages of λ as in NumPy (Hoffman et al. 2010), γ at rest in each."""
+    monkeypatch.setattr(lda_climb, "LOOSE", 0.0)
+    monkeypatch.setattr(lda_climb, "BRIEF", 2000)
+    decay, batch = jaxem.Decay(offset=3.0, power=0.7), 4
+    method = jaxem.OnlineEM(decay, batch=batch, seed=2)
+    options = {"weights": WEIGHTS, "init": SPREAD, "max_iter": 1, "tol": 0}
+    found = jaxem.fit(BAYES, DOCUMENTS, method=method, **options)
+
+    def sums(rows, lam):
+        table = np.exp(digamma(lam) - digamma(lam.sum(1, keepdims=True)))
+        gamma = np.tile(ALPHA, (len(rows), 1)) + COUNTS[rows].sum(1, keepdims=True) / K
+        for _ in range(3000):
+            e = np.exp(digamma(gamma))
+            ratio = COUNTS[rows] / (e @ table)
+            gamma = ALPHA + e * (ratio @ table.T)
+        return np.append(((WEIGHTS[rows, None] * e).T @ ratio * table).ravel(), WEIGHTS[rows].sum())
+
+    def estimate(s):
+        return 0.2 + s[:-1].reshape(K, V) * WEIGHTS.sum() / s[-1]
+
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(jax.random.key(2), 0), N))
+    blocks = np.split(order, 3)
+    start = TOPICS * SPREAD.mass[:, None]
+    s = np.mean([sums(b, start) for b in blocks], axis=0)  # 1/γ_0 is above 2
+    kept = []
+    for t, rows in enumerate(blocks):
+        s = s + decay(t) * (sums(rows, estimate(s)) - s)
+        kept.append(s)
+    lam = estimate(np.mean(kept[1:], axis=0))
+    np.testing.assert_allclose(found.params.topics * found.params.mass[:, None], lam, rtol=1e-6)
+    score = WEIGHTS @ found.score_samples(DOCUMENTS) + BAYES.log_prior(found.params)
+    np.testing.assert_allclose(found.objective, score, rtol=1e-9)
+
+
+def test_online_passes_come_near_the_batch_answer():
+    _, documents = planted()
+    model = jaxem.LDA(K, alpha=0.3, inference="bayes")
+    start = jax.jit(model.init)(jax.random.key(3), documents, np.ones(len(documents)))
+    batch = jaxem.fit(model, documents, init=start)
+    options = {"init": start, "tol": 0}
+    first, online = (
+        jaxem.fit(model, documents, method=method, max_iter=2, **options).objective
+        for method in (jaxem.EM(), jaxem.OnlineEM(batch=50))
+    )
+    gap = batch.objective - online
+    assert gap < (batch.objective - first) / 3 and gap < 0.01 * abs(batch.objective)
+
+
+def test_the_digamma_function_of_the_inner_steps(dtype):
+    x = np.geomspace(0.02, 1e17, 3000).astype(dtype)
+    eps = np.finfo(dtype).eps
+    found = np.asarray(lda_posterior.digamma(x))
+    wanted = digamma(x.astype(float))
+    assert found.dtype == dtype and (abs(found - wanted) < 8 * eps * (1 + abs(wanted))).all()
+    relative = np.asarray(exp_digamma(x), float) / np.exp(wanted) - 1
+    assert (abs(relative) < 8 * eps * (1 + abs(wanted))).all()
+    assert (exp_digamma(x[:1] * 1e-9) == 0).all()
 
 
 @functools.cache

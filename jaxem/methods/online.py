@@ -142,9 +142,9 @@ class OnlineEM:
             rows = jax.lax.dynamic_slice_in_dim(order, i * batch, batch)
             here = jax.tree.map(lambda a: a[rows], x)
             w = jnp.where(i * batch + jnp.arange(batch) < n, weights[rows], 0)
-            q, value = model.posterior(at, here)
+            statistics, value = model.minibatch(params, at, here, w)
             value = jnp.where(w > 0, value, 0)
-            sums = Average(model.statistics(params, here, q, w), w.sum())
+            sums = Average(statistics, w.sum())
             return sums, jnp.stack([row_sum(w, value), row_sum(w, jnp.abs(value) + 1)])
 
         def estimate(average):

@@ -14,12 +14,14 @@ from jaxem.model import Model, View, is_empty
 from jaxem.models import concentration
 from jaxem.models.lda_climb import Climb, Climbing
 from jaxem.models.lda_posterior import (
+    LDAPosterior,
     Table,
+    arranged,
     collect,
     mean_log,
     of_dirichlets,
-    resettle,
     settle,
+    swept,
 )
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
@@ -46,19 +48,6 @@ class LDAParams:
     alpha: Any
     mass: Any = None
     eta: Any = None
-
-
-class LDAPosterior(NamedTuple):
-    """gamma (n, k): q(θ_d) = Dirichlet(gamma_d). shares (n, L, k): q(z) of the cells, or
-    None for the best one given gamma, ∝ exp(ψ(gamma_k)) · exp(E[log topics_k,word])."""
-
-    gamma: Any
-    shares: Any = None
-
-    @property
-    def responsibilities(self):
-        """E[θ] (n, k): what part of each document every topic has."""
-        return self.gamma / self.gamma.sum(-1, keepdims=True)
 
 
 class LDAStatistics(NamedTuple):
@@ -154,11 +143,7 @@ class LDA(Model):
         return LDAParams((few + whole) / 2, alpha, mass, eta if isinstance(self.eta, str) else None)
 
     def posterior(self, params, x):
-        return self.valued(params, x, self.settled(params, x))
-
-    def valued(self, params, x, gamma):
-        """q with this γ (n, k), and F there (n,)."""
-        q = LDAPosterior(gamma)
+        q = LDAPosterior(self.settled(params, x))
         return q, self.free_energy(params, x, q)
 
     def statistics(self, params, x, q, weights):
@@ -183,10 +168,7 @@ class LDA(Model):
         return words + of_dirichlets(data.alpha, q.gamma, logs)
 
     def sweep(self, params, x, weights):
-        return self.measured(params, x, weights, self.settled(params, x))
-
-    def measured(self, params, x, weights, gamma):
-        """Statistics and evidence (n,) at γ, from one look at the words."""
+        gamma = self.settled(params, x)
         topics, evidence = collect(self.table(params, x), gamma, weights)
         return self._sums(topics, mean_log(gamma), weights), evidence
 
@@ -303,13 +285,19 @@ class LDA(Model):
         gamma = self.cold(params, x)
         return settle(self.table(params, x), gamma, _tight(gamma), jnp.asarray(LONG, jnp.int32))
 
-    def resettled(self, params, x, gamma, anew, tol, most):
-        """γ (n, k) after some steps: from a given one or, where `anew`, from nothing if F is then
-        not lower than with the given one."""
+    def arranged(self, x):
+        """The documents as `swept` takes them."""
+        return arranged(x.words, x.counts, self.topics)
+
+    def swept(self, params, x, units, weights, gamma, anew, tol, most):
+        """(γ (n, k), statistics, evidence (n,)) after some steps: from a given γ or, where `anew`,
+        from nothing if F is then not lower than with the given one."""
         cold = self.cold(params, x)
         limit = jnp.maximum(_tight(cold), tol)
         most = jnp.asarray(most, jnp.int32)
-        return resettle(self.table(params, x), gamma, cold, anew, limit, most)
+        data = self.table(params, x)
+        gamma, (topics, evidence) = swept(data, units, gamma, cold, anew, limit, most, weights)
+        return gamma, self._sums(topics, mean_log(gamma), weights), evidence
 
     def _fixed_alpha(self, params):
         """alpha (k,): the model's own where it has one, whatever params hold."""

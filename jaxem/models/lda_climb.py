@@ -4,14 +4,17 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxem.model import Model, identity
+from jaxem.model import Model
+from jaxem.models.lda_posterior import LDAPosterior
 from jaxem.pytree import pytree
 from jaxem.spaces import POSITIVE, Space
 from jaxem.sweep import Fused
 
-LOOSE, BRIEF = 1e-3, 100
+LOOSE, BRIEF = 1e-3, 20
 """γ moves until its mean change is below LOOSE, scikit-learn's default, BRIEF steps at most: what
-it then lacks, the sweeps to come make up for."""
+it then lacks, the sweeps to come make up for. While topics are alike more steps are worse than
+wasted: after 20 sweeps of 4,000 documents the bound was no higher with 100 steps, after twice the
+work, nor with the fixed points themselves, found by SQUAREM."""
 
 ANEW, AGAIN = 10, 10
 """While topics are still alike, a γ kept from the sweep before holds documents where they happen to
@@ -62,23 +65,36 @@ class Climb(Model):
         model, params = self.model, climbing.params
         if climbing.gamma.shape[0] != x.size.shape[0]:
             return model.posterior(params, x)
-        return model.valued(params, x, self._gamma(climbing, x))
+        gamma, _, evidence = self._swept(climbing, (x, model.arranged(x)), jnp.ones_like(x.size))
+        return LDAPosterior(gamma), evidence
 
     def statistics(self, climbing, x, q, weights):
         return self.model.statistics(climbing.params, x, q, weights)
 
     def sweep(self, climbing, x, weights):
+        return self._sweep(climbing, (x, self.model.arranged(x)), weights)
+
+    def _sweep(self, climbing, units, weights):
+        x, _ = units
         model, params = self.model, climbing.params
         if climbing.gamma.shape[0] != x.size.shape[0]:
             return model.sweep(params, x, weights)
-        gamma = self._gamma(climbing, x)
-        stats, evidence = model.measured(params, x, weights, gamma)
+        gamma, stats, evidence = self._swept(climbing, units, weights)
         return Seen(stats, gamma), evidence
+
+    def minibatch(self, about, climbing, x, weights):
+        """From nothing: γ of documents seen once are not kept. The statistics, expected counts of
+        words, are about no params."""
+        model, params = self.model, climbing.params
+        cold = model.cold(params, x)
+        units = x, model.arranged(x)
+        _, stats, evidence = model.swept(params, *units, weights, cold, False, LOOSE, BRIEF)
+        return stats, evidence
 
     def fused(self, x):
         return Fused(
-            prepare=identity,
-            sweep=self.sweep,
+            prepare=lambda x: (x, self.model.arranged(x)),
+            sweep=self._sweep,
             statistics=lambda climbing, sums: sums,
             terms=lambda climbing: None,
             rows=x.size.shape[0],
@@ -100,6 +116,7 @@ class Climb(Model):
     def degenerate(self, climbing):
         return self.model.degenerate(climbing.params)
 
-    def _gamma(self, climbing, x):
+    def _swept(self, climbing, units, weights):
+        params, gamma = climbing.params, climbing.gamma
         anew = (climbing.sweeps < ANEW) | (climbing.sweeps % AGAIN == 0)
-        return self.model.resettled(climbing.params, x, climbing.gamma, anew, LOOSE, BRIEF)
+        return self.model.swept(params, *units, weights, gamma, anew, LOOSE, BRIEF)

@@ -7,7 +7,7 @@ ends when few of its documents still move, and those of all blocks are packed in
 Axes: `n` documents, `l` their cells, `k` topics, `w` documents of a block.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,8 @@ LEFT = 4
 """A block is left when fewer than one document in so many still moves."""
 
 SPARSE = 64
-"""Words of the vocabulary a cell of a document, above which statistics are added cell by cell."""
+"""Words of the vocabulary a cell of a document, above which statistics are added cell by cell; on a
+CPU they always are."""
 
 
 class Table(NamedTuple):
@@ -53,37 +54,37 @@ class Words(NamedTuple):
     evidence: jax.Array
 
 
+class LDAPosterior(NamedTuple):
+    """gamma (n, k): q(θ_d) = Dirichlet(gamma_d). shares (n, L, k): q(z) of the cells, or
+    None for the best one given gamma, ∝ exp(ψ(gamma_k)) · exp(E[log topics_k,word])."""
+
+    gamma: Any
+    shares: Any = None
+
+    @property
+    def responsibilities(self):
+        """E[θ] (n, k): what part of each document every topic has."""
+        return self.gamma / self.gamma.sum(-1, keepdims=True)
+
+
 @sequential_vmap
 def settle(data: Table, gamma, tol, most):
     """γ (n, k) after at least one step each, at most `most`, until its mean change is at most tol
     (n,). Documents do not wait for one another, and none depends on its neighbours."""
-    return _settle(data, gamma, tol, most)
-
-
-@sequential_vmap
-def resettle(data: Table, gamma, cold, anew, tol, most):
-    """`settle` from γ (n, k) or, where `anew`, from `cold` unless F then is lower than at γ."""
-    found = _settle(data, jnp.where(anew, cold, gamma), tol, most)
-
-    def better(found):
-        new, old = values(data, (found, gamma))
-        return jnp.where((new >= old)[:, None], found, gamma)
-
-    return jax.lax.cond(anew, better, lambda found: found, found)
-
-
-def _settle(data: Table, gamma, tol, most):
     n = gamma.shape[0]
-    lengths, rows = layout(data)
+    lengths, rows = layout(data.words.shape, gamma.shape[1])
     state = (gamma, jnp.zeros(n, jnp.int32), jnp.ones(n, bool))
     if rows == [n]:
-        return moved(data, (data.words, data.counts), tol, most, 0, state)[0]
+        block = entries(data.table, data.words)
+        return moved(block, data.counts, data.alpha, tol, most, 0, state)[0]
 
     def visited(state, idx, inside, length, alone):
+        words, counts = cells(data, idx, length)
         left = jnp.where(alone, 0, idx.shape[0] // LEFT)
         gamma, steps, live = (leaf[idx] for leaf in state)
         here = (gamma, steps, live & inside)
-        found = moved(data, cells(data, idx, length), tol[idx], most, left, here)
+        block = entries(data.table, words)
+        found = moved(block, counts, data.alpha, tol[idx], most, left, here)
         at = jnp.where(inside, idx, n)
         return tuple(a.at[at].set(b, mode="drop") for a, b in zip(state, found, strict=True))
 
@@ -94,14 +95,12 @@ def _settle(data: Table, gamma, tol, most):
     return jax.lax.while_loop(lambda state: jnp.any(state[2]), packed, state)[0]
 
 
-def moved(data: Table, cells, tol, most, left, state):
+def moved(block, counts, alpha, tol, most, left, state):
     """(γ (w, k), steps taken (w,), who still moves (w,)) of a block once at most `left` do."""
-    words, counts = cells
-    block = entries(data.table, words)
 
     def step(state):
         gamma, steps, live = state
-        new = improved(block, counts, data.alpha, gamma)
+        new = improved(block, counts, alpha, gamma)
         steps = steps + live
         again = live & (jnp.abs(new - gamma).mean(-1) > tol) & (steps < most)
         return jnp.where(live[:, None], new, gamma), steps, again
@@ -112,64 +111,114 @@ def moved(data: Table, cells, tol, most, left, state):
 @sequential_vmap
 def collect(data: Table, gamma, weights) -> Words:
     """The `Words` of documents at γ (n, k), with weights (n,)."""
-    exponent = exp_digamma(gamma)
 
-    def of_block(cells, idx, inside):
-        words, counts = cells
-        e = exponent[idx]
-        norm = shares(entries(data.table, words), e)
-        ratio = counts / jnp.where(norm > 0, norm, 1)
-        mine = e * jnp.where(inside, weights[idx], 0)[:, None]
-        return added(mine, words, ratio, data.table.shape[0]), (logs_of(norm, counts),)
+    units = arranged(data.words, data.counts, gamma.shape[1])
+    gamma = gamma[units.order]
 
-    zero = jnp.zeros(data.table.shape[::-1], gamma.dtype)
-    total, (logs,) = over_blocks(of_block, data, zero, 1)
-    return Words(total * data.table.T, logs + of_theta(data, gamma))
+    def found(block, counts, idx, inside, left):
+        return look(block, counts, data.alpha, gamma[idx])
+
+    return over_blocks(found, data, units, weights)[1]
 
 
-def values(data: Table, gammas):
-    """F (n,) of the documents at each of several γ (n, k)."""
-    exponents = [exp_digamma(gamma) for gamma in gammas]
+@sequential_vmap
+def swept(data: Table, units, gamma, cold, anew, tol, most, weights):
+    """(γ (n, k), `Words` there) after 1 to `most` steps from γ or, where `anew`, from `cold` unless
+    F then is lower than at γ. The words, `arranged`, are looked at once: a block ends when few of
+    its documents move more than tol (n,), and no document comes back.
+    """
+    alpha = data.alpha
+    gamma, cold, tol = (leaf[units.order] for leaf in (gamma, cold, tol))
 
-    def of_block(cells, idx, inside):
-        words, counts = cells
-        block = entries(data.table, words)
-        return (), tuple(logs_of(shares(block, e[idx]), counts) for e in exponents)
+    def found(block, counts, idx, inside, left):
+        old = gamma[idx]
+        state = jnp.where(anew, cold[idx], old), jnp.zeros(idx.shape, jnp.int32), inside
+        new = moved(block, counts, alpha, tol[idx], most, left, state)[0]
 
-    _, logs = over_blocks(of_block, data, (), len(gammas))
-    return [a + of_theta(data, gamma) for a, gamma in zip(logs, gammas, strict=True)]
+        def better():  # only this leaves the branch: F, if inlined, is computed anew for every cell
+            before, after = (look(block, counts, alpha, g).evidence for g in (old, new))
+            return after >= before
 
+        keep = jax.lax.cond(anew, better, lambda: inside)
+        return look(block, counts, alpha, jnp.where(keep[:, None], new, old))
 
-def over_blocks(of_block, data: Table, zero, parts: int):
-    """Sums from `zero` of, and rows (n,) from, `of_block(cells, idx, inside) -> (sums, rows)`."""
-    n = data.counts.shape[0]
-    lengths, rows = layout(data)
-    if rows == [n]:
-        return of_block((data.words, data.counts), jnp.arange(n), jnp.ones(n, bool))
-
-    def add(carry, idx, inside, length, alone):
-        sums, found = of_block(cells(data, idx, length), idx, inside)
-        at = jnp.where(inside, idx, n)
-        each = zip(carry[1], found, strict=True)
-        new = tuple(a.at[at].set(b, mode="drop") for a, b in each)
-        return jax.tree.map(jnp.add, carry[0], sums), new
-
-    empty = (jnp.zeros(n, data.table.dtype),) * parts
-    order, which = in_classes(data.counts, lengths, jnp.ones(n, bool))
-    sums, found = zip(*visit(add, order, lengths, rows, (zero, empty)), strict=True)
-    return jax.tree.map(lambda *parts: sum(parts), *sums), by_class(which, empty, found)
+    return over_blocks(found, data, units, weights)
 
 
-def logs_of(norm, counts):
-    """Σ_l counts_l log norm_l: (w,)."""
+class Look(NamedTuple):
+    """γ of some documents, Σ_k exp ψ(γ_k) · table[word, k] of their cells, and F at the best φ."""
+
+    gamma: jax.Array
+    norm: jax.Array
+    evidence: jax.Array
+
+
+def look(block, counts, alpha, gamma):
+    norm = shares(block, exp_digamma(gamma))
     some = counts > 0
-    return jnp.where(some, counts * jnp.log(jnp.where(some, norm, 1)), 0).sum(-1)
+    logs = jnp.where(some, counts * jnp.log(jnp.where(some, norm, 1)), 0).sum(-1)
+    kl = of_dirichlets(alpha, gamma, mean_log(gamma))
+    return Look(gamma, norm, logs + kl - counts.sum(-1) * digamma(gamma.sum(-1)))
 
 
-def of_theta(data: Table, gamma):
-    """What F holds beside `logs_of`: −KL(q(θ) ‖ Dirichlet(alpha)), and the scale of exp ψ(γ)."""
-    kl = of_dirichlets(data.alpha, gamma, mean_log(gamma))
-    return kl - data.counts.sum(-1) * digamma(gamma.sum(-1))
+class Arranged(NamedTuple):
+    """Documents class by class of length: order (n,), where each class ends (c,), and words and
+    counts (n, L) in that order, with rows below them so that every block is a slice."""
+
+    order: jax.Array
+    end: jax.Array
+    words: jax.Array
+    counts: jax.Array
+
+
+def arranged(words, counts, k: int) -> Arranged:
+    """What every sweep over documents with k topics has in common."""
+    n = words.shape[0]
+    lengths, rows = layout(words.shape, k)
+    if rows == [n]:
+        return Arranged(jnp.arange(n), jnp.full(1, n), words, counts)
+    (order, _, end), _ = in_classes(counts, lengths, jnp.ones(n, bool))
+    below = ((0, max(rows)), (0, 0))
+    words, counts = (jnp.pad(jnp.asarray(leaf)[order], below) for leaf in (words, counts))
+    return Arranged(order, end, words, counts)
+
+
+def over_blocks(found, data: Table, units: Arranged, weights):
+    """(γ (n, k), `Words`) of the `Look`s that `found(block, counts, idx, inside, left)` has, where
+    idx are places in the order of the units."""
+    order, end = units.order, units.end
+    n, k = order.shape[0], data.alpha.shape[0]
+    lengths, rows = layout((n, units.words.shape[1]), k)
+    weights = weights[order]
+
+    def visited(carry, idx, inside, length, alone):
+        total, gamma, evidence = carry
+        shape = idx.shape[0], length
+        words, counts = (
+            jax.lax.dynamic_slice(leaf, (idx[0], 0), shape) for leaf in (units.words, units.counts)
+        )
+        left = 0 if rows == [n] else idx.shape[0] // LEFT
+        seen = found(entries(data.table, words), counts, idx, inside, left)
+        ratio = counts / jnp.where(seen.norm > 0, seen.norm, 1)
+        e = exp_digamma(seen.gamma) * jnp.where(inside, weights[idx], 0)[:, None]
+        at = jnp.where(inside, idx, n)
+        gamma = gamma.at[at].set(seen.gamma, mode="drop")
+        evidence = evidence.at[at].set(seen.evidence, mode="drop")
+        return added(total, e, words, ratio), gamma, evidence
+
+    dtype = data.table.dtype
+    empty = jnp.zeros(data.table.shape, dtype), jnp.zeros((n, k), dtype), jnp.zeros(n, dtype)
+    place = jnp.arange(n)
+    if rows == [n]:
+        total, gamma, evidence = visited(empty, place, place >= 0, lengths[0], True)
+    else:
+        start = jnp.concatenate([jnp.zeros(1, end.dtype), end[:-1]])
+        parts = visit(visited, (place, start, end), lengths, rows, empty)
+        total = sum(part[0] for part in parts)
+        which = jnp.sum(place[:, None] >= end[:-1], axis=1)
+        gamma, evidence = by_class(which, empty[1:], [part[1:] for part in parts])
+        gamma, evidence = (leaf.at[order].set(leaf) for leaf in (gamma, evidence))
+    return gamma, Words((total * data.table).T, evidence)
 
 
 def of_dirichlets(alpha, gamma, logs):
@@ -201,24 +250,23 @@ def improved(block, counts, alpha, gamma):
     return alpha + e * jnp.einsum("wl,wkl->wk", ratio, block, precision=Precision.HIGHEST)
 
 
-def added(e, words, ratio, v: int):
-    """Σ_w e_wk Σ_l ratio_wl [words_wl = word]: (k, v)."""
-    w, length = words.shape
-    if v > SPARSE * length:
+def added(total, e, words, ratio):
+    """total (v, k) + Σ_w e_wk Σ_l ratio_wl [words_wl = word]."""
+    (w, length), v = words.shape, total.shape[0]
+    if jax.default_backend() == "cpu" or v > SPARSE * length:
         cells = (e[:, None, :] * ratio[:, :, None]).reshape(-1, e.shape[1])
-        return jnp.zeros((v, e.shape[1]), e.dtype).at[words.reshape(-1)].add(cells).T
+        return total.at[words.reshape(-1)].add(cells)
     dense = jnp.zeros((w, v), e.dtype).at[jnp.arange(w)[:, None], words].add(ratio)
-    return jnp.matmul(e.T, dense, precision=Precision.HIGHEST)
+    return total + jnp.matmul(dense.T, e, precision=Precision.HIGHEST)
 
 
-def layout(data: Table):
-    """The lengths of the classes of documents, rising, and the rows of a block of each."""
-    n, longest = data.words.shape
+def layout(shape, k: int):
+    """The lengths of the classes of documents (n, L), rising, and the rows of a block of each."""
+    n, longest = shape
     lengths = [longest]
     while len(lengths) < CLASSES and lengths[-1] / GRID >= SHORTEST:
         lengths.append(int(lengths[-1] / GRID))
     lengths = lengths[::-1]
-    k = data.alpha.shape[0]
     if jax.default_backend() == "cpu":
         rows = [min(max(FEWEST, BLOCK // (k * length)), MOST) for length in lengths]
     else:
