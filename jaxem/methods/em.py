@@ -160,7 +160,8 @@ class EM:
         seen = self.map(model, params, x, weights, memory)
         if self.accelerator is None:
             return seen
-        seen = self.accelerator.advance(model, params, seen, memory.accelerator)
+        options = (model, params, seen, memory.accelerator, weights.sum())
+        seen = self.accelerator.advance(*options)
         return seen._replace(memory=memory._replace(accelerator=seen.memory))
 
     def map(self, model, params, x, weights, memory=()) -> Evaluation:
