@@ -4,6 +4,11 @@ Both work in the coordinates of `Model.spaces`, where a guard keeps shares and v
 and measure lengths by the information of the complete data (`Model.information`), in which the
 derivative of the EM map is symmetric. `advance` is told of every evaluation, and says whether its
 params are kept and which are evaluated next.
+
+Extrapolations are lines, and the path of EM bends while the climb is early: one that goes far leads
+to another basin, which may be a lower one. So each has a `reach`, in standard errors of a unit of
+complete data: to second order a step of EM gains as many nats a unit as the square of its length.
+That measure needs no units of the params, and shrinks to nothing where EM crawls in one direction.
 """
 
 from typing import Any, NamedTuple
@@ -14,10 +19,18 @@ from jax.flatten_util import ravel_pytree
 from jax.lax import Precision
 
 from jaxem.linalg import solve_positive
-from jaxem.pytree import pytree, select
+from jaxem.pytree import is_traced, pytree, select
 
 FADE = 0.9
 """How much of the slowest mode seen is remembered from one measurement to the next."""
+
+FAINT = 1 / 16
+"""The part of the bound on rounding below which no gain can be told from none."""
+
+BEND = 0.1
+"""Radians by which the path may bend along an extrapolation, however far that reaches: on straight
+paths EM crawls most. Chosen with `reach` on fits of three normals; README has figures of others.
+"""
 
 
 class Chart:
@@ -65,6 +78,23 @@ def slowness(chart, step, change):
     return jnp.maximum(jnp.where(along < 0, -along / size, forward), 1), along > 0
 
 
+def bend(chart, a, b):
+    """The angle between two steps, as a chord."""
+
+    def unit(step):
+        size = jnp.sqrt(chart.product(step, step))
+        return step / jnp.where(size > 0, size, 1)
+
+    apart = unit(a) - unit(b)
+    return jnp.sqrt(chart.product(apart, apart))
+
+
+def checked_reach(reach):
+    """ValueError unless `reach` is above 0."""
+    if not is_traced(reach) and not (jnp.ndim(reach) == 0 and reach > 0):
+        raise ValueError(f"reach must be a number above 0, got {reach!r}: jnp.inf knows no limit")
+
+
 class SquaremMemory(NamedTuple):
     """Where in the cycle a climb is; the objective and the first point of the cycle; where to go on
     from if an extrapolation fails; the longest step allowed, and the slowest mode seen lately."""
@@ -87,7 +117,19 @@ class SQUAREM:
     θ' = θ₀ + 2αr + α²v with α = −⟨r, v⟩/⟨v, v⟩ (their S2, which in the metric of the complete data
     beat S3; ‖r‖/‖v‖ where residuals grow), and goes on from M(θ'). Where that lies below θ₁ it
     goes on from θ₂, and steps get shorter for a while.
+
+    Args:
+      reach: how far θ' may be from θ₀, in standard errors of a unit of complete data; any way while
+        the path is straight. jnp.inf: anywhere, which takes fewer evaluations and may end in
+        another optimum than EM, lower or higher.
+
+    Raises ValueError where reach is not above 0.
     """
+
+    reach: Any = 0.015
+
+    def __post_init__(self):
+        checked_reach(self.reach)
 
     def start(self, model, params):
         """The memory of a climb that has evaluated nothing."""
@@ -104,8 +146,9 @@ class SQUAREM:
             one,
         )
 
-    def advance(self, model, params, seen, memory: SquaremMemory):
-        """An evaluation in terms of the cycle: 0 evaluates θ₀, 1 evaluates θ₁, 2 evaluates θ'."""
+    def advance(self, model, params, seen, memory: SquaremMemory, total):
+        """An evaluation in terms of the cycle: 0 evaluates θ₀, 1 evaluates θ₁, 2 evaluates θ'.
+        `total`: the sum of weights."""
         m, objective, after = memory, seen.objective, seen.proposal
         sound = jnp.isfinite(objective)
         accepted = ~m.trial | (sound & (objective >= m.best - seen.noise))
@@ -116,13 +159,15 @@ class SQUAREM:
         r = here - m.first
         v = chart.origin - here - r
         slow, growing = slowness(chart, r, v)
-        alpha = jnp.minimum(slow, m.longest)
+        gain = objective - m.best
+        length = jnp.sqrt(jnp.maximum(gain, FAINT * seen.noise) / total)
+        most = self._most(length, slow, growing, bend(chart, r, r + v))
+        alpha = jnp.minimum(jnp.minimum(slow, m.longest), most)
         there = chart.params(m.first + 2 * alpha * r + alpha * alpha * v)
 
         back = jnp.where(trying, ~sound, ~accepted)  # to the fallback
         proposal = select(middle, there, select(back, m.fallback, after))
         slowest = jnp.where(middle, jnp.maximum(slow, FADE * m.slowest), m.slowest)
-        gain = objective - m.best
         stretched = jnp.where(middle & (alpha >= m.longest), 4 * m.longest, m.longest)
         return seen._replace(
             proposal=proposal,
@@ -141,10 +186,19 @@ class SQUAREM:
             ),
         )
 
+    def _most(self, length, slow, growing, angle):
+        """The largest α within reach, at least 1: θ' is α(2 ± α / slow) lengths of r away."""
+        share = self.reach / (length * slow)
+        short = 1 - jnp.sqrt(jnp.maximum(1 - share, 0))
+        near = slow * jnp.where(growing, jnp.sqrt(1 + share) - 1, short)
+        straight = BEND / jnp.where(angle > 0, angle, BEND)
+        return jnp.maximum(jnp.maximum(near, straight), 1)
+
 
 class AndersonMemory(NamedTuple):
     """The last changes of residual and image, (order, p) each; the last residual and image; whether
-    there is one; the rest as in `SquaremMemory`; a plain step's gain per squared length."""
+    there is one; the rest as in `SquaremMemory`; a plain step's gain per squared length, as it was
+    when the map slowed most lately, and when measured last."""
 
     residuals: Any
     images: Any
@@ -156,6 +210,7 @@ class AndersonMemory(NamedTuple):
     fallback: Any
     slowest: Any
     scale: Any
+    unit: Any
 
 
 @pytree(static=("order",))
@@ -164,9 +219,18 @@ class Anderson:
 
     Args:
       order: how many earlier steps are mixed; each costs 2p numbers of memory for p parameters.
+      reach: how far a mixture may be from the plain image, as in `SQUAREM`.
+
+    A mixture that leads backwards, as those near a saddle do, gives way to the plain image.
+
+    Raises ValueError where reach is not above 0.
     """
 
     order: int = 5
+    reach: Any = 0.01
+
+    def __post_init__(self):
+        checked_reach(self.reach)
 
     def start(self, model, params):
         """The memory of a climb that has evaluated nothing."""
@@ -175,11 +239,12 @@ class Anderson:
         one = jnp.ones((), zero.dtype)
         false = jnp.asarray(False)
         return AndersonMemory(
-            past, past, zero, zero, false, false, -jnp.inf * one, params, one, 0 * one
+            past, past, zero, zero, false, false, -jnp.inf * one, params, one, 0 * one, 0 * one
         )
 
-    def advance(self, model, params, seen, memory: AndersonMemory):
-        """An evaluation, and the mixture of the last images that shrinks the residual most."""
+    def advance(self, model, params, seen, memory: AndersonMemory, total):
+        """An evaluation, and the mixture of the last images that shrinks the residual most.
+        `total`: the sum of weights."""
         m, objective, after = memory, seen.objective, seen.proposal
         accepted = ~m.trial | (objective >= m.best - seen.noise)
 
@@ -195,16 +260,29 @@ class Anderson:
         slow, growing = jnp.where(m.known, slow, 1), m.known & growing
         mixed = image - self._mix(chart, residuals, residual) @ images
         mixed = jnp.where(growing, image + slow * residual, mixed)
-        there = select(m.known, chart.params(mixed), after)
 
         gain = objective - m.best
         plain = ~m.trial & m.known
         before = chart.product(m.residual, m.residual)
         scale = jnp.where(plain, gain / jnp.where(before > 0, before, 1), 0)
         scale = jnp.maximum(scale, FADE * m.scale)
+        told = plain & (gain > seen.noise) & (before > 0)
+        unit = jnp.where(told, gain / jnp.where(before > 0, before, 1), m.unit)
+        jump = self._bounded(chart, mixed - image, residual, unit / total)
+        there = select(m.known, chart.params(image + jump), after)
         slowest = jnp.maximum(slow, FADE * m.slowest)
         kept = AndersonMemory(
-            residuals, images, residual, image, True, m.known, objective, after, slowest, scale
+            residuals,
+            images,
+            residual,
+            image,
+            True,
+            m.known,
+            objective,
+            after,
+            slowest,
+            scale,
+            unit,
         )
         kept = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), kept, m)
         ahead = scale * size * slowest
@@ -217,6 +295,12 @@ class Anderson:
             ahead=jnp.where((scale > 0) & ~(growing & (gain > seen.noise)), ahead, jnp.inf),
             memory=select(accepted, kept, restarted),
         )
+
+    def _bounded(self, chart, jump, residual, unit):
+        """A jump within reach; none that leads backwards, and none where lengths are not known."""
+        far = jnp.sqrt(unit * chart.product(jump, jump))
+        share = jnp.minimum(self.reach / jnp.where(far > 0, far, 1), 1)
+        return jnp.where((far > 0) & (chart.product(jump, residual) > 0), share, 0) * jump
 
     def _mix(self, chart, residuals, residual):
         """The shares (order,) of earlier changes that shrink the residual most."""

@@ -171,7 +171,7 @@ class EM:
         if self.accelerator is None and not memory.accelerator:
             return seen
         follower = _foresight() if self.accelerator is None else self.accelerator
-        seen = follower.advance(model, params, seen, memory.accelerator)
+        seen = follower.advance(model, params, seen, memory.accelerator, weights.sum())
         return seen._replace(memory=memory._replace(accelerator=seen.memory))
 
     def foresees(self, model, x) -> bool:
