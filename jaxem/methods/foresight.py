@@ -35,7 +35,8 @@ class Foresight:
         return Faint(zero - jnp.inf, place, jnp.zeros_like(place), zero)
 
     def advance(self, model, params, seen, memory: Faint, total):
-        """The evaluation with its gain, whatever the total weight; where none was ever heard, at most Σw(|ℓ|+1) per length."""
+        """The evaluation with its gain, whatever the total weight; where none was ever heard, at
+        most Σw(|ℓ|+1) per length."""
         chart = Chart(model, seen.proposal)
         step = chart.origin - memory.place
         along = chart.product(step, memory.step)
