@@ -9,6 +9,7 @@ each of its modes, so that this is positive, while steps of rounding alone turn 
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 
 from jaxem.methods.acceleration import Chart
 from jaxem.pytree import pytree
@@ -37,16 +38,17 @@ class Foresight:
     def advance(self, model, params, seen, memory: Faint, total):
         """The evaluation with its gain, whatever the total weight; where none was ever heard, at
         most Σw(|ℓ|+1) per length."""
-        chart = Chart(model, seen.proposal)
+        proposal, objective = stop_gradient((seen.proposal, seen.objective))
+        chart = Chart(model, proposal)
         step = chart.origin - memory.place
         along = chart.product(step, memory.step)
         along = jnp.where(along > 0, along, 0)  # unknown ones too
-        gain = seen.objective - memory.objective
+        gain = objective - memory.objective
         heard = (gain > seen.noise) & jnp.isfinite(gain) & (along > 0)
         scale = jnp.where(heard, gain / jnp.where(along > 0, along, 1), memory.scale)
         faint = jnp.where(scale > 0, scale, seen.magnitude) * along
         return seen._replace(
             gain=jnp.where(gain > seen.noise, gain, faint),
             quiet=jnp.finfo(scale.dtype).eps * seen.noise,
-            memory=Faint(seen.objective, chart.origin, step, scale),
+            memory=Faint(objective, chart.origin, step, scale),
         )
