@@ -271,7 +271,7 @@ def test_a_factorial_mixture_is_found(dtype):
         assert np.isclose(r.bic(x), -2 * r.objective + 25 * np.log(N), rtol=1e-8)
 
 
-def test_the_blocks_of_a_graph_are_found():
+def test_the_blocks_of_a_graph_are_found(tmp_path):
     x, z = graph(30, 3)
     r = jaxem.fit(Graph(3), x, key=0)
     assert r.converged
@@ -279,6 +279,9 @@ def test_the_blocks_of_a_graph_are_found():
     same = found[:, None] == found
     assert (same == (z[:, None] == z)).mean() > 0.95
     assert np.isclose(r.score_samples(x)[0], r.objective, rtol=1e-6)
+    r.save(tmp_path / "graph.npz")
+    again = jaxem.load(tmp_path / "graph.npz", Graph(3)).predict(x)[0]
+    assert np.array_equal(again, found)
     links = np.asarray(r.params["links"])
     assert (np.diag(links) > 0.35).all() and (links[~np.eye(3, dtype=bool)] < 0.15).all()
 
