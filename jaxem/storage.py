@@ -10,6 +10,7 @@ import numpy as np
 
 import jaxem
 from jaxem.families.product import Product
+from jaxem.model import adopt
 from jaxem.result import Fit, Result
 
 FORMAT = 1
@@ -60,7 +61,7 @@ def load(path, model=None) -> Result:
         raise ValueError(f"{path} is damaged or not a jaxem result: {error}") from error
     if model is None and saved is None:
         raise ValueError(f"{path} was saved from a model of your own: call load(path, model=...)")
-    return Result.of(saved if model is None else model, Fit(**fields), restarts, shape)
+    return Result.of(saved if model is None else adopt(model), Fit(**fields), restarts, shape)
 
 
 def _encode(value, arrays):
