@@ -108,7 +108,8 @@ def test_squarem_ends_where_em_does_and_without_a_reach_elsewhere():
     x, start = fleet(96, 200)
     model = jaxem.Mixture(jaxem.Normal(), k=3)
     fit = functools.partial(jaxem.fit, model, jaxem.Batch(x), init=start, max_iter=20_000)
-    methods = [jaxem.EM()] + [jaxem.EM(accelerator=jaxem.SQUAREM(r)) for r in (0.015, np.inf)]
+    reaches = (jaxem.SQUAREM(), jaxem.SQUAREM(reach=np.inf))
+    methods = [jaxem.EM(), *(jaxem.EM(accelerator=s) for s in reaches)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", jaxem.FitWarning)  # a few lose a component
         plain, fast, far = (fit(method=method, tol=1e-7) for method in methods)

@@ -127,7 +127,7 @@ class SQUAREM:
     Raises ValueError where reach is not above 0.
     """
 
-    reach: Any = 0.015
+    reach: Any = 0.01
 
     def __post_init__(self):
         checked_reach(self.reach)
@@ -287,7 +287,7 @@ class Anderson:
             unit,
         )
         kept = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), kept, m)
-        ahead = scale * size * slowest
+        ahead = jnp.maximum(scale, unit) * size * slowest
         past = jnp.zeros_like(m.residuals)
         restarted = m._replace(residuals=past, images=past, trial=jnp.asarray(False))
         return seen._replace(
