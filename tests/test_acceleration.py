@@ -1,6 +1,7 @@
 """Accelerators: far fewer evaluations, the same optimum, never a fall."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,43 @@ def test_a_fifth_of_the_evaluations_and_no_lower_end(name, problem):
     assert plain.converged and fast.converged
     assert fast.n_iter <= plain.n_iter / 5
     assert fast.log_likelihood >= plain.log_likelihood - 1e-7 * len(x)  # ten tolerances
+
+
+def fleet(fits, n, k=3, d=2):
+    """Groups at random places, and starts as wide as the data: paths that bend, and many optima."""
+    rng = np.random.default_rng(101)
+    centres = 3 * rng.normal(size=(fits, k, d))
+    group, every = rng.integers(k, size=(fits, n)), np.arange(fits)[:, None]
+    x = centres[every, group] + rng.normal(size=(fits, n, d))
+    mean = x[every, rng.integers(n, size=(fits, k))]
+    covariance = np.broadcast_to(x.var(1)[:, None, :, None] * np.eye(d), (fits, k, d, d))
+    components = jaxem.NormalParams(mean, covariance)
+    return x, jaxem.MixtureParams(np.full((fits, k), 1 / k), components)
+
+
+def test_squarem_ends_where_em_does_and_without_a_reach_elsewhere():
+    """96 fits of three normals. The negative control has no reach: some of its fits end lower."""
+    x, start = fleet(96, 200)
+    model = jaxem.Mixture(jaxem.Normal(), k=3)
+    fit = functools.partial(jaxem.fit, model, jaxem.Batch(x), init=start, max_iter=20_000)
+    reaches = (jaxem.SQUAREM(), jaxem.SQUAREM(reach=np.inf))
+    methods = [jaxem.EM(), *(jaxem.EM(accelerator=s) for s in reaches)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jaxem.FitWarning)  # a few lose a component
+        plain, fast, far = (fit(method=method, tol=1e-7) for method in methods)
+    sound = plain.converged & fast.converged & far.converged
+    slack = 1e-6 * x.shape[1]
+    assert sound.sum() > 80
+    assert (fast.log_likelihood >= plain.log_likelihood - slack)[sound].all()
+    assert (far.log_likelihood < plain.log_likelihood - slack)[sound].sum() > 2
+    assert fast.n_iter[sound].sum() < plain.n_iter[sound].sum() / 3
+
+
+@pytest.mark.parametrize("reach", [0, -1.0, float("nan"), (0.1, 0.2)])
+def test_a_reach_is_above_zero(reach):
+    for accelerator in (jaxem.SQUAREM, jaxem.Anderson):
+        with pytest.raises(ValueError, match="reach must be a number above 0"):
+            accelerator(reach=reach)
 
 
 @pytest.mark.parametrize("name", ACCELERATORS)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.lax import Precision
 
@@ -91,7 +92,7 @@ def bend(chart, a, b):
 
 def checked_reach(reach):
     """ValueError unless `reach` is above 0."""
-    if not is_traced(reach) and not (jnp.ndim(reach) == 0 and reach > 0):
+    if not is_traced(reach) and not (np.ndim(reach) == 0 and reach > 0):
         raise ValueError(f"reach must be a number above 0, got {reach!r}: jnp.inf knows no limit")
 
 
@@ -126,7 +127,7 @@ class SQUAREM:
     Raises ValueError where reach is not above 0.
     """
 
-    reach: Any = 0.015
+    reach: Any = 0.01
 
     def __post_init__(self):
         checked_reach(self.reach)
@@ -219,15 +220,16 @@ class Anderson:
 
     Args:
       order: how many earlier steps are mixed; each costs 2p numbers of memory for p parameters.
-      reach: how far a mixture may be from the plain image, as in `SQUAREM`.
+      reach: how far a mixture may be from the plain image, in standard errors as in `SQUAREM`.
 
-    A mixture that leads backwards, as those near a saddle do, gives way to the plain image.
+    A mixture that leads backwards, as those near a saddle do, gives way to the plain image. Still
+    more fits than with `SQUAREM` end in another optimum than EM.
 
     Raises ValueError where reach is not above 0.
     """
 
     order: int = 5
-    reach: Any = 0.01
+    reach: Any = 0.02
 
     def __post_init__(self):
         checked_reach(self.reach)
@@ -285,7 +287,7 @@ class Anderson:
             unit,
         )
         kept = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), kept, m)
-        ahead = scale * size * slowest
+        ahead = jnp.maximum(scale, unit) * size * slowest
         past = jnp.zeros_like(m.residuals)
         restarted = m._replace(residuals=past, images=past, trial=jnp.asarray(False))
         return seen._replace(
