@@ -19,7 +19,7 @@ def solve(step, point, b, inverse):
     """(I − J)⁻¹ b, J = ∂step/∂point, in either direction and differentiable: by the inverse, or
     where that is empty by products; NaN where the residual says that it was not reached."""
     _, push = jax.linearize(step, point)
-    tol = jnp.finfo(b.dtype).eps ** 0.7
+    tol = jnp.finfo(b.dtype).eps ** 0.8
 
     def known(inverse, product, b):
         return times(inverse, b)

@@ -36,6 +36,10 @@ LOST = 0.55
 """ε^LOST: the most that a Newton step may be at the end; ε^(1 − LOST): the most that rounding in J
 may grow to in the gradient."""
 
+GROWN = 0.3
+"""ε^−GROWN: the most that a residual may grow to in a solution by products, where the residual of
+the gradient's own solve is near ε^0.8."""
+
 SQUARINGS = 34
 """J to the power of 2^34 vanishes at a maximum: nothing regular is as slow as that."""
 
@@ -110,7 +114,7 @@ def _by_products(step, origin):
     done = jax.lax.while_loop(lambda carry: ~carry[-1][0], newton, carry)
     _, point, steps, away, (_, growth) = done
     falls = steps[-1] <= FALLS * steps[-2]
-    ok = (growth < eps**-LOST) & (growth * away < eps**LOST)
+    ok = (growth < eps**-GROWN) & (growth * away < eps**LOST)
     ok &= (steps[0] < NEAR) & ((away <= SETTLED * eps) | falls)
     return point - origin, none, ok
 
