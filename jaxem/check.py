@@ -9,7 +9,8 @@ import numpy as np
 from jaxem.data import as_array
 from jaxem.init import Labels, Responsibilities, Start
 from jaxem.model import Adopted
-from jaxem.pytree import is_traced
+from jaxem.problem import in_dtype
+from jaxem.pytree import is_traced, merge, split
 
 MOST = 64
 """Given starts looked at one by one before a fit; the status speaks for the others."""
@@ -22,7 +23,10 @@ def check_init(model, init, x, lead: tuple[int, ...], dtype):
     `model.init` could have returned.
     """
 
+    numeric, structure = split(model)
+
     def shaped(x):
+        model = merge([in_dtype(leaf, dtype) for leaf in numeric], structure)
         return model.init(jax.random.key(0), x, jnp.ones(jax.tree.leaves(x)[0].shape[0], dtype))
 
     if isinstance(init, type) and issubclass(init, Start):

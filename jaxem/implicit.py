@@ -19,7 +19,7 @@ from jax.lax import stop_gradient
 
 from jaxem.krylov import solve
 from jaxem.newton import to_fixed_point
-from jaxem.problem import Problem
+from jaxem.problem import Problem, in_dtype
 from jaxem.pytree import merge
 from jaxem.solve import lane_plan, over
 from jaxem.status import Status
@@ -109,7 +109,8 @@ def _rule(spec, how, primals, tangents):
     inside = jax.jvp(chart.params, (point,), (moved,))[1]
 
     def log_prior(data, params):
-        return merge(data[0], spec.structure)[0].log_prior(params)
+        numeric = [in_dtype(leaf, out[2].dtype) for leaf in data[0]]
+        return merge(numeric, spec.structure)[0].log_prior(params)
 
     log_likelihood = objective
     if not isinstance(log_prior(data, params), float):  # 0.0: there is none

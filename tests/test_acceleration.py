@@ -157,9 +157,10 @@ def test_batches_restarts_and_vmap_give_the_single_fits(name):
     alone = [fit(x, init=p) for x, p in zip(sets, starts, strict=True)]
     batch = fit(jaxem.Batch(sets), init=stacked)
     mapped = jax.vmap(lambda x, p: fit(x, init=p))(sets, stacked)
-    for many in (batch, mapped):
+    for many in (batch, mapped):  # how far a step reaches is read from gains: rounding grows
         assert list(many.n_iter) == [int(one.n_iter) for one in alone]
-        assert np.allclose(many.log_likelihood, [one.log_likelihood for one in alone], rtol=1e-12)
+        away = np.abs(many.log_likelihood - [one.log_likelihood for one in alone])
+        assert away.max() < 0.01 * 1e-6 * sets.shape[1]  # of what tol promises
     several = fit(sets[0], key=4, restarts=5)
     assert several.converged and several.log_likelihood >= several.restarts.log_likelihood.max()
 

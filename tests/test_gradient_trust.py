@@ -101,13 +101,7 @@ def ends(model, x, start):
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n == "poisson" else pytest.mark.slow) for n in CASES]
 )
-def test_a_trusted_gradient_is_right(name, dtype, request):
-    if name == "normal-full-many" and dtype == np.float32:
-        reason = "by products: one trusted gradient of the 24 sets is off by 0.9%"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
-    if name == "normal-full-map" and dtype == np.float32:
-        reason = "a float32 Batch with a prior raises a TypeError in the lanes"
-        request.applymarker(pytest.mark.xfail(strict=True, raises=TypeError, reason=reason))
+def test_a_trusted_gradient_is_right(name, dtype):
     bank, k, draw = CASES[name]
     model = jaxem.Mixture(bank, k=k)
     x = problems(draw, dtype)
