@@ -277,7 +277,9 @@ def test_a_large_step_is_differentiable_both_ways(covariance):
     np.testing.assert_allclose(forward, squares, rtol=1e-9)
 
 
-@pytest.mark.parametrize("covariance", NAMES)
+@pytest.mark.parametrize(
+    "covariance", [pytest.param(n, marks=[pytest.mark.slow] * (n == "tied")) for n in NAMES]
+)
 def test_data_standardised_in_every_pass_give_what_a_copy_gives(covariance, monkeypatch):
     """Shifted and scaled data: without the frame float32 could not tell them apart."""
     x, group = clusters("separated", n=100_001)

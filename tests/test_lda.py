@@ -513,6 +513,11 @@ def test_unusable_arguments():
         jaxem.fit(MAP, DOCUMENTS, init=jaxem.LDAParams(2 * TOPICS, ALPHA))
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(np.float32, marks=pytest.mark.slow), np.float64],
+    ids=["float32", "float64"],
+)
 def test_a_batch_of_corpora_is_as_each_alone(dtype):
     """Corpora of other lengths and longest documents, of one vocabulary, with restarts too."""
     rng = np.random.default_rng(0)

@@ -35,6 +35,11 @@ def score(model, params, x):
     return float(jax.jit(model.log_prob)(wide, np.asarray(x, np.float64)).sum())
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(np.float32, marks=pytest.mark.slow), np.float64],
+    ids=["float32", "float64"],
+)
 def test_one_pass_nearly_reaches_the_batch_answer(dtype):
     """From a start 0.4 nats a row short: to 1e-3 a row, where ten EM steps are 0.05 short."""
     x = (mixture() + 50).astype(dtype)

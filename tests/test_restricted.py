@@ -106,6 +106,11 @@ def test_moments_about_a_held_mean_and_rates_of_tied_components():
     assert r.n_parameters == 2 + 2 * COUNTS.shape[1]
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(np.float32, marks=pytest.mark.slow), np.float64],
+    ids=["float32", "float64"],
+)
 def test_fixed_values_come_back_bit_for_bit(dtype):
     rng = np.random.default_rng(4)
     x = (rng.normal(size=(60, 2)) + 3 * rng.integers(2, size=(60, 1)) + 1e3).astype(dtype)
