@@ -146,7 +146,7 @@ def test_what_is_kept_never_falls(name, model):
     assert (gains >= -allowed[:end][1:]).all()
 
 
-@pytest.mark.parametrize("name", ACCELERATORS)
+@pytest.mark.parametrize("name", ["squarem", pytest.param("anderson", marks=pytest.mark.slow)])
 def test_batches_restarts_and_vmap_give_the_single_fits(name):
     rng = np.random.default_rng(0)
     sets = rng.normal(size=(3, 90, 2)) + 2.0 * rng.integers(2, size=(3, 90, 1))
@@ -159,8 +159,8 @@ def test_batches_restarts_and_vmap_give_the_single_fits(name):
     mapped = jax.vmap(lambda x, p: fit(x, init=p))(sets, stacked)
     for many in (batch, mapped):  # how far a step reaches is read from gains: rounding grows
         assert list(many.n_iter) == [int(one.n_iter) for one in alone]
-        away = np.abs(many.log_likelihood - [one.log_likelihood for one in alone])
-        assert away.max() < 0.01 * 1e-6 * sets.shape[1]  # of what tol promises
+        away = np.asarray(many.log_likelihood) - [float(one.log_likelihood) for one in alone]
+        assert np.abs(away).max() < 0.01 * 1e-6 * sets.shape[1]  # of what tol promises
     several = fit(sets[0], key=4, restarts=5)
     assert several.converged and several.log_likelihood >= several.restarts.log_likelihood.max()
 

@@ -65,9 +65,9 @@ if jax.default_backend() == "cpu":
 
 def rare(name):
     """Variants of a family that is tested without them."""
-    often = ("normal-full-map", "weights-map")
     variants = ("-map", "-df", "each-mixture", "-tied", "-diagonal", "-spherical", "labelled")
-    return name not in often and name.endswith(variants)
+    variants += ("restricted",)  # in test_restricted too
+    return name != "weights-map" and name.endswith(variants)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ def largest(a, b):
 
 @pytest.mark.parametrize(
     ("rule", "name"),
-    [("newton", n) for n in ("normal-full", "normal-spherical-map", "poisson", "gamma")]
+    [pytest.param("newton", "normal-full", marks=pytest.mark.slow)]
+    + [("newton", n) for n in ("normal-spherical-map", "poisson", "gamma")]
     + [("adam", "normal-full"), ("lbfgs", "categorical-map")],
 )
 def test_enough_steps_are_the_exact_m_step(rule, name):

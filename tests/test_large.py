@@ -20,6 +20,7 @@ from jaxem.sweep import CHUNKED, TRUSTED, in_chunks, prepared, row_sum, sweep
 N, K = 120_003, 3
 ROWS = 1_000
 NAMES = ["full", "tied", "diagonal", "spherical"]
+MOSTLY = [pytest.param(n, marks=[pytest.mark.slow] * (n == "tied")) for n in NAMES]
 
 
 @functools.cache
@@ -151,7 +152,7 @@ def clusters(name, n=100_000, d=4, k=5):
     return x.astype(np.float32), group
 
 
-@pytest.mark.parametrize("covariance", NAMES)
+@pytest.mark.parametrize("covariance", MOSTLY)
 @pytest.mark.parametrize("name", ["separated", "tiny", "offset", "scaled"])
 def test_float32_gives_the_float64_answer(name, covariance):
     x, group = clusters(name)
@@ -277,9 +278,7 @@ def test_a_large_step_is_differentiable_both_ways(covariance):
     np.testing.assert_allclose(forward, squares, rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "covariance", [pytest.param(n, marks=[pytest.mark.slow] * (n == "tied")) for n in NAMES]
-)
+@pytest.mark.parametrize("covariance", MOSTLY)
 def test_data_standardised_in_every_pass_give_what_a_copy_gives(covariance, monkeypatch):
     """Shifted and scaled data: without the frame float32 could not tell them apart."""
     x, group = clusters("separated", n=100_001)

@@ -320,6 +320,7 @@ def test_an_online_pass_by_hand(monkeypatch):
     np.testing.assert_allclose(found.objective, score, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_online_passes_come_near_the_batch_answer():
     _, documents = planted()
     model = jaxem.LDA(K, alpha=0.3, inference="bayes")
