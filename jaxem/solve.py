@@ -83,8 +83,11 @@ def begin(spec: Spec, data, starts, limits):
         problem = Problem(spec, *data)
         numeric, structure = split((problem.view.model, problem.method))
         numeric = [in_dtype(leaf, problem.weights.dtype) for leaf in numeric]
-        same = sets == 1 and problem.view.data is data[1]  # not to be written once more
-        work = Work(numeric, None if same else problem.view.data, problem.weights, structure)
+        seen = problem.view.data
+        if sets == 1:  # once, not for every slice
+            seen = prepared(problem.view.model, seen, problem.method, kept=True)
+        same = sets == 1 and seen is data[1]  # not to be written once more
+        work = Work(numeric, None if same else seen, problem.weights, structure)
         return work, over(problem.stand, starts, max(1, width // sets)), problem.total
 
     work, queue, total = over(lambda args: prepare(*args), (data, starts), width)

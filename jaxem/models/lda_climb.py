@@ -99,6 +99,7 @@ class Climb(Model):
             terms=lambda climbing: None,
             rows=x.size.shape[0],
             axis=0,
+            room=False,
         )
 
     def maximize(self, climbing, stats):

@@ -149,6 +149,7 @@ class FiniteMixture(Model):
             terms=lambda params: linear.terms(params.components),
             rows=min(MOST, max(FEWEST, WIDE // (linear.size + 2 * self.k))),
             axis=-1 if linear.room else 0,
+            room=linear.room,
         )
 
     def _sweep(self, linear, params, units, weights):
