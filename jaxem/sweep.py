@@ -46,7 +46,7 @@ one chunk, products and loops keep two cores busy for half of the time (a pass i
 131,072 × 16, k = 16, full: 13.3 to 10.4 ms; 524,288 × 16, k = 32, diagonal: 37 to 28 ms; four at
 once 11.4 and 32)."""
 
-SEVERAL = 16
+SEVERAL = 8
 """The fewest chunks that go two at once, which takes half as long again to compile."""
 
 
