@@ -304,10 +304,17 @@ def normalize(joint):
     return (share / total).T, evidence
 
 
+def _greatest(a):
+    """The maximum over the first axis, which may lose a NaN: `maximum`, which keeps it, is slow on a
+    CPU (16 × 8,192 in float32: responsibilities in 1.1 ns a number against 1.5)."""
+    low = jnp.asarray(-jnp.inf, a.dtype)
+    return jax.lax.reduce(a, low, lambda x, y: jnp.where(x >= y, x, y), (0,))
+
+
 def shares(joint, lowest=-jnp.inf):
     """Responsibilities (k, n) as shares and their totals (n,), and the evidence (n,), of a joint
     (k, n): units minor, so that the code vectorises. What is `lowest` or less is impossible."""
-    top = jax.lax.stop_gradient(joint.max(0))
+    top = _greatest(jax.lax.stop_gradient(joint))
     none = top <= lowest
     share = jnp.exp(joint - jnp.where(none, jnp.inf, top))
     total = jnp.where(none, 1, share.sum(0))
