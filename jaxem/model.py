@@ -305,8 +305,8 @@ def normalize(joint):
 
 
 def _greatest(a):
-    """The maximum over the first axis, which may lose a NaN: `maximum`, which keeps it, is slow on a
-    CPU (16 × 8,192 in float32: responsibilities in 1.1 ns a number against 1.5)."""
+    """The maximum over the first axis, which may lose a NaN: `maximum`, which keeps it, is slow on
+    a CPU (16 × 8,192 in float32: responsibilities in 1.1 ns a number against 1.5)."""
     low = jnp.asarray(-jnp.inf, a.dtype)
     return jax.lax.reduce(a, low, lambda x, y: jnp.where(x >= y, x, y), (0,))
 
