@@ -40,6 +40,9 @@ EVEN = 64
 
 BLOCK = 1024
 
+ROOM = 2**26
+"""Bytes up to which data are copied; beyond they are standardised chunk by chunk in every pass."""
+
 CHAINS = 2
 """Chunks at work at once on a CPU: XLA runs in two threads what does not depend on each other; of
 one chunk, products and loops keep two cores busy for half of the time (a pass in float32 over
@@ -112,6 +115,11 @@ def prepared(model, x, method=None, kept=False):
         return x
     fused = model.fused(x)
     return x if fused is None or (kept and not fused.room) else Prepared(x, fused.prepare(x))
+
+
+def roomy(x) -> bool:
+    """Whether there is room for a copy of x."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(x)) <= ROOM
 
 
 def is_large(model, x) -> bool:

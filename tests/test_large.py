@@ -10,7 +10,6 @@ import pytest
 from zoo import BANKS
 
 import jaxem
-from jaxem.families import frame as frame_module
 from jaxem.families.quadratic import packed, pairs, products, unpacked
 from jaxem.problem import Spec
 from jaxem.pytree import split
@@ -292,7 +291,7 @@ def test_data_standardised_in_every_pass_give_what_a_copy_gives(covariance, monk
         return jaxem.fit(model, x, **options)
 
     copied = run()
-    monkeypatch.setattr(frame_module, "ROOM", 2**10)
+    monkeypatch.setattr(jaxem.sweep, "ROOM", 2**10)
     jax.clear_caches()
     lazy = run()
     jax.clear_caches()

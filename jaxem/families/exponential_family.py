@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from jaxem.families.frame import roomy
 from jaxem.held import averaged, is_held
 from jaxem.model import IMPOSSIBLE, Bank, View, identity, is_empty, keep_empty, safe
 from jaxem.pytree import pytree
-from jaxem.sweep import Linear
+from jaxem.sweep import Linear, roomy
 
 
 class MeanStatistics(NamedTuple):

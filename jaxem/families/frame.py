@@ -7,9 +7,7 @@ import jax.numpy as jnp
 from jax.lax import Precision, stop_gradient
 
 from jaxem.linalg import copies
-
-ROOM = 2**26
-"""Bytes up to which data are copied; beyond they are standardised chunk by chunk in every pass."""
+from jaxem.sweep import roomy
 
 SLAB = 2**15
 """Rows of a chunk in which such data are surveyed."""
@@ -71,11 +69,6 @@ def frame(x, weights, common: bool) -> Frame:
         one = top * jnp.sqrt(jnp.where(mean_square > 0, mean_square, 1))
         scale = jnp.full_like(scale, one)
     return Frame(first + centre_of * reach, scale, first, reach, centre_of)
-
-
-def roomy(x) -> bool:
-    """Whether there is room for a copy of x."""
-    return x.size * x.dtype.itemsize <= ROOM
 
 
 def over_rows(function, combine, x, weights):

@@ -9,14 +9,14 @@ import numpy as np
 from jax.lax import Precision
 
 from jaxem.families.covariance import LOG_2PI, STRUCTURES, centre, variance_floor
-from jaxem.families.frame import frame, roomy
+from jaxem.families.frame import frame
 from jaxem.families.quadratic import FORMS, append_one
 from jaxem.held import averaged
 from jaxem.model import Bank, View, is_empty, safe
 from jaxem.priors import NormalPrior, NormalWishartPrior, require_proper
 from jaxem.pytree import pytree
 from jaxem.spaces import REAL
-from jaxem.sweep import Linear
+from jaxem.sweep import Linear, roomy
 
 WIDEST = 96
 """Features up to which full covariances take all products (n = 65,536, k = 16, float32: d = 32

@@ -8,7 +8,7 @@ from jaxem.model import Model
 from jaxem.models.lda_posterior import LDAPosterior
 from jaxem.pytree import pytree
 from jaxem.spaces import POSITIVE, Space
-from jaxem.sweep import Fused
+from jaxem.sweep import Fused, roomy
 
 LOOSE, BRIEF = 1e-3, 20
 """γ moves until its mean change is below LOOSE, scikit-learn's default, BRIEF steps at most: what
@@ -99,7 +99,7 @@ class Climb(Model):
             terms=lambda climbing: None,
             rows=x.size.shape[0],
             axis=0,
-            room=False,
+            room=roomy(x),
         )
 
     def maximize(self, climbing, stats):
