@@ -168,6 +168,7 @@ for _name in (
     "restricted",
     "spaces",
     "information",
+    "whitened",
     "log_prior",
     "degenerate",
     "sample",
