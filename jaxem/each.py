@@ -46,6 +46,9 @@ class Each(Bank):
     def information(self, params):
         return jax.vmap(self.model.information)(params)
 
+    def whitened(self, params, step):
+        return jax.vmap(self.model.whitened)(params, step)
+
     def log_prior(self, params):
         return jnp.sum(jax.vmap(lambda p: jnp.asarray(self.model.log_prior(p)))(params))
 

@@ -145,6 +145,20 @@ def lower_factor(covariance):
     return jnp.stack(rows, axis=-2) * jnp.sqrt(pivots)[..., None, :]
 
 
+def lower_solve(lower, b):
+    """lower⁻¹ b for lower triangular (..., d, d) and b (..., d, m)."""
+    d = lower.shape[-1]
+    if d > UNROLL:
+        return jnp.matmul(triangular_inverse(lower), b, precision=lax.Precision.HIGHEST)
+    rows = []
+    for i in range(d):
+        row = b[..., i, :]
+        for j in range(i):
+            row = row - lower[..., i, j, None] * rows[j]
+        rows.append(row / lower[..., i, i, None])
+    return jnp.stack(rows, axis=-2)
+
+
 def solve_positive(a, b):
     """a⁻¹ b for positive definite a (m, m) and b (m,), unrolled: for a handful of unknowns."""
     m = a.shape[0]

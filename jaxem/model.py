@@ -131,11 +131,15 @@ class Model:
         return jax.tree.map(lambda _: REAL, params)
 
     def information(self, params):
-        """The complete data's information on every leaf, per unit, in charts, up to a factor.
-
-        A tree that broadcasts to params: the metric of accelerators.
-        """
+        """The complete data's information on every entry, per unit, in charts: a tree that
+        broadcasts to params."""
         return jax.tree.map(lambda space, leaf: space.metric(leaf), self.spaces(params), params)
+
+    def whitened(self, params, step):
+        """A step in charts, a tree like params, in standard errors of a unit of complete data,
+        uncorrelated: the metric of accelerators. By default as if entries were uncorrelated."""
+        metric = self.information(params)
+        return jax.tree.map(lambda s, m: s * jnp.sqrt(m), step, metric)
 
     def log_prob(self, params, x):
         """log p(x | params) per unit, shape (n,)."""

@@ -312,6 +312,6 @@ def _delegate(name):
 for _name in (
     *("posterior", "log_joint", "statistics", "sweep", "minibatch", "fused", "log_prior", "spaces"),
     *("information", "log_prob", "sample", "degenerate", "valid", "support", "check_params"),
-    *("embed", "init_q", "free_energy"),
+    *("embed", "init_q", "free_energy", "whitened"),
 ):
     setattr(Restricted, _name, _delegate(_name))

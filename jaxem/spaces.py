@@ -33,7 +33,7 @@ class Space:
     chart/leaf: coordinates in which straight lines are followed, and back. guard: coordinates that
     are legal, from a proposal and from legal ones. free/bound: coordinates without any constraint,
     and back. metric: the information that a unit of weight holds on every entry, in the
-    coordinates of the chart, up to a factor. margin: how far every entry is from 0 or another bound
+    coordinates of the chart, more or less. margin: how far every entry is from 0 or another bound
     at which EM stands still, as a part of its natural size; None: there is no such bound.
     """
 

@@ -1,5 +1,6 @@
 """Accelerators: far fewer evaluations, the same optimum, never a fall."""
 
+import dataclasses
 import functools
 import warnings
 
@@ -7,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import published
+from oracles import covariances, published
+from scipy import special
 from zoo import MODELS
 
 import jaxem
+from jaxem.methods.acceleration import Chart
 
 ACCELERATORS = {"squarem": jaxem.SQUAREM(), "anderson": jaxem.Anderson()}
 MOST = {"squarem": (60, 84), "anderson": (40, 66)}
@@ -89,6 +92,87 @@ def test_a_fifth_of_the_evaluations_and_no_lower_end(name, problem):
     assert plain.converged and fast.converged
     assert fast.n_iter <= plain.n_iter / 5
     assert fast.log_likelihood >= plain.log_likelihood - 1e-7 * len(x)  # ten tolerances
+
+
+@dataclasses.dataclass(frozen=True)
+class Survival:
+    """A user's model: probabilities of an event at 1, ..., `times`, of which intervals (low, high]
+    are known (Turnbull 1976)."""
+
+    times: int
+
+    def init(self, key, x, weights):
+        return {"p": jnp.full(self.times, 1 / self.times, x.dtype)}
+
+    def spaces(self, params):
+        return {"p": jaxem.spaces.SIMPLEX}
+
+    def log_joint(self, params, x):
+        t = jnp.arange(1, self.times + 1)
+        return jnp.where((x[:, :1] < t) & (t <= x[:, 1:]), jnp.log(params["p"]), -jnp.inf)
+
+    def statistics(self, params, x, q, weights):
+        return weights @ q
+
+    def maximize(self, params, stats):
+        return {"p": stats / stats.sum()}
+
+
+def test_a_users_model_in_a_batch():
+    """Interval-censored samples. A likelihood that is concave in p is highest where no derivative
+    exceeds n; as many steps of plain EM are the negative control."""
+    rng = np.random.default_rng(1)
+    low = rng.integers(0, 11, size=(3, 80))
+    x = np.stack([low, np.minimum(low + rng.integers(2, 10, size=(3, 80)), 12)], -1).astype(float)
+    fit = functools.partial(jaxem.fit, Survival(12), jaxem.Batch(x), key=0)
+    plain = fit(max_iter=50_000, tol=1e-8)
+    t = np.arange(1, 13)
+    inside = (x[..., :1] < t) & (t <= x[..., 1:])
+
+    def excess(p):
+        """The highest derivative over n, less 1, of every sample."""
+        return (inside / (inside * p[:, None]).sum(-1, keepdims=True)).mean(1).max(1) - 1
+
+    for name in ACCELERATORS:
+        fast = fit(method=accelerated(name), max_iter=50_000, tol=1e-8)
+        assert plain.converged.all() and fast.converged.all()
+        assert (fast.log_likelihood >= plain.log_likelihood - 1e-7 * 80).all()
+        assert fast.n_iter.sum() <= plain.n_iter.sum() / 5
+        assert (excess(fast.params["p"]) < 1e-5).all()
+        half = fit(max_iter=int(fast.n_iter.max()), tol=0)
+        assert (excess(half.params["p"]) > 1e-4).any()
+
+
+def divergence(p, q):
+    """KL of complete data, a unit: of the classes, and of the component of each."""
+    (a, u), (b, v) = ((np.asarray(r.weights), r.components) for r in (p, q))
+    if isinstance(u, jaxem.GammaParams):
+        each = (u.shape - v.shape) * special.digamma(u.shape) - special.gammaln(u.shape)
+        each = each + special.gammaln(v.shape) + v.shape * np.log(u.rate / v.rate)
+        each = (each + u.shape * (v.rate / u.rate - 1)).sum(1)
+    else:
+        first, second = (covariances(np.asarray(c.covariance), 3, 2) for c in (u, v))
+        ratio, away = np.linalg.solve(second, first), np.asarray(u.mean - v.mean)[..., None]
+        each = np.trace(ratio, axis1=1, axis2=2) - 2 - np.log(np.linalg.det(ratio))
+        each = 0.5 * (each + (away * np.linalg.solve(second, away)).sum((1, 2)))
+    return a @ (np.log(a / b) + each)
+
+
+BANKS = {c: jaxem.Normal(c) for c in ("full", "tied", "diagonal", "spherical")}
+
+
+@pytest.mark.parametrize("bank", [*BANKS, "gamma"])
+def test_steps_are_measured_by_the_information_of_the_complete_data(bank):
+    """To second order the divergence is half the square of a white step, in any direction."""
+    rng = np.random.default_rng(0)
+    x = np.exp(rng.normal(size=(60, 2)) @ [[0.5, 0.45], [0, 0.1]])
+    model = jaxem.Mixture(BANKS.get(bank, jaxem.Gamma()), k=3)
+    params = jaxem.fit(model, x, key=0, max_iter=2, tol=0).params
+    chart = Chart(model, params)
+    for _ in range(3):
+        there = chart.params(chart.origin * (1 + 1e-4 * rng.normal(size=chart.origin.shape)))
+        length = chart.white(chart.vector(there) - chart.origin)
+        assert np.isclose(jnp.sum(length**2), 2 * divergence(params, there), rtol=5e-3)
 
 
 def fleet(fits, n, k=3, d=2):

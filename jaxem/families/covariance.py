@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from jaxem.linalg import Factor, copies, floored, is_floored
+from jaxem.linalg import Factor, copies, floored, is_floored, lower_factor, lower_solve
 from jaxem.priors import inverse_gamma, inverse_wishart
 from jaxem.spaces import POSITIVE, POSITIVE_DEFINITE
 
@@ -87,6 +87,17 @@ class Full:
         at = [[max(i, j) * (max(i, j) + 1) // 2 + min(i, j) for j in rows] for i in rows]
         second = jnp.stack([jnp.stack([packed[:, j] for j in row], -1) for row in at], -2)
         return count, first, second
+
+    def whitened(self, covariance, mean, chart):
+        """Steps of the means (k, d) and of the covariance's chart in standard errors of a unit.
+
+        With the factor L(I + E) the information on E is 1 off the diagonal and 2 on it.
+        """
+        mean = jnp.swapaxes(mean.reshape(*covariance.shape[:-2], -1, mean.shape[-1]), -1, -2)
+        both = lower_solve(lower_factor(covariance), jnp.concatenate([mean, chart], -1))
+        mean, chart = both[..., : mean.shape[-1]], both[..., mean.shape[-1] :]
+        twice = jnp.where(jnp.eye(chart.shape[-1], dtype=bool), math.sqrt(2), 1)
+        return jnp.swapaxes(mean, -1, -2).reshape(-1, mean.shape[-2]), twice * chart
 
     def outer(self, weights, v):
         """weight · v vᵀ, for weights (k,)."""
@@ -187,6 +198,9 @@ class Diagonal:
     def floor(self, covariance, floor):
         return jnp.maximum(covariance, floor)
 
+    def whitened(self, covariance, mean, chart):
+        return mean / jnp.sqrt(covariance), chart / (math.sqrt(2) * covariance)
+
     def is_floored(self, covariance, floor):
         return jnp.any(covariance <= floor * NEAR, axis=-1)
 
@@ -230,6 +244,10 @@ class Spherical(Diagonal):
 
     def divisor(self, count, d, prior_df=None):
         return count * d if prior_df is None else count * d + prior_df + d + 2
+
+    def whitened(self, covariance, mean, chart):
+        d = mean.shape[1]
+        return mean / jnp.sqrt(covariance)[:, None], chart * (math.sqrt(d / 2) / covariance)
 
     def is_floored(self, covariance, floor):
         return covariance <= floor * NEAR

@@ -167,6 +167,7 @@ for _name in (
     "restricted",
     "spaces",
     "information",
+    "whitened",
     "log_prior",
     "degenerate",
     "sample",

@@ -94,6 +94,12 @@ class Gamma(Bank):
     def spaces(self, params):
         return GammaParams(POSITIVE, POSITIVE)
 
+    def whitened(self, params, step):
+        """The shape's information given the mean, and that of the mean: these do not correlate."""
+        a = params.shape
+        of_shape = jnp.sqrt(-inverse_minus_trigamma(a)) * step.shape
+        return GammaParams(of_shape, jnp.sqrt(a) * (step.shape / a - step.rate / params.rate))
+
     def log_prior(self, params):
         return 0.0 if self.prior is None else self.prior.log_density(params.shape, params.rate)
 

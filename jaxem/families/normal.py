@@ -184,6 +184,10 @@ class Normal(Bank):
         inner = super().information(params)
         return NormalParams(1 / variance, inner.covariance)
 
+    def whitened(self, params, step):
+        own = self.structure.whitened(params.covariance, step.mean, step.covariance)
+        return NormalParams(*own)
+
     def log_prior(self, params):
         if self.prior is None:
             return 0.0

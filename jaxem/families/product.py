@@ -79,6 +79,9 @@ class Product(Bank):
     def information(self, params):
         return {n: f.information(params[n]) for n, f, _ in self._parts()}
 
+    def whitened(self, params, step):
+        return {n: f.whitened(params[n], step[n]) for n, f, _ in self._parts()}
+
     def log_prior(self, params):
         return sum(f.log_prior(params[n]) for n, f, _ in self._parts())
 

@@ -124,6 +124,10 @@ class StudentT(Bank):
         normal = self._normal.information(self._as_normal(params))
         return self._params(normal, POSITIVE.metric(params.df))
 
+    def whitened(self, params, step):
+        normal = self._normal.whitened(self._as_normal(params), self._as_normal(step))
+        return self._params(normal, step.df / params.df)
+
     def log_prior(self, params):
         return self._normal.log_prior(self._as_normal(params))
 

@@ -42,10 +42,13 @@ class Chart:
         self.spaces = model.spaces(legal)
         self.legal = self._chart(legal)
         self.origin, self._unravel = ravel_pytree(self.legal)
-        metric = jax.tree.map(
-            lambda m, leaf: jnp.broadcast_to(m, leaf.shape), model.information(legal), legal
-        )
-        self.metric = ravel_pytree(metric)[0]
+
+    @property
+    def information(self):
+        """The complete data's information on every entry, as a vector."""
+        information = self.model.information(self.start)
+        broadcast = jax.tree.map(lambda m, a: jnp.broadcast_to(m, a.shape), information, self.legal)
+        return ravel_pytree(broadcast)[0]
 
     def _chart(self, params):
         return jax.tree.map(lambda space, leaf: space.chart(leaf), self.spaces, params)
@@ -62,32 +65,38 @@ class Chart:
         near = jax.tree.map(back, self.spaces, self._unravel(vector), self.legal)
         return self.model.settle(near, self.start)
 
-    def product(self, a, b):
-        """Σ metric · a · b over the last axis."""
-        return jnp.sum(self.metric * a * b, axis=-1)
+    def white(self, step):
+        """A step in standard errors of a unit of complete data, the metric of accelerators."""
+        return ravel_pytree(self.model.whitened(self.start, self._unravel(step)))[0]
 
 
-def slowness(chart, step, change):
-    """1 / |1 − λ| of the EM map along a step between two points, at least 1, and whether λ > 1.
+def dot(a, b):
+    """Σ a·b, in full precision anywhere."""
+    return jnp.sum(a * b)
+
+
+def slowness(step, change):
+    """1 / |1 − λ| of the EM map along a white step between two points, at least 1, and whether
+    λ > 1.
 
     λ is its rate there; `change` is what became of the residual M(θ) − θ. Steps that grow lead away
     from a saddle: there a long step forward is right too.
     """
-    size, along = chart.product(change, change), chart.product(change, step)
+    size, along = dot(change, change), dot(change, step)
     size = jnp.where(size > 0, size, 1)
-    forward = jnp.sqrt(chart.product(step, step) / size)
+    forward = jnp.sqrt(dot(step, step) / size)
     return jnp.maximum(jnp.where(along < 0, -along / size, forward), 1), along > 0
 
 
-def bend(chart, a, b):
-    """The angle between two steps, as a chord."""
+def bend(a, b):
+    """The angle between two white steps, as a chord."""
 
     def unit(step):
-        size = jnp.sqrt(chart.product(step, step))
+        size = jnp.sqrt(dot(step, step))
         return step / jnp.where(size > 0, size, 1)
 
     apart = unit(a) - unit(b)
-    return jnp.sqrt(chart.product(apart, apart))
+    return jnp.sqrt(dot(apart, apart))
 
 
 def checked_reach(reach):
@@ -159,10 +168,11 @@ class SQUAREM:
         here = chart.vector(params)
         r = here - m.first
         v = chart.origin - here - r
-        slow, growing = slowness(chart, r, v)
+        white_r, white_v = chart.white(r), chart.white(v)
+        slow, growing = slowness(white_r, white_v)
         gain = objective - m.best
         length = jnp.sqrt(jnp.maximum(gain, FAINT * seen.noise) / total)
-        most = self._most(length, slow, growing, bend(chart, r, r + v))
+        most = self._most(length, slow, growing, bend(white_r, white_r + white_v))
         alpha = jnp.minimum(jnp.minimum(slow, m.longest), most)
         there = chart.params(m.first + 2 * alpha * r + alpha * alpha * v)
 
@@ -253,24 +263,25 @@ class Anderson:
         chart = Chart(model, after)
         image = chart.origin
         residual = image - chart.vector(params)
-        size = chart.product(residual, residual)
         change = jnp.where(m.known, residual - m.residual, 0)
         moved = jnp.where(m.known, image - m.image, 0)
         residuals = jnp.concatenate([m.residuals[1:], change[None]])
         images = jnp.concatenate([m.images[1:], moved[None]])
-        slow, growing = slowness(chart, moved - change, change)
+        white, white_past = chart.white(residual), jax.vmap(chart.white)(residuals)
+        size, before = dot(white, white), white - white_past[-1]
+        slow, growing = slowness(chart.white(moved - change), white_past[-1])
         slow, growing = jnp.where(m.known, slow, 1), m.known & growing
-        mixed = image - self._mix(chart, residuals, residual) @ images
+        mixed = image - self._mix(white_past, white) @ images
         mixed = jnp.where(growing, image + slow * residual, mixed)
 
         gain = objective - m.best
         plain = ~m.trial & m.known
-        before = chart.product(m.residual, m.residual)
+        before = dot(before, before)
         scale = jnp.where(plain, gain / jnp.where(before > 0, before, 1), 0)
         scale = jnp.maximum(scale, FADE * m.scale)
         told = plain & (gain > seen.noise) & (before > 0)
         unit = jnp.where(told, gain / jnp.where(before > 0, before, 1), m.unit)
-        jump = self._bounded(chart, mixed - image, residual, unit / total)
+        jump = self._bounded(chart, mixed - image, white, unit / total)
         there = select(m.known, chart.params(image + jump), after)
         slowest = jnp.maximum(slow, FADE * m.slowest)
         kept = AndersonMemory(
@@ -298,19 +309,19 @@ class Anderson:
             memory=select(accepted, kept, restarted),
         )
 
-    def _bounded(self, chart, jump, residual, unit):
+    def _bounded(self, chart, jump, white, unit):
         """A jump within reach; none that leads backwards, and none where lengths are not known."""
-        far = jnp.sqrt(unit * chart.product(jump, jump))
+        white_jump = chart.white(jump)
+        far = jnp.sqrt(unit * dot(white_jump, white_jump))
         share = jnp.minimum(self.reach / jnp.where(far > 0, far, 1), 1)
-        return jnp.where((far > 0) & (chart.product(jump, residual) > 0), share, 0) * jump
+        return jnp.where((far > 0) & (dot(white_jump, white) > 0), share, 0) * jump
 
-    def _mix(self, chart, residuals, residual):
-        """The shares (order,) of earlier changes that shrink the residual most."""
-        used = chart.product(residuals, residuals)
+    def _mix(self, residuals, residual):
+        """The shares (order,) of earlier changes, all white, that shrink the residual most."""
+        used = jnp.sum(jnp.square(residuals), axis=1)
         length = jnp.sqrt(jnp.where(used > 0, used, 1))
         unit = residuals / length[:, None]
-        weighed = unit * chart.metric
-        gram = jnp.matmul(weighed, unit.T, precision=Precision.HIGHEST)
+        gram = jnp.matmul(unit, unit.T, precision=Precision.HIGHEST)
         ridge = 64 * jnp.finfo(gram.dtype).eps + jnp.where(used > 0, 0, 1)
-        right = jnp.matmul(weighed, residual, precision=Precision.HIGHEST)
+        right = jnp.matmul(unit, residual, precision=Precision.HIGHEST)
         return solve_positive(gram + jnp.diag(ridge), right) / length

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from jaxem.methods.acceleration import Chart
+from jaxem.methods.acceleration import Chart, dot
 from jaxem.pytree import pytree
 
 
@@ -41,7 +41,7 @@ class Foresight:
         proposal, objective = stop_gradient((seen.proposal, seen.objective))
         chart = Chart(model, proposal)
         step = chart.origin - memory.place
-        along = chart.product(step, memory.step)
+        along = dot(chart.white(step), chart.white(memory.step))
         along = jnp.where(along > 0, along, 0)  # unknown ones too
         gain = objective - memory.objective
         heard = (gain > seen.noise) & jnp.isfinite(gain) & (along > 0)

@@ -72,7 +72,8 @@ class Tempered(Exact):
         chart = Chart(model, proposal)
         key = jax.random.fold_in(jax.random.key(self.seed), memory)
         noise = jax.random.normal(key, chart.origin.shape, chart.origin.dtype)
-        size = jnp.where(chart.metric > 0, jnp.sqrt(chart.metric), jnp.inf)
+        information = chart.information
+        size = jnp.where(information > 0, jnp.sqrt(information), jnp.inf)
         moved = chart.params(chart.origin + self.nudge * noise / size)
         due = ((memory + 1) % self.steps == 0) & (memory < len(self.schedule) * self.steps)
         return select(due, moved, proposal)

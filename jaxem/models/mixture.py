@@ -256,15 +256,22 @@ class Mixture(FiniteMixture):
         return MixtureParams(SIMPLEX, self.components.spaces(params.components))
 
     def information(self, params):
+        inner = self.components.information(params.components)
+        return self._times(params.weights, SIMPLEX.metric(params.weights), inner)
+
+    def whitened(self, params, step):
+        inner = self.components.whitened(params.components, step.components)
+        own = step.weights * jnp.sqrt(SIMPLEX.metric(params.weights))
+        return self._times(jnp.sqrt(params.weights), own, inner)
+
+    def _times(self, weights, own, components):
         """Of a component's params times its weight; of params that all share as it is."""
-        weights, components = params.weights, params.components
 
-        def times_weight(metric):
-            shape = metric.shape[:1] + (1,) * (metric.ndim - 1)
-            return metric * weights.reshape(shape) if shape[:1] == (self.k,) else metric
+        def times_weight(leaf):
+            shape = leaf.shape[:1] + (1,) * (leaf.ndim - 1)
+            return leaf * weights.reshape(shape) if shape[:1] == (self.k,) else leaf
 
-        inner = jax.tree.map(times_weight, self.components.information(components))
-        return MixtureParams(SIMPLEX.metric(weights), inner)
+        return MixtureParams(own, jax.tree.map(times_weight, components))
 
     def log_prior(self, params):
         inner = self.components.log_prior(params.components)
