@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.flatten_util import ravel_pytree
 from jax.lax import stop_gradient
@@ -22,8 +23,9 @@ from jaxem.newton import to_fixed_point
 from jaxem.problem import Problem, in_dtype
 from jaxem.pytree import merge
 from jaxem.solve import lane_plan, over
+from jaxem.spaces import UnitInterval
 from jaxem.status import Status
-from jaxem.sweep import row_sum
+from jaxem.sweep import is_large, row_sum
 from jaxem.tangents import Motion, still
 
 
@@ -31,7 +33,7 @@ class System(NamedTuple):
     """What the tangent needs of J, none of it differentiated.
 
     shift: Newton's way from the params to the fixed point, in the coordinates of the `Chart`.
-    inverse: (I − J)⁻¹ at the fixed point, empty where params are many. ok: whether both can be
+    inverse: (I − J)⁻¹ at the fixed point, None where params are many. ok: whether both can be
     trusted.
     """
 
@@ -154,6 +156,32 @@ class Chart:
         """The EM map of the data of this chart."""
         return self._coordinates(self.problem.map(self._inner(point)).proposal)
 
+    def inside(self, point, before):
+        """`point`, but an entry beyond a bound at which EM stands still, as 0 is for a probability,
+        a hair inside: J then tells whether EM goes there or away from there."""
+        hair, inner = jnp.finfo(point.dtype).eps, self._inner(point)
+        spaces = self.problem.view.model.spaces(inner)
+        leaves = zip(*map(jax.tree.leaves, (spaces, inner)), strict=True)
+        kinds = [(s.margin(a) is not None, isinstance(s, UnitInterval), a.size) for s, a in leaves]
+        bounded, unit = (np.repeat([k[i] for k in kinds], [k[2] for k in kinds]) for i in (0, 1))
+        least = jnp.where(bounded, jnp.minimum(before, hair**2), -jnp.inf)
+        most = jnp.where(unit, jnp.maximum(before, (1 - hair) / self.sizes), jnp.inf)
+        return jnp.clip(point, least, most)
+
+    @property
+    def slope(self):
+        """The derivative of `steady` as a function of the point, None where only products tell."""
+        problem, model = self.problem, self.problem.view.model
+        known = getattr(model, "jacobian", None)
+        if known is None or not problem.method.plain or is_large(model, problem.data):
+            return None
+
+        def slope(point):
+            matrix = known(self._inner(point), problem.data, problem.weights)
+            return matrix * self.sizes / self.sizes[:, None]
+
+        return slope
+
     def step(self, data, point):
         """The EM map of data that may move."""
         problem = Problem(self.spec, *data, absent=True)
@@ -187,8 +215,9 @@ def prepare(spec):
     @custom_vmap
     def systems(data, params):
         model = merge(jax.tree.map(lambda a: a[0], data[0]), spec.structure)[0]
-        width, _ = lane_plan(spec, model, data[1], jax.tree.leaves(data[1])[0].shape[0])
-        return over(one, (data, params), width)
+        size = jax.tree.leaves(data[1])[0].shape[0]
+        width, _ = lane_plan(spec, model, data[1], size)
+        return in_blocks(one, (data, params), size, width)
 
     @systems.def_vmap
     def rule(size, batched, *args):
@@ -201,6 +230,19 @@ def prepare(spec):
         return out, jax.tree.map(lambda _: True, out)
 
     return systems
+
+
+def in_blocks(function, tree, size: int, width: int):
+    """`function` of each of `size` entries, an eighth of the lanes of a fit at a time on a CPU: J
+    takes more memory than a step, and a block waits for the slowest. All blocks are equal, filled
+    up with the last entry: a rest would be compiled again."""
+    if jax.default_backend() == "cpu":
+        width = min(width, max(4, width // 8))
+    blocks = -(-size // width)
+    each = -(-size // blocks)
+    index = np.minimum(np.arange(blocks * each), size - 1)
+    tree = tree if index.size == size else jax.tree.map(lambda a: a[index], tree)
+    return jax.tree.map(lambda a: a[:size], over(function, tree, each))
 
 
 def _lone(function):
@@ -221,9 +263,9 @@ def analyse(spec, data, params) -> System:
     """
     chart = Chart(spec, data, params)
     origin = chart.flat(params)
-    shift, inverse, ok = to_fixed_point(chart.steady, origin)
+    shift, inverse, ok = to_fixed_point(chart.steady, origin, chart.inside, chart.slope)
     ok &= jnp.all(jnp.isfinite(shift))
-    return System(jnp.where(ok, shift, 0), jnp.where(ok, inverse, 0), ok)
+    return System(*jax.tree.map(lambda a: jnp.where(ok, a, 0), (shift, inverse)), ok)
 
 
 def _arrived(leaf):

@@ -17,7 +17,7 @@ PATIENCE = 400
 
 def solve(step, point, b, inverse):
     """(I − J)⁻¹ b, J = ∂step/∂point, in either direction and differentiable: by the inverse, or
-    where that is empty by products; NaN where the residual says that it was not reached."""
+    where that is None by products; NaN where the residual says that it was not reached."""
     _, push = jax.linearize(step, point)
     tol = jnp.finfo(b.dtype).eps ** 0.8
 
@@ -29,8 +29,9 @@ def solve(step, point, b, inverse):
         away = jnp.linalg.norm(product(x) - b)
         return jnp.where(away <= 10 * tol * jnp.linalg.norm(b), x, jnp.nan)
 
-    way = known if inverse.size else sought
-    ways = (partial(way, matrix) for matrix in (inverse, inverse.T))
+    ways = (partial(sought, None),) * 2
+    if inverse is not None:
+        ways = (partial(known, matrix) for matrix in (inverse, inverse.T))
     return jax.lax.custom_linear_solve(lambda v: v - push(v), b, *ways)
 
 

@@ -193,6 +193,12 @@ class Bank(Model):
     component. Mixtures and hidden Markov models take a bank and never name a family.
     """
 
+    @property
+    def separate(self):
+        """Whether all leaves of params have the leading axis k, and a component's density takes its
+        own entries alone, its M-step its own weights alone. A class says so for itself."""
+        return vars(type(self)).get("_separate", False)
+
     def embed(self, x):
         """Points (n, e) whose Euclidean distances suit k-means++, or None where there are none."""
         return jnp.asarray(x, jnp.result_type(float)) if hasattr(x, "ndim") else None

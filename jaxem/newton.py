@@ -23,7 +23,9 @@ SETTLED = 64
 """The move of one EM step, in epsilons of each leaf's size, that counts as rounding."""
 
 NEAR = 0.05
-"""The first Newton step, relative to each leaf's size, beyond which a fit is not at its end."""
+"""The first Newton step, relative to each leaf's size, beyond which a fit is not at its end; and
+half of the whole way, which is no longer than two first steps where Newton converges (Kantorovich
+1948)."""
 
 FALLS = 1e-2
 """How much smaller than before a Newton step must leave the move of an EM step, else J is taken
@@ -46,48 +48,56 @@ SQUARINGS = 34
 """J to the power of 2^34 vanishes at a maximum: nothing regular is as slow as that."""
 
 
-def to_fixed_point(step, origin):
+def to_fixed_point(step, origin, inside, slope=None):
     """(shift, inverse, ok): origin + shift is a fixed point of `step`; inverse is (I − J)⁻¹ there,
-    J = ∂step, empty above `DENSE`. ok: whether I − J is regular, its determinant is positive, and
-    the fixed point near and reached, so that a gradient is good to about √ε."""
-    return (_by_jacobians if origin.size <= DENSE else _by_products)(step, origin)
+    J = ∂step, None above `DENSE`. ok: whether I − J is regular, its determinant is positive, and
+    the fixed point near and reached, so that a gradient is good to about √ε.
+
+    inside(point, before): the point that a Newton step leads to, moved to where `step` is defined.
+    slope: J as a function of the point, where it is known otherwise than by its products."""
+    if origin.size > DENSE:
+        return _by_products(step, origin, inside)
+    return _by_jacobians(step, origin, inside, slope)
 
 
-def _by_jacobians(step, origin):
-    """Newton's way with J itself, taken anew where a step with the last one falls short, and at the
-    end. One loop holds all of it: the map and its product are compiled once."""
+def _by_jacobians(step, origin, inside, slope):
+    """Newton's way with J itself. Where that takes a product a column it is taken anew only where a
+    step with the last one falls short, and at the end. One loop holds all of it: the map and its
+    product are compiled once."""
     size, eps = origin.size, jnp.finfo(origin.dtype).eps
     one = jnp.eye(size, dtype=origin.dtype)
 
     def newton(carry):
         count, point, jacobian, inverse, before, first, _ = carry
-        proposal, push = jax.linearize(step, point)
+        proposal, push = (step(point), None) if slope else jax.linearize(step, point)
         residual = proposal - point
         away = jnp.max(jnp.abs(residual))
         end = (count == MOST) | ((away <= SETTLED * eps) & (away > before / 2))
         there = jnp.max(jnp.abs(times(inverse, residual))) < eps**THERE
-        anew = end | there | (count == 0) | ~(away <= FALLS * before)
-        columns = _columns(push, origin, anew)
+        anew = end | there | (count == 0) | ~(away <= FALLS * before) | (slope is not None)
+        columns = slope(point) if slope else _columns(push, origin, anew)
         jacobian = jnp.where(anew, columns, jacobian)
         inverse = jnp.where(anew, jnp.linalg.inv(one - jacobian), inverse)
         way = times(inverse, residual)
         left = jnp.max(jnp.abs(way))
-        done = end | (anew & (left < eps**THERE))
         first = jnp.where(count == 0, left, first)
-        point = jnp.where(done, point, point + way)
+        astray = ~_near(first, point - origin)
+        done = end | (anew & (left < eps**THERE)) | astray
+        point = jnp.where(done, point, inside(point + way, point))
         return count + 1, point, jacobian, inverse, away, first, (done, left)
 
     zero = jnp.zeros((), origin.dtype)
     carry = (0, origin, 0 * one, one, zero + jnp.inf, zero, (False, zero))
     done = jax.lax.while_loop(lambda carry: ~carry[-1][0], newton, carry)
     _, point, jacobian, inverse, _, first, (_, left) = done
-    powers = jax.lax.fori_loop(0, SQUARINGS, lambda _, a: times(a, a), jacobian)
-    ok = _rounding_grows(inverse, 1 + jnp.abs(jacobian)) < eps**-LOST
-    ok &= (jnp.max(jnp.abs(powers)) < 1) & (first < NEAR) & (left < eps**LOST)
-    return point - origin, inverse, ok
+    # All of these, since a maximum may pass over NaN.
+    ok = jnp.all(jnp.isfinite(inverse)) & jnp.isfinite(left) & (left < eps**LOST)
+    ok &= _rounding_grows(inverse, 1 + jnp.abs(jacobian)) < eps**-LOST
+    ok &= jnp.all(jnp.abs(_squared(jacobian)) < 1)
+    return point - origin, inverse, ok & _near(first, point - origin)
 
 
-def _by_products(step, origin):
+def _by_products(step, origin, inside):
     """Newton's way by products of J alone; at its end the answer to a random probe says whether
     I − J is regular there, and the space that was searched for it whether its determinant is
     positive."""
@@ -95,7 +105,6 @@ def _by_products(step, origin):
     rng = np.random.default_rng(0)  # magnitudes that differ too: twins move against each other
     probe = rng.choice([-1.0, 1.0], origin.size) * rng.uniform(0.5, 1, origin.size)
     probe = jnp.asarray(probe, origin.dtype)
-    none = jnp.zeros((0, 0), origin.dtype)
 
     def newton(carry):
         """One Newton step, or in its place the answer to the probe, which ends the walk."""
@@ -110,7 +119,8 @@ def _by_products(step, origin):
         longest = jnp.where(reached, jnp.max(jnp.abs(x)), jnp.nan)
         steps = jnp.where(last, steps, steps.at[count].set(longest))
         growth = jnp.where(reached, jnp.linalg.norm(x) / jnp.sqrt(jnp.mean(b * b)), jnp.nan)
-        return count + 1, jnp.where(last, point, point + x), steps, away, (last, growth)
+        point = jnp.where(last, point, inside(point + x, point))
+        return count + 1, point, steps, away, (last, growth)
 
     zero = jnp.zeros((), origin.dtype)
     carry = (0, origin, jnp.zeros(NEWTON, origin.dtype), zero, (False, zero))
@@ -118,8 +128,12 @@ def _by_products(step, origin):
     _, point, steps, away, (_, growth) = done
     falls = steps[-1] <= FALLS * steps[-2]
     ok = (growth < eps**-GROWN) & (growth * away < eps**LOST)
-    ok &= (steps[0] < NEAR) & ((away <= SETTLED * eps) | falls)
-    return point - origin, none, ok
+    ok &= (away <= SETTLED * eps) | falls
+    return point - origin, None, ok & _near(steps[0], point - origin)
+
+
+def _near(first, way):
+    return (first < NEAR) & jnp.all(jnp.abs(way) < 2 * NEAR)
 
 
 def _columns(push, point, wanted):
@@ -133,6 +147,20 @@ def _columns(push, point, wanted):
 
     rows = jnp.zeros((point.size, point.size), point.dtype)
     return jax.lax.fori_loop(0, jnp.where(wanted, point.size, 0), column, rows).T
+
+
+def _squared(matrix):
+    """A matrix to a power of 2, at most 2^`SQUARINGS`, at which it is clear if powers vanish."""
+
+    def unclear(carry):
+        count, power = carry
+        return (count < SQUARINGS) & (jnp.max(jnp.abs(power).sum(1)) > 0.5)
+
+    def square(carry):
+        count, power = carry
+        return count + 1, times(power, power)
+
+    return jax.lax.while_loop(unclear, square, (0, matrix))[1]
 
 
 def _rounding_grows(inverse, size):

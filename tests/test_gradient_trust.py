@@ -22,6 +22,11 @@ def codes(rng, gap, g):
     return np.minimum(rng.poisson(0.3 + 0.7 * gap * g, size=(N, 5)), 2)
 
 
+def topics(rng, gap, g):
+    """Rows of counts whose groups differ in shares: groups of one profile have no end but twins."""
+    return rng.poisson(3 * np.exp(0.3 * gap * np.linspace(-1, 1, 5) * (2 * g - 1)))
+
+
 def mixed(rng, gap, g):
     return np.concatenate([rng.normal(size=(N, 2)) + gap * g, rng.poisson(1 + gap * g)], axis=1)
 
@@ -57,7 +62,7 @@ CASES = {
         lambda r, gap, g: r.random((N, 6)) < 0.5 + 0.22 * gap * (g - 0.5),
     ),
     "categorical": (jaxem.Categorical(3), 2, codes),
-    "multinomial": (jaxem.Multinomial(), 2, lambda r, gap, g: 1 + codes(r, gap, g)),
+    "multinomial": (jaxem.Multinomial(), 2, topics),
     "product": (PRODUCT, 2, mixed),
 }
 

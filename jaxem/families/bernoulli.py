@@ -28,6 +28,7 @@ class Bernoulli(ExponentialFamily):
     prior: BetaPrior | None = None
 
     columns = 2
+    _separate = True
 
     def features(self, x):
         return jnp.concatenate([x, 1 - x], axis=1)

@@ -35,6 +35,8 @@ class Categorical(ExponentialFamily):
     levels: int | tuple[int, ...]
     prior: DirichletPrior | None = None
 
+    _separate = True
+
     def __post_init__(self):
         object.__setattr__(self, "levels", _levels(self.levels))
 

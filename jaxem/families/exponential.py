@@ -33,6 +33,7 @@ class Exponential(ExponentialFamily):
     floor: Any = None
 
     columns = 1
+    _separate = True
 
     def base_measure(self, x):
         return jnp.where(x < 0, -jnp.inf, jnp.zeros_like(x)).sum(-1)

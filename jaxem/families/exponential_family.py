@@ -142,6 +142,10 @@ class Relative(ExponentialFamily):
 
     family: Any
 
+    @property
+    def separate(self):
+        return self.family.separate
+
     def base_measure(self, x):
         return 0.0
 

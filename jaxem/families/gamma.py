@@ -44,6 +44,8 @@ class Gamma(Bank):
 
     prior: GammaConjugatePrior | None = None
 
+    _separate = True
+
     def init(self, key, x, weights):
         share = weights.sum(1) / weights.sum()
         mean = jnp.matmul(share, x, precision=Precision.HIGHEST)

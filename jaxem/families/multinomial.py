@@ -35,6 +35,8 @@ class Multinomial(ExponentialFamily):
     prior: DirichletPrior | None = None
     trials: int | None = None
 
+    _separate = True
+
     def natural(self, params):
         return log_or_impossible(params.probs)
 

@@ -59,10 +59,16 @@ class Normal(Bank):
     floor: Any = None
     frame: Any = dataclasses.field(default=None, repr=False)  # set by `view` alone
 
+    _separate = True
+
     def __post_init__(self):
         if self.covariance not in tuple(STRUCTURES):
             names = ", ".join(repr(name) for name in STRUCTURES)
             raise ValueError(f"covariance must be one of {names}, got {self.covariance!r}")
+
+    @property
+    def separate(self):
+        return super().separate and self.covariance != "tied"
 
     @property
     def structure(self):

@@ -30,6 +30,7 @@ class Poisson(ExponentialFamily):
     prior: GammaPrior | None = None
 
     columns = 1
+    _separate = True
 
     def natural(self, params):
         return log_or_impossible(params.rate)

@@ -70,6 +70,10 @@ class Product(Bank):
     def informed(self, x, weights, k):
         return Product({n: (f.informed(x[:, c], weights, k), c) for n, f, c in self._parts()})
 
+    @property
+    def separate(self):
+        return all(f.separate for f in self.families)
+
     def predictive(self, params, x):
         return sum(f.predictive(params[n], x[:, c]) for n, f, c in self._parts())
 

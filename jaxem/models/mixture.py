@@ -273,6 +273,15 @@ class Mixture(FiniteMixture):
 
         return MixtureParams(own, jax.tree.map(times_weight, components))
 
+    @property
+    def jacobian(self):
+        """(params, x, weights) -> ∂(EM map)/∂params, (P, P), or None: only products of it then."""
+        if type(self) is not Mixture or not self.components.separate:
+            return None
+        from jaxem.models.slope import jacobian  # of no use to a plain fit
+
+        return partial(jacobian, self)
+
     def log_prior(self, params):
         inner = self.components.log_prior(params.components)
         return inner if self.prior is None else inner + self.prior.log_density(params.weights)
