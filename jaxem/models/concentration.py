@@ -5,7 +5,7 @@ import operator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.lax import lgamma, polygamma
+from jax.lax import lgamma, polygamma, stop_gradient
 
 from jaxem.models.lda_posterior import digamma, log_normalizer
 from jaxem.pytree import is_traced
@@ -33,7 +33,8 @@ def asymmetric(alpha, mean_log, smooth: bool = False):
 
     The Hessian is diagonal plus a constant, so a step costs O(k). A step that does not gain is
     halved. smooth: one full Newton step instead, a map with the same fixed point that can be
-    differentiated. Source: Minka 2000, Estimating a Dirichlet distribution, section 1.
+    differentiated, as if what the slope is divided by stood still. Source: Minka 2000, Estimating a
+    Dirichlet distribution, section 1.
     """
 
     def value(alpha):
@@ -42,8 +43,8 @@ def asymmetric(alpha, mean_log, smooth: bool = False):
     def direction(alpha):
         total = alpha.sum()
         slope = digamma(total) - digamma(alpha) + mean_log
-        diagonal = -polygamma(jnp.ones_like(alpha), alpha)
-        constant = polygamma(jnp.ones_like(total), total)
+        diagonal = -stop_gradient(polygamma(jnp.ones_like(alpha), alpha))
+        constant = stop_gradient(polygamma(jnp.ones_like(total), total))
         shift = jnp.sum(slope / diagonal) / (1 / constant + jnp.sum(1 / diagonal))
         return (slope - shift) / diagonal
 
@@ -62,7 +63,8 @@ def symmetric(alpha, mean_log, k: int, smooth: bool = False):
     def direction(alpha):
         one = jnp.ones_like(alpha)
         slope = k * (digamma(k * alpha) - digamma(alpha)) + mean_log
-        return slope / (k * k * polygamma(one, k * alpha) - k * polygamma(one, alpha))
+        curvature = k * k * polygamma(one, k * alpha) - k * polygamma(one, alpha)
+        return slope / stop_gradient(curvature)
 
     return alpha - direction(alpha) if smooth else towards(alpha, _climb(alpha, value, direction))
 
