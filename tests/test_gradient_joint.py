@@ -25,13 +25,17 @@ def fast(function):
 
 def compared(outcome, parts, start, direction, steps, rtol=1e-6, h=1e-4):
     """The gradients of outcome(parts, start, **options) -> (numbers, ok) against differences of
-    fits run for so many steps, and 0 with respect to the start."""
+    fits run for so many steps, and 0 with respect to the start; NaN where a fit was stopped."""
 
-    def gradients(parts):
-        _, back, ok = jax.vjp(lambda *at: outcome(*at, **TIGHT), parts, start, has_aux=True)
+    def gradients(parts, start, most):
+        options = TIGHT | {"max_iter": most}
+        _, back, ok = jax.vjp(lambda *at: outcome(*at, **options), parts, start, has_aux=True)
         return *jax.vmap(back)(jnp.eye(3)), ok
 
-    found, of_start, ok = fast(gradients)(parts)
+    gradients = fast(gradients)
+    stopped, _, ok = gradients(parts, start, 2)
+    assert not ok and all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(stopped))
+    found, of_start, ok = gradients(parts, start, 20_000)
     assert ok and all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(of_start))
     ended = fast(lambda parts: outcome(parts, start, tol=0, max_iter=steps)[0])
     expected = difference(ended, parts, direction, h)
