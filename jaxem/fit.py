@@ -181,11 +181,15 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan):
 
 
 def _suited(method, model, x, plan):
-    """The method that climbs this model; without a gradient of the fit where that is unknown."""
+    """The method that climbs this model, and in the plan what differentiates through it."""
     method = method.suited(model, x)
     smooth = getattr(model, "differentiable", True)
+    plan["joint"] = None
     if plan["gradient"] in ("implicit", "one_step") and not (method.plain and smooth):
-        plan["gradient"] = "unknown"
+        from jaxem.joint import joint_of  # plain fits start sooner without it
+
+        plan["joint"] = joint_of(method, model, x)
+        plan["gradient"] = "unknown" if plan["joint"] is None else plan["gradient"]
     if plan["gradient"] == "unrolled" and not smooth:
         name = type(getattr(model, "inner", model)).__name__
         raise TypeError(f'{name} has no gradient: leave gradient="implicit"')

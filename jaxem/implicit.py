@@ -18,6 +18,7 @@ from jax.custom_batching import custom_vmap
 from jax.flatten_util import ravel_pytree
 from jax.lax import stop_gradient
 
+from jaxem.joint import Joint
 from jaxem.krylov import solve
 from jaxem.newton import to_fixed_point
 from jaxem.problem import Problem, in_dtype
@@ -32,31 +33,37 @@ from jaxem.tangents import Motion, still
 class System(NamedTuple):
     """What the tangent needs of J, none of it differentiated.
 
-    shift: Newton's way from the params to the fixed point, in the coordinates of the `Chart`.
-    inverse: (I − J)⁻¹ at the fixed point, None where params are many. ok: whether both can be
-    trusted.
+    shift: the way from params and q to the fixed point, by Newton, in the coordinates of the
+    `Chart`. inverse: (I − J)⁻¹ there, None where the coordinates are many. ok: whether both can be
+    trusted, rested: whether q is at rest. scale: the constants of the map.
     """
 
     shift: Any
     inverse: Any
     ok: Any
+    rested: Any
+    scale: Any
 
 
 @partial(jax.jit, static_argnames=("spec", "how", "restarts", "batched"))
 def attached(numeric, x, weights, best, every, *, spec, how, restarts, batched):
     """Fits as `run` returns them, the best with its gradient, and whether that can be trusted."""
+    q = ()
+    if spec.joint is not None:
+        q, best, every = best.q, best.fit, every.fit
 
-    def one(x, weights, best, every):
+    def one(x, weights, best, every, q):
         data = (numeric, x, weights)
         fields = ("params", "log_likelihood", "objective")
-        *new, ok = attach(spec, how, data, tuple(getattr(best, f) for f in (*fields, "status")))
+        found = tuple(getattr(best, f) for f in (*fields, "status"))
+        *new, ok, _ = attach(spec, how, data, (*found, q))
         new[0] = merge(numeric, spec.structure)[0].settle(new[0], new[0])  # fixed values move too
         best = replace(best, **dict(zip(fields, new, strict=True)))
         if restarts == 1:
             return best, jax.tree.map(lambda a: a[None], best), ok
         return best, barred(data, every), ok
 
-    return (jax.vmap(one) if batched else one)(x, weights, best, every)
+    return (jax.vmap(one) if batched else one)(x, weights, best, every, q)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -65,13 +72,14 @@ def attach(spec, how: str, data, found):
 
     Args:
       spec: the `Spec` it was found with.  data: (numeric, x, weights) of one data set.
-      found: (params, log_likelihood, objective, status); has no gradient of its own.
+      found: (params, log_likelihood, objective, status, q); has no gradient of its own.
 
-    Returns params, log_likelihood, objective, and whether their gradient can be trusted: that the
-    fit converged and, while it is differentiated, that I − J is regular and the fixed point near.
+    Returns params, log_likelihood, objective, whether their gradient can be trusted, and q: that
+    the fit converged and, while it is differentiated, that I − J is regular and the fixed point
+    near.
     """
-    params, log_likelihood, objective, status = found
-    return params, log_likelihood, objective, status == int(Status.CONVERGED)
+    params, log_likelihood, objective, status, q = found
+    return params, log_likelihood, objective, status == int(Status.CONVERGED), q
 
 
 @partial(attach.defjvp, symbolic_zeros=True)
@@ -82,33 +90,31 @@ def _rule(spec, how, primals, tangents):
     if not motion.tangents:
         return out, jax.tree.map(still, out)
     if how == "unknown":
-        raise TypeError(
-            "the gradient through a fit is known for the exact E-step and M-step alone, not for "
-            "LDA: use method=jaxem.EM(), or jax.lax.stop_gradient on what goes into the fit"
-        )
+        raise TypeError(UNKNOWN)
     if how == "none":
         raise TypeError(
             'the result of a fit with gradient="none" is being differentiated: use '
             'gradient="implicit", or jax.lax.stop_gradient on what goes into the fit'
         )
-    params, _, _, converged = out
+    params, _, _, converged, q = out
     params = jax.tree.map(_arrived, params)
-    fixed = stop_gradient((data, params))
-    if how == "implicit":
-        system = _lone(prepare(spec))(*fixed)
-        ok = converged & system.ok
+    fixed = stop_gradient((data, params, q))
+    if how == "implicit" or spec.joint is not None:
+        system = _lone(prepare(spec, how))(*fixed)
     else:
-        system, ok = None, converged
-    steady = motion.where(converged)
-    objective = motion.outlet(converged, steady(lambda data: value(spec, data, params)))
+        system = System(0, None, converged, converged, ())
+    ok, rested = converged & system.ok, converged & system.rested
 
-    chart = Chart(spec, *fixed)
-    point = chart.flat(params) + (0 if system is None else system.shift)
+    chart = Chart(spec, *fixed, system.scale)
+    point = chart.flat(params, q) + system.shift
+    value_of = partial(value, spec, params=params, q=chart.at(point)[1])
+    objective = motion.outlet(rested, motion.where(rested)(lambda data: value_of(data)))
+
     moved = motion.where(ok)(lambda data: chart.step(data, point))
     if how == "implicit":
         moved = solve(lambda phi: chart.step(data, phi), point, moved, system.inverse)
     moved = jnp.where(ok, moved, 0)
-    inside = jax.jvp(chart.params, (point,), (moved,))[1]
+    inside, of_q = jax.jvp(chart.at, (point,), (moved,))[1]
 
     def log_prior(data, params):
         numeric = [in_dtype(leaf, out[2].dtype) for leaf in data[0]]
@@ -119,7 +125,16 @@ def _rule(spec, how, primals, tangents):
         drift = motion.where(ok)(lambda data: jnp.asarray(log_prior(data, params), out[2].dtype))
         drift += jax.jvp(lambda p: jnp.asarray(log_prior(data, p)), (params,), (inside,))[1]
         log_likelihood = objective - motion.outlet(ok, drift)
-    return (*out[:3], ok), (motion.outlet(ok, inside), log_likelihood, objective, still(ok))
+    tangents = motion.outlet(ok, inside), log_likelihood, objective, still(ok)
+    return (*out[:3], ok, q), (*tangents, motion.outlet(ok, of_q))
+
+
+UNKNOWN = (
+    "the gradient through a fit is not known for Hard() and Constrained(), for rules of your own, "
+    "for Stochastic() without steps and OnlineEM() without passes, which do not converge, and for "
+    "LDA by any but the exact rules: use method=jaxem.EM(), or jax.lax.stop_gradient on what goes "
+    "into the fit"
+)
 
 
 @jax.custom_jvp
@@ -135,34 +150,48 @@ def _bar(primals, tangents):
     return primals[1], motion.outlet(jnp.zeros((), bool), held) if motion.tangents else held
 
 
-class Chart:
-    """Params as one flat vector: in the safe units of the data, which stand still here, each leaf
-    in units of its own size."""
+def _joint(spec):
+    return Joint() if spec.joint is None else spec.joint
 
-    def __init__(self, spec, data, params):
-        self.spec, self.problem = spec, Problem(spec, *data, absent=True)
-        inner = self.problem.view.inward(params)
+
+class Chart:
+    """Params and q as one flat vector: params in the safe units of the data, which stand still
+    here, each leaf in units of its own size."""
+
+    def __init__(self, spec, data, params, q, scale=()):
+        self.spec, self.problem, self.scale = spec, Problem(spec, *data, absent=True), scale
+        self.joint = _joint(spec)
+        inner = self.joint.inward(self.problem, params), q
         origin, self.unravel = ravel_pytree(inner)
         sizes = ravel_pytree(jax.tree.map(lambda a: jnp.full(jnp.shape(a), _size(a)), inner))[0]
         self.sizes = sizes.astype(origin.dtype)
 
-    def flat(self, params):
-        return self._coordinates(self.problem.view.inward(params))
+    def flat(self, params, q):
+        return self._coordinates((self.joint.inward(self.problem, params), q))
 
-    def params(self, point):
-        return self.problem.view.outward(self._inner(point))
+    def at(self, point):
+        """(params, q) in the units of the data."""
+        params, q = self._inner(point)
+        return self.joint.outward(self.problem, params), q
+
+    def rested(self, params, q):
+        """(q at rest at params, whether it is, the constants of the map there)."""
+        inner = self.joint.inward(self.problem, params)
+        q, rested = self.joint.settled(self.problem, inner, q)
+        return q, rested, self.joint.scale(self.problem, inner, q)
 
     def steady(self, point):
-        """The EM map of the data of this chart."""
-        return self._coordinates(self.problem.map(self._inner(point)).proposal)
+        """The map of the data of this chart."""
+        return self._coordinates(self.joint.step(self.problem, *self._inner(point), self.scale))
 
     def inside(self, point, before):
         """`point`, but an entry beyond a bound at which EM stands still, as 0 is for a probability,
         a hair inside: J then tells whether EM goes there or away from there."""
-        hair, inner = jnp.finfo(point.dtype).eps, self._inner(point)
+        hair, (inner, q) = jnp.finfo(point.dtype).eps, self._inner(point)
         spaces = self.problem.view.model.spaces(inner)
         leaves = zip(*map(jax.tree.leaves, (spaces, inner)), strict=True)
         kinds = [(s.margin(a) is not None, isinstance(s, UnitInterval), a.size) for s, a in leaves]
+        kinds += [(False, False, leaf.size) for leaf in jax.tree.leaves(q)]
         bounded, unit = (np.repeat([k[i] for k in kinds], [k[2] for k in kinds]) for i in (0, 1))
         least = jnp.where(bounded, jnp.minimum(before, hair**2), -jnp.inf)
         most = jnp.where(unit, jnp.maximum(before, (1 - hair) / self.sizes), jnp.inf)
@@ -173,20 +202,22 @@ class Chart:
         """The derivative of `steady` as a function of the point, None where only products tell."""
         problem, model = self.problem, self.problem.view.model
         known = getattr(model, "jacobian", None)
-        if known is None or not problem.method.plain or is_large(model, problem.data):
+        other = self.spec.joint is not None or not problem.method.plain
+        if known is None or other or is_large(model, problem.data):
             return None
 
         def slope(point):
-            matrix = known(self._inner(point), problem.data, problem.weights)
+            matrix = known(self._inner(point)[0], problem.data, problem.weights)
             return matrix * self.sizes / self.sizes[:, None]
 
         return slope
 
     def step(self, data, point):
-        """The EM map of data that may move."""
+        """The map of data that may move."""
         problem = Problem(self.spec, *data, absent=True)
-        seen = problem.map(problem.view.inward(self.params(point)))
-        return self.flat(problem.view.outward(seen.proposal))
+        params, q = self.at(point)
+        params, q = self.joint.step(problem, self.joint.inward(problem, params), q, self.scale)
+        return self.flat(self.joint.outward(problem, params), q)
 
     def _coordinates(self, inner):
         return ravel_pytree(inner)[0] / self.sizes
@@ -195,29 +226,29 @@ class Chart:
         return self.unravel(point * self.sizes)
 
 
-def value(spec, data, params):
-    """The objective of data that may move, in their own units, at params that do not."""
-    problem = Problem(spec, *data, absent=True)
-    view, weights = problem.view, problem.weights
-    _, evidence = view.model.posterior(view.inward(params), view.data)
+def value(spec, data, params, q):
+    """The objective of data that may move, in their own units, at params and q that do not."""
+    problem, joint = Problem(spec, *data, absent=True), _joint(spec)
+    weights = problem.weights
+    evidence = joint.value(problem, joint.inward(problem, params), q)
     evidence = jnp.where((weights > 0) | jnp.isfinite(evidence), evidence, 0)
     log_likelihood = row_sum(weights, evidence) - problem.volume
     return (log_likelihood + problem.model.log_prior(params)).astype(weights.dtype)
 
 
 @lru_cache(maxsize=256)
-def prepare(spec):
-    """(data, params) -> System, each with a leading axis of data sets, a few at a time."""
+def prepare(spec, how):
+    """(data, params, q) -> System, each with a leading axis of data sets, a few at a time."""
 
     def one(args):
-        return analyse(spec, *args)
+        return analyse(spec, how, *args)
 
     @custom_vmap
-    def systems(data, params):
+    def systems(data, params, q):
         model = merge(jax.tree.map(lambda a: a[0], data[0]), spec.structure)[0]
         size = jax.tree.leaves(data[1])[0].shape[0]
         width, _ = lane_plan(spec, model, data[1], size)
-        return in_blocks(one, (data, params), size, width)
+        return in_blocks(one, (data, params, q), size, width)
 
     @systems.def_vmap
     def rule(size, batched, *args):
@@ -255,17 +286,24 @@ def _lone(function):
     return call
 
 
-def analyse(spec, data, params) -> System:
+def analyse(spec, how, data, params, q) -> System:
     """The `System` at params: is there one fixed point near them, and where?
 
     EM stands still at a saddle too, but a hair beside it the fit ends elsewhere: there an
     eigenvalue of J is beyond 1.
     """
-    chart = Chart(spec, data, params)
-    origin = chart.flat(params)
-    shift, inverse, ok = to_fixed_point(chart.steady, origin, chart.inside, chart.slope)
-    ok &= jnp.all(jnp.isfinite(shift))
-    return System(*jax.tree.map(lambda a: jnp.where(ok, a, 0), (shift, inverse)), ok)
+    chart = Chart(spec, data, params, q)
+    start = chart.flat(params, q)
+    q, rested, chart.scale = chart.rested(params, q)
+    origin = chart.flat(params, q)
+    if how == "one_step":
+        shift, inverse, ok = jnp.zeros_like(origin), None, rested
+    else:
+        shift, inverse, ok = to_fixed_point(chart.steady, origin, chart.inside, chart.slope)
+        ok &= jnp.all(jnp.isfinite(shift)) & rested
+        inverse = None if inverse is None else jnp.where(ok, inverse, 0)
+    shift = jnp.where(ok, shift, 0) + (origin - start)
+    return System(shift, inverse, ok, rested, chart.scale)
 
 
 def _arrived(leaf):

@@ -22,6 +22,7 @@ class Spec(NamedTuple):
     clean: bool  # every unit is known to be valid, and weights are None
     given: bool  # starts are params, not keys
     lanes: Lanes = Lanes()
+    joint: Any = None  # the `jaxem.joint.Joint` for which fits are `Ended`
 
 
 @pytree(eq=False)
@@ -45,6 +46,17 @@ class Fit:
     def converged(self):
         """Whether status is CONVERGED."""
         return self.status == int(Status.CONVERGED)
+
+
+@pytree(eq=False)
+class Ended(Fit):
+    """A `Fit`, and what the gradient through it needs beside params: q, unless exact."""
+
+    q: Any
+
+    @property
+    def fit(self):
+        return Fit(self.params, self.log_likelihood, self.objective, self.n_iter, self.status)
 
 
 class Problem:
@@ -163,13 +175,15 @@ def finish(problem: Problem, state) -> Fit:
     other = problem.method.log_likelihood(view.model, inner, view.data, problem.weights)
     if other is not None:
         log_likelihood = (other - problem.volume).astype(objective.dtype)
-    return Fit(
+    fit = Fit(
         params=jax.tree.map(_clip, params),
         log_likelihood=log_likelihood,
         objective=(climbed + model.log_prior(params)).astype(objective.dtype),
         n_iter=n_iter,
         status=status.astype(jnp.int32),
     )
+    joint = problem.spec.joint
+    return fit if joint is None else Ended(**vars(fit), q=joint.kept(state))
 
 
 def _ones(n, dtype):

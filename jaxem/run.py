@@ -60,6 +60,7 @@ def run(
     batched,
     lanes,
     gradient,
+    joint,
 ):
     """The best `Fit`, every restart's, and whether the gradient of the best can be trusted, None
     where nothing is traced.
@@ -77,6 +78,7 @@ def run(
         return unrolled(*args[:-1], max_iter=limits[1], **static)
     if not is_traced(args):
         return *_search(model, method, *args, **static), None
+    static["spec"] = spec._replace(joint=joint)
     # The search itself is not differentiated: under `grad` alone its inputs are plain arrays.
     still = jax.tree.map(lambda a: stop_gradient(a) if is_traced(a) else a, (model, method, *args))
     best, every = _search(*still, **static)

@@ -5,7 +5,7 @@ import operator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.lax import lgamma, polygamma
+from jax.lax import lgamma, polygamma, stop_gradient
 
 from jaxem.models.lda_posterior import digamma, log_normalizer
 from jaxem.pytree import is_traced
@@ -14,6 +14,9 @@ LEARNT = ("symmetric", "asymmetric")
 
 STEPS = 30
 """Newton steps; from a start of the same order six are enough."""
+
+NEAR = 1e-3
+"""The part of itself below which a last step is taken unseen."""
 
 LEAST, LARGEST = 1e-4, 1e4
 """The range of a learnt concentration: on its edges a fit is degenerate."""
@@ -25,11 +28,13 @@ PACE = 0.05
 """The part of itself by which a concentration may change from one sweep to the next."""
 
 
-def asymmetric(alpha, mean_log):
+def asymmetric(alpha, mean_log, smooth: bool = False):
     """argmax over α (k,) of log Γ(Σα) − Σ log Γ(α) + Σ (α − 1)·mean_log, which is concave.
 
     The Hessian is diagonal plus a constant, so a step costs O(k). A step that does not gain is
-    halved. Source: Minka 2000, Estimating a Dirichlet distribution, section 1.
+    halved. smooth: one full Newton step instead, a map with the same fixed point that can be
+    differentiated, as if what the slope is divided by stood still. Source: Minka 2000, Estimating a
+    Dirichlet distribution, section 1.
     """
 
     def value(alpha):
@@ -38,16 +43,19 @@ def asymmetric(alpha, mean_log):
     def direction(alpha):
         total = alpha.sum()
         slope = digamma(total) - digamma(alpha) + mean_log
-        diagonal = -polygamma(jnp.ones_like(alpha), alpha)
-        constant = polygamma(jnp.ones_like(total), total)
+        diagonal = -stop_gradient(polygamma(jnp.ones_like(alpha), alpha))
+        constant = stop_gradient(polygamma(jnp.ones_like(total), total))
         shift = jnp.sum(slope / diagonal) / (1 / constant + jnp.sum(1 / diagonal))
         return (slope - shift) / diagonal
 
-    return towards(alpha, _climb(alpha, value, direction))
+    return alpha - direction(alpha) if smooth else towards(alpha, _climb(alpha, value, direction))
 
 
-def symmetric(alpha, mean_log, k: int):
-    """argmax over one α of log Γ(kα) − k log Γ(α) + α·mean_log, with the sum of k mean logs."""
+def symmetric(alpha, mean_log, k: int, smooth: bool = False):
+    """argmax over one α of log Γ(kα) − k log Γ(α) + α·mean_log, with the sum of k mean logs.
+
+    smooth: as for `asymmetric`.
+    """
 
     def value(alpha):
         return lgamma(k * alpha) - k * lgamma(alpha) + alpha * mean_log
@@ -55,9 +63,10 @@ def symmetric(alpha, mean_log, k: int):
     def direction(alpha):
         one = jnp.ones_like(alpha)
         slope = k * (digamma(k * alpha) - digamma(alpha)) + mean_log
-        return slope / (k * k * polygamma(one, k * alpha) - k * polygamma(one, alpha))
+        curvature = k * k * polygamma(one, k * alpha) - k * polygamma(one, alpha)
+        return slope / stop_gradient(curvature)
 
-    return towards(alpha, _climb(alpha, value, direction))
+    return alpha - direction(alpha) if smooth else towards(alpha, _climb(alpha, value, direction))
 
 
 def _climb(alpha, value, direction):
@@ -73,7 +82,10 @@ def _climb(alpha, value, direction):
         return alpha, best, jnp.where(gains, jnp.minimum(1, 2 * size), size / 2)
 
     carry = (alpha, value(alpha), jnp.ones((), alpha.dtype))
-    return jax.lax.fori_loop(0, STEPS, step, carry)[0]
+    alpha = jax.lax.fori_loop(0, STEPS, step, carry)[0]
+    last = direction(alpha)  # a gain too small to see: values alone know alpha to √ε
+    near = jnp.all(jnp.abs(last) < NEAR * alpha)
+    return jnp.where(near, jnp.clip(alpha - last, LEAST, LARGEST), alpha)
 
 
 def towards(old, new):

@@ -83,8 +83,6 @@ class LDA(Model):
     alone) has evidence −∞; `posterior` leaves it out of γ, which stays finite. A document without
     words has γ = alpha and evidence 0.
 
-    The gradient through a fit of it is not known and refused, with a TypeError.
-
     Raises ValueError or TypeError where an argument is not one of these.
     """
 
@@ -93,7 +91,7 @@ class LDA(Model):
     eta: Any = None
     inference: str = "map"
 
-    differentiable = False  # its E-step is a loop that jax.grad cannot reverse
+    differentiable = False  # its E-step is a loop that jax.grad cannot reverse: see `at_rest`
 
     def __post_init__(self):
         if self.inference not in ("map", "bayes"):
@@ -154,7 +152,7 @@ class LDA(Model):
             cells = q.shares * (x.counts * weights[:, None])[..., None]
             flat = cells.reshape(-1, self.topics)
             topics = jnp.zeros(data.table.shape, flat.dtype).at[x.words.reshape(-1)].add(flat).T
-        return self._sums(topics, mean_log(q.gamma), weights)
+        return self.sums(topics, mean_log(q.gamma), weights)
 
     def free_energy(self, params, x, q):
         """F(q, params) of every document (n,), whatever q is."""
@@ -170,10 +168,18 @@ class LDA(Model):
     def sweep(self, params, x, weights):
         gamma = self.settled(params, x)
         topics, evidence = collect(self.table(params, x), gamma, weights)
-        return self._sums(topics, mean_log(gamma), weights), evidence
+        return self.sums(topics, mean_log(gamma), weights), evidence
 
-    def maximize(self, params, stats):
-        alpha = self._alpha(params, stats)
+    def at_rest(self):
+        """What the gradient through a fit takes it for: a `jaxem.joint.Joint`."""
+        from jaxem.models.lda_joint import LDAJoint
+
+        return LDAJoint()
+
+    def maximize(self, params, stats, smooth: bool = False):
+        """As in `Model`. smooth: learnt concentrations take a Newton step, as `concentration` has
+        it."""
+        alpha = self._alpha(params, stats, smooth)
         if not self.bayes:
             topics = jnp.maximum(stats.topics + (self._eta(params) - 1), 0)
             total = topics.sum(-1, keepdims=True)
@@ -187,8 +193,8 @@ class LDA(Model):
             return new
         logs = mean_log(topics).mean(0)
         if self.eta == "asymmetric":
-            return replace(new, eta=concentration.asymmetric(params.eta, logs))
-        return replace(new, eta=concentration.symmetric(params.eta, logs.sum(), logs.size))
+            return replace(new, eta=concentration.asymmetric(params.eta, logs, smooth))
+        return replace(new, eta=concentration.symmetric(params.eta, logs.sum(), logs.size, smooth))
 
     def log_prior(self, params):
         """log p(topics | eta) at point estimates; −KL(q(topics) ‖ p(topics | eta)) with "bayes"."""
@@ -297,7 +303,7 @@ class LDA(Model):
         most = jnp.asarray(most, jnp.int32)
         data = self.table(params, x)
         gamma, (topics, evidence) = swept(data, units, gamma, cold, anew, limit, most, weights)
-        return gamma, self._sums(topics, mean_log(gamma), weights), evidence
+        return gamma, self.sums(topics, mean_log(gamma), weights), evidence
 
     def _fixed_alpha(self, params):
         """alpha (k,): the model's own where it has one, whatever params hold."""
@@ -305,13 +311,13 @@ class LDA(Model):
             return params.alpha
         return jnp.broadcast_to(jnp.asarray(self.alpha, params.topics.dtype), (self.topics,))
 
-    def _alpha(self, params, stats):
+    def _alpha(self, params, stats, smooth):
         if not isinstance(self.alpha, str):
             return self._fixed_alpha(params)
         mean = stats.log_theta / jnp.where(stats.count > 0, stats.count, 1)
         if self.alpha == "asymmetric":
-            return concentration.asymmetric(params.alpha, mean)
-        one = concentration.symmetric(params.alpha[0], mean.sum(), self.topics)
+            return concentration.asymmetric(params.alpha, mean, smooth)
+        one = concentration.symmetric(params.alpha[0], mean.sum(), self.topics, smooth)
         return jnp.full_like(params.alpha, one)
 
     def _eta(self, params, dtype=None):
@@ -321,7 +327,7 @@ class LDA(Model):
         given = 1.0 if given is None else given
         return jnp.asarray(given, params.topics.dtype if dtype is None else dtype)
 
-    def _sums(self, topics, logs, weights):
+    def sums(self, topics, logs, weights):
         return LDAStatistics(topics, jnp.einsum("n,nk->k", weights, logs), weights.sum())
 
 
