@@ -188,7 +188,7 @@ class Chart:
         """`point`, but an entry beyond a bound at which EM stands still, as 0 is for a probability,
         a hair inside: J then tells whether EM goes there or away from there."""
         hair, (inner, q) = jnp.finfo(point.dtype).eps, self._inner(point)
-        spaces = self.problem.view.model.spaces(inner)
+        spaces = self.joint.spaces(self.problem, inner)
         leaves = zip(*map(jax.tree.leaves, (spaces, inner)), strict=True)
         kinds = [(s.margin(a) is not None, isinstance(s, UnitInterval), a.size) for s, a in leaves]
         kinds += [(False, False, leaf.size) for leaf in jax.tree.leaves(q)]

@@ -55,6 +55,10 @@ class Joint:
         """params in the units of the data."""
         return problem.view.outward(params)
 
+    def spaces(self, problem, params):
+        """The space of every leaf of params in safe units."""
+        return problem.view.model.spaces(params)
+
     def settled(self, problem, params, q):
         """(q at rest at params, whether it is)."""
         return q, jnp.ones((), bool)

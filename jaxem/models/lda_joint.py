@@ -42,6 +42,9 @@ class LDAJoint(Joint):
     def outward(self, problem, params):
         return params
 
+    def spaces(self, problem, params):
+        return problem.model.spaces(params)
+
     def settled(self, problem, params, q):
         table = problem.model.table(params, problem.x)
         tol = jnp.finfo(q.dtype).eps ** TIGHT * q.mean(-1)
