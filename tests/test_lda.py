@@ -285,6 +285,19 @@ def test_blocks_padding_and_order_change_nothing(monkeypatch):
     close(step(whole[0]), whole[1], 1e-8)  # a step from nothing is worse than this γ: it is kept
 
 
+def test_documents_of_a_block_that_is_not_full_move_too(monkeypatch):
+    """Two of 26 in blocks of 8, of which two may be left behind."""
+    monkeypatch.setattr(lda_posterior, "FEWEST", 8)
+    monkeypatch.setattr(lda_posterior, "MOST", 8)
+    documents = jaxem.Documents(np.random.default_rng(0).poisson(1.0, (26, V)) + (np.arange(V) < 2))
+    units, cold = MAP.arranged(documents), MAP.cold(POINT, documents)
+    assert len(lda_posterior.layout(documents.words.shape, K)[0]) == 1
+    for anew in (True, False):
+        args = POINT, documents, units, jnp.ones(26), cold, anew, 0.0, 20
+        gamma = jax.jit(lambda *args: MAP.swept(*args)[0])(*args)
+        assert (np.abs(gamma - cold).max(1) > 1e-3).all()
+
+
 def test_an_online_pass_by_hand(monkeypatch):
     """Minibatches and averages of λ as in NumPy (Hoffman et al. 2010), γ at rest in each."""
     monkeypatch.setattr(lda_climb, "LOOSE", 0.0)

@@ -197,7 +197,7 @@ def over_blocks(found, data: Table, units: Arranged, weights):
         words, counts = (
             jax.lax.dynamic_slice(leaf, (idx[0], 0), shape) for leaf in (units.words, units.counts)
         )
-        left = 0 if rows == [n] else idx.shape[0] // LEFT
+        left = 0 if rows == [n] else inside.sum() // LEFT  # of those here: the last are few
         seen = found(entries(data.table, words), counts, idx, inside, left)
         ratio = counts / jnp.where(seen.norm > 0, seen.norm, 1)
         e = exp_digamma(seen.gamma) * jnp.where(inside, weights[idx], 0)[:, None]
