@@ -10,9 +10,10 @@ from jaxem import data as checks
 from jaxem.factored import factored
 from jaxem.fit import require_model
 from jaxem.methods.em import EM
-from jaxem.model import adopt, lacks, normalize
+from jaxem.model import adopt, lacks
 from jaxem.objective import expectation, free_energy, shares
 from jaxem.pytree import float_dtype
+from jaxem.responsibilities import normalize
 
 STEPS = 10
 """EM steps that must not fall."""

@@ -11,7 +11,7 @@ from zoo import BANKS, MODELS
 
 import jaxem
 from jaxem.methods.posterior_rules import parted, sampled
-from jaxem.model import normalize
+from jaxem.responsibilities import normalize
 
 EVEN = jaxem.Constrained.sizes(np.full(3, 1 / 3))
 RULES = {

@@ -8,9 +8,9 @@ from jax.lax import Precision
 
 from jaxem.linalg import solve_positive
 from jaxem.methods.em import Exact, Expectation
-from jaxem.model import normalize
 from jaxem.objective import with_shares
 from jaxem.pytree import float_dtype, pytree
+from jaxem.responsibilities import normalize
 
 MOST = 60
 """Newton steps in the dual; from the multipliers of the step before, two or three are enough."""

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from jaxem.methods.acceleration import Chart
 from jaxem.methods.em import Exact, Expectation
-from jaxem.model import normalize
 from jaxem.objective import shares, with_shares
 from jaxem.pytree import pytree, select
+from jaxem.responsibilities import normalize
 
 
 @pytree

@@ -13,9 +13,10 @@ from jax import lax
 from jax.lax import Precision
 
 from jaxem.init import Start, fill_empty
-from jaxem.model import Bank, Model, identity, normalize, shares
+from jaxem.model import Bank, Model, identity
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
+from jaxem.responsibilities import normalize, shares
 from jaxem.spaces import SIMPLEX
 from jaxem.status import FitWarning
 from jaxem.sweep import Fused
