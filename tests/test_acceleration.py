@@ -212,8 +212,14 @@ def test_a_reach_is_above_zero(reach):
             accelerator(reach=reach)
 
 
-@pytest.mark.parametrize("name", ACCELERATORS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "name, model",
+    [
+        pytest.param(n, m, marks=[pytest.mark.slow] * (n == "anderson" and m.endswith("-map")))
+        for m in MODELS
+        for n in ACCELERATORS
+    ],
+)
 def test_what_is_kept_never_falls(name, model):
     """Every model, from one start: the objective kept, evaluation by evaluation."""
     model, x = MODELS[model]
