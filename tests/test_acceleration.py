@@ -16,6 +16,7 @@ import jaxem
 from jaxem.methods.acceleration import Chart
 
 ACCELERATORS = {"squarem": jaxem.SQUAREM(), "anderson": jaxem.Anderson()}
+OFTEN = ("normal-full", "poisson", "student")
 MOST = {"squarem": (60, 84), "anderson": (40, 66)}
 
 
@@ -215,7 +216,7 @@ def test_a_reach_is_above_zero(reach):
 @pytest.mark.parametrize(
     "name, model",
     [
-        pytest.param(n, m, marks=[pytest.mark.slow] * (n == "anderson" and m.endswith("-map")))
+        pytest.param(n, m, marks=[pytest.mark.slow] * (n == "anderson" and m not in OFTEN))
         for m in MODELS
         for n in ACCELERATORS
     ],

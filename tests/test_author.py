@@ -118,7 +118,15 @@ def test_what_is_wrong_is_named(broken):
     assert all(p in str(findings) for p in findings.problems)
 
 
-@pytest.mark.parametrize("name", ["normal-full", "poisson-map", "labelled", "each-mixture"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "normal-full",
+        "poisson-map",
+        "labelled",
+        pytest.param("each-mixture", marks=pytest.mark.slow),
+    ],
+)
 def test_sound_models_pass(name):
     findings = jaxem.check_model(*MODELS[name])
     assert findings.ok, str(findings)

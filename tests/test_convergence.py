@@ -115,7 +115,11 @@ def constrain(free):
 
 
 @pytest.mark.parametrize("first", [8000, pytest.param(9000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("bank", ["full", "diagonal", "poisson", "categorical", "gamma"])
+@pytest.mark.parametrize(
+    "bank",
+    ["full", "diagonal", "gamma"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("poisson", "categorical")],
+)
 def test_converged_is_true(bank, first):
     """Ten times longer gains less than tol per unit: 200 data sets here, as many by `-m slow`."""
     model = jaxem.Mixture(BANKS[bank], k=3)

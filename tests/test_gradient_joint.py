@@ -83,10 +83,8 @@ def recounted(counts, x=X):
     return jax.tree.unflatten(jax.tree.structure(x), [x.size, x.words, counts])
 
 
-RARE = [pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS if n != "bayes"]
-
-
-@pytest.mark.parametrize("name", ["bayes", *RARE])
+@pytest.mark.slow  # a batch below, by point estimates, and README's block are the usual tests
+@pytest.mark.parametrize("name", VARIANTS)
 def test_topics_against_differences(name):
     """params, bound and log-likelihood, to counts, weights and given concentrations at once."""
     hyper, structure = split(VARIANTS[name])

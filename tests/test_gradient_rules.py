@@ -258,7 +258,10 @@ def test_other_rules_refuse():
                 jax.eval_shape(jax.grad(partial(loss, method=method, gradient=how)), X)
 
 
-@pytest.mark.parametrize("options", [{"gradient": "one_step"}, {"gradient": "unrolled"}])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({"gradient": "one_step"}, marks=pytest.mark.slow), {"gradient": "unrolled"}],
+)
 def test_other_ways_under_vmap_and_on_a_batch(options):
     """As alone; the unrolled one counts its start too."""
     options = options | {"max_iter": 8, "tol": 1e-2}
@@ -286,6 +289,7 @@ def test_none_says_what_to_do():
         jax.jit(lambda n: loss(X, gradient="unrolled", max_iter=n))(3)
 
 
+@pytest.mark.slow  # the way by products has shorter tests in test_gradient_joint.py
 def test_more_than_two_hundred_params():
     """Solves by products alone: 273 params, and two identical components."""
     x = groups(d=9, n=240, gap=2.0)

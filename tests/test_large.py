@@ -19,7 +19,7 @@ from jaxem.sweep import CHUNKED, TRUSTED, in_chunks, prepared, row_sum, sweep
 N, K = 120_003, 3
 ROWS = 1_000
 NAMES = ["full", "tied", "diagonal", "spherical"]
-MOSTLY = [pytest.param(n, marks=[pytest.mark.slow] * (n == "tied")) for n in NAMES]
+MOSTLY = [pytest.param(n, marks=[pytest.mark.slow] * (n in ("tied", "diagonal"))) for n in NAMES]
 
 
 @functools.cache

@@ -235,6 +235,7 @@ def test_the_gradient_by_a_fixed_value():
     assert slopes[2] == 1
 
 
+@pytest.mark.slow
 def test_a_student_with_known_means_and_many_rows():
     x = MODELS["student"].data
     model = jaxem.Mixture(jaxem.StudentT(df=5.0), k=2)

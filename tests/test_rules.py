@@ -54,12 +54,15 @@ def climbed(method, model, x, steps=15):
 COMMON = ("normal-full", "student-map", "labelled")
 
 
+def marks(rule, model):
+    long = (rule, model) == ("gradient", "student-map")
+    return () if model in COMMON and not long else pytest.mark.slow
+
+
 def grid(models):
     """Every rule with every model: a few of them always, all of them as slow tests."""
     return [
-        pytest.param(
-            rule, model, marks=() if model in COMMON else pytest.mark.slow, id=f"{rule}-{model}"
-        )
+        pytest.param(rule, model, marks=marks(rule, model), id=f"{rule}-{model}")
         for rule in RULES
         for model in models
     ]

@@ -43,7 +43,9 @@ def calls():
     }
 
 
-@pytest.mark.parametrize("name", calls())
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "ragged")) for n in calls()]
+)
 def test_slices_change_nothing(name, short_slices):
     sliced = calls()[name]()
     assert len(short_slices) > 1
