@@ -5,7 +5,7 @@ data sets as `BATCH` says, drawn alike. A log-likelihood is scored again in NumP
 function that shares nothing with the climb. Where starts lead to several optima an accelerated fit
 may end in another: the table counts those that end lower, and higher, than plain EM by more than
 ten tolerances. Seconds are medians of interleaved runs, after one that compiles. The last lines are
-README's table.
+a table in Markdown.
 """
 
 import dataclasses
