@@ -88,19 +88,16 @@ def test_a_pass_by_hand():
         return s[:k] / s[:k].sum(), s[k : 2 * k] / s[:k]
 
     at, count = (np.array([0.5, 0.5]), np.array([1.0, 5.0])), -(-n // batch)
+    average, mean, t = np.zeros(2 * k + 1), np.zeros(2 * k + 1), 0
     for number in (0, 1):
         order = jax.random.permutation(jax.random.fold_in(jax.random.key(4), number), n)
         blocks = np.array_split(np.asarray(order), range(batch, n, batch))
-        assert sorted(np.concatenate(blocks)) == list(range(n))  # without replacement
-        gammas = [(number * count + t + 3.0) ** -0.7 for t in range(count)]
-        many = min(int(np.ceil(1 / gammas[0])), count)
-        s = np.mean([sums(b, *at) for b in blocks[:many]], axis=0)
-        at, kept = estimate(s), []
-        for block, gamma in zip(blocks, gammas, strict=True):
-            s = s + gamma * (sums(block, *at) - s)
-            at = estimate(s)
-            kept.append(s)
-        at = estimate(np.mean(kept[count // 2 :] if number == 0 else kept, axis=0))
+        assert sorted(np.concatenate(blocks)) == list(range(n)) and len(blocks) == count
+        for block in blocks:  # without replacement
+            average = average + (t + 3.0) ** -0.7 * (sums(block, *at) - average)
+            mean = mean + 8 / (t + 8) * (average - mean)
+            at, t = estimate(average), t + 1
+    at = estimate(mean)
     np.testing.assert_allclose(ours.params.weights, at[0], rtol=1e-10)
     np.testing.assert_allclose(ours.params.components.rate[:, 0], at[1], rtol=1e-10)
 
