@@ -189,17 +189,6 @@ def as_key(key):
         raise TypeError(f"key must be one jax.random.key(seed) or an int, got {got}") from error
 
 
-def count(value, name: str, least: int) -> int:
-    """An int option of at least `least`."""
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"{name} must be an int of {least} or more, got {value!r}") from error
-    if isinstance(value, bool) or number < least:
-        raise ValueError(f"{name} must be an int of {least} or more, got {value!r}")
-    return min(number, np.iinfo(np.int32).max)
-
-
 def tolerance(value) -> float:
     """A tolerance per unit of weight: a number of 0 or more, or a traced scalar."""
     if isinstance(value, jax.core.Tracer):

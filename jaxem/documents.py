@@ -4,7 +4,7 @@ import operator
 
 import numpy as np
 
-from jaxem import data as checks
+from jaxem.options import integer
 from jaxem.pytree import register
 
 
@@ -29,7 +29,7 @@ class Documents:
 
     def __init__(self, data, vocabulary: int | None = None):
         if vocabulary is not None:
-            vocabulary = checks.count(vocabulary, "vocabulary", 1)
+            vocabulary = integer(vocabulary, "vocabulary", 1)
         if isinstance(data, Documents):
             raise TypeError("data are Documents already: use them as they are")
         read = _from_matrix if hasattr(data, "tocsr") or hasattr(data, "shape") else _from_lists

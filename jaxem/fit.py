@@ -13,6 +13,7 @@ from jaxem.init import NAMED, Start
 from jaxem.lanes import Lanes
 from jaxem.methods.em import EM
 from jaxem.model import Bank, adopt, lacks
+from jaxem.options import integer
 from jaxem.problem import sanitize
 from jaxem.pytree import float_dtype, is_traced
 from jaxem.restarts import Restarts
@@ -84,7 +85,7 @@ def fit(
     require_model(model)
     model = adopt(model)
     if not isinstance(restarts, Restarts):
-        restarts = checks.count(restarts, "restarts", 1)
+        restarts = integer(restarts, "restarts", 1)
     criterion = checks.one_of(criterion, "criterion", CRITERIA)
     gradient = checks.one_of(gradient, "gradient", GRADIENTS)
     if isinstance(method, type) or not callable(getattr(method, "evaluate", None)):
@@ -93,14 +94,14 @@ def fit(
         if not isinstance(method, EM):
             raise TypeError('gradient="unrolled" walks back through steps of jaxem.EM() alone')
         checks.plan_to_unroll(max_iter, restarts)
-    limit = max_iter if is_traced(max_iter) else checks.count(max_iter, "max_iter", 0)
+    limit = max_iter if is_traced(max_iter) else integer(max_iter, "max_iter", 0)
     limits = (1e-6 if tol is None else checks.tolerance(tol), limit)
     if isinstance(init, str):
         init = NAMED[checks.one_of(init, "init", NAMED)]
     if (init is None or (isinstance(init, Start) and init.random)) and key is None:
         raise ValueError("the start is random: pass key=jax.random.key(0), or an int")
     key = None if key is None else checks.as_key(key)
-    lanes = lanes if isinstance(lanes, Lanes) else Lanes(checks.count(lanes, "lanes", 1))
+    lanes = lanes if isinstance(lanes, Lanes) else Lanes(integer(lanes, "lanes", 1))
     plan = {"restarts": restarts, "criterion": criterion, "lanes": lanes, "gradient": gradient}
     options = (key, init, method, limits, plan)
     if isinstance(data, Batch):

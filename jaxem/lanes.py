@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem import loop
-from jaxem.data import count as checked
+from jaxem.options import integer
 from jaxem.pytree import select
 from jaxem.status import Status
 
@@ -39,7 +39,7 @@ class Lanes:
     def __post_init__(self):
         for name in ("width", "steps"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, checked(getattr(self, name), name, 1))
+                object.__setattr__(self, name, integer(getattr(self, name), name, 1))
 
     def width_for(self, count: int, floats: int) -> int:
         """The lanes for `count` fits whose widest intermediate array holds `floats` numbers."""

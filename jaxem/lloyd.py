@@ -15,6 +15,7 @@ from jaxem.init import KMeansPlusPlus
 from jaxem.methods.em import EM
 from jaxem.methods.posterior_rules import Hard
 from jaxem.model import Model, View, keep_empty, require_matrix, safe
+from jaxem.options import integer
 from jaxem.pytree import pytree
 from jaxem.status import FitWarning, Status
 
@@ -101,7 +102,7 @@ def kmeans(x, k: int, *, key=None, init=None, restarts=1, weights=None, max_iter
 
     Raises ValueError or TypeError for arguments that cannot be used.
     """
-    model = Centres(checks.count(k, "k", 1))
+    model = Centres(integer(k, "k", 1))
     with warnings.catch_warnings():
         # The loop raises the smallest tolerance to the rounding of the objective: as wanted here.
         warnings.filterwarnings("ignore", "tol=.* is below the rounding", FitWarning)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from jaxem.data import count
+from jaxem.options import integer
 from jaxem.status import Status
 
 
@@ -29,7 +29,7 @@ class Restarts:
 
     def __post_init__(self):
         for name in ("count", "screen_iters", "keep"):
-            object.__setattr__(self, name, count(getattr(self, name), name, 1))
+            object.__setattr__(self, name, integer(getattr(self, name), name, 1))
         if self.keep > self.count:
             raise ValueError(f"keep must be at most count = {self.count}, got {self.keep}")
 

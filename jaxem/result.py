@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxem import data as checks
 from jaxem.factored import factored
+from jaxem.options import integer
 from jaxem.problem import Fit
 from jaxem.pytree import Structure, float_dtype, is_traced, merge, pytree, split
 from jaxem.status import MEANING, FitError, FitWarning, Status
@@ -70,7 +71,7 @@ class Result(Fit):
 
     def sample(self, key, n: int):
         """n units drawn from the fitted model; key: a JAX key or an int."""
-        key, n = checks.as_key(key), checks.count(n, "n", 1)
+        key, n = checks.as_key(key), integer(n, "n", 1)
         key = jax.random.key(key) if isinstance(key, np.uint32) else key
         return self.model.sample(key, self.params, n)
 
@@ -146,8 +147,9 @@ class Result(Fit):
         return Result.of, (self.model, best, self.restarts, self.data_shape, self.gradient_ok)
 
     def __str__(self):
+        model = jax.tree.map(_Brief, self.model)
         if is_traced(self.status):
-            return f"Result({self.model!r}, batch shape {np.shape(self.status)})"
+            return f"Result({model!r}, batch shape {np.shape(self.status)})"
         n = self.data_shape[0]
         status = np.asarray(self.restarts.status).ravel()
         counts = Counter(Status(int(s)).name for s in status)
@@ -155,11 +157,11 @@ class Result(Fit):
         if np.ndim(self.status):
             good = int(np.sum(np.asarray(self.converged)))
             return (
-                f"{self.model!r}: batch shape {np.shape(self.status)}\n"
+                f"{model!r}: batch shape {np.shape(self.status)}\n"
                 f"{good} of {np.size(self.status)} CONVERGED\nrestarts: {ended}"
             )
         lines = [
-            f"{self.model!r}: {n} units",
+            f"{model!r}: {n} units",
             f"{Status(int(self.status)).name} after {int(self.n_iter)} EM steps, log-likelihood "
             f"{float(self.log_likelihood):.6g}, objective {float(self.objective):.6g}",
             f"restarts: {ended}",
@@ -189,6 +191,21 @@ class Result(Fit):
             )
         weights = _sound_weights(weights, n, float_dtype(x))
         return _answer(self._numeric, self.params, x, weights, self._structure, what)
+
+
+class _Brief:
+    """A leaf of a model as it is printed: an array by its type and shape."""
+
+    def __init__(self, leaf):
+        self.leaf = leaf
+
+    def __repr__(self):
+        leaf = self.leaf
+        if is_traced(leaf) or not isinstance(leaf, (np.ndarray, jax.Array)):
+            return repr(leaf)
+        if leaf.ndim:
+            return f"{leaf.dtype}[{', '.join(str(size) for size in leaf.shape)}]"
+        return f"{leaf.item():.6g}"
 
 
 def _sound_weights(weights, n, dtype):

@@ -18,6 +18,7 @@ from jaxem.fit import fit, require_model
 from jaxem.init import NAMED, Start
 from jaxem.methods.em import EM
 from jaxem.models.mixture import Mixture
+from jaxem.options import integer
 from jaxem.padded import fit_padded, groups
 from jaxem.pytree import is_traced
 from jaxem.restarts import Restarts
@@ -142,7 +143,7 @@ def select(
         raise ValueError("the starts are random: pass key=jax.random.key(0), or an int")
     key = checks.as_key(key)
     if not isinstance(restarts, Restarts):
-        restarts = checks.count(restarts, "restarts", 1)
+        restarts = integer(restarts, "restarts", 1)
     x, _ = checks.as_data(x)
     options = {"restarts": restarts, "weights": weights, "method": method}
     options |= {"tol": tol, "max_iter": max_iter}

@@ -321,13 +321,13 @@ def test_an_online_pass_by_hand(monkeypatch):
 
     order = np.asarray(jax.random.permutation(jax.random.fold_in(jax.random.key(2), 0), N))
     blocks = np.split(order, 3)
-    start = TOPICS * SPREAD.mass[:, None]
-    s = np.mean([sums(b, start) for b in blocks], axis=0)  # 1/γ_0 is above 2
-    kept = []
+    s, lam = np.zeros(K * V + 1), TOPICS * SPREAD.mass[:, None]
+    mean = s
     for t, rows in enumerate(blocks):
-        s = s + decay(t) * (sums(rows, estimate(s)) - s)
-        kept.append(s)
-    lam = estimate(np.mean(kept[1:], axis=0))
+        s = s + decay(t) * (sums(rows, lam) - s)
+        mean = mean + 8 / (t + 8) * (s - mean)
+        lam = estimate(s)
+    lam = estimate(mean)
     np.testing.assert_allclose(found.params.topics * found.params.mass[:, None], lam, rtol=1e-6)
     score = WEIGHTS @ found.score_samples(DOCUMENTS) + BAYES.log_prior(found.params)
     np.testing.assert_allclose(found.objective, score, rtol=1e-9)

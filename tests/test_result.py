@@ -37,6 +37,10 @@ def test_print_is_three_lines(result):
     assert "Mixture" in lines[0] and "40 units" in lines[0]
     assert "CONVERGED" in lines[1] and f"{float(result.log_likelihood):.6g}" in lines[1]
     assert "restarts" in lines[2]
+    prior = jaxem.NormalPrior(np.zeros(3), 0.01, 5.0, np.ones(3))
+    model = jaxem.Mixture(jaxem.Normal(prior=prior), k=2)
+    parts = result, result.restarts, result.data_shape, result.gradient_ok
+    assert "mean=float64[3], kappa=0.01" in str(jaxem.Result.of(model, *parts))
 
 
 def test_a_result_is_a_pytree(result):

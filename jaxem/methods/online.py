@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.methods.em import EM, measured
+from jaxem.options import integer
 from jaxem.pytree import pytree, select
 from jaxem.sweep import row_sum
 
@@ -77,7 +78,8 @@ class OnlineEM:
       passes: how many passes are online; None: all.
       seed: of the orders.
 
-    Raises TypeError where step_size is no function, ValueError where batch or passes is below 1.
+    Raises TypeError where step_size is no function or batch or passes no int, ValueError where one
+    of these is below 1.
     """
 
     step_size: Any = Decay()
@@ -98,8 +100,7 @@ class OnlineEM:
             value = getattr(self, name)
             if value is None and name == "passes":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an int of 1 or more, got {value!r}")
+            integer(value, name, 1)
 
     def suited(self, model, x):
         """This method. Raises TypeError where the model has no M-step from its statistics."""

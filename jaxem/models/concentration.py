@@ -1,13 +1,12 @@
 """The concentration of a Dirichlet: as given, or from the mean logarithms of what it drew."""
 
-import operator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import lgamma, polygamma, stop_gradient
 
 from jaxem.models.lda_posterior import digamma, log_normalizer
+from jaxem.options import integer
 from jaxem.pytree import is_traced
 
 LEARNT = ("symmetric", "asymmetric")
@@ -102,16 +101,12 @@ def on_edge(alpha):
 
 def count(topics) -> int:
     """The number of topics; TypeError or ValueError where it is none."""
-    try:
-        number = operator.index(topics)
-    except TypeError as error:
+    if isinstance(topics, str) and topics == "bayes":
         raise TypeError(
-            f"topics must be an int of 1 or more, got {topics!r}"
-            + '; for topics with a posterior use inference="bayes"' * (topics == "bayes")
-        ) from error
-    if isinstance(topics, bool) or number < 1:
-        raise ValueError(f"topics must be an int of 1 or more, got {topics!r}")
-    return number
+            'topics must be an int of 1 or more, got "bayes"; for topics with a posterior use '
+            'inference="bayes"'
+        )
+    return integer(topics, "topics", 1)
 
 
 def given(value, name: str, k: int | None = None):

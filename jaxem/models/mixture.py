@@ -1,7 +1,6 @@
 """Finite mixtures over any bank of components, with known classes for some units if wanted."""
 
 import dataclasses
-import operator
 import warnings
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from jax.lax import Precision
 
 from jaxem.init import Start, fill_empty
 from jaxem.model import Bank, Model, identity
+from jaxem.options import integer
 from jaxem.priors import DirichletPrior
 from jaxem.pytree import pytree
 from jaxem.responsibilities import normalize, shares
@@ -81,7 +81,7 @@ class FiniteMixture(Model):
     """
 
     def __post_init__(self):
-        object.__setattr__(self, "k", _positive_int(self.k))
+        object.__setattr__(self, "k", integer(self.k, "k", 1))
         if isinstance(self.components, (type, str)):
             name = getattr(self.components, "__name__", "Normal")
             raise TypeError(
@@ -319,13 +319,3 @@ def warn_if_identical(components, k: int) -> None:
             FitWarning,
             stacklevel=5,
         )
-
-
-def _positive_int(k) -> int:
-    try:
-        number = operator.index(k)
-    except TypeError as error:
-        raise TypeError(f"k must be an int of 1 or more, got {k!r}: pass a Python int") from error
-    if isinstance(k, bool) or number < 1:
-        raise ValueError(f"k must be an int of 1 or more, got {k!r}")
-    return number

@@ -1,0 +1,18 @@
+"""Options as a caller gives them, checked."""
+
+import operator
+
+import numpy as np
+
+
+def integer(value, name: str, least: int) -> int:
+    """An int option of at least `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must be an int of {least} or more, got {value!r}: pass a Python int"
+        ) from error
+    if isinstance(value, bool) or number < least:
+        raise ValueError(f"{name} must be an int of {least} or more, got {value!r}")
+    return min(number, np.iinfo(np.int32).max)
