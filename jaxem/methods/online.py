@@ -33,9 +33,10 @@ class Decay:
 
 
 LATE = 7
-"""Minibatch t counts for t^LATE in the mean of s, so that all but the last eighth is forgotten. Of
-3, 7 and 15, and of the last s alone, this was within twice the best everywhere: one, three and five
-passes over 100,000 rows, and few minibatches of topics, which have far to go."""
+"""Minibatch t counts for t^LATE in the mean of s, so that all but the last eighth is forgotten.
+Nats below the batch answer after 1, 2, 3 and 5 passes over 100,000 rows, means of two data sets:
+with 3 107, 2.5, 0.9 and 0.5; with 7 26, 6.7, 3.0 and 0.8; with 15 38, 15, 11 and 2.0; the last s
+alone 80, 45, 31 and 19."""
 
 
 class Average(NamedTuple):
