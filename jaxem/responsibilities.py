@@ -1,7 +1,15 @@
 """From a log joint to responsibilities and evidence."""
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
+
+FEW, MANY = 16, 1024
+"""Terms that are added one by one where there are so many sums. XLA gives a plain sum on a CPU to a
+library whose threads wait for each other (a pass over 1e6 × 12, k = 8, float32: diagonal normals 23
+to 20 ms, 4 levels 28 to 22; k = 16 in the noise, k = 32 a tenth slower)."""
 
 
 def normalize(joint):
@@ -19,7 +27,7 @@ def shares(joint, lowest=-jnp.inf):
     top = _greatest(jax.lax.stop_gradient(joint))
     none = top <= lowest
     share = jnp.exp(joint - jnp.where(none, jnp.inf, top))
-    total = jnp.where(none, 1, share.sum(0))
+    total = jnp.where(none, 1, _sum(share))
     return share, total, jnp.where(none, -jnp.inf, top + jnp.log(total))
 
 
@@ -28,3 +36,8 @@ def _greatest(a):
     a CPU (16 × 8,192 in float32: responsibilities in 1.1 ns a number against 1.5)."""
     low = jnp.asarray(-jnp.inf, a.dtype)
     return jax.lax.reduce(a, low, lambda x, y: jnp.where(x >= y, x, y), (0,))
+
+
+def _sum(a):
+    k, n = a.shape
+    return functools.reduce(operator.add, a) if k <= FEW and n >= MANY else a.sum(0)

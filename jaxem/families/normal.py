@@ -10,7 +10,7 @@ from jax.lax import Precision
 
 from jaxem.families.covariance import LOG_2PI, STRUCTURES, centre, variance_floor
 from jaxem.families.frame import frame
-from jaxem.families.quadratic import FORMS, append_one
+from jaxem.families.quadratic import FORMS
 from jaxem.held import averaged
 from jaxem.model import Bank, View, is_empty, safe
 from jaxem.priors import NormalPrior, NormalWishartPrior, require_proper
@@ -105,7 +105,7 @@ class Normal(Bank):
             one=form.one(d),
             room=self.frame is None,
             columns=lambda x: self._framed(x).T,
-            features=lambda columns: form.features(append_one(columns)),
+            features=form.features,
             coefficients=lambda p, level: form.coefficients(p.mean, p.covariance, level),
             base=lambda x: None,
             statistics=lambda p, sums: NormalStatistics(*form.moments(p.mean, sums)),

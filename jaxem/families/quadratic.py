@@ -4,7 +4,7 @@ With z = (x, 1), log p(x | k) = zᵀ Q_k z, and Σ w z zᵀ holds all moments. F
 minor. `d` features of the data, `D` = d + 1, `m` products, `n` units, `k` components.
 
 One object for every covariance structure, with `size(d)`, the m, and `one(d)`, the feature that is
-1; `features(z)`, (m, n) from (D, n); `coefficients(mean, covariance, level)`, (k, m), with level
+1; `features(x)`, (m, n) from (d, n); `coefficients(mean, covariance, level)`, (k, m), with level
 (k,) added to every log density; `moments(mean, sums)`, the moments about the means from
 Σ w · features (m, k); `terms(mean, covariance)`, (k,), the size of the terms of which a log density
 is the small difference, on average over a component's own units.
@@ -81,8 +81,8 @@ class FullForm:
     def one(self, d):
         return int(pairs(d + 1)[-1][d, d])
 
-    def features(self, z):
-        return products(z)
+    def features(self, x):
+        return products(append_one(x))
 
     def coefficients(self, mean, covariance, level):
         d = mean.shape[1]
@@ -126,30 +126,28 @@ class TiedForm(FullForm):
 
 
 class DiagonalForm:
-    """Squares and values of z."""
+    """Squares and values of x, and 1."""
 
     def size(self, d):
-        return 2 * (d + 1)
-
-    def one(self, d):
         return 2 * d + 1
 
-    def features(self, z):
-        power = jnp.arange(2)[:, None, None]
-        return jnp.where(power == 0, jnp.square(z), z).reshape(-1, z.shape[1])
+    def one(self, d):
+        return 2 * d
+
+    def features(self, x):
+        power = jnp.arange(2)[:, None, None]  # one loop over whole rows; joined: four times
+        return append_one(jnp.where(power == 0, jnp.square(x), x).reshape(-1, x.shape[1]))
 
     def coefficients(self, mean, covariance, level):
         d, precision = mean.shape[1], 1 / covariance
         slope = precision * mean
         log_det = jnp.log(covariance).sum(-1)
         level = level - 0.5 * (d * LOG_2PI + log_det + (slope * mean).sum(-1))
-        zero = jnp.zeros_like(level)
-        parts = [-0.5 * precision, zero[:, None], slope, level[:, None]]
-        return jnp.concatenate(parts, axis=1)
+        return jnp.concatenate([-0.5 * precision, slope, level[:, None]], axis=1)
 
     def moments(self, mean, sums):
         d = mean.shape[1]
-        squares, count, total = sums[:d].T, sums[-1], sums[d + 1 : -1].T
+        squares, total, count = sums[:d].T, sums[d:-1].T, sums[-1]
         first = total - count[:, None] * mean
         return count, first, squares - mean * (2 * first + count[:, None] * mean)
 
@@ -158,7 +156,7 @@ class DiagonalForm:
 
 
 class SphericalForm:
-    """The values of z and the squared length of x."""
+    """The values of x, 1, and the squared length."""
 
     def size(self, d):
         return d + 2
@@ -166,8 +164,8 @@ class SphericalForm:
     def one(self, d):
         return d
 
-    def features(self, z):
-        return jnp.concatenate([z, jnp.square(z[:-1]).sum(0, keepdims=True)])
+    def features(self, x):
+        return jnp.concatenate([append_one(x), jnp.square(x).sum(0, keepdims=True)])
 
     def coefficients(self, mean, covariance, level):
         d, precision = mean.shape[1], 1 / covariance

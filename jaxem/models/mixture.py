@@ -25,10 +25,10 @@ WIDE = 3 * 2**18
 """Numbers of a chunk that is swept by matrix products: features, joint and responsibilities. Twice
 as many leave the cache (one core, d = k = 16, full, float64: 40 ms against 47)."""
 
-FEWEST, MOST = 256, 8192
+FEWEST, MOST = 256, 10240
 """Rows of such a chunk: products of fewer rows are slow, and more leave the cache (one core,
-16,384 × 64, full, float64: 256 rows 55 ms, 512 rows 74 ms, 1,024 rows 88 ms; k = 8, 1e5 × 8,
-spherical: 8,000 rows 3.5 ms, 20,000 rows 11 ms, 60,000 rows 50 ms)."""
+16,384 × 64, full, float64: 256 rows 55 ms, 512 rows 74 ms, 1,024 rows 88 ms; two cores, 200,000 ×
+8, k = 8, spherical, float32: 6,144 rows 2.8 ms, 8,192 rows 2.6, 10,240 and 12,288 rows 2.2)."""
 
 UNITS = (((1,), (1,)), ((), ()))
 """Features · responsibilities over the units. In this order the small one is packed: a core
@@ -131,9 +131,11 @@ class FiniteMixture(Model):
         return MixtureStatistics(count, inner)
 
     def fused(self, x):
-        linear = self.bank.linear(unlabelled(x)[0])
+        data = unlabelled(x)[0]
+        linear = self.bank.linear(data)
         if linear is None:
             return None
+        linear = linear.hoisted(data)
 
         def prepare(x):
             x, labels = unlabelled(x)
