@@ -310,3 +310,13 @@ def test_a_large_fit_holds_one_chunk_beside_its_data():
     fit = jax.jit(lambda x, p: single(spec, numeric, x, None, p, 1e-6, 100))
     used = fit.lower(of((n, d)), start).compile().memory_analysis()
     assert 4 * n < used.temp_size_in_bytes < 200 * 2**20
+
+
+def test_a_float32_fit_at_rest_has_converged():
+    """A fixed point to the last bit, whose place two programs may round differently."""
+    rng = np.random.default_rng(0)
+    group, centre = rng.integers(4, size=60_000), 3 * rng.normal(size=(4, 8))
+    x = (centre[group] + rng.normal(size=(60_000, 8))).astype(np.float32)
+    result = jaxem.fit(jaxem.Mixture(jaxem.Normal(), k=4), x, key=0)
+    assert result.converged
+    assert result.n_iter < 30

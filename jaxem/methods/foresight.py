@@ -8,6 +8,7 @@ each of its modes, so that this is positive, while steps of rounding alone turn 
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
@@ -40,7 +41,10 @@ class Foresight:
         most Σw(|ℓ|+1) per length."""
         proposal, objective = stop_gradient((seen.proposal, seen.objective))
         chart = Chart(model, proposal)
-        step = chart.origin - memory.place
+        # Both ends may be rounded in different programs, which is no step where nothing moved.
+        changed = jax.tree.map(lambda a, b: jnp.sum(a != b), proposal, params)
+        moved = sum(jax.tree.leaves(changed))
+        step = jnp.where(moved > 0, chart.origin - memory.place, 0)
         along = dot(chart.white(step), chart.white(memory.step))
         along = jnp.where(along > 0, along, 0)  # unknown ones too
         gain = objective - memory.objective
