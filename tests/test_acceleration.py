@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 from oracles import covariances, published
 from scipy import special
-from zoo import MODELS
+from zoo import MODELS, SELDOM
 
 import jaxem
 from jaxem.methods.acceleration import Chart
 
 ACCELERATORS = {"squarem": jaxem.SQUAREM(), "anderson": jaxem.Anderson()}
-OFTEN = ("normal-full", "poisson", "student")
+USUAL = {
+    "squarem": [m for m in MODELS if m not in SELDOM],
+    "anderson": ["normal-full", "poisson", "student"],
+}
 MOST = {"squarem": (60, 84), "anderson": (40, 66)}
 
 
@@ -216,7 +219,7 @@ def test_a_reach_is_above_zero(reach):
 @pytest.mark.parametrize(
     "name, model",
     [
-        pytest.param(n, m, marks=[pytest.mark.slow] * (n == "anderson" and m not in OFTEN))
+        pytest.param(n, m, marks=() if m in USUAL[n] else pytest.mark.slow)
         for m in MODELS
         for n in ACCELERATORS
     ],

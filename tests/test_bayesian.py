@@ -137,7 +137,8 @@ def bound_at(bank, x, z, k, **options):
     return all_three(np.eye(k)[z])
 
 
-SLOW = ("spherical-whole", "bernoulli", "tied-prior")  # what they test others test too
+# What these test others test too.
+SLOW = ("spherical-whole", "diagonal-whole", "spherical-prior", "bernoulli", "tied-prior")
 RARE = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SMALL]
 
 

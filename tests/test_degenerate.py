@@ -169,7 +169,7 @@ def test_a_collapsed_restart_never_wins(structure, dtype):
     assert result.converged and result.objective == every.objective[1]
 
 
-@pytest.mark.parametrize("structure", ["full", "tied"])
+@pytest.mark.parametrize("structure", ["full", pytest.param("tied", marks=pytest.mark.slow)])
 def test_lanes_of_a_vmap_are_apart(structure, dtype):
     model = jaxem.Mixture(jaxem.Normal(structure), K)
     names = ("identical rows", "collinear", "one duplicated")

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from zoo import MODELS, K, N
+from zoo import MODELS, K, N, usually
 
 import jaxem
 from jaxem.objective import ascent, decompose
@@ -13,7 +13,7 @@ def close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-8)
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=usually(MODELS))
 def case(request):
     model, data = MODELS[request.param]
     weights = np.random.default_rng(1).uniform(0.2, 2.0, N)

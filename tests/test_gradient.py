@@ -66,7 +66,7 @@ if jax.default_backend() == "cpu":
 def rare(name):
     """Variants of a family that is tested without them."""
     variants = ("-map", "-df", "each-mixture", "-tied", "-diagonal", "-spherical", "labelled")
-    variants += ("restricted", "product")  # in test_restricted and test_gradient_slope too
+    variants += ("restricted", "product", "gamma")  # in test_restricted, test_gradient_slope too
     return name != "weights-map" and name.endswith(variants)
 
 

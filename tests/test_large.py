@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo import BANKS
+from zoo import BANKS, usually
 
 import jaxem
 from jaxem.families.quadratic import packed, pairs, products, unpacked
@@ -19,7 +19,11 @@ from jaxem.sweep import CHUNKED, TRUSTED, in_chunks, prepared, row_sum, sweep
 N, K = 120_003, 3
 ROWS = 1_000
 NAMES = ["full", "tied", "diagonal", "spherical"]
-MOSTLY = [pytest.param(n, marks=[pytest.mark.slow] * (n in ("tied", "diagonal"))) for n in NAMES]
+
+
+def often(*names):
+    """The structures as cases of a test, those that are not named marked slow."""
+    return [pytest.param(n, marks=[pytest.mark.slow] * (n not in names)) for n in NAMES]
 
 
 @functools.cache
@@ -49,7 +53,7 @@ def close(a, b, tol):
     jax.tree.map(near, a, b)
 
 
-@pytest.mark.parametrize("name", BANKS)
+@pytest.mark.parametrize("name", usually(BANKS))
 def test_a_pass_in_chunks_is_the_pass_in_one_piece(name):
     model, x, weights, params = tiled(name)
     swept = jax.jit(functools.partial(sweep, model))(params, x, weights)
@@ -151,7 +155,7 @@ def clusters(name, n=100_000, d=4, k=5):
     return x.astype(np.float32), group
 
 
-@pytest.mark.parametrize("covariance", MOSTLY)
+@pytest.mark.parametrize("covariance", often("full", "spherical"))
 @pytest.mark.parametrize("name", ["separated", "tiny", "offset", "scaled"])
 def test_float32_gives_the_float64_answer(name, covariance):
     x, group = clusters(name)
@@ -195,7 +199,7 @@ def at_the_groups(covariance, name, n=60_000):
     return x, model, jax.tree.map(lambda a: a.astype(np.float32), params)
 
 
-@pytest.mark.parametrize("covariance", NAMES)
+@pytest.mark.parametrize("covariance", often("full", "spherical"))
 def test_centred_rows_are_taken_only_where_needed(covariance):
     """The side of the `cond` that runs: its params are seen in the terms of the fused form."""
     eps, sides = np.finfo(np.float32).eps, {}
@@ -255,7 +259,7 @@ def test_sums_of_many_chunks_are_as_good_as_one():
     assert abs(plain - exact) > 6e-7 * abs(exact)
 
 
-@pytest.mark.parametrize("covariance", MOSTLY)
+@pytest.mark.parametrize("covariance", often("full"))
 def test_a_large_step_is_differentiable_both_ways(covariance):
     model, x, weights, params = tiled("normal-" + covariance)
 
@@ -277,7 +281,7 @@ def test_a_large_step_is_differentiable_both_ways(covariance):
     np.testing.assert_allclose(forward, squares, rtol=1e-9)
 
 
-@pytest.mark.parametrize("covariance", MOSTLY)
+@pytest.mark.parametrize("covariance", often("spherical"))
 def test_data_standardised_in_every_pass_give_what_a_copy_gives(covariance, monkeypatch):
     """Shifted and scaled data: without the frame float32 could not tell them apart."""
     x, group = clusters("separated", n=100_001)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo import BANKS, MODELS, K, N, cast
+from zoo import BANKS, MODELS, K, N, cast, usually
 
 import jaxem
 
@@ -27,12 +27,12 @@ def start(name):
     return model, data, weights, jax.jit(model.init)(jax.random.key(3), data, weights)
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=usually(MODELS))
 def case(request):
     return start(request.param)
 
 
-@pytest.fixture(params=[name for name in MODELS if "tied" not in name])
+@pytest.fixture(params=usually(name for name in MODELS if "tied" not in name))
 def separate(request):
     """A case whose every leaf has a component axis."""
     return start(request.param)
@@ -127,7 +127,7 @@ def test_components_permute(separate):
 
 
 @pytest.mark.filterwarnings("ignore:.*MAX_ITER.*:jaxem.FitWarning")  # one of them is that slow
-@pytest.mark.parametrize("name", BANKS)
+@pytest.mark.parametrize("name", usually(BANKS))
 def test_fit_in_both_precisions(name, dtype):
     """A whole fit from k-means++: sound, honest about its value, and the same in eager and jit."""
     model, data = MODELS[name]

@@ -373,6 +373,11 @@ def matched(topics, found):
     return (abs(topics[:, None] - np.asarray(found)[None]).sum(-1) / 2).min(1).max()
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(np.float32, marks=pytest.mark.slow), np.float64],
+    ids=["float32", "float64"],
+)
 def test_a_fit_finds_planted_topics(tmp_path, dtype):
     topics, documents = planted()
     documents = jaxem.Documents(documents.toarray().astype(dtype))
@@ -548,7 +553,7 @@ def test_a_batch_of_corpora_is_as_each_alone(dtype):
     assert np.isclose(fleet.objective[1], alone.objective, rtol=tol)
     close(fleet[1].params.topics, alone.params.topics, 10 * tol)
     assert fleet[1].predict_proba(corpora[1]).shape == (9, K)
-    if dtype == np.float64:
+    if dtype == np.float32:
         several = jaxem.fit(BAYES, jaxem.Batch(corpora), key=0, restarts=3, weights=weights)
         every = np.asarray(several.restarts.objective)
         assert every.shape == (3, 3) and (several.objective == every.max(1)).all()

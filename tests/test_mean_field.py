@@ -244,6 +244,11 @@ def test_no_step_lowers_f_and_none_exceeds_the_evidence(model, sweeps):
     assert (objective <= evidence + noise).all() and objective[0] < evidence[0] - 1e-3
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)],
+    ids=["float32", "float64"],
+)
 def test_a_factorial_mixture_is_found(dtype):
     x, z = planted()
     r = jaxem.fit(Solved(), x.astype(dtype), key=0, restarts=40)

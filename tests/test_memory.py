@@ -34,7 +34,7 @@ def per_fit(measure, few=64, many=512):
     return (measure(many) - measure(few)) / (many - few)
 
 
-@pytest.mark.parametrize("way", ["Batch", "vmap"])
+@pytest.mark.parametrize("way", ["Batch", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_a_waiting_data_set_costs_one_copy_of_itself(way):
     """In the queue wait the data in safe units, their weights and the state of the climb, which is
     a few times the params. An (n, k) array a data set would be 2.7 times the first two."""
@@ -54,7 +54,7 @@ def test_a_waiting_data_set_costs_one_copy_of_itself(way):
     assert temporary <= 8 * rows * (D + 1) + 5 * result
 
 
-@pytest.mark.parametrize("way", ["restarts", "vmap"])
+@pytest.mark.parametrize("way", ["vmap", pytest.param("restarts", marks=pytest.mark.slow)])
 def test_restarts_share_their_data(way):
     """A further restart holds its state alone: less than a tenth of a copy of the data."""
     rows = 2000

@@ -86,7 +86,11 @@ def sets():
     return rng.normal(size=(3, 60, 2)) + 3.0 * rng.integers(3, size=(3, 60, 1))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule",
+    ["stochastic", "incremental", "constrained", "variational", "gradient"]
+    + [pytest.param(rule, marks=pytest.mark.slow) for rule in ("hard", "tempered", "blocks")],
+)
 def test_batches_restarts_and_vmap_give_the_single_fits(rule):
     model = jaxem.Mixture(jaxem.Normal("diagonal"), k=3)
     fit = functools.partial(jaxem.fit, model, method=method(rule), tol=1e-5)

@@ -60,7 +60,9 @@ def test_slices_change_nothing(name, short_slices):
 
 
 LONG = """
+import signal
 import numpy as np, jaxem
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start jobs with it ignored
 x = np.random.default_rng(0).normal(size=(20000, 4))
 print("fitting", flush=True)
 jaxem.fit(jaxem.Mixture(jaxem.Normal(), k=6), x, key=0, restarts=50, tol=0, max_iter=100_000)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import pytest
 
 import jaxem
 
@@ -115,6 +116,16 @@ MODELS = {name: Case(jaxem.Mixture(bank, k=K), x) for name, (bank, x) in BANKS.i
     ),
     "labelled": Case(jaxem.Mixture(jaxem.Normal(), k=K), jaxem.Labelled(REAL, LABELS)),
 }
+
+SELDOM = [f"normal-{kind}-map" for kind in ("tied", "diagonal", "spherical")]
+SELDOM += [f"{bank}-map" for bank in ("bernoulli", "categorical", "multinomial", "exponential")]
+SELDOM += ["gamma-map", "student-df"]
+"""Variants whose family and whose prior are tested without each other."""
+
+
+def usually(names):
+    """The names as cases of a test, the seldom ones marked slow."""
+    return [pytest.param(n, marks=pytest.mark.slow if n in SELDOM else ()) for n in names]
 
 
 def cast(data, dtype):
