@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 
-from jaxem.datasets import old_faithful
+from jaxem.data.datasets import old_faithful
 
 REPEATS = 25
 OURS = """

@@ -20,9 +20,9 @@ from threadpoolctl import threadpool_limits
 import jaxem
 from benchmarks.cold import machine
 from jaxem.methods.em import EM
-from jaxem.problem import Spec
-from jaxem.pytree import split
-from jaxem.solve import single
+from jaxem.numerics.tree import split
+from jaxem.solver.problem import Spec
+from jaxem.solver.solve import single
 
 FITS, N, D, K, TOL, LIMIT = 4096, 500, 2, 3, 1e-5, 1000
 SKLEARN_FITS, LOCKSTEP_FITS, REPEATS = 200, 1024, 7

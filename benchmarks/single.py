@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 import jaxem
 from benchmarks.cold import machine
-from jaxem.families.quadratic import FORMS
+from jaxem.families.normal.products import FORMS
 from jaxem.models.mixture import FEWEST, MOST, UNITS, WIDE
 
 try:

@@ -4,22 +4,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 from jaxem import datasets, topics
-from jaxem.batch import Batch
-from jaxem.each import Each
+from jaxem.analysis.free_energy import free_energy
+from jaxem.data.batch import Batch
 from jaxem.fit import fit
-from jaxem.init import (
-    KMeansPlusPlus,
-    Labels,
-    RandomResponsibilities,
-    RandomRows,
-    Responsibilities,
-)
-from jaxem.lanes import Lanes
 from jaxem.methods.em import EM, Exact
-from jaxem.model import Bank, Model
 from jaxem.models.mixture import Labelled, Mixture, MixtureParams
-from jaxem.objective import free_energy
-from jaxem.priors import (
+from jaxem.protocol.model import Bank, Model
+from jaxem.protocol.priors import (
     BetaPrior,
     DirichletPrior,
     GammaConjugatePrior,
@@ -27,13 +18,23 @@ from jaxem.priors import (
     NormalPrior,
     NormalWishartPrior,
 )
-from jaxem.restarts import Restarts
-from jaxem.restricted import Restricted
-from jaxem.result import Fit, Result
-from jaxem.status import FitError, FitWarning, Status
+from jaxem.protocol.starts import (
+    KMeansPlusPlus,
+    Labels,
+    RandomResponsibilities,
+    RandomRows,
+    Responsibilities,
+)
+from jaxem.protocol.status import FitError, FitWarning, Status
+from jaxem.results.result import Fit, Result
+from jaxem.solver.lanes import Lanes
+from jaxem.solver.restarts import Restarts
+from jaxem.wrappers.each import Each
+from jaxem.wrappers.restricted import Restricted
 
 if TYPE_CHECKING:
-    from jaxem.documents import Documents
+    from jaxem.analysis.select import Row, Selection, select
+    from jaxem.data.documents import Documents
     from jaxem.families.bernoulli import Bernoulli, BernoulliParams
     from jaxem.families.categorical import Categorical, CategoricalParams
     from jaxem.families.conjugate import BetaPosterior, DirichletPosterior, GammaPosterior
@@ -41,29 +42,28 @@ if TYPE_CHECKING:
     from jaxem.families.exponential_family import ExponentialFamily
     from jaxem.families.gamma import Gamma, GammaParams
     from jaxem.families.multinomial import Multinomial, MultinomialParams
-    from jaxem.families.normal import Normal, NormalParams
-    from jaxem.families.normal_wishart import NormalPosterior
+    from jaxem.families.normal.normal import Normal, NormalParams
+    from jaxem.families.normal.wishart import NormalPosterior
     from jaxem.families.poisson import Poisson, PoissonParams
     from jaxem.families.product import Product
     from jaxem.families.student import StudentT, StudentTParams
     from jaxem.models.bayesian import BayesianMixture, BayesianMixtureParams
-    from jaxem.models.lda import LDA, LDAParams
-    from jaxem.selection import Row, Selection, select
+    from jaxem.models.lda.lda import LDA, LDAParams
 
 _LATER = {
     "Blocks": "methods.blocks",
     "Variational": "methods.variational",
     "Anderson": "methods.acceleration",
     "SQUAREM": "methods.acceleration",
-    "Constrained": "methods.constraints",
+    "Constrained": "methods.constrained",
     "Decay": "methods.online",
-    "Gradient": "methods.parameter_rules",
+    "Gradient": "methods.m_steps",
     "OnlineEM": "methods.online",
-    "Hard": "methods.posterior_rules",
+    "Hard": "methods.e_steps",
     "MeanField": "methods.mean_field",
-    "Incremental": "methods.posterior_rules",
-    "Stochastic": "methods.posterior_rules",
-    "Tempered": "methods.posterior_rules",
+    "Incremental": "methods.e_steps",
+    "Stochastic": "methods.e_steps",
+    "Tempered": "methods.e_steps",
     "BayesianMixture": "models.bayesian",
     "BayesianMixtureParams": "models.bayesian",
     "Bernoulli": "families.bernoulli",
@@ -80,22 +80,22 @@ _LATER = {
     "GammaPosterior": "families.conjugate",
     "Multinomial": "families.multinomial",
     "MultinomialParams": "families.multinomial",
-    "Normal": "families.normal",
-    "NormalParams": "families.normal",
-    "NormalPosterior": "families.normal_wishart",
+    "Normal": "families.normal.normal",
+    "NormalParams": "families.normal.normal",
+    "NormalPosterior": "families.normal.wishart",
     "Poisson": "families.poisson",
     "PoissonParams": "families.poisson",
     "Product": "families.product",
     "StudentT": "families.student",
     "StudentTParams": "families.student",
-    "LDA": "models.lda",
-    "LDAParams": "models.lda",
-    "Documents": "documents",
-    "Row": "selection",
-    "check_model": "author",
-    "kmeans": "lloyd",
-    "Selection": "selection",
-    "select": "selection",
+    "LDA": "models.lda.lda",
+    "LDAParams": "models.lda.lda",
+    "Documents": "data.documents",
+    "Row": "analysis.select",
+    "check_model": "analysis.check_model",
+    "kmeans": "estimators.kmeans",
+    "Selection": "analysis.select",
+    "select": "analysis.select",
 }
 
 __all__ = [
@@ -195,6 +195,6 @@ def __dir__():
 
 def load(path, model=None) -> Result:
     """Reads a result that `Result.save` wrote; `model` where it is not one of jaxem's own."""
-    from jaxem.storage import load
+    from jaxem.numerics.storage import load
 
     return load(path, model)

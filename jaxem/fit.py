@@ -6,20 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem import data as checks
-from jaxem.batch import Batch, as_blocks
-from jaxem.check import check_init, check_start
-from jaxem.init import NAMED, Start
-from jaxem.lanes import Lanes
+from jaxem.data import arrays as checks
+from jaxem.data.batch import Batch, as_blocks
+from jaxem.data.check_starts import check_init, check_start
+from jaxem.data.options import integer
 from jaxem.methods.em import EM
-from jaxem.model import Bank, adopt, lacks
-from jaxem.options import integer
-from jaxem.problem import sanitize
-from jaxem.pytree import float_dtype, is_traced
-from jaxem.restarts import Restarts
-from jaxem.restricted import Restricted
-from jaxem.result import Result, report
-from jaxem.run import run
+from jaxem.numerics.tree import float_dtype, is_traced
+from jaxem.protocol.model import Bank, adopt, lacks
+from jaxem.protocol.starts import NAMED, Start
+from jaxem.results.result import Result, report
+from jaxem.solver.lanes import Lanes
+from jaxem.solver.problem import sanitize
+from jaxem.solver.programs import run
+from jaxem.solver.restarts import Restarts
+from jaxem.wrappers.restricted import Restricted
 
 CRITERIA = ("aitken", "change")
 GRADIENTS = ("implicit", "unrolled", "one_step", "none")
@@ -187,7 +187,7 @@ def _suited(method, model, x, plan):
     smooth = getattr(model, "differentiable", True)
     plan["joint"] = None
     if plan["gradient"] in ("implicit", "one_step") and not (method.plain and smooth):
-        from jaxem.joint import joint_of  # plain fits start sooner without it
+        from jaxem.gradient.stationary import joint_of  # plain fits start sooner without it
 
         plan["joint"] = joint_of(method, model, x)
         plan["gradient"] = "unknown" if plan["joint"] is None else plan["gradient"]

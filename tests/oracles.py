@@ -14,7 +14,7 @@ import pytest
 from scipy import linalg, special, stats
 
 import jaxem
-from jaxem.pytree import pytree
+from jaxem.numerics.tree import pytree
 
 K, D, N = 3, 3, 60
 PUBLISHED = pathlib.Path(__file__).parents[2] / "shared" / "published"

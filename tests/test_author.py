@@ -61,7 +61,7 @@ class Transposed(TwoExponentials):
 class ForgottenWeights(TwoExponentials):
     def posterior(self, params, x):
         joint = self.log_joint(params, x)
-        r, evidence = jaxem.model.normalize(joint)
+        r, evidence = jaxem.numerics.softmax.normalize(joint)
         return r, evidence - jnp.log(2)
 
 
@@ -74,7 +74,7 @@ class UnsafeLog(TwoExponentials):
 class CutOff(TwoExponentials):
     def posterior(self, params, x):
         held = jax.lax.stop_gradient(params)
-        return jaxem.model.normalize(self.log_joint(held, x))
+        return jaxem.numerics.softmax.normalize(self.log_joint(held, x))
 
 
 class WrongDtype(TwoExponentials):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jaxem
-from jaxem.batch import padded_length
+from jaxem.data.batch import padded_length
 
 K, N, D = 2, 60, 2
 MODEL = jaxem.Mixture(jaxem.Normal(), k=K)

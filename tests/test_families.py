@@ -17,7 +17,7 @@ from oracles import (
 from scipy import special, stats
 
 import jaxem
-from jaxem.families.covariance import CACHED
+from jaxem.families.normal.structures import CACHED
 
 DIRECTIONS = range(4)
 

@@ -221,7 +221,9 @@ def test_a_faulty_m_step_is_reported_and_the_best_kept():
     with pytest.warns(jaxem.FitWarning, match=r"DECREASED.*M-step"):
         result = jaxem.fit(model, COUNTS[:, :1], init=best)
     assert not result.converged
-    score = jaxem.model.adopt(model).log_prob(result.params, jnp.asarray(COUNTS[:, :1])).sum()
+    score = (
+        jaxem.protocol.model.adopt(model).log_prob(result.params, jnp.asarray(COUNTS[:, :1])).sum()
+    )
     np.testing.assert_allclose(result.log_likelihood, score, rtol=1e-12)
     with pytest.raises(jaxem.FitError, match="DECREASED"):
         result.raise_if_failed()

@@ -6,7 +6,7 @@ import pytest
 from zoo import MODELS, K, N, usually
 
 import jaxem
-from jaxem.objective import ascent, decompose
+from jaxem.analysis.free_energy import ascent, decompose
 
 
 def close(a, b):

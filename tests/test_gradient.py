@@ -9,7 +9,7 @@ import pytest
 from zoo import MODELS, N
 
 import jaxem
-from jaxem.pytree import merge, split
+from jaxem.numerics.tree import merge, split
 
 pytestmark = pytest.mark.filterwarnings("ignore::jaxem.FitWarning")
 RNG = np.random.default_rng(3)

@@ -13,7 +13,7 @@ from test_gradient_rules import FIRST, MODEL, groups
 from test_mean_field import Graph, graph
 
 import jaxem
-from jaxem.pytree import merge, pytree, split
+from jaxem.numerics.tree import merge, pytree, split
 
 pytestmark = pytest.mark.filterwarnings("ignore::jaxem.FitWarning")
 DOCUMENTS, WORDS, TOPICS = 24, 7, 2

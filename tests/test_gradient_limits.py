@@ -11,7 +11,7 @@ from test_gradient import TIGHT, difference, dotted
 from test_gradient_rules import FIRST, MODEL, OTHER, X, fast, groups, loss
 
 import jaxem
-from jaxem.krylov import krylov
+from jaxem.gradient.krylov import krylov
 
 START = dataclasses.replace(
     FIRST, components=dataclasses.replace(FIRST.components, mean=FIRST.components.mean + 0.2)

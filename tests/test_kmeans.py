@@ -8,7 +8,7 @@ from oracles import PUBLISHED, published
 from sklearn.cluster import KMeans
 
 import jaxem
-from jaxem.lloyd import Centres
+from jaxem.estimators.kmeans import Centres
 
 
 def blobs():

@@ -10,11 +10,11 @@ import pytest
 from zoo import BANKS, usually
 
 import jaxem
-from jaxem.families.quadratic import packed, pairs, products, unpacked
-from jaxem.problem import Spec
-from jaxem.pytree import split
-from jaxem.solve import single
-from jaxem.sweep import CHUNKED, TRUSTED, in_chunks, prepared, row_sum, sweep
+from jaxem.families.normal.products import packed, pairs, products, unpacked
+from jaxem.numerics.tree import split
+from jaxem.passes.sweep import CHUNKED, TRUSTED, in_chunks, prepared, row_sum, sweep
+from jaxem.solver.problem import Spec
+from jaxem.solver.solve import single
 
 N, K = 120_003, 3
 ROWS = 1_000
@@ -295,7 +295,7 @@ def test_data_standardised_in_every_pass_give_what_a_copy_gives(covariance, monk
         return jaxem.fit(model, x, **options)
 
     copied = run()
-    monkeypatch.setattr(jaxem.sweep, "ROOM", 2**10)
+    monkeypatch.setattr(jaxem.passes.sweep, "ROOM", 2**10)
     jax.clear_caches()
     lazy = run()
     jax.clear_caches()

@@ -16,7 +16,7 @@ from scipy.special import digamma, gammaln
 
 import jaxem
 from jaxem.models import concentration, lda_climb, lda_posterior
-from jaxem.special import exp_digamma
+from jaxem.numerics.special import exp_digamma
 
 PUBLISHED = pathlib.Path(__file__).parents[2] / "shared" / "published" / "cases.json"
 N, V, K = 12, 9, 3
@@ -611,7 +611,7 @@ def test_coherence_by_hand():
 
 def test_a_large_corpus_goes_the_same_way(monkeypatch):
     """From CHUNKED numbers on a climb prepares its data and sweeps by `fused`."""
-    import jaxem.sweep as sweep_module
+    import jaxem.passes.sweep as sweep_module
 
     rng = np.random.default_rng(0)
     documents = jaxem.Documents(rng.poisson(0.4, size=(40, 20)))

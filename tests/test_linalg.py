@@ -12,9 +12,10 @@ import pytest
 from oracles import spd
 
 import jaxem
-from jaxem import Status, special
+from jaxem import Status
 from jaxem.families.gamma import solve_shape
-from jaxem.linalg import Factor, floored, is_floored
+from jaxem.numerics import special
+from jaxem.numerics.linalg import Factor, floored, is_floored
 
 STRUCTURES = ("full", "tied", "diagonal", "spherical")
 

@@ -11,8 +11,8 @@ import pytest
 from scipy.special import logsumexp
 
 import jaxem
-from jaxem.factored import Factored
-from jaxem.spaces import POSITIVE, REAL, SIMPLEX
+from jaxem.protocol.spaces import POSITIVE, REAL, SIMPLEX
+from jaxem.wrappers.factored import Factored
 
 STATES, N, D = (2, 3, 2), 60, 4
 

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import chi2_contingency
 
 import jaxem
-from jaxem.optima import Optimum, optima
+from jaxem.results.optima import Optimum, optima
 
 FOLDER = pathlib.Path(__file__).parents[2] / "shared" / "published"
 published = pytest.mark.skipif(not FOLDER.exists(), reason="../shared/published is absent")

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from zoo import COUNTS, MODELS, REAL, K
 
 import jaxem
-from jaxem.objective import expectation, shares
+from jaxem.analysis.free_energy import expectation, shares
 
 TIE = [("components.mean[0]", "components.mean[2]")]
 PAIR = [("components[0]", "components[2]")]

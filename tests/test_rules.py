@@ -10,8 +10,8 @@ from oracles import published
 from zoo import BANKS, MODELS
 
 import jaxem
-from jaxem.methods.posterior_rules import parted, sampled
-from jaxem.responsibilities import normalize
+from jaxem.methods.e_steps import parted, sampled
+from jaxem.numerics.softmax import normalize
 
 EVEN = jaxem.Constrained.sizes(np.full(3, 1 / 3))
 RULES = {

@@ -11,8 +11,8 @@ from oracles import normal_density
 from zoo import BANKS, COUNTS, LABELS, REAL
 
 import jaxem
-from jaxem import padded
-from jaxem.status import Status
+from jaxem.analysis import padded_mixtures as padded
+from jaxem.protocol.status import Status
 
 SIZES = (1, 2, 3, 4)
 FREE = {"full": 6, "spherical": 4}  # numbers of one component and its weight, in two dimensions

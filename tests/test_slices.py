@@ -12,7 +12,7 @@ import pytest
 from zoo import REAL, K
 
 import jaxem
-from jaxem import slices
+from jaxem.solver import host as slices
 
 MODEL = jaxem.Mixture(jaxem.Normal(), k=K)
 

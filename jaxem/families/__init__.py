@@ -1,1 +1,1 @@
-"""Component families: one a file, each a bank of k components."""
+"""Probability distributions, one a file, each a bank of k components."""

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
-from jaxem.priors import BetaPrior
-from jaxem.pytree import pytree
-from jaxem.spaces import UNIT
+from jaxem.numerics.tree import pytree
+from jaxem.protocol.priors import BetaPrior
+from jaxem.protocol.spaces import UNIT
 
 
 @pytree(eq=False)

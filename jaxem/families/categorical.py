@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
-from jaxem.held import Held, averaged
-from jaxem.priors import DirichletPrior
-from jaxem.pytree import pytree
-from jaxem.spaces import SIMPLEX
+from jaxem.numerics.tree import pytree
+from jaxem.protocol.priors import DirichletPrior
+from jaxem.protocol.spaces import SIMPLEX
+from jaxem.wrappers.layout import Held, averaged
 
 
 @pytree(eq=False)

@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import digamma, lgamma
 
-from jaxem import divergence
 from jaxem.families.bernoulli import Bernoulli
 from jaxem.families.categorical import Categorical
 from jaxem.families.exponential_family import ExponentialFamily
 from jaxem.families.multinomial import Multinomial, MultinomialParams
 from jaxem.families.poisson import Poisson
-from jaxem.model import IMPOSSIBLE
-from jaxem.priors import BetaPrior, DirichletPrior
-from jaxem.pytree import pytree
-from jaxem.spaces import POSITIVE
+from jaxem.numerics import divergence
+from jaxem.numerics.tree import pytree
+from jaxem.protocol.model import IMPOSSIBLE
+from jaxem.protocol.priors import BetaPrior, DirichletPrior
+from jaxem.protocol.spaces import POSITIVE
 
 
 @pytree(eq=False)

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.families.exponential_family import ExponentialFamily, Relative
-from jaxem.families.frame import column_scale
-from jaxem.model import View
-from jaxem.priors import GammaPrior
-from jaxem.pytree import pytree
-from jaxem.spaces import POSITIVE
+from jaxem.families.units import column_scale
+from jaxem.numerics.tree import pytree
+from jaxem.protocol.model import View
+from jaxem.protocol.priors import GammaPrior
+from jaxem.protocol.spaces import POSITIVE
 
 
 @pytree(eq=False)

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from jaxem.held import averaged, is_held
-from jaxem.model import IMPOSSIBLE, Bank, View, identity, is_empty, keep_empty, safe
-from jaxem.pytree import pytree
-from jaxem.sweep import Linear, roomy
+from jaxem.numerics.tree import pytree
+from jaxem.passes.sweep import Linear, roomy
+from jaxem.protocol.model import IMPOSSIBLE, Bank, View, identity, is_empty, keep_empty, safe
+from jaxem.wrappers.layout import averaged, is_held
 
 
 class MeanStatistics(NamedTuple):

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax.lax import Precision
 
 from jaxem.families.exponential import column_scale
-from jaxem.model import Bank, View, keep_empty, safe
-from jaxem.priors import GammaConjugatePrior
-from jaxem.pytree import pytree
-from jaxem.spaces import POSITIVE
-from jaxem.special import inverse_minus_trigamma, log_minus_digamma, stirling_term
+from jaxem.numerics.special import inverse_minus_trigamma, log_minus_digamma, stirling_term
+from jaxem.numerics.tree import pytree
+from jaxem.protocol.model import Bank, View, keep_empty, safe
+from jaxem.protocol.priors import GammaConjugatePrior
+from jaxem.protocol.spaces import POSITIVE
 
 NEWTON_STEPS = 8
 """Minka's iteration for the shape gains about two digits more a step than the one before."""

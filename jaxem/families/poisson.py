@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.lax import lgamma
 
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible
-from jaxem.families.frame import column_scale
-from jaxem.priors import GammaPrior
-from jaxem.pytree import pytree
-from jaxem.spaces import POSITIVE
+from jaxem.families.units import column_scale
+from jaxem.numerics.tree import pytree
+from jaxem.protocol.priors import GammaPrior
+from jaxem.protocol.spaces import POSITIVE
 
 
 @pytree(eq=False)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxem.model import Bank, View
+from jaxem.protocol.model import Bank, View
 
 
 class Product(Bank):

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxem.families.covariance import centre
 from jaxem.families.gamma import solve_shape
-from jaxem.families.normal import Normal, NormalParams, NormalStatistics
-from jaxem.model import Bank, keep_empty, safe
-from jaxem.priors import NormalPrior
-from jaxem.pytree import pytree
-from jaxem.spaces import POSITIVE, POSITIVE_DEFINITE, REAL, Positive
-from jaxem.special import log_gamma_ratio, log_minus_digamma
+from jaxem.families.normal.normal import Normal, NormalParams, NormalStatistics
+from jaxem.families.normal.structures import centre
+from jaxem.numerics.special import log_gamma_ratio, log_minus_digamma
+from jaxem.numerics.tree import pytree
+from jaxem.protocol.model import Bank, keep_empty, safe
+from jaxem.protocol.priors import NormalPrior
+from jaxem.protocol.spaces import POSITIVE, POSITIVE_DEFINITE, REAL, Positive
 
 DF_RANGE = (0.1, 1000.0)
 """Where estimated degrees of freedom are sought: at 1000 the density is normal to four digits."""

@@ -1,1 +1,1 @@
-"""Rules for the two coordinates of the free energy: they know no model."""
+"""Rules for q and for the params; they know no model."""

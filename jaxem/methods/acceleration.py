@@ -19,8 +19,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.lax import Precision
 
-from jaxem.linalg import solve_positive
-from jaxem.pytree import is_traced, pytree, select
+from jaxem.numerics.linalg import solve_positive
+from jaxem.numerics.tree import is_traced, pytree, select
 
 FADE = 0.9
 """How much of the slowest mode seen is remembered from one measurement to the next."""

@@ -4,11 +4,11 @@ from typing import Any
 
 import jax
 
-from jaxem.methods.parameter_rules import Gradient
-from jaxem.model import lacks
-from jaxem.objective import shares, with_shares
-from jaxem.pytree import pytree
-from jaxem.restricted import hold
+from jaxem.analysis.free_energy import shares, with_shares
+from jaxem.methods.m_steps import Gradient
+from jaxem.numerics.tree import pytree
+from jaxem.protocol.model import lacks
+from jaxem.wrappers.restricted import hold
 
 
 @pytree(static=("blocks",))

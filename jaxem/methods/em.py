@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxem.factored import factored
-from jaxem.model import lacks
-from jaxem.pytree import float_dtype, pytree
-from jaxem.spaces import return_time
-from jaxem.sweep import is_large, row_sum, sweep
+from jaxem.numerics.tree import float_dtype, pytree
+from jaxem.passes.sweep import is_large, row_sum, sweep
+from jaxem.protocol.model import lacks
+from jaxem.protocol.spaces import return_time
+from jaxem.wrappers.factored import factored
 
 ROUNDING = 16
 """The objective is known to ROUNDING · eps · Σw(|ℓ|+1): late float32 iterations fall by up to 3."""
@@ -150,7 +150,7 @@ class EM:
 
             e_step = Variational()
         if isinstance(m_step, Exact) and not model.closed(x):
-            from jaxem.methods.parameter_rules import Gradient, lbfgs
+            from jaxem.methods.m_steps import Gradient, lbfgs
 
             m_step = Gradient(lbfgs(), steps=5) if unknown else Gradient()
         return EM(e_step, m_step, self.accelerator)

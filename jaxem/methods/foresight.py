@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from jaxem.methods.acceleration import Chart, dot
-from jaxem.pytree import pytree
+from jaxem.numerics.tree import pytree
 
 
 class Faint(NamedTuple):

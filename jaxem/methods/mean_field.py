@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxem.factored import factored
 from jaxem.methods.em import Exact, Expectation
-from jaxem.model import adopt
-from jaxem.pytree import float_dtype, pytree
+from jaxem.numerics.tree import float_dtype, pytree
+from jaxem.protocol.model import adopt
+from jaxem.wrappers.factored import factored
 
 
 class MeanFieldMemory(NamedTuple):

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxem.data.options import integer
 from jaxem.methods.em import EM, measured
-from jaxem.options import integer
-from jaxem.pytree import pytree, select
-from jaxem.sweep import row_sum
+from jaxem.numerics.tree import pytree, select
+from jaxem.passes.sweep import row_sum
 
 
 @pytree

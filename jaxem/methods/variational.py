@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from jaxem.analysis.free_energy import with_shares
 from jaxem.methods.em import Exact, Expectation
-from jaxem.methods.parameter_rules import descend, fresh, lbfgs
-from jaxem.model import IMPOSSIBLE, adopt, lacks
-from jaxem.objective import with_shares
-from jaxem.pytree import float_dtype, pytree
+from jaxem.methods.m_steps import descend, fresh, lbfgs
+from jaxem.numerics.tree import float_dtype, pytree
+from jaxem.protocol.model import IMPOSSIBLE, adopt, lacks
 
 
 class VariationalMemory(NamedTuple):

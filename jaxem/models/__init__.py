@@ -1,1 +1,1 @@
-"""Models with latent structure: they take banks and never name a family."""
+"""Latent structure over banks; models name no family."""

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.lax import digamma
 
-from jaxem import divergence
+from jaxem.analysis.free_energy import expectation
 from jaxem.models.mixture import FiniteMixture, unlabelled, warn_if_identical
-from jaxem.objective import expectation
-from jaxem.pytree import pytree
-from jaxem.spaces import POSITIVE
-from jaxem.sweep import total_of
+from jaxem.numerics import divergence
+from jaxem.numerics.tree import pytree
+from jaxem.passes.sweep import total_of
+from jaxem.protocol.spaces import POSITIVE
 
 WEIGHTS = ("dirichlet", "dirichlet_process")
 

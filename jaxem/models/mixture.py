@@ -11,15 +11,15 @@ import numpy as np
 from jax import lax
 from jax.lax import Precision
 
-from jaxem.init import Start, fill_empty
-from jaxem.model import Bank, Model, identity
-from jaxem.options import integer
-from jaxem.priors import DirichletPrior
-from jaxem.pytree import pytree
-from jaxem.responsibilities import normalize, shares
-from jaxem.spaces import SIMPLEX
-from jaxem.status import FitWarning
-from jaxem.sweep import Fused
+from jaxem.data.options import integer
+from jaxem.numerics.softmax import normalize, shares
+from jaxem.numerics.tree import pytree
+from jaxem.passes.sweep import Fused
+from jaxem.protocol.model import Bank, Model, identity
+from jaxem.protocol.priors import DirichletPrior
+from jaxem.protocol.spaces import SIMPLEX
+from jaxem.protocol.starts import Start, fill_empty
+from jaxem.protocol.status import FitWarning
 
 WIDE = 3 * 2**18
 """Numbers of a chunk that is swept by matrix products: features, joint and responsibilities. Twice
@@ -281,7 +281,7 @@ class Mixture(FiniteMixture):
         """(params, x, weights) -> ∂(EM map)/∂params, (P, P), or None: only products of it then."""
         if type(self) is not Mixture or not self.components.separate:
             return None
-        from jaxem.models.slope import jacobian  # of no use to a plain fit
+        from jaxem.models.jacobian import jacobian  # of no use to a plain fit
 
         return partial(jacobian, self)
 

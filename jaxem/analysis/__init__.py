@@ -1,0 +1,1 @@
+"""What is built on finished fits: compare, check, quantify."""

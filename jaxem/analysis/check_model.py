@@ -1,0 +1,310 @@
+"""`check_model`: what an author of a model should know before fitting with it."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem.analysis.free_energy import expectation, free_energy, shares
+from jaxem.data import arrays as checks
+from jaxem.fit import require_model
+from jaxem.methods.em import EM
+from jaxem.numerics.softmax import normalize
+from jaxem.numerics.tree import float_dtype
+from jaxem.protocol.model import adopt, lacks
+from jaxem.wrappers.factored import factored
+
+STEPS = 10
+"""EM steps that must not fall."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """passed: what was checked and holds; problems: one sentence for each thing that does not."""
+
+    passed: tuple
+    problems: tuple
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.problems
+
+    def __str__(self):
+        lines = [f"ok: {what}" for what in self.passed] + [f"WRONG: {p}" for p in self.problems]
+        return "\n".join(lines)
+
+
+class Wrong(Exception):
+    """One thing that is wrong with a model."""
+
+
+def check_model(model, x, *, weights=None, key=0) -> Findings:
+    """What is wrong with a model, found by running each of its functions on data it should explain.
+
+    It checks shapes; that statistics add over units and are linear in weights; that a weight of 0
+    is as good as absence; that F(q, θ) is the evidence at the posterior and not above it elsewhere;
+    that the gradients of evidence and expected log joint agree (Fisher's identity); and that EM
+    steps do not lower the objective. A check that needs one that failed is left out.
+
+    Args:
+      model: as for `fit`.  x: some units of data; a few dozen are enough.
+      weights: (n,), or None for uneven ones.  key: a JAX key or an int, for the start.
+
+    Returns:
+      `Findings`; print them. `findings.ok` says whether all is well.
+    """
+    passed, problems, failed = [], [], set()
+    trial = Trial(model, x, weights, key)
+    for name, needs, title in CHECKS:
+        if failed & set(needs):
+            failed.add(name)
+            continue
+        try:
+            done = getattr(trial, name)()
+        except Wrong as wrong:
+            done = str(wrong)
+        except Exception as error:
+            done = f"{title} could not be checked: {type(error).__name__}: {error}"
+        if done is None:
+            passed.append(title)
+        elif done:
+            problems.append(done)
+            failed.add(name)
+    return Findings(tuple(passed), tuple(problems))
+
+
+CHECKS = (
+    ("protocol", (), "the functions that a model needs"),
+    ("starts", ("protocol",), "init, under jit"),
+    ("shapes", ("starts",), "shapes of posterior and evidence"),
+    ("agreement", ("shapes",), "posterior and log_joint agree"),
+    ("bound", ("shapes",), "F(q, θ) ≤ evidence"),
+    ("additivity", ("shapes",), "statistics add over units"),
+    ("linearity", ("shapes",), "statistics are linear in weights"),
+    ("gradients", ("shapes", "agreement"), "gradients"),
+    ("steps", ("shapes",), "maximize returns params like its own"),
+    ("ascent", ("steps",), "EM steps never lower the objective"),
+)
+
+
+class Trial:
+    """A model with data, weights and a start, and every check as a method: None if it holds, the
+    sentence to say if not, "" where there is nothing to check."""
+
+    def __init__(self, model, x, weights, key):
+        self.given, self.model = model, adopt(model)
+        self.x, n = checks.as_data(x)
+        self.n, self.dtype = n, float_dtype(self.x)
+        uneven = 0.5 + np.arange(n) % 3
+        self.weights = jnp.asarray(uneven if weights is None else weights, self.dtype)
+        self.key = checks.as_key(key)
+        self.bound_only = lacks(self.model, "posterior", "log_joint")
+        self.several = factored(self.model) is not None
+        own = not lacks(self.model, "statistics", "maximize")
+        self.exact = own and (self.several or not self.bound_only)
+        self.finite = not lacks(self.model, "log_joint")
+        self.tol = 1e3 * float(jnp.finfo(self.dtype).eps)
+
+    def protocol(self):
+        try:
+            require_model(self.given)
+        except TypeError as error:
+            return str(error)
+
+    def starts(self):
+        key = self.key if hasattr(self.key, "dtype") and self.key.ndim else jax.random.key(self.key)
+        view = self.model.view(self.x, self.weights)  # where a fit climbs, with its floors
+        self.model, self.x = view.model, view.data
+        try:
+            self.params = jax.jit(self.model.init)(key, self.x, self.weights)
+        except jax.errors.JAXTypeError as error:
+            return f"init must be pure JAX, without Python branches on values: {_first(error)}"
+        bad = [p for p, leaf in _leaves(self.params) if not jnp.all(jnp.isfinite(leaf))]
+        if bad:
+            return f"init returned values that are not finite in params{bad[0]}"
+
+    def shapes(self):
+        if self.bound_only:
+            return self.free_energies()
+        self.q, self.evidence = jax.jit(self.model.posterior)(self.params, self.x)
+        if self.evidence.shape != (self.n,):
+            return (
+                f"posterior must return evidence of shape (n,) = ({self.n},), "
+                f"got {self.evidence.shape}"
+            )
+        if not jnp.all(jnp.isfinite(self.evidence)):
+            first = int(jnp.argmin(jnp.isfinite(self.evidence)))
+            return (
+                f"the evidence is {float(self.evidence[first])} at unit {first}, from the start "
+                "that init gave: a start must give every unit a positive probability"
+            )
+        r = shares(self.q)
+        if self.finite and jnp.max(jnp.abs(r.sum(-1) - 1)) > self.tol:
+            return "the responsibilities that posterior returns do not sum to 1 over components"
+
+    def free_energies(self):
+        """`shapes` of a model that gives F alone."""
+        self.q = q = jax.jit(self.model.init_q)(self.params, self.x)
+        value = jax.jit(self.model.free_energy)(self.params, self.x, q)
+        if value.shape != (self.n,):
+            return f"free_energy must return shape (n,) = ({self.n},), got {value.shape}"
+        if not jnp.all(jnp.isfinite(value)):
+            first = int(jnp.argmin(jnp.isfinite(value)))
+            return (
+                f"free_energy is {float(value[first])} at unit {first}, at the first params and q"
+            )
+
+        if self.several and not jax.jit(factored(self.model).exact)(self.params, self.x):
+            return factored(self.model).refusal()
+
+        def total(params, q):
+            return self.weights @ self.model.free_energy(params, self.x, q)
+
+        slopes = jax.jit(jax.grad(total, (0, 1)))(self.params, q)
+        for name, slope in zip(("params", "q"), slopes, strict=True):
+            bad = [p for p, leaf in _leaves(slope) if not jnp.all(jnp.isfinite(leaf))]
+            if bad:
+                return f"the gradient of free_energy by {name}{bad[0]} is not finite"
+
+    def agreement(self):
+        if not self.finite:
+            return ""
+        r, evidence = normalize(self.model.log_joint(self.params, self.x))
+        away = float(jnp.max(jnp.abs(evidence - self.evidence)))
+        if away > self.tol * (1 + float(jnp.max(jnp.abs(evidence)))):
+            return (
+                "posterior's evidence is not log Σ_k exp log_joint: they differ by up to "
+                f"{away:.3g} nats a unit; a term stands in one of them alone"
+            )
+        if jnp.max(jnp.abs(shares(self.q) - r)) > self.tol:
+            return "posterior's responsibilities are not those of log_joint: Bayes' rule fails"
+
+    def bound(self):
+        if not self.finite:
+            return ""
+        r, total = shares(self.q), float(self.weights @ self.evidence)
+        noise = self.tol * float(self.weights @ (1 + jnp.abs(self.evidence)))
+        for mix in (0.0, 0.1, 0.5):
+            other = (1 - mix) * r + mix * jnp.roll(r, 1, axis=1)
+            other = jnp.where(jnp.isfinite(self.model.log_joint(self.params, self.x)), other, 0)
+            other = other / other.sum(1, keepdims=True)
+            here = float(free_energy(self.model, self.params, self.x, other, self.weights))
+            if here > total + noise:
+                return (
+                    f"F(q, θ) = {here:.6g} exceeds the evidence {total:.6g}: the evidence that "
+                    "posterior returns lacks something that log_joint holds"
+                )
+
+    def additivity(self):
+        if not self.exact:
+            return ""
+        half = self.n // 2
+        parts = [self._statistics(part) for part in (slice(0, half), slice(half, self.n))]
+        self.whole = self._statistics(slice(None))
+        off = _differ(self.whole, jax.tree.map(jnp.add, *parts), self.tol)
+        if off is not None:
+            return (
+                f"statistics{off} of all units is not the sum over two halves: it must be a sum "
+                "over units, not a mean; divide in maximize"
+            )
+
+    def linearity(self):
+        if not self.exact:
+            return ""
+        double = self._statistics(slice(None), 2 * self.weights)
+        plain = self._statistics(slice(None))
+        off = _differ(double, jax.tree.map(lambda a: 2 * a, plain), self.tol)
+        if off is not None:
+            return (
+                f"statistics{off} does not double when all weights do: it must be linear in "
+                "weights; a product with weights is missing, or there is one too many"
+            )
+        absent = self.weights.at[0].set(0)
+        without = self._statistics(slice(1, None))
+        off = _differ(self._statistics(slice(None), absent), without, self.tol)
+        if off is not None:
+            return f"statistics{off} counts a unit of weight 0: every term needs its weight"
+
+    def gradients(self):
+        if not self.finite:
+            return ""
+        q = jax.lax.stop_gradient(shares(self.q))
+
+        def evidence(p):
+            return self.weights @ self.model.log_prob(p, self.x)
+
+        def expected(p):
+            return self.weights @ expectation(q, self.model.log_joint(p, self.x))
+
+        one, two = (jax.jit(jax.grad(f))(self.params) for f in (evidence, expected))
+        bad = [p for p, leaf in _leaves(one) if not jnp.all(jnp.isfinite(leaf))]
+        if bad:
+            return (
+                f"the gradient of log p(x | params) by params{bad[0]} is not finite although the "
+                "value is: guard the argument of log or division inside jnp.where, not its result"
+            )
+        off = _differ(one, two, 100 * self.tol)
+        if off is not None:
+            return (
+                f"the gradients of the evidence and of the expected log joint by params{off} "
+                "differ (Fisher's identity): something is cut off from differentiation"
+            )
+
+    def steps(self):
+        method = EM().suited(self.model, self.x)
+        self.step = jax.jit(lambda p, m: method.evaluate(self.model, p, self.x, self.weights, m))
+        self.memory = method.start(self.model, self.params, self.x, self.weights)
+        after = jax.eval_shape(self.step, self.params, self.memory).proposal
+        if jax.tree.structure(after) != jax.tree.structure(self.params):
+            return "maximize returns another tree than init: give both the same fields"
+        for (path, old), new in zip(_leaves(self.params), jax.tree.leaves(after), strict=True):
+            if (old.shape, old.dtype) != (new.shape, new.dtype):
+                return (
+                    f"maximize returned params{path} as {new.dtype}{new.shape}; init made it "
+                    f"{old.dtype}{old.shape}: keep shape and dtype"
+                )
+
+    def ascent(self):
+        params, memory, before = self.params, self.memory, -jnp.inf
+        for number in range(STEPS):
+            seen = self.step(params, memory)
+            if not jnp.isfinite(seen.objective):
+                return f"the objective is {float(seen.objective)} after {number} EM steps"
+            if seen.objective < before - 4 * float(seen.noise):
+                return (
+                    f"EM step {number} lowered the objective from {float(before):.6g} to "
+                    f"{float(seen.objective):.6g}: maximize is not the argmax of the expected log "
+                    "joint + log_prior; a prior must stand in log_prior and in maximize"
+                )
+            params, memory, before = seen.proposal, seen.memory, seen.objective
+            if jnp.any(jnp.asarray(self.model.degenerate(params))):
+                return None  # a floor acts from here on
+
+    def _statistics(self, part, weights=None):
+        weights = self.weights if weights is None else weights
+        x = jax.tree.map(lambda a: a[part], self.x)
+        q = self.q[part] if self.several else self.model.posterior(self.params, x)[0]
+        return self.model.statistics(self.params, x, q, weights[part])
+
+
+def _leaves(tree):
+    return [
+        (jax.tree_util.keystr(p), jnp.asarray(a))
+        for p, a in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def _differ(one, two, tol):
+    """The path of the first leaf in which two trees differ, or None."""
+    for (path, a), (_, b) in zip(_leaves(one), _leaves(two), strict=True):
+        if a.shape != b.shape:
+            return f"{path} (shape {a.shape} or {b.shape}, by the units)"
+        if jnp.max(jnp.abs(a - b), initial=0) > tol * (1 + jnp.max(jnp.abs(a), initial=0)):
+            return path
+    return None
+
+
+def _first(error) -> str:
+    return str(error).splitlines()[0][:160]

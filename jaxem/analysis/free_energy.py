@@ -1,0 +1,120 @@
+"""The free energy F(q, θ): what every rule of EM climbs, and how it takes apart."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jaxem.protocol.model import adopt, lacks
+
+
+class FreeEnergy(NamedTuple):
+    """F in both its forms, in nats; each a scalar.
+
+    value: F(q, θ) = expected + entropy = evidence − divergence. expected: E_q[log p(x, z | θ)].
+    entropy: H(q) = −E_q[log q]. evidence: log p(x | θ). divergence: KL(q ‖ p(z | x, θ)) ≥ 0.
+    """
+
+    value: Any
+    expected: Any
+    entropy: Any
+    evidence: Any
+    divergence: Any
+
+
+class Ascent(NamedTuple):
+    """Why EM climbs: gain = expected + divergence, in nats; each a scalar.
+
+    gain: log p(x | θ₁) − log p(x | θ₀). expected: g(θ₁) − g(θ₀), where g is the expected log joint
+    under q₀ = p(z | x, θ₀), which an M-step does not lower. divergence: KL(q₀ ‖ p(z | x, θ₁)) ≥ 0.
+    """
+
+    gain: Any
+    expected: Any
+    divergence: Any
+
+
+def free_energy(model, params, x, q, weights=None):
+    """F(q, θ) = Σ_i w_i Σ_k q_ik (log p(x_i, z = k | params) − log q_ik), a scalar in nats.
+
+    = log p(x | params) − KL(q ‖ p(z | x, params)), so F ≤ the log-likelihood, with equality at the
+    posterior (Neal & Hinton 1998). Nothing is dropped; the log prior is not part of it.
+
+    Args:
+      model: a model with `log_joint(params, x) -> (n, k)`, or with a `free_energy(params, x, q)` of
+        its own, per unit (n,).
+      q: responsibilities (n, k), rows summing to 1, or what `model.posterior` returned; of several
+        latent variables (`MeanField`) those of each, (n, m, k).
+      weights: (n,), or None for 1.
+    """
+    model = adopt(model)
+    if not lacks(model, "free_energy"):
+        return _total(model.free_energy(params, x, q), weights)
+    q = shares(q)
+    joint = model.log_joint(params, x)
+    return _total(expectation(q, joint) - expectation(q, _log(q)), weights)
+
+
+def decompose(model, params, x, q, weights=None) -> FreeEnergy:
+    """`free_energy` with its terms: expected log joint + entropy, and evidence − KL.
+
+    Each term has its own sum, so that the two forms check one another. Arguments as there. Source:
+    Neal & Hinton 1998, equations 7 and 8.
+    """
+    q, model = shares(q), adopt(model)
+    joint = model.log_joint(params, x)
+    posterior, evidence = model.posterior(params, x)
+    relative = _log(q) - _log(shares(posterior))
+    return FreeEnergy(
+        free_energy(model, params, x, q, weights),
+        _total(expectation(q, joint), weights),
+        _total(-expectation(q, _log(q)), weights),
+        _total(evidence, weights),
+        _total(expectation(q, relative), weights),
+    )
+
+
+def ascent(model, before, after, x, weights=None) -> Ascent:
+    """The identity behind EM's monotonicity, log p(x | θ₁) − log p(x | θ₀) = [g(θ₁) − g(θ₀)] + KL.
+
+    Args:
+      model: a model with `log_joint(params, x) -> (n, k)`.
+      before, after: params θ₀, at whose posterior q₀ the expectation is taken, and any θ₁.
+      weights: (n,), or None for 1.
+
+    Source: Dempster, Laird & Rubin 1977, lemma 1 and theorem 1.
+    """
+    model = adopt(model)
+    (first, old), (second, new) = (model.posterior(params, x) for params in (before, after))
+    q = shares(first)
+    moved = expectation(q, model.log_joint(after, x)) - expectation(q, model.log_joint(before, x))
+    return Ascent(
+        _total(new - old, weights),
+        _total(moved, weights),
+        _total(expectation(q, _log(q) - _log(shares(second))), weights),
+    )
+
+
+def shares(q):
+    """Responsibilities (n, k), from themselves or from what `posterior` returned."""
+    return getattr(q, "responsibilities", q)
+
+
+def with_shares(q, r):
+    """What `posterior` returned, with other responsibilities (n, k)."""
+    return q._replace(responsibilities=r) if hasattr(q, "responsibilities") else r
+
+
+def expectation(q, values):
+    """Σ_k q_ik values_ik per unit, shape (n,); what q rules out counts nothing, −∞ included."""
+    some = q > 0
+    return jnp.where(some, q * jnp.where(some, values, 0), 0).sum(-1)
+
+
+def _log(q):
+    return jnp.where(q > 0, jnp.log(jnp.where(q > 0, q, 1)), -jnp.inf)
+
+
+def _total(per_unit, weights):
+    if weights is None:
+        return per_unit.sum()
+    return jnp.where(weights > 0, weights * per_unit, 0).sum()

@@ -1,0 +1,244 @@
+"""Mixtures that differ in k alone, climbed in one compiled program.
+
+A mixture of k components is one of more, of which the others have weight 0: they take part in no
+density and no statistic. Compiling takes about a second for every k, and running a small problem
+with a few absent components hardly longer than without.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem.data.arrays import as_weights
+from jaxem.fit import fit
+from jaxem.methods.em import EM
+from jaxem.models.mixture import Mixture, MixtureParams
+from jaxem.numerics.tree import float_dtype, pytree, split
+from jaxem.protocol.model import Model
+from jaxem.protocol.spaces import REAL
+from jaxem.results.result import Result
+from jaxem.solver.axes import each_start
+from jaxem.solver.problem import Fit, Problem, Spec, rank
+from jaxem.solver.programs import compiled, efforts
+
+WORTH = 2**22
+"""The most units × features² × restarts × absent components that are climbed for each compilation
+saved. On 2 cores both ways took equally long at twice this (jax 0.10.2)."""
+
+
+@pytree(eq=False)
+class PaddedParams:
+    """Params of a mixture, of whose components only the first k, an integer, are present."""
+
+    weights: Any
+    components: Any
+    k: Any
+
+    @property
+    def mixture(self):
+        return MixtureParams(self.weights, self.components)
+
+
+@pytree(static=("banked",))
+class Padded(Model):
+    """A mixture of at most `mixture.k` components. Absent ones are copies of the first.
+
+    banked: for every leaf of the components' params, whether it has an axis of components.
+    """
+
+    mixture: Mixture
+    banked: tuple[bool, ...]
+
+    @property
+    def k(self):
+        return self.mixture.k
+
+    def init(self, key, x, weights):
+        params = self.mixture.init(key, x, weights)
+        return PaddedParams(params.weights, params.components, jnp.asarray(self.k, jnp.int32))
+
+    def posterior(self, params, x):
+        return self.mixture.posterior(params.mixture, x)
+
+    def statistics(self, params, x, q, weights):
+        return self.mixture.statistics(params.mixture, x, q, weights)
+
+    def maximize(self, params, stats):
+        new = self.mixture.maximize(params.mixture, stats)
+        present = self._present(params)
+
+        def mirror(leaf):
+            return jnp.where(present.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, leaf[:1])
+
+        return PaddedParams(new.weights, over(self.banked, mirror, new.components), params.k)
+
+    def spaces(self, params):
+        inner = self.mixture.spaces(params.mixture)
+        return PaddedParams(inner.weights, inner.components, REAL)
+
+    def degenerate(self, params):
+        vanished = params.weights < jnp.finfo(params.weights.dtype).eps
+        floored = self.mixture.components.degenerate(params.components)
+        return jnp.any(floored) | jnp.any(vanished & self._present(params))
+
+    def valid(self, x):
+        return self.mixture.valid(x)
+
+    def support(self):
+        return self.mixture.support()
+
+    def check(self, x):
+        self.mixture.check(x)
+
+    def view(self, x, weights):
+        inner = self.mixture.view(x, weights)
+
+        def lift(change):
+            def changed(params):
+                new = change(params.mixture)
+                return PaddedParams(new.weights, new.components, params.k)
+
+            return changed
+
+        return inner._replace(
+            model=Padded(inner.model, self.banked),
+            inward=lift(inner.inward),
+            outward=lift(inner.outward),
+        )
+
+    def _present(self, params):
+        return jnp.arange(self.k) < params.k
+
+
+def over(banked, change, components):
+    """`change` of every leaf that has an axis of components, the others as they are."""
+    leaves, tree = jax.tree.flatten(components)
+    pairs = zip(leaves, banked, strict=True)
+    return jax.tree.unflatten(tree, [change(leaf) if has else leaf for leaf, has in pairs])
+
+
+def groups(models, x, restarts, method) -> list[list[int]]:
+    """Indices of the models that are worth climbing together; the others are in no group.
+
+    Together are mixtures of one bank without priors, whose absent components are known to leave
+    everything as it is, with few enough units that compiling takes longer than climbing.
+    """
+    alike: dict[Any, list[int]] = {}
+    plain = isinstance(restarts, int) and method == EM()
+    if not plain or not hasattr(x, "ndim") or x.ndim != 2:
+        return []
+    for i, model in enumerate(models):
+        if type(model) is Mixture and model.prior is None and _known(model.components):
+            numbers, structure = split(model.components)
+            values = tuple((np.asarray(v).dtype.str, np.asarray(v).tolist()) for v in numbers)
+            alike.setdefault((structure, repr(values)), []).append(i)
+    work = x.shape[0] * x.shape[1] ** 2 * restarts
+
+    def worth(group):
+        sizes = [models[i].k for i in group]
+        absent = len(sizes) * max(sizes) - sum(sizes)
+        return 0 < work * absent <= WORTH * (len(set(sizes)) - 1)
+
+    return [group for group in alike.values() if worth(group)]
+
+
+def _known(bank) -> bool:
+    """Whether a bank is one of jaxem's families, without a prior."""
+    mine = type(bank).__module__.startswith("jaxem.families.")
+    parts = getattr(bank, "families", ())
+    return mine and getattr(bank, "prior", None) is None and all(map(_known, parts))
+
+
+def fit_padded(models, x, key, init, *, weights, restarts, method, **limits) -> list[Result]:
+    """`fit` of every model from the same key, in one climb; `init` is a random rule or None."""
+    n, dtype = x.shape[0], float_dtype(x)
+    smallest, largest = (pick(models, key=lambda model: model.k) for pick in (min, max))
+    largest.check(x)
+    if n < largest.k:
+        raise ValueError(f"data have {n} units and a model {largest.k} components: use k <= {n}")
+    weights = as_weights(weights, n, dtype)
+    few, many = (_shapes(model, x, dtype) for model in (smallest, largest))
+    banked = tuple(a.shape != b.shape for a, b in zip(few, many, strict=True))
+    parts = [split((model, method, init)) for model in models]
+    starts = compiled(
+        BEGIN,
+        "tiny" if jax.default_backend() == "cpu" else "full",  # it runs once
+        [numeric for numeric, _ in parts],
+        x,
+        weights,
+        key,
+        specs=tuple(Spec(structure, "aitken", False, False) for _, structure in parts),
+        sizes=tuple(model.k for model in models),
+        banked=banked,
+        restarts=restarts,
+    )
+    options = {"weights": weights, "method": method, **limits}
+    starts = jax.device_get(starts)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(starts)):  # fit knows why
+        return [fit(m, x, key=key, init=init, restarts=restarts, **options) for m in models]
+    together = fit(
+        Padded(largest, banked), x, init=starts, restarts=restarts * len(models), **options
+    )
+    every = jax.tree.map(
+        lambda a: a.reshape(len(models), restarts, *a.shape[1:]), jax.device_get(together.restarts)
+    )
+    best = jax.device_get(_best(every.objective, every.status))
+    return [
+        _alone(model, jax.tree.map(lambda a, i=i: a[i], every), best[i], banked, x.shape)
+        for i, model in enumerate(models)
+    ]
+
+
+def _shapes(model, x, dtype):
+    """The leaves of the components' params, as shapes."""
+
+    def start(x):
+        return model.init(jax.random.key(0), x, jnp.ones(x.shape[0], dtype)).components
+
+    return jax.tree.leaves(jax.eval_shape(start, x))
+
+
+def _begin(numeric, x, weights, key, *, specs, sizes, banked, restarts):
+    """The starts of all models, one after the other: `PaddedParams` with a leading axis."""
+    keys = each_start(key, restarts, False)
+    most = max(sizes)
+    out = []
+    for one, spec, k in zip(numeric, specs, sizes, strict=True):
+        problem = Problem(spec, one, x, weights)
+        start = jax.vmap(lambda key, p=problem: p.view.outward(p.begin(key)))(keys)
+
+        def pad(leaf, k=k):
+            return jnp.concatenate([leaf, *[leaf[:, :1]] * (most - k)], axis=1)
+
+        weight = jnp.pad(start.weights, ((0, 0), (0, most - k)))
+        size = jnp.full(restarts, k, jnp.int32)
+        out.append(PaddedParams(weight, over(banked, pad, start.components), size))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *out)
+
+
+BEGIN = efforts(_begin, "specs", "sizes", "banked", "restarts")
+
+
+@jax.jit
+def _best(objective, status):
+    """The index of every model's best restart, from (models, restarts) arrays."""
+    return jax.vmap(lambda *pair: rank(Fit(None, None, pair[0], None, pair[1])))(objective, status)
+
+
+def _alone(model, every, best, banked, shape) -> Result:
+    """The result of one model: its own restarts, and of their params the components present."""
+    padded = every.params
+    params = MixtureParams(
+        padded.weights[:, : model.k],
+        over(banked, lambda leaf: leaf[:, : model.k], padded.components),
+    )
+    every = dataclasses.replace(every, params=params)
+    chosen = jax.tree.map(lambda a: np.asarray(a[best]), every)
+    chosen, every = (
+        dataclasses.replace(fits, params=jax.tree.map(jnp.asarray, fits.params))
+        for fits in (chosen, every)
+    )
+    return Result.of(model, chosen, every, shape)

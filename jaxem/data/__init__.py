@@ -1,0 +1,1 @@
+"""What a user hands in, as arrays with one unit axis."""

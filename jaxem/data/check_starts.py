@@ -1,0 +1,131 @@
+"""Checks of given starts, and of what a step returns, against the model that is to climb."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem.data.arrays import as_array
+from jaxem.numerics.tree import is_traced, merge, split
+from jaxem.protocol.model import Adopted
+from jaxem.protocol.starts import Labels, Responsibilities, Start
+from jaxem.solver.problem import in_dtype
+
+MOST = 64
+"""Given starts looked at one by one before a fit; the status speaks for the others."""
+
+
+def check_init(model, init, x, lead: tuple[int, ...], dtype):
+    """Given params, every leaf with the leading axes `lead`, in the model's dtypes.
+
+    Raises ValueError that names the leaf where the tree, a shape or a value is not one that
+    `model.init` could have returned.
+    """
+
+    numeric, structure = split(model)
+
+    def shaped(x):
+        model = merge([in_dtype(leaf, dtype) for leaf in numeric], structure)
+        return model.init(jax.random.key(0), x, jnp.ones(jax.tree.leaves(x)[0].shape[0], dtype))
+
+    if isinstance(init, type) and issubclass(init, Start):
+        raise TypeError(f"init must be an instance, got the class: write {init.__name__}(...)")
+    expected = jax.eval_shape(shaped, x)
+    if jax.tree.structure(expected) != jax.tree.structure(init):
+        hint = "the params of an earlier result, or model.init(key, x, weights)"
+        if hasattr(init, "params"):
+            hint = "init=result.params"
+        raise ValueError(f"init must be {_listed(expected)}; got {_listed(init)}: pass {hint}")
+
+    def ready(path, leaf, like):
+        name = "init" + jax.tree_util.keystr(path)
+        shape = lead + like.shape
+        if jnp.shape(leaf) != shape:
+            hint = f": give one start a fit, stacked with leading shape {lead}" if lead else ""
+            raise ValueError(f"{name} must have shape {shape}, got {jnp.shape(leaf)}{hint}")
+        if not np.can_cast(jnp.result_type(leaf), complex) or jnp.iscomplexobj(leaf):
+            raise TypeError(f"{name} must hold real numbers, got dtype {jnp.result_type(leaf)}")
+        if not is_traced(leaf):
+            with np.errstate(over="ignore"):
+                leaf = np.asarray(leaf, like.dtype)
+            wrong = ~np.isfinite(leaf)
+            if wrong.any():
+                first = tuple(int(i) for i in np.argwhere(wrong)[0])
+                raise ValueError(
+                    f"{name} holds {int(wrong.sum())} values that are not finite in {like.dtype}, "
+                    f"the first at index {first}: give finite values"
+                )
+        else:
+            leaf = leaf.astype(like.dtype)
+        return leaf
+
+    init = jax.tree_util.tree_map_with_path(ready, init, expected)
+    if not is_traced(init):
+        flat = jax.tree.map(lambda leaf, like: leaf.reshape(-1, *like.shape), init, expected)
+        for i in range(min(math.prod(lead), MOST)):
+            model.check_params(jax.tree.map(lambda leaf: leaf[i], flat))  # noqa: B023
+    return init
+
+
+def _listed(tree) -> str:
+    """The type of a tree, and its leaves with their shapes."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    inside = ", ".join(f"{jax.tree_util.keystr(path)} {np.shape(leaf)}" for path, leaf in leaves)
+    return f"{type(tree).__name__} with leaves {inside}" if leaves[0][0] else repr(tree)[:80]
+
+
+def check_start(start: Start, n: int, k: int) -> Start:
+    """Labels and responsibilities as arrays of the right shape and, where concrete, values."""
+    if isinstance(start, Labels):
+        values = as_array(start.values, "init=Labels", keep_integers=True)
+        if values.shape != (n,):
+            raise ValueError(f"init=Labels must have shape ({n},), got {values.shape}")
+        wrong = None if is_traced(values) else ~np.isin(np.asarray(values), np.arange(k))
+        accepted = f"integers from 0 to {k - 1}; for unknown labels fit jaxem.Labelled data"
+        start = Labels(values.astype(np.int32))
+    elif isinstance(start, Responsibilities):
+        values = as_array(start.values, "init=Responsibilities")
+        if values.shape != (n, k):
+            raise ValueError(
+                f"init=Responsibilities must have shape ({n}, {k}), got {values.shape}"
+            )
+        host = None if is_traced(values) else np.asarray(values)
+        wrong = None if host is None else ~((host >= 0).all(1) & (abs(host.sum(1) - 1) < 1e-3))
+        accepted = "rows of numbers of 0 or more that sum to 1; divide each row by its sum"
+        start = Responsibilities(values)
+    else:
+        return start
+    if wrong is not None and wrong.any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"init={type(start).__name__} is wrong at {int(wrong.sum())} units, first at index "
+            f"{first}: {np.asarray(values)[first]}; it takes {accepted}"
+        )
+    return start
+
+
+def check_step(model, params, memory, evaluate) -> None:
+    """Raises TypeError, leaf by leaf, where one EM step does not return a tree like its params."""
+    seen = jax.eval_shape(evaluate, params, memory)
+    before, after = jax.tree.structure(params), jax.tree.structure(seen.proposal)
+    name = type(model.inner if isinstance(model, Adopted) else model).__name__
+    if before != after:
+        raise TypeError(
+            f"{name}.maximize must return params like {_listed(params)}; "
+            f"got {_listed(seen.proposal)}"
+        )
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(seen.proposal), strict=True
+    )
+    for (path, old), new in pairs:
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
+            raise TypeError(
+                f"{name}.maximize returned params{jax.tree_util.keystr(path)} with shape "
+                f"{new.shape} and dtype {new.dtype}; it must keep {old.shape} and {old.dtype}"
+            )
+    if seen.objective.shape != ():
+        raise TypeError(
+            f"{name}.posterior must return evidence of shape (n,) and log_prior a scalar: "
+            f"the objective came out with shape {seen.objective.shape}"
+        )

@@ -1,0 +1,1 @@
+"""Fits in the clothes of other libraries."""

@@ -1,0 +1,136 @@
+"""`kmeans`: hard EM of normals of one fixed spherical variance, which is Lloyd's algorithm."""
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.lax import Precision
+
+from jaxem.data import arrays as checks
+from jaxem.data.options import integer
+from jaxem.families.normal.structures import LOG_2PI
+from jaxem.families.units import frame
+from jaxem.fit import fit
+from jaxem.methods.e_steps import Hard
+from jaxem.methods.em import EM
+from jaxem.numerics.tree import pytree
+from jaxem.protocol.model import Model, View, keep_empty, require_matrix, safe
+from jaxem.protocol.starts import KMeansPlusPlus
+from jaxem.protocol.status import FitWarning, Status
+
+
+@pytree(static=("k",))
+class Centres(Model):
+    """k normals of equal weights and unit variance: params are their means (k, d).
+
+    With `Hard()` the variance σ² does not matter: it divides every squared distance alike, so each
+    step is that of the limit σ → 0, and F = −½ Σ_i w_i min_k ‖x_i − mean_k‖²/σ² + a constant.
+    """
+
+    k: int
+
+    def init(self, key, x, weights):
+        r = KMeansPlusPlus().responsibilities(key, x, weights, self.k)
+        nearest = jax.nn.one_hot(jnp.argmax(r, axis=1), self.k, dtype=x.dtype)
+        stats = self.statistics(None, x, nearest, weights)
+        middle = jnp.broadcast_to(stats[1].sum(0) / weights.sum(), (self.k, x.shape[1]))
+        return self.maximize(middle, stats)
+
+    def log_joint(self, params, x):
+        cross = jnp.matmul(x, params.T, precision=Precision.HIGHEST)
+        distance = jnp.square(x).sum(1)[:, None] - 2 * cross + jnp.square(params).sum(1)
+        return -0.5 * (distance + x.shape[1] * LOG_2PI) - jnp.log(self.k).astype(x.dtype)
+
+    def statistics(self, params, x, q, weights):
+        r = q * weights[:, None]
+        return r.sum(0), jnp.matmul(r.T, x, precision=Precision.HIGHEST)
+
+    def maximize(self, params, stats):
+        count, total = stats
+        return keep_empty(count, total / safe(count)[:, None], params)
+
+    def n_parameters(self, params):
+        return params.size
+
+    def check(self, x):
+        require_matrix(x, "kmeans")
+
+    def view(self, x, weights):
+        own = frame(x, weights, True)
+        loc, scale, data = own.location, own.scale, own.standardize(x)
+        volume = jnp.log(scale).sum()
+        return View(self, data, lambda p: (p - loc) / scale, lambda p: p * scale + loc, volume)
+
+
+@pytree(eq=False)
+class Clusters:
+    """Centres, and how the climb to them ended.
+
+    centres (k, d); labels (n,): each unit's nearest centre; sum_of_squares: Σ_i w_i ‖x_i − its
+    centre‖²; n_iter: updates of the centres; status: a `Status`, as an integer.
+    """
+
+    centres: Any
+    labels: Any
+    sum_of_squares: Any
+    n_iter: Any
+    status: Any
+
+    @property
+    def converged(self):
+        """Whether no update lowers the sum of squares by more than rounding."""
+        return self.status == int(Status.CONVERGED)
+
+    def predict(self, x):
+        """The nearest centre of every unit, shape (n,)."""
+        return _nearest(jnp.asarray(x), self.centres)[0]
+
+
+def kmeans(x, k: int, *, key=None, init=None, restarts=1, weights=None, max_iter=300) -> Clusters:
+    """k-means by Lloyd's algorithm from k-means++ starts: the best of all restarts.
+
+    Hard EM in the limit of a vanishing variance, in the loop of `fit`: under `jit` and `vmap` too,
+    and with all restarts at once. A centre that no unit is nearest to stays where it is. Sources:
+    Lloyd 1982; Arthur & Vassilvitskii 2007.
+
+    Args:
+      x: (n, d).  k: the number of centres.  key: a JAX key or an int; needed unless init is given.
+      init: centres (k, d) to start from, or (restarts, k, d) where restarts > 1; None: k-means++.
+      restarts: how many starts, or a `Restarts` plan.  weights: (n,), or None for 1.
+      max_iter: the most updates.
+
+    Raises ValueError or TypeError for arguments that cannot be used.
+    """
+    model = Centres(integer(k, "k", 1))
+    with warnings.catch_warnings():
+        # The loop raises the smallest tolerance to the rounding of the objective: as wanted here.
+        warnings.filterwarnings("ignore", "tol=.* is below the rounding", FitWarning)
+        result = fit(
+            model,
+            x,
+            key=key,
+            init=init,
+            restarts=restarts,
+            weights=weights,
+            method=EM(e_step=Hard()),
+            tol=1e-30,
+            max_iter=max_iter,
+            criterion="change",
+        )
+    x, n = checks.as_data(x)
+    weights = checks.as_weights(weights, n, x.dtype)
+    labels, squares = _nearest(jnp.asarray(x), result.params)
+    total = squares.sum() if weights is None else jnp.where(weights > 0, weights * squares, 0).sum()
+    return Clusters(result.params, labels, total, result.n_iter, result.status)
+
+
+@jax.jit
+def _nearest(x, centres):
+    """The nearest centre (n,), and the squared distance to it, by differences, not products."""
+
+    def squares(centre):
+        return jnp.square(x - centre).sum(1)
+
+    distance = jax.lax.map(squares, centres)
+    return jnp.argmin(distance, axis=0), distance.min(0)

@@ -1,0 +1,1 @@
+"""Multivariate normal components, one file a covariance structure."""

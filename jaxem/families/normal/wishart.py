@@ -1,0 +1,208 @@
+"""Normal components whose means and precisions are distributed: normal–Wishart, and its kin."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxem.families.normal.normal import Normal, NormalParams
+from jaxem.families.normal.structures import centre
+from jaxem.numerics import divergence
+from jaxem.numerics.linalg import Factor, lower_factor
+from jaxem.numerics.special import log_gamma_ratio, log_minus_digamma
+from jaxem.numerics.tree import pytree
+from jaxem.protocol.model import Bank, require_matrix, safe
+from jaxem.protocol.priors import NormalWishartPrior, require_proper
+from jaxem.protocol.spaces import POSITIVE, REAL
+
+
+@pytree(eq=False)
+class NormalPosterior:
+    """q(μ, Λ) = N(μ | mean, (mean_precision · Λ)⁻¹) · Wishart(Λ | df, (df · covariance)⁻¹).
+
+    mean (k, d); mean_precision (k,); df (k,), a scalar if tied; covariance (k, d, d) full, (d, d)
+    tied, (k, d) diagonal, (k,) spherical: the inverse of the expected precision, E[Λ]⁻¹. Under a
+    `NormalPrior` diagonal and spherical precisions are gamma(df/2, df·covariance/2).
+    """
+
+    mean: Any
+    mean_precision: Any
+    df: Any
+    covariance: Any
+
+
+@pytree
+class NormalWishart(Bank):
+    """The variational bank of `Normal`: params are a `NormalPosterior`.
+
+    E[log p(x | k)] = log N(x | mean, covariance) + ½ (Σ_j ψ((df−j)/2) − d log(df/2) − d/κ), with
+    j = 0 … d−1, and 0 d times where precisions are gamma. Source: Bishop 2006, section 10.2.
+    """
+
+    normal: Normal
+
+    def variational(self):
+        return self
+
+    def init(self, key, x, weights):
+        mean, unit = self.normal.middle(x, weights)
+        one = jnp.ones_like(mean[:, 0])
+        start = NormalPosterior(mean, one, one[0] if self._tied else one, unit)
+        return self.maximize(start, self.statistics(start, x, None, weights))
+
+    def posterior(self, params, x):
+        q, log_density = self.normal.posterior(_plain(params), x)
+        return q, log_density + self._level(params)
+
+    def statistics(self, params, x, q, weights):
+        return self.normal.statistics(_plain(params), x, q, weights)
+
+    def linear(self, x):
+        form = self.normal.linear(x)
+        if form is None:
+            return None
+
+        def coefficients(params, level):
+            return form.coefficients(_plain(params), level + self._level(params))
+
+        def statistics(params, sums):
+            return form.statistics(_plain(params), sums)
+
+        return form._replace(
+            coefficients=coefficients,
+            statistics=statistics,
+            terms=lambda params: form.terms(_plain(params)),
+        )
+
+    def maximize(self, params, stats):
+        structure, prior, (k, d) = self.normal.structure, self._prior, params.mean.shape
+        shift = stats.first / safe(stats.count)[:, None]
+        shrink = stats.count / (stats.count + prior.kappa)
+        away = params.mean + shift - prior.mean
+        scatter = stats.second - structure.outer(stats.count, shift)
+        scatter = scatter + structure.outer(prior.kappa * shrink, away)
+        units = stats.count
+        if self._tied:
+            units = units.sum() / (k if self._whole else 1)
+            scatter = scatter / (k if self._whole else 1)
+        elif self.normal.covariance == "spherical":
+            units = units * (1 if self._whole else d)
+            scatter = scatter / (d if self._whole else 1)
+        df = prior.df + units
+        scale = structure.as_scale(prior.scale, d) + scatter
+        return NormalPosterior(
+            mean=prior.mean + shrink[:, None] * away,
+            mean_precision=stats.count + prior.kappa,
+            df=df,
+            covariance=scale / df.reshape(df.shape + (1,) * (scale.ndim - df.ndim)),
+        )
+
+    def log_prior(self, params):
+        """−KL(q ‖ prior). A precision that all share is counted once."""
+        structure, prior, (k, d) = self.normal.structure, self._prior, params.mean.shape
+        away = (params.mean - prior.mean)[:, :, None]
+        distance, log_det = structure.quadratic(params.covariance, away)
+        ratio = prior.kappa / params.mean_precision
+        of_mean = d * (ratio - 1 - jnp.log(ratio)) + prior.kappa * distance[:, 0]
+        scale = jnp.asarray(structure.as_scale(prior.scale, d), params.mean.dtype)
+        if scale.ndim == 2:
+            root = jnp.broadcast_to(lower_factor(scale), params.covariance.shape)
+            trace = Factor(params.covariance).mahalanobis(root).sum(-1)
+            of_scale = Factor(scale).log_det
+        else:
+            shares = jnp.broadcast_to(scale, (d,))
+            covariance = params.covariance.reshape(k, -1)
+            trace, of_scale = (shares / covariance).sum(-1), jnp.log(shares).sum()
+        df = jnp.broadcast_to(params.df, (k,))
+        each = divergence.wishart(df, log_det, prior.df, of_scale, trace, self._steps(d))
+        copies = {"tied": k, "spherical": d}.get(self.normal.covariance, 1)
+        of_precision = each.sum() / (1 if self._whole else copies)
+        return -(of_precision + 0.5 * of_mean.sum())
+
+    def predictive(self, params, x):
+        """log of the multivariate t density (diagonal gamma precisions: of d univariate ones)."""
+        d, df = x.shape[1], params.df
+        apart = self.normal.covariance == "diagonal" and not self._whole
+        gamma = apart or (self.normal.covariance == "spherical" and not self._whole)
+        v = jnp.broadcast_to(df if gamma else df - d + 1, params.mean_precision.shape)
+        spread = df / v * (1 + 1 / params.mean_precision)
+        centred = centre(self.normal._framed(x), params.mean)
+        if apart:
+            size = spread[:, None] * params.covariance
+            distance = jnp.square(centred) / (size * v[:, None])[..., None]
+            tail = (v + 1)[:, None] / 2 * jnp.log1p(distance).sum(1)
+            level = d * log_gamma_ratio(v / 2, 0.5) - d / 2 * jnp.log(math.pi * v)
+            return (level[:, None] - tail - 0.5 * jnp.log(size).sum(-1)[:, None]).T
+        distance, log_det = self.normal.structure.quadratic(params.covariance, centred)
+        level = log_gamma_ratio(v / 2, d / 2) - d / 2 * jnp.log(math.pi * v * spread)
+        tail = (v + d)[:, None] / 2 * jnp.log1p(distance / (v * spread)[:, None])
+        return (level[:, None] - 0.5 * log_det[:, None] - tail).T
+
+    def sample(self, key, params, z):
+        """Draws from the predictive density, each unit with a mean and precision of its own."""
+        noise, mix = jax.random.split(key)
+        d = params.mean.shape[1]
+        gamma = self.normal.covariance in ("diagonal", "spherical") and not self._whole
+        df = jnp.broadcast_to(params.df, params.mean_precision.shape)
+        v = (df if gamma else df - d + 1)[z][:, None]
+        columns = d if gamma and self.normal.covariance == "diagonal" else 1
+        shape = (z.shape[0], columns)
+        precision = jax.random.gamma(mix, jnp.broadcast_to(v / 2, shape), dtype=v.dtype) / (v / 2)
+        spread = (df * (1 + 1 / params.mean_precision))[z][:, None] / v
+        centred = self.normal.sample(noise, _plain(params), z) - params.mean[z]
+        return params.mean[z] + centred * jnp.sqrt(spread / precision)
+
+    def spaces(self, params):
+        return NormalPosterior(REAL, POSITIVE, POSITIVE, self.normal.structure.space)
+
+    def embed(self, x):
+        return self.normal.embed(x)
+
+    def check(self, x):
+        require_matrix(x, "Normal")
+        if self.normal.prior is not None:
+            whole = self._whole or self.normal.structure.whole
+            require_proper(self.normal.prior, x.shape[1], whole)
+
+    def check_params(self, params):
+        self.normal.check_params(_plain(params))
+        if not all((leaf > 0).all() for leaf in (params.mean_precision, params.df)):
+            raise ValueError("init components.mean_precision and components.df must be above 0")
+
+    def view(self, x, weights):
+        inner = self.normal.view(x, weights)
+        return inner._replace(model=NormalWishart(inner.model))
+
+    @property
+    def _prior(self):
+        if self.normal.prior is None:
+            raise ValueError(
+                "Normal in a BayesianMixture needs a prior: fit takes one from the data and keeps "
+                "it in result.model; elsewhere pass Normal(prior=jaxem.NormalPrior(...))"
+            )
+        return self.normal.prior
+
+    @property
+    def _whole(self):
+        """Whether the prior is of whole precision matrices, one for every component."""
+        return isinstance(self.normal.prior, NormalWishartPrior)
+
+    @property
+    def _tied(self):
+        return self.normal.covariance == "tied"
+
+    def _steps(self, d):
+        """j of every row of the Wishart's triangular factor; 0 where precisions are gamma."""
+        gamma = self.normal.covariance in ("diagonal", "spherical") and not self._whole
+        return [0] * d if gamma else list(range(d))
+
+    def _level(self, params):
+        """What E[log p(x | k)] has beyond the normal log density, (k,)."""
+        d, df = params.mean.shape[1], params.df
+        each = [jnp.log1p(-j / df) - log_minus_digamma((df - j) / 2) for j in self._steps(d)]
+        return 0.5 * (sum(each) - d / params.mean_precision)
+
+
+def _plain(params):
+    return NormalParams(params.mean, params.covariance)

@@ -1,0 +1,97 @@
+"""The units in which the arithmetic of normal banks is safe, found without a copy of many data."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.lax import Precision, stop_gradient
+
+from jaxem.numerics.linalg import copies
+from jaxem.passes.sweep import roomy
+
+SLAB = 2**15
+"""Rows of a chunk in which such data are surveyed."""
+
+
+class Frame(NamedTuple):
+    """Units in which data are standardised: location and scale (d,), and the steps that lead there.
+
+    (x − first) / reach is of order 1 wherever the data lie.
+    """
+
+    location: Any
+    scale: Any
+    first: Any
+    reach: Any
+    centre: Any
+
+    def standardize(self, x):
+        """Rows (n, d) in these units."""
+        centre, ratio = (copies(v, x.shape[0]) for v in (self.centre, self.reach / self.scale))
+        return ((x - self.first) / self.reach - centre) * ratio
+
+
+def frame(x, weights, common: bool) -> Frame:
+    """The `Frame` of the data; one scale for all features if `common`.
+
+    Two passes about the first present row, so that neither an offset nor a scale near the ends of
+    the float range costs digits. A constant feature keeps its own magnitude as its scale. `first`
+    and `reach` cancel: no derivative goes through them.
+    """
+    first = stop_gradient(jnp.asarray(x)[jnp.argmax(weights > 0)])
+    total = weights.sum()
+
+    def farthest(x, weights):
+        present = (weights > 0)[:, None]
+        return jnp.max(jnp.where(present, jnp.abs(x - first), 0), axis=0)
+
+    def average(of):
+        def part(x, weights):
+            values = of((x - first) / reach)
+            return jnp.matmul(weights / total, values, precision=Precision.HIGHEST)
+
+        return over_rows(part, jnp.add, x, weights)
+
+    reach = over_rows(farthest, jnp.maximum, stop_gradient(x), weights)
+    reach = jnp.where(reach > 0, reach, 1)
+    centre_of = average(lambda unit: unit)
+    variance = average(lambda unit: jnp.square(unit - copies(centre_of, unit.shape[0])))
+    rough = 4 * jnp.finfo(x.dtype).eps
+    scale = jnp.sqrt(jnp.where(variance > 0, variance, 1)) * reach  # no gradient of √0
+    scale = jnp.where(variance > 0, scale, 0)
+    varies = scale > rough * jnp.abs(first)
+    magnitude = jnp.where(first != 0, jnp.abs(first), 1)
+    scale = jnp.where(varies, scale, magnitude)
+    if common:
+        top = jnp.max(jnp.where(varies, scale, 0))
+        top = jnp.where(top > 0, top, jnp.max(scale))
+        mean_square = jnp.mean(jnp.where(varies, jnp.square(scale / top), 0))
+        one = top * jnp.sqrt(jnp.where(mean_square > 0, mean_square, 1))
+        scale = jnp.full_like(scale, one)
+    return Frame(first + centre_of * reach, scale, first, reach, centre_of)
+
+
+def over_rows(function, combine, x, weights):
+    """`function(x, weights)` of all rows; many go in chunks, as XLA stores what it reduces."""
+    n = x.shape[0]
+    if roomy(x) or n <= SLAB:
+        return function(x, weights)
+
+    def chunk(i):
+        begin = jnp.minimum(i * SLAB, n - SLAB)
+        here, w = (jax.lax.dynamic_slice_in_dim(a, begin, SLAB) for a in (x, weights))
+        return function(here, jnp.where(begin + jnp.arange(SLAB) >= i * SLAB, w, 0))
+
+    def add(seen, i):
+        return combine(seen, chunk(i)), None
+
+    return jax.lax.scan(add, chunk(0), jnp.arange(1, -(-n // SLAB)))[0]
+
+
+def column_scale(x, weights):
+    """The weighted mean of every column (d,), 1 where it is 0; safe near the ends of the range."""
+    top = jnp.max(jnp.where((weights > 0)[:, None], x, 0), axis=0)
+    top = jnp.where(top > 0, top, 1)
+    return ((weights / weights.sum())[:, None] * (x / top)).sum(0) * top + jnp.where(
+        jnp.any((weights > 0)[:, None] & (x > 0), axis=0), 0, 1
+    )

@@ -1,0 +1,1 @@
+"""The derivative of where a fit ends."""

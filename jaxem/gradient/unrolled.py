@@ -1,0 +1,63 @@
+"""A fit of exactly so many steps, through which differentiation can walk back."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+
+from jaxem.gradient.tangents import guarded
+from jaxem.numerics.tree import merge, select
+from jaxem.protocol.status import Status
+from jaxem.solver import loop
+from jaxem.solver.axes import best_of, canonical
+from jaxem.solver.problem import Problem, finish
+from jaxem.solver.solve import lane_plan, over
+
+
+@partial(jax.jit, static_argnames=("spec", "restarts", "batched", "max_iter"))
+def unrolled(numeric, x, weights, start, tol, *, spec, restarts, batched, max_iter):
+    """What `run.run` returns, after exactly `max_iter` steps from every start.
+
+    A step keeps its params alone for the way back, where it is computed again: memory grows by one
+    tree of params a step. Statuses are those of any fit, but only the last step can converge; fits
+    that fail stay as they are, and their gradient is NaN.
+    """
+    form = {"spec": spec, "restarts": restarts, "batched": batched}
+    data, starts, (tol, _) = canonical(numeric, x, weights, start, tol, max_iter, **form)
+    width, _ = lane_plan(spec, merge(data[0], spec.structure)[0], data[1], tol.size)
+
+    def climbs(args):
+        data, starts, tol = args
+        problem = Problem(spec, *data, absent=True)
+        climb = partial(_climb, spec, problem, max_iter)
+        return over(lambda args: climb(*args), (starts, tol), max(1, width // restarts))
+
+    every = over(climbs, (data, starts, tol), max(1, width // restarts))
+    every = every if batched else jax.tree.map(lambda a: a[0], every)
+    best = best_of(every, batched)
+    return best, every, _sound(best.status)
+
+
+def _climb(spec, problem, max_iter, start, tol):
+    """One `Fit` of `max_iter` steps."""
+    limits = (tol * problem.total, max_iter, spec.criterion)
+
+    @jax.checkpoint
+    def step(state):
+        new = loop.step(state, problem.evaluate(state.proposal, state.method), *limits)
+        early = (new.status == Status.CONVERGED) & (new.n_iter < max_iter)
+        status = jnp.where(early, Status.RUNNING, new.status).astype(jnp.int32)
+        new = replace(new, status=status, memory=stop_gradient(new.memory))
+        return select(state.status == Status.RUNNING, new, state), None
+
+    state = problem.stand(start)
+    state, _ = jax.lax.scan(lambda state, _: step(state), state, length=max_iter + 1)
+    fit = finish(problem, state)
+    ok = _sound(fit.status)
+    return jax.tree.map(lambda leaf: guarded(ok, leaf), fit)
+
+
+def _sound(status):
+    return (status == Status.CONVERGED) | (status == Status.MAX_ITER)

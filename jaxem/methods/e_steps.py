@@ -1,0 +1,185 @@
+"""Rules for q, the E-step: hard, tempered, incremental and stochastic. They know no model."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxem.analysis.free_energy import shares, with_shares
+from jaxem.methods.acceleration import Chart
+from jaxem.methods.em import Exact, Expectation
+from jaxem.numerics.softmax import normalize
+from jaxem.numerics.tree import pytree, select
+
+
+@pytree
+class Hard(Exact):
+    """Classification EM: every unit belongs to its most probable component alone.
+
+    The objective is F at that q, the classification log-likelihood Σ_i w_i max_k log p(x_i, k | θ);
+    it never falls. `Result.log_likelihood` is still log p(x | θ). Source: Celeux & Govaert 1992.
+    """
+
+    measures_evidence = False
+
+    def expect(self, model, params, x, weights, memory):
+        joint = model.log_joint(params, x)
+        r = jax.nn.one_hot(jnp.argmax(joint, axis=-1), joint.shape[-1], dtype=joint.dtype)
+        return Expectation(with_shares(model.posterior(params, x)[0], r), joint.max(-1))
+
+
+@pytree(static=("steps",))
+class Tempered(Exact):
+    """Deterministic annealing: q ∝ p(x, z | θ)^β, with β rising to 1.
+
+    At a fixed β every step climbs F_β(q, θ) = E_q[log p(x, z | θ)] + H(q)/β. After each temperature
+    params move a little at random, so that components that have met can part. The objective is
+    log p(x | θ) at every step; it may fall before β = 1, and only at β = 1 can a fit end as
+    CONVERGED. Source: Ueda & Nakano 1998.
+
+    Args:
+      schedule: the values of β, rising; after the last comes 1.
+      steps: evaluations at each of them.
+      nudge: how far params move after each, in standard errors of one unit.
+      seed: of these moves.
+
+    Raises ValueError where a β is not above 0.
+    """
+
+    schedule: Any = tuple(0.1 * 1.3**i for i in range(9))
+    steps: int = 20
+    nudge: Any = 0.02
+    seed: Any = 0
+
+    steady = False
+
+    def __post_init__(self):
+        if not all(beta > 0 for beta in self.schedule):
+            raise ValueError(f"schedule must hold values above 0, got {self.schedule!r}")
+
+    def start(self, model, params, x, weights):
+        return jnp.asarray(0, jnp.int32)
+
+    def expect(self, model, params, x, weights, memory):
+        joint = model.log_joint(params, x)
+        last = len(self.schedule)
+        betas = jnp.asarray([*self.schedule, 1], joint.dtype)
+        r, _ = normalize(betas[jnp.minimum(memory // self.steps, last)] * joint)
+        q, evidence = model.posterior(params, x)
+        return Expectation(with_shares(q, r), evidence, memory + 1, memory <= last * self.steps)
+
+    def onward(self, model, proposal, memory):
+        chart = Chart(model, proposal)
+        key = jax.random.fold_in(jax.random.key(self.seed), memory)
+        noise = jax.random.normal(key, chart.origin.shape, chart.origin.dtype)
+        information = chart.information
+        size = jnp.where(information > 0, jnp.sqrt(information), jnp.inf)
+        moved = chart.params(chart.origin + self.nudge * noise / size)
+        due = ((memory + 1) % self.steps == 0) & (memory < len(self.schedule) * self.steps)
+        return select(due, moved, proposal)
+
+
+@pytree(static=("draws",))
+class Stochastic(Exact):
+    """Sampled latent values in place of the posterior: SEM with one draw, Monte Carlo EM with more.
+
+    The objective is log p(x | θ), which a sampled step may lower: nothing is said of a fall, and no
+    sampled step ends a climb. After `steps` evaluations the E-step is exact and the fit can end as
+    CONVERGED; without `steps` it is MAX_ITER, with the last params. Sources: Celeux & Diebolt 1985;
+    Wei & Tanner 1990.
+
+    Args:
+      draws: latent values drawn for every unit.
+      steps: how many evaluations are sampled; None: all.
+      seed: of the draws.
+    """
+
+    draws: int = 1
+    steps: Any = None
+    seed: Any = 0
+
+    steady = False
+
+    def start(self, model, params, x, weights):
+        return jnp.asarray(0, jnp.int32)
+
+    def expect(self, model, params, x, weights, memory):
+        q, evidence = model.posterior(params, x)
+        r = shares(q)
+        key = jax.random.fold_in(jax.random.key(self.seed), memory)
+        mean = sampled(key, r, self.draws)
+        if self.steps is None:
+            return Expectation(with_shares(q, mean), evidence, memory + 1, jnp.asarray(True))
+        mean = jnp.where(memory < self.steps, mean, r)
+        return Expectation(with_shares(q, mean), evidence, memory + 1, memory <= self.steps)
+
+
+def sampled(key, r, draws: int):
+    """The shares (n, k) of `draws` latent values of every unit, drawn from r (n, k)."""
+    below = jnp.cumsum(r, axis=-1)
+
+    def add(i, count):
+        u = jax.random.uniform(jax.random.fold_in(key, i), r.shape[:1], r.dtype)
+        z = (u[:, None] * below[:, -1:] >= below[:, :-1]).sum(-1)
+        return count + jax.nn.one_hot(z, r.shape[1], dtype=r.dtype)
+
+    return jax.lax.fori_loop(0, draws, add, jnp.zeros_like(r)) / draws
+
+
+@pytree(static=("blocks", "sweeps"))
+class Incremental(Exact):
+    """Partial E-steps: an M-step after every block of units whose q is refreshed.
+
+    An evaluation is one exact E-step of all units, which measures log p(x | θ), and `sweeps` passes
+    block by block, in which a block's statistics replace its old ones in the totals: 1 + sweeps
+    passes over the data. Every step ascends F(q, θ) and every evaluation begins at q = posterior,
+    where F is the log-likelihood, so that never falls. Totals are formed anew in every evaluation.
+    The model's `statistics(params, x, q, weights)` must add across q of different params, as those
+    of exponential families do. Source: Neal & Hinton 1998.
+
+    Args:
+      blocks: the number of blocks; units i, i + blocks, ... share one.
+      sweeps: passes block by block in an evaluation.
+    """
+
+    blocks: int = 16
+    sweeps: int = 4
+
+    def sweep(self, model, params, x, weights):
+        """(params after an evaluation, log p(x | params) per unit in any order (n', ))."""
+        n, blocks = weights.shape[0], min(self.blocks, weights.shape[0])
+        data, w = parted((x, weights), n, blocks)
+
+        def refreshed(p, i):
+            block = jax.tree.map(lambda a: a[i], data)
+            q, evidence = model.posterior(p, block)
+            return model.statistics(params, block, q, w[i]), evidence
+
+        stats, evidence = jax.lax.map(lambda i: refreshed(params, i), jnp.arange(blocks))
+        total = jax.tree.map(lambda a: a.sum(0), stats)
+
+        def refresh(step, carry):
+            p, stats, total = carry
+            i = step % blocks
+            new, _ = refreshed(p, i)
+            total = jax.tree.map(lambda t, old, a: t + (a - old[i]), total, stats, new)
+            stats = jax.tree.map(lambda old, a: old.at[i].set(a), stats, new)
+            return model.maximize(params, total), stats, total
+
+        carry = (model.maximize(params, total), stats, total)
+        proposal, *_ = jax.lax.fori_loop(0, self.sweeps * blocks, refresh, carry)
+        evidence = jnp.where(w > 0, evidence, 0)
+        return proposal, evidence.T.reshape(-1)[:n]
+
+
+def parted(tree, n: int, blocks: int):
+    """Data (n, ...) and weights as (blocks, rows, ...): row i goes to block i % blocks; rows that
+    fill the last places are copies of the first, with weight 0."""
+    x, weights = tree
+
+    def part(leaf, fill):
+        more = -n % blocks
+        ends = jnp.broadcast_to(fill, (more, *leaf.shape[1:])).astype(leaf.dtype)
+        return jnp.concatenate([leaf, ends]).reshape(-1, blocks, *leaf.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(lambda a: part(a, a[:1]), x), part(weights, 0)

@@ -1,0 +1,336 @@
+"""Latent Dirichlet allocation by variational EM: a mixture of topics within each document."""
+
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import stop_gradient
+
+from jaxem.data.documents import Documents
+from jaxem.models.lda import concentration
+from jaxem.models.lda.climb import Climb, Climbing
+from jaxem.models.lda.posterior import (
+    LDAPosterior,
+    Table,
+    arranged,
+    collect,
+    mean_log,
+    of_dirichlets,
+    settle,
+    swept,
+)
+from jaxem.numerics.special import exp_digamma
+from jaxem.numerics.tree import pytree
+from jaxem.protocol.model import Model, View, is_empty
+from jaxem.protocol.priors import DirichletPrior
+from jaxem.protocol.spaces import POSITIVE, SIMPLEX
+
+TIGHT, LONG = 0.7, 1000
+"""A posterior from nothing: until the mean change is below eps^TIGHT of the mean γ."""
+
+SEEDS = 10
+"""Documents whose words a topic starts from."""
+
+
+@pytree(eq=False)
+class LDAParams:
+    """topics (k, vocabulary), rows summing to 1; alpha (k,).
+
+    mass (k,): with inference="bayes" the topics' posterior is Dirichlet(mass · topics), so topics
+    are its mean; else None. eta: the concentration of that prior where it is learnt, a scalar or
+    (vocabulary,); else None.
+    """
+
+    topics: Any
+    alpha: Any
+    mass: Any = None
+    eta: Any = None
+
+
+class LDAStatistics(NamedTuple):
+    """topics (k, vocabulary): expected counts Σ w·counts·φ; log_theta (k,): Σ w·E[log θ];
+    count: Σ w. Additive over documents and linear in their weights, so they may be averaged."""
+
+    topics: Any
+    log_theta: Any
+    count: Any
+
+
+@pytree(static=("topics", "inference"))
+class LDA(Model):
+    """Latent Dirichlet allocation: θ_d ~ Dirichlet(alpha); for each token z ~ θ_d, word ~ topic z.
+
+    The posterior of a document is mean field, q(θ_d) q(z_d), so evidence, `log_likelihood` and
+    `objective` are LOWER BOUNDS, on log p(words | topics, alpha) with the words of a document as a
+    sequence; nothing is dropped. Fits climb the bound and never lower it.
+
+    Args:
+      topics: how many, an int of 1 or more.
+      alpha: the concentration of topics within a document: a number, one for each topic, or
+        "symmetric" or "asymmetric" to learn it. None: 1 / topics.
+      eta: the concentration of words within a topic. None: 1 with inference="map", which is maximum
+        likelihood, else 1 / topics. With "map" 1 or more; with "bayes" also "symmetric" or
+        "asymmetric", to learn it.
+      inference: of the topics. "map": point estimates, the mode (Blei, Ng & Jordan 2003); "bayes":
+        q(topic) = Dirichlet, and `objective` also holds −KL(q(topics) ‖ prior), as `log_prior`, so
+        it is a bound on log p(words | alpha, eta) (Hoffman, Blei & Bach 2010). Elsewhere this may
+        be called topics="bayes": here `topics` is their number.
+
+    Data: `Documents`; weights are per document. A word that no topic holds (possible with eta=1
+    alone) has evidence −∞; `posterior` leaves it out of γ, which stays finite. A document without
+    words has γ = alpha and evidence 0.
+
+    Raises ValueError or TypeError where an argument is not one of these.
+    """
+
+    topics: int
+    alpha: Any = None
+    eta: Any = None
+    inference: str = "map"
+
+    differentiable = False  # its E-step is a loop that jax.grad cannot reverse: see `at_rest`
+
+    def __post_init__(self):
+        if self.inference not in ("map", "bayes"):
+            raise ValueError(f'inference must be "map" or "bayes", got {self.inference!r}')
+        object.__setattr__(self, "topics", concentration.count(self.topics))
+        usual = 1 / self.topics
+        alpha = usual if self.alpha is None else self.alpha
+        eta = usual if self.eta is None and self.bayes else self.eta
+        object.__setattr__(self, "alpha", concentration.given(alpha, "alpha", self.topics))
+        object.__setattr__(self, "eta", concentration.given(eta, "eta"))
+        least = 0 if self.bayes else 1
+        if isinstance(self.eta, str) and not self.bayes:
+            raise ValueError(f'eta={self.eta!r} needs inference="bayes": the mode has no best eta')
+        if isinstance(self.eta, (int, float, np.number)) and self.eta < least:
+            raise ValueError(
+                f'eta must be 1 or more with inference="map", got {self.eta}: below 1 the density '
+                'of the topics is unbounded; use inference="bayes"'
+            )
+
+    @property
+    def bayes(self) -> bool:
+        """Whether the topics have a posterior of their own."""
+        return self.inference == "bayes"
+
+    def init(self, key, x, weights):
+        """Each topic from the words of a few documents, with as much of all words."""
+        v, n = x.vocabulary, x.words.shape[0]
+        dtype = weights.dtype
+        chosen = jax.random.choice(key, n, (self.topics, SEEDS), p=weights / weights.sum())
+
+        def spread(words, counts):
+            return jnp.zeros(v, dtype).at[words.reshape(-1)].add(counts.reshape(-1))
+
+        whole = spread(x.words, x.counts * weights[:, None])
+        whole = (whole + 1 / v) / (whole.sum() + 1)
+        few = jax.vmap(spread)(x.words[chosen], x.counts[chosen])
+        total = few.sum(-1, keepdims=True)
+        few = jnp.where(total > 0, few / jnp.where(total > 0, total, 1), whole)
+        mass = eta = None
+        if self.bayes:
+            eta = self._eta(None, dtype)
+            share = (x.size * weights).sum() / self.topics
+            mass = jnp.full(self.topics, jnp.broadcast_to(eta, (v,)).sum() + share, dtype)
+            eta = jnp.broadcast_to(eta, () if self.eta == "symmetric" else (v,))
+        alpha = 1 / self.topics if isinstance(self.alpha, str) else self.alpha
+        alpha = jnp.broadcast_to(jnp.asarray(alpha, dtype), (self.topics,))
+        return LDAParams((few + whole) / 2, alpha, mass, eta if isinstance(self.eta, str) else None)
+
+    def posterior(self, params, x):
+        q = LDAPosterior(self.settled(params, x))
+        return q, self.free_energy(params, x, q)
+
+    def statistics(self, params, x, q, weights):
+        data = self.table(params, x)
+        if q.shares is None:
+            topics = collect(data, q.gamma, weights).topics
+        else:
+            cells = q.shares * (x.counts * weights[:, None])[..., None]
+            flat = cells.reshape(-1, self.topics)
+            topics = jnp.zeros(data.table.shape, flat.dtype).at[x.words.reshape(-1)].add(flat).T
+        return self.sums(topics, mean_log(q.gamma), weights)
+
+    def free_energy(self, params, x, q):
+        """F(q, params) of every document (n,), whatever q is."""
+        data, logs = self.table(params, x), mean_log(q.gamma)
+        if q.shares is None:
+            return collect(data, q.gamma, jnp.ones_like(x.size)).evidence
+        some = q.shares > 0
+        joint = logs[:, None] + jnp.log(jnp.where(some, data.table[x.words], 1))
+        joint = joint - jnp.log(jnp.where(some, q.shares, 1))
+        words = jnp.sum(x.counts[..., None] * jnp.where(some, q.shares * joint, 0), (1, 2))
+        return words + of_dirichlets(data.alpha, q.gamma, logs)
+
+    def sweep(self, params, x, weights):
+        gamma = self.settled(params, x)
+        topics, evidence = collect(self.table(params, x), gamma, weights)
+        return self.sums(topics, mean_log(gamma), weights), evidence
+
+    def at_rest(self):
+        """What the gradient through a fit takes it for: a `jaxem.joint.Joint`."""
+        from jaxem.models.lda.stationary import LDAJoint
+
+        return LDAJoint()
+
+    def maximize(self, params, stats, smooth: bool = False):
+        """As in `Model`. smooth: learnt concentrations take a Newton step, as `concentration` has
+        it."""
+        alpha = self._alpha(params, stats, smooth)
+        if not self.bayes:
+            topics = jnp.maximum(stats.topics + (self._eta(params) - 1), 0)
+            total = topics.sum(-1, keepdims=True)
+            empty = is_empty(total)
+            topics = jnp.where(empty, params.topics, topics / jnp.where(empty, 1, total))
+            return LDAParams(topics, alpha, params.mass, params.eta)
+        topics = stats.topics + self._eta(params)
+        mass = topics.sum(-1)
+        new = LDAParams(topics / mass[:, None], alpha, mass, params.eta)
+        if params.eta is None:
+            return new
+        logs = mean_log(topics).mean(0)
+        if self.eta == "asymmetric":
+            return replace(new, eta=concentration.asymmetric(params.eta, logs, smooth))
+        return replace(new, eta=concentration.symmetric(params.eta, logs.sum(), logs.size, smooth))
+
+    def log_prior(self, params):
+        """log p(topics | eta) at point estimates; −KL(q(topics) ‖ p(topics | eta)) with "bayes"."""
+        if not self.bayes:
+            flat = self.eta is None
+            return 0.0 if flat else DirichletPrior(self.eta).log_density(params.topics)
+        eta = jnp.broadcast_to(self._eta(params), params.topics.shape[1:])
+        scale = params.topics * params.mass[:, None]
+        return jnp.sum(of_dirichlets(eta, scale, mean_log(scale)))
+
+    def spaces(self, params):
+        return LDAParams(
+            SIMPLEX,
+            POSITIVE,
+            None if params.mass is None else POSITIVE,
+            None if params.eta is None else POSITIVE,
+        )
+
+    def degenerate(self, params):
+        learnt = [params.alpha] if isinstance(self.alpha, str) else []
+        learnt += [params.eta] if self.eta == "symmetric" else []  # a word may have none
+        return jnp.any(jnp.asarray([concentration.on_edge(a) for a in learnt], bool))
+
+    def n_parameters(self, params):
+        k, v = params.topics.shape
+        learnt = {"symmetric": 1, "asymmetric": k}[self.alpha] if isinstance(self.alpha, str) else 0
+        return k * (v - 1) + learnt
+
+    def sample(self, key, params, n: int, length: int = 100):
+        """n documents of `length` words, as `Documents`; not under jit."""
+        v = params.topics.shape[1]
+        of_theta, of_z, of_word = jax.random.split(key, 3)
+        theta = jax.random.dirichlet(of_theta, params.alpha, (n,))
+        z = jax.random.categorical(of_z, jnp.log(theta)[:, None], axis=-1, shape=(n, length))
+        words = jax.random.categorical(of_word, jnp.log(params.topics)[z], axis=-1)
+        dense = np.zeros((n, v))
+        np.add.at(dense, (np.arange(n)[:, None], np.asarray(words)), 1)
+        return Documents(dense)
+
+    def valid(self, x):
+        words = (x.words >= 0) & (x.words < x.vocabulary)
+        counts = (x.counts >= 0) & (x.counts % 1 == 0) & (x.counts < math.inf)
+        valid = object.__new__(Documents)
+        return valid._set((x.size >= 0) & (x.size < math.inf), words, counts, x.vocabulary)
+
+    def support(self):
+        return "counts 0, 1, 2, ... of words within the vocabulary"
+
+    def check(self, x):
+        if not isinstance(x, Documents):
+            raise TypeError(
+                f"LDA takes jaxem.Documents, got {type(x).__name__}: wrap the counts, "
+                "jaxem.Documents(x)"
+            )
+
+    def check_params(self, params):
+        topics = params.topics
+        if (topics < 0).any() or (abs(topics.sum(-1) - 1) > 1e-3).any():
+            raise ValueError(
+                "init.topics must be 0 or more with rows that sum to 1: divide by sums"
+            )
+        for name in ("alpha", "mass", "eta"):
+            leaf = getattr(params, name)
+            if leaf is not None and (leaf <= 0).any():
+                raise ValueError(f"init.{name} must be above 0, got {leaf.min()}")
+
+    def view(self, x, weights) -> View:
+        def inward(params):
+            gamma = stop_gradient(self.cold(params, x))
+            return Climbing(params, gamma, jnp.zeros((), gamma.dtype))
+
+        return View(Climb(self), x, inward, lambda climbing: climbing.params, 0.0)
+
+    def table(self, params, x) -> Table:
+        """What the E-step works on. ValueError where documents and topics differ in vocabulary."""
+        v = params.topics.shape[1]
+        if v != x.vocabulary:
+            raise ValueError(
+                f"the documents have a vocabulary of {x.vocabulary} words, the topics one of {v}: "
+                f"build them with jaxem.Documents(..., vocabulary={v})"
+            )
+        table = params.topics.T
+        if self.bayes:
+            scale = table * params.mass
+            table = exp_digamma(scale) / exp_digamma(params.mass)
+        return Table(table, self._fixed_alpha(params), x.words, x.counts)
+
+    def cold(self, params, x):
+        """γ (n, k) of documents about which nothing is known: tokens shared evenly."""
+        return self._fixed_alpha(params) + x.size[:, None] / self.topics
+
+    def settled(self, params, x):
+        """γ (n, k) at rest, from nothing."""
+        gamma = self.cold(params, x)
+        return settle(self.table(params, x), gamma, _tight(gamma), jnp.asarray(LONG, jnp.int32))
+
+    def arranged(self, x):
+        """The documents as `swept` takes them."""
+        return arranged(x.words, x.counts, self.topics)
+
+    def swept(self, params, x, units, weights, gamma, anew, tol, most):
+        """(γ (n, k), statistics, evidence (n,)) after some steps: from a given γ or, where `anew`,
+        from nothing if F is then not lower than with the given one."""
+        cold = self.cold(params, x)
+        limit = jnp.maximum(_tight(cold), tol)
+        most = jnp.asarray(most, jnp.int32)
+        data = self.table(params, x)
+        gamma, (topics, evidence) = swept(data, units, gamma, cold, anew, limit, most, weights)
+        return gamma, self.sums(topics, mean_log(gamma), weights), evidence
+
+    def _fixed_alpha(self, params):
+        """alpha (k,): the model's own where it has one, whatever params hold."""
+        if isinstance(self.alpha, str):
+            return params.alpha
+        return jnp.broadcast_to(jnp.asarray(self.alpha, params.topics.dtype), (self.topics,))
+
+    def _alpha(self, params, stats, smooth):
+        if not isinstance(self.alpha, str):
+            return self._fixed_alpha(params)
+        mean = stats.log_theta / jnp.where(stats.count > 0, stats.count, 1)
+        if self.alpha == "asymmetric":
+            return concentration.asymmetric(params.alpha, mean, smooth)
+        one = concentration.symmetric(params.alpha[0], mean.sum(), self.topics, smooth)
+        return jnp.full_like(params.alpha, one)
+
+    def _eta(self, params, dtype=None):
+        if isinstance(self.eta, str) and params is not None:
+            return params.eta
+        given = 1 / self.topics if isinstance(self.eta, str) else self.eta
+        given = 1.0 if given is None else given
+        return jnp.asarray(given, params.topics.dtype if dtype is None else dtype)
+
+    def sums(self, topics, logs, weights):
+        return LDAStatistics(topics, jnp.einsum("n,nk->k", weights, logs), weights.sum())
+
+
+def _tight(gamma):
+    """The mean change (n,) below which γ is at rest."""
+    return jnp.finfo(gamma.dtype).eps ** TIGHT * gamma.mean(-1)

@@ -1,0 +1,103 @@
+"""The point where a fit of LDA stands still, topics and γ at once, and the map that holds it there.
+
+Given γ and the topics the best φ is known, and so is the best α; given φ and α, γ and the topics.
+In these two turns an exact step of coordinate ascent is smooth, with no inner loop.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.lax import Precision
+
+from jaxem.gradient.stationary import SLACK, TIGHT, Joint
+from jaxem.models.lda.posterior import (
+    Table,
+    digamma,
+    entries,
+    mean_log,
+    of_dirichlets,
+    settle,
+    shares,
+)
+from jaxem.numerics.special import exp_digamma
+
+CELLS = 2**20
+"""Numbers of a (w, k, l) block of documents."""
+
+LONG = 3000
+"""The most steps in which γ comes to rest."""
+
+
+@dataclass(frozen=True)
+class LDAJoint(Joint):
+    """The map of `LDA`; q is γ (n, k)."""
+
+    def kept(self, state):
+        return state.params.gamma
+
+    def inward(self, problem, params):
+        return params
+
+    def outward(self, problem, params):
+        return params
+
+    def spaces(self, problem, params):
+        return problem.model.spaces(params)
+
+    def settled(self, problem, params, q):
+        table = problem.model.table(params, problem.x)
+        tol = jnp.finfo(q.dtype).eps ** TIGHT * q.mean(-1)
+        gamma = settle(table, q, tol, jnp.asarray(LONG, jnp.int32))
+        moved = jnp.abs(passed(table, gamma, problem.weights)[0] - gamma).mean(-1)
+        return gamma, jnp.all(moved <= SLACK * tol)
+
+    def step(self, problem, params, q, scale):
+        model, weights = problem.model, problem.weights
+        gamma, topics, _ = passed(model.table(params, problem.x), q, weights)
+        stats = model.sums(topics, mean_log(gamma), weights)
+        return model.maximize(params, stats, smooth=True), gamma
+
+    def value(self, problem, params, q):
+        return passed(problem.model.table(params, problem.x), q, problem.weights)[2]
+
+
+def passed(data: Table, gamma, weights):
+    """(γ (n, k) after one step, Σ w·counts·φ (k, v), F at γ and the best φ (n,)).
+
+    Every document has as many cells as the longest. A reverse pass keeps nothing of a block.
+    """
+    n, k = gamma.shape
+    rows = min(n, max(1, CELLS // (k * data.words.shape[1])))
+
+    @jax.checkpoint
+    def block(table, alpha, words, counts, gamma, weights):
+        here = entries(table, words)
+        e = exp_digamma(gamma)
+        norm = shares(here, e)
+        norm = jnp.where(norm > 0, norm, 1)
+        ratio = counts / norm
+        sums = jnp.einsum("wl,wkl->wk", ratio, here, precision=Precision.HIGHEST)
+        logs = (counts * jnp.log(norm)).sum(-1) - counts.sum(-1) * digamma(gamma.sum(-1))
+        cells = (e * weights[:, None])[:, None] * ratio[..., None]
+        total = jnp.zeros_like(table).at[words.reshape(-1)].add(cells.reshape(-1, k))
+        value = logs + of_dirichlets(alpha, gamma, mean_log(gamma))
+        return total, (alpha + e * sums, value)
+
+    leaves = data.words, data.counts, gamma, weights
+    if rows == n:
+        total, (gamma, value) = block(data.table, data.alpha, *leaves)
+        return gamma, (total * data.table).T, value
+
+    def add(total, part):
+        here, out = block(data.table, data.alpha, *part)
+        return total + here, out
+
+    def cut(leaf):  # absent documents have γ = 1
+        blank = jnp.ones if leaf is gamma else jnp.zeros
+        below = blank((-n % rows, *leaf.shape[1:]), leaf.dtype)
+        return jnp.concatenate([leaf, below]).reshape(-1, rows, *leaf.shape[1:])
+
+    total, out = jax.lax.scan(add, jnp.zeros_like(data.table), tuple(map(cut, leaves)))
+    gamma, value = (leaf.reshape(-1, *leaf.shape[2:])[:n] for leaf in out)
+    return gamma, (total * data.table).T, value

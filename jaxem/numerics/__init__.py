@@ -1,0 +1,1 @@
+"""Arithmetic and trees that know no EM."""

@@ -1,0 +1,1 @@
+"""What models, banks and fits promise each other."""

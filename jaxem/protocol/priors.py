@@ -1,0 +1,214 @@
+"""Proper priors for maximum a posteriori fits; each family says which one it takes.
+
+Every class gives a log density, with its normalising constant, in the parametrisation of the
+params themselves; the family adds the matching pseudo-statistics in its M-step. The mode found is
+the mode in that parametrisation.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import lgamma
+
+from jaxem.numerics.linalg import Factor
+from jaxem.numerics.tree import is_traced, pytree
+
+
+@pytree
+class NormalPrior:
+    """The normal–inverse-Wishart prior of a mean and a covariance.
+
+    mean | Σ ~ N(`mean`, Σ/`kappa`);  Σ ~ inverse Wishart(`df`, `scale`), for diagonal and spherical
+    covariances inverse gamma(df/2, scale/2) per variance. Shapes: mean (d,) or a scalar; scale
+    (d, d) full and tied, (d,) diagonal, scalar spherical. For a tied covariance the inverse Wishart
+    is counted once and the normal k times. Source: Fraley & Raftery 2007.
+    """
+
+    mean: Any
+    kappa: Any
+    df: Any
+    scale: Any
+
+    def __post_init__(self):
+        above_zero(self, "kappa", "df")
+
+    @staticmethod
+    def from_data(x, k: int, covariance: str = "full"):
+        """Fraley & Raftery's default: κ=.01, df=d+2, scale = the data's variance / k^(2/d)."""
+        x = jnp.asarray(x)
+        x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+        d = x.shape[1]
+        centred = x - x.mean(0)
+        moments = jnp.matmul(centred.T, centred, precision="highest") / x.shape[0]
+        shrunk = moments / k ** (2 / d)
+        scale = {
+            "full": shrunk,
+            "tied": shrunk,
+            "diagonal": jnp.diag(shrunk),
+            "spherical": jnp.trace(shrunk) / d,
+        }[covariance]
+        return NormalPrior(x.mean(0), 0.01, d + 2.0, scale)
+
+
+@pytree
+class NormalWishartPrior:
+    """A prior of whole precision matrices, whatever structure their posterior has.
+
+    mean | Λ ~ N(`mean`, (`kappa` Λ)⁻¹);  Λ ~ Wishart(`df`, `scale`⁻¹), for every component.
+
+    For `BayesianMixture` alone. Components are then normals with full covariances, and the name of
+    a covariance structure restricts what is sought among their posteriors: one for all components
+    (tied), or with a diagonal or spherical scale. These are the updates of scikit-learn's
+    BayesianGaussianMixture. With full covariances it is the same prior as a `NormalPrior`, under
+    which the other structures are those of the covariances themselves. Shapes as there.
+    """
+
+    mean: Any
+    kappa: Any
+    df: Any
+    scale: Any
+
+    def __post_init__(self):
+        above_zero(self, "kappa", "df")
+
+
+@pytree
+class GammaPrior:
+    """rate ~ gamma(`shape`, `rate`), for every rate of a Poisson or exponential family."""
+
+    shape: Any
+    rate: Any
+
+    def __post_init__(self):
+        above_zero(self, "shape", "rate")
+
+    def log_density(self, value):
+        """The sum of a·log b − log Γ(a) + (a−1) log value − b·value over all entries."""
+        a, b = jnp.asarray(self.shape, value.dtype), jnp.asarray(self.rate, value.dtype)
+        return jnp.sum(a * jnp.log(b) - lgamma(a) + xlog(a - 1, value) - b * value)
+
+
+@pytree
+class BetaPrior:
+    """probability ~ beta(`a`, `b`), for every probability of a Bernoulli family."""
+
+    a: Any
+    b: Any
+
+    def __post_init__(self):
+        above_zero(self, "a", "b")
+
+    def log_density(self, value):
+        """The sum of the log beta density over all entries."""
+        a, b = jnp.asarray(self.a, value.dtype), jnp.asarray(self.b, value.dtype)
+        constant = lgamma(a + b) - lgamma(a) - lgamma(b)
+        return jnp.sum(constant + xlog(a - 1, value) + xlog(b - 1, 1 - value))
+
+
+@pytree
+class DirichletPrior:
+    """A probability vector ~ symmetric Dirichlet(`concentration`)."""
+
+    concentration: Any
+
+    def __post_init__(self):
+        above_zero(self, "concentration")
+
+    def log_density(self, probs, levels=None):
+        """The sum of the log density over all vectors (..., v).
+
+        `levels`, an integer array that broadcasts to (...), gives the length of vectors padded with
+        zeros; the padding is left out.
+        """
+        v = probs.shape[-1]
+        levels = jnp.asarray(v if levels is None else levels, jnp.int32)
+        alpha = jnp.asarray(self.concentration, probs.dtype)
+        if alpha.ndim:
+            raise ValueError(f"concentration must be one number, got shape {alpha.shape}")
+        real = jnp.arange(v) < levels[..., None]
+        constant = lgamma(alpha * levels) - levels * lgamma(alpha)
+        logs = jnp.where(real, xlog(alpha - 1, jnp.where(real, probs, 1)), 0).sum(-1)
+        return jnp.sum(constant + logs)
+
+
+@pytree
+class GammaConjugatePrior:
+    """The conjugate prior of a gamma family's shape and rate, as pseudo-observations.
+
+    log density = `count` · (shape·log rate − log Γ(shape) + (shape−1)·`mean_log` − rate·`mean`),
+    proper when mean_log < log mean, and without its normalising constant, which has no closed form.
+    Source: Diaconis & Ylvisaker 1979 for the construction.
+    """
+
+    count: Any
+    mean: Any
+    mean_log: Any
+
+    def __post_init__(self):
+        above_zero(self, "count", "mean")
+        if not is_traced(self) and not np.all(self.mean_log < np.log(self.mean)):
+            raise ValueError(
+                f"GammaConjugatePrior needs mean_log below log(mean) = {np.log(self.mean)}, the "
+                f"most that positive numbers of that mean can have, got {self.mean_log!r}"
+            )
+
+    def log_density(self, shape, rate):
+        per_unit = shape * jnp.log(rate) - lgamma(shape) + (shape - 1) * self.mean_log
+        return jnp.sum(self.count * (per_unit - rate * self.mean))
+
+
+def above_zero(prior, *names) -> None:
+    """ValueError unless each of these hyperparameters, as far as known, is finite and above 0."""
+    for name in names:
+        value = getattr(prior, name)
+        if is_traced(value):
+            continue
+        values = np.asarray(value)
+        if values.dtype.kind not in "fiu" or not np.all((values > 0) & np.isfinite(values)):
+            raise ValueError(
+                f"{type(prior).__name__} needs {name} above 0 and finite, got {value!r}"
+            )
+
+
+def require_proper(prior, d: int, whole: bool) -> None:
+    """ValueError unless a prior of a normal, as far as known, has a density in d dimensions; whole:
+    it is of a full covariance or precision matrix."""
+    if is_traced(prior):
+        return
+    least, df, scale = (d - 1 if whole else 0), np.asarray(prior.df), np.asarray(prior.scale)
+    if not np.all(df > least):
+        raise ValueError(
+            f"{type(prior).__name__} needs df > {least}, got {prior.df}: a usual choice is d + 2"
+        )
+    wide = scale if scale.ndim == 2 else np.diag(np.broadcast_to(scale, (d,)))
+    if not np.all(np.isfinite(wide)) or not np.all(np.linalg.eigvalsh(wide) > 0):
+        raise ValueError(
+            f"the scale of {type(prior).__name__} must be positive definite: give variances above "
+            "0, such as jaxem.NormalPrior.from_data(x, k).scale"
+        )
+
+
+def xlog(factor, value):
+    """factor · log value, 0 where factor is 0 even if value is 0."""
+    zero = factor == 0
+    return jnp.where(zero, 0, factor * jnp.log(jnp.where(zero, 1, value)))
+
+
+def inverse_wishart(df, scale, covariance):
+    """log inverse-Wishart density of (..., d, d) covariances, summed over the batch."""
+    d = covariance.shape[-1]
+    df = jnp.asarray(df, covariance.dtype)
+    multigamma = d * (d - 1) / 4 * jnp.log(jnp.pi) + sum(lgamma((df - j) / 2) for j in range(d))
+    constant = df / 2 * Factor(scale).log_det - df * d / 2 * jnp.log(2.0) - multigamma
+    factor = Factor(covariance)
+    root = jnp.broadcast_to(jnp.linalg.cholesky(scale), covariance.shape)
+    trace = factor.mahalanobis(root).sum(-1)
+    return jnp.sum(constant - (df + d + 1) / 2 * factor.log_det - trace / 2)
+
+
+def inverse_gamma(df, scale, variance):
+    """log density of variance ~ inverse gamma(df/2, scale/2), summed over all entries."""
+    a = jnp.asarray(df, variance.dtype) / 2
+    b = jnp.asarray(scale, variance.dtype) / 2
+    return jnp.sum(a * jnp.log(b) - lgamma(a) - (a + 1) * jnp.log(variance) - b / variance)

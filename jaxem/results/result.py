@@ -1,0 +1,312 @@
+"""What a fit returns, what it can be asked, and what it tells people."""
+
+import dataclasses
+import warnings
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem.data import arrays as checks
+from jaxem.data.options import integer
+from jaxem.numerics.tree import Structure, float_dtype, is_traced, merge, pytree, split
+from jaxem.protocol.status import MEANING, FitError, FitWarning, Status
+from jaxem.solver.problem import Fit
+from jaxem.wrappers.factored import factored
+
+
+@pytree(static=("_structure", "data_shape"), eq=False)
+class Result(Fit):
+    """The best restart's `Fit`, every restart's in `restarts`, and the model, ready to be asked.
+
+    gradient_ok: whether the gradient of params can be trusted; where it is False that gradient is
+    NaN. Outside a transformation it says that the fit converged; inside one that differentiates,
+    also that I − J is regular and the fixed point near.
+
+    A pytree, so that it passes through `jit` and `vmap`. Nothing of the data is kept: methods that
+    need data take them.
+    """
+
+    restarts: Fit
+    gradient_ok: Any
+    _numeric: Any
+    _structure: Structure
+    data_shape: tuple
+
+    @classmethod
+    def of(cls, model, best: Fit, every: Fit, data_shape: tuple, gradient_ok=None):
+        """A result; `gradient_ok` None: it says whether the fit converged, once that is known."""
+        if gradient_ok is None and isinstance(best.status, (np.ndarray, np.generic)):
+            gradient_ok = np.asarray(best.status == Status.CONVERGED)
+        numeric, structure = split(model)
+        fields = {f.name: getattr(best, f.name) for f in dataclasses.fields(Fit)}
+        return cls(
+            **fields,
+            restarts=every,
+            gradient_ok=gradient_ok,
+            _numeric=numeric,
+            _structure=structure,
+            data_shape=data_shape,
+        )
+
+    @property
+    def model(self):
+        """The model that was fitted."""
+        return merge(self._numeric, self._structure)
+
+    def predict_proba(self, x):
+        """Responsibilities p(z = k | x, params), shape (n, k)."""
+        return self._ask("responsibilities", x)
+
+    def predict(self, x):
+        """The most probable component of every unit, shape (n,); −1 where x holds a NaN."""
+        return self._ask("labels", x)
+
+    def score_samples(self, x):
+        """log p(x | params) of every unit, shape (n,)."""
+        return self._ask("scores", x)
+
+    def sample(self, key, n: int):
+        """n units drawn from the fitted model; key: a JAX key or an int."""
+        key, n = checks.as_key(key), integer(n, "n", 1)
+        key = jax.random.key(key) if isinstance(key, np.uint32) else key
+        return self.model.sample(key, self.params, n)
+
+    @property
+    def n_parameters(self) -> int:
+        """The number of free parameters."""
+        return self.model.n_parameters(self.params)
+
+    def bic(self, x, weights=None):
+        """−2·log-likelihood(x) + n_parameters · log Σw; lower is better (Schwarz 1978)."""
+        score, total = self._score(x, weights)
+        return -2 * score + self.n_parameters * jnp.log(total)
+
+    def aic(self, x, weights=None):
+        """−2·log-likelihood(x) + 2·n_parameters; lower is better (Akaike 1974)."""
+        return -2 * self._score(x, weights)[0] + 2 * self.n_parameters
+
+    def entropy(self, x, weights=None):
+        """−Σ_i w_i Σ_k r_ik log r_ik: how undecided the responsibilities are, in nats."""
+        return self._ask("entropy", x, weights)
+
+    def icl(self, x, weights=None):
+        """bic + 2·entropy; lower is better (Biernacki, Celeux & Govaert 2000)."""
+        return self.bic(x, weights) + 2 * self.entropy(x, weights)
+
+    def optima(self, tol: float = 1e-5, units: float | None = None):
+        """The distinct final objectives of the restarts that converged, best first: `Optima`.
+
+        Each `Optimum` has its objective, how many restarts ended there, their share of all
+        restarts, and the index of the best of them. Printed, they are a table.
+
+        Args:
+          tol: per unit of weight, in nats: an objective at most this far below an optimum's best
+            belongs to it. The default is ten times the default `tol` of `fit`; keep it above the
+            `tol` that was used there.
+          units: Σw; None: the number of rows of the data. Give it where rows were weighted, and for
+            one of a ragged batch.
+
+        Raises:
+          TypeError: for a batch, where every data set has its own: `result[i].optima()`; under jit.
+        """
+        if np.ndim(self.status):
+            raise TypeError("every data set of a batch has its own optima: result[i].optima()")
+        from jaxem.results.optima import optima
+
+        return optima(self.restarts, self.data_shape[0] if units is None else units, tol)
+
+    def raise_if_failed(self):
+        """Returns self if the fit converged, else raises `FitError` that says what happened."""
+        status = Counter(np.atleast_1d(np.asarray(self.status)).ravel().tolist())
+        bad = {code: many for code, many in status.items() if code != Status.CONVERGED}
+        if bad:
+            raise FitError("; ".join(_sentence(code, many) for code, many in bad.items()))
+        return self
+
+    def save(self, path) -> None:
+        """Writes arrays (npz) and structure (JSON) to one file, for `jaxem.load`."""
+        from jaxem.numerics.storage import save
+
+        save(self, path)
+
+    def __getitem__(self, index):
+        """One fit of a batch, as a result of its own."""
+        if not np.ndim(self.status):
+            raise TypeError("this is one fit, not a batch: it cannot be indexed")
+        names = [f.name for f in dataclasses.fields(Fit)]
+        best = Fit(*(jax.tree.map(lambda a: a[index], getattr(self, n)) for n in names))
+        every = jax.tree.map(lambda a: a[index], self.restarts)
+        return Result.of(self.model, best, every, self.data_shape[1:], self.gradient_ok[index])
+
+    def __reduce__(self):
+        best = Fit(*(getattr(self, f.name) for f in dataclasses.fields(Fit)))
+        return Result.of, (self.model, best, self.restarts, self.data_shape, self.gradient_ok)
+
+    def __str__(self):
+        model = jax.tree.map(_Brief, self.model)
+        if is_traced(self.status):
+            return f"Result({model!r}, batch shape {np.shape(self.status)})"
+        n = self.data_shape[0]
+        status = np.asarray(self.restarts.status).ravel()
+        counts = Counter(Status(int(s)).name for s in status)
+        ended = ", ".join(f"{many} {name}" for name, many in counts.most_common())
+        if np.ndim(self.status):
+            good = int(np.sum(np.asarray(self.converged)))
+            return (
+                f"{model!r}: batch shape {np.shape(self.status)}\n"
+                f"{good} of {np.size(self.status)} CONVERGED\nrestarts: {ended}"
+            )
+        lines = [
+            f"{model!r}: {n} units",
+            f"{Status(int(self.status)).name} after {int(self.n_iter)} EM steps, log-likelihood "
+            f"{float(self.log_likelihood):.6g}, objective {float(self.objective):.6g}",
+            f"restarts: {ended}",
+        ]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _score(self, x, weights):
+        score = self._ask("scores", x)
+        if weights is None:
+            return score.sum(), score.shape[0]
+        weights = _sound_weights(weights, score.shape[0], score.dtype)
+        return jnp.where(weights > 0, weights * score, 0).sum(), weights.sum()
+
+    def _ask(self, what: str, x, weights=None):
+        if np.ndim(self.status):
+            raise TypeError("a batch answers one fit at a time: result[i].predict(x[i])")
+        x, n = checks.as_data(x)
+        self.model.check(x)
+        known = self.data_shape[1:]
+        got = tuple(jax.tree.leaves(x)[0].shape[1:])
+        if got != known:
+            raise ValueError(
+                f"X has {got[0] if got else 0} features, but the model was fitted with "
+                f"{known[0] if known else 0} features as input"
+            )
+        weights = _sound_weights(weights, n, float_dtype(x))
+        return _answer(self._numeric, self.params, x, weights, self._structure, what)
+
+
+class _Brief:
+    """A leaf of a model as it is printed: an array by its type and shape."""
+
+    def __init__(self, leaf):
+        self.leaf = leaf
+
+    def __repr__(self):
+        leaf = self.leaf
+        if is_traced(leaf) or not isinstance(leaf, (np.ndarray, jax.Array)):
+            return repr(leaf)
+        if leaf.ndim:
+            return f"{leaf.dtype}[{', '.join(str(size) for size in leaf.shape)}]"
+        return f"{leaf.item():.6g}"
+
+
+def _sound_weights(weights, n, dtype):
+    """Weights (n,) or None; ValueError where they are known and negative, not finite or all 0."""
+    weights = checks.as_weights(weights, n, dtype)
+    if weights is not None and not is_traced(weights):
+        wrong = checks.explain_bad_weights(weights)
+        if wrong is not None:
+            raise ValueError(wrong)
+    return weights
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _answer(numeric, params, x, weights, structure, what):
+    model = merge(numeric, structure)
+    q, evidence = model.posterior(params, x)
+    if what == "scores":
+        return evidence
+    r = getattr(q, "responsibilities", q)
+    if what == "responsibilities":
+        return r
+    if what == "labels":
+        return jnp.where(jnp.isnan(r).any(-1), -1, jnp.argmax(r, axis=-1))
+    terms = -(r * jnp.log(jnp.where(r == 0, 1, r))).reshape(len(r), -1).sum(-1)
+    return terms.sum() if weights is None else jnp.where(weights > 0, weights * terms, 0).sum()
+
+
+def report(result: Result, model, x, weights, tol, quiet=False) -> Result:
+    """An eager fit's last word: errors for bad input, one warning for what did not converge.
+
+    quiet: whether gains below the rounding of the objective were told (`EM.foresees`).
+    """
+    small = ("log_likelihood", "objective", "n_iter", "status")
+    host = jax.device_get({name: getattr(result, name) for name in small})
+    every = jax.device_get({name: getattr(result.restarts, name) for name in small})
+    restarts = dataclasses.replace(result.restarts, **every)
+    ok = result.gradient_ok
+    ok = np.asarray(host["status"] == Status.CONVERGED) if ok is None else jax.device_get(ok)
+    result = dataclasses.replace(result, restarts=restarts, gradient_ok=ok, **host)
+    if np.ndim(result.status):
+        return _report_batch(result, tol)
+    status = int(result.status)
+    if status in (Status.BAD_INPUT, Status.EMPTY):
+        raise ValueError(checks.explain_bad_input(model, x, weights))
+    asked = status == Status.MAX_ITER and (tol == 0 or int(result.n_iter) == 0)
+    several = factored(model) if status == Status.NONFINITE else None
+    if several is not None and not jax.jit(several.exact)(result.params, x):
+        raise TypeError(several.refusal())
+    if status != Status.CONVERGED and not asked:
+        many = len(result.restarts.status)
+        what = "the fit" if many == 1 else f"the best of {many} restarts"
+        told = f"{what} did not converge: {_sentence(status)}"
+        told += _impossible(result, x, weights) if status == Status.NONFINITE else ""
+        warnings.warn(told, FitWarning, stacklevel=3)
+    elif tol and not quiet:
+        _warn_of_floor(result, weights, tol)
+    return result
+
+
+def _report_batch(result, tol) -> Result:
+    """One warning for all the data sets of a batch whose fit did not converge."""
+    asked = (result.status == Status.MAX_ITER) & ((tol == 0) | (result.n_iter == 0))
+    wrong = result.status[(result.status != Status.CONVERGED) & ~asked]
+    if wrong.size:
+        counts = Counter(wrong.tolist()).most_common()
+        told = "; ".join(_sentence(code, many) for code, many in counts)
+        warnings.warn(
+            f"{wrong.size} of {result.status.size} fits did not converge: {told}",
+            FitWarning,
+            stacklevel=4,
+        )
+    return result
+
+
+def _impossible(result, x, weights) -> str:
+    """Names the first present unit that the returned params give probability zero."""
+    score = np.asarray(result._ask("scores", x))
+    present = True if weights is None else np.asarray(weights) > 0
+    wrong = (score == -np.inf) & present
+    if not wrong.any():
+        return ""
+    first = int(np.argmax(wrong))
+    return f" ({int(wrong.sum())} have probability zero here, the first at index {first})"
+
+
+def _warn_of_floor(result, weights, tol):
+    from jaxem.methods.em import ROUNDING
+
+    total = result.data_shape[0] if weights is None else float(np.sum(np.asarray(weights)))
+    dtype = result.log_likelihood.dtype
+    least = ROUNDING * float(np.finfo(dtype).eps) * abs(float(result.log_likelihood)) / total
+    if tol < least:
+        warnings.warn(
+            f"tol={tol:g} per unit is below the rounding of a {dtype} objective here; about "
+            f"{least:.1g} was used"
+            + (": give float64 data, with x64 enabled, for more" * (dtype == np.float32)),
+            FitWarning,
+            stacklevel=4,
+        )
+
+
+def _sentence(code, many=None) -> str:
+    lead = "" if many in (None, 1) else f"{many} fits: "
+    return f"{lead}{Status(code).name}: {MEANING[Status(code)]}"

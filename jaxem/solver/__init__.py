@@ -1,0 +1,1 @@
+"""Climbs: state, stopping, lanes, programs."""

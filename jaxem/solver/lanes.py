@@ -1,0 +1,125 @@
+"""Many climbs at once: a fixed number of lanes is kept full until the queue is empty.
+
+A vmapped `while_loop` runs every lane until the slowest stops. Here finished lanes leave their
+state in the queue, in place of the start it came from, and take the next one. The data of lanes
+that share them stay shared; other data are copied into the lanes as they enter.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxem.data.options import integer
+from jaxem.numerics.tree import select
+from jaxem.protocol.status import Status
+from jaxem.solver import loop
+
+CACHE = 2**19
+"""Bytes of work that the lanes of a CPU share: about half of a core's level-2 cache."""
+
+LONG = 2**15
+"""Numbers in a fit's widest array beyond which a step takes longer than a look at who is done."""
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """How many fits run at once, for `fit(..., lanes=...)`. The answers do not depend on it.
+
+    Args:
+      width: the number of lanes. None: as many as fit the cache of a CPU, or 4,096 elsewhere.
+      steps: EM steps between looks at who has finished. None: 1 to 8, fewer where a step is long.
+
+    Raises TypeError or ValueError where these are not ints of 1 or more.
+    """
+
+    width: int | None = None
+    steps: int | None = None
+
+    def __post_init__(self):
+        for name in ("width", "steps"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, integer(getattr(self, name), name, 1))
+
+    def width_for(self, count: int, floats: int) -> int:
+        """The lanes for `count` fits whose widest intermediate array holds `floats` numbers."""
+        if self.width is not None:
+            return min(count, self.width)
+        if jax.default_backend() != "cpu":
+            return min(count, 4096)
+        return min(count, 64, max(4, CACHE // (floats * 4)))
+
+    def interval(self, floats: int) -> int:
+        """EM steps between looks at who has finished, for fits as in `width_for`."""
+        if self.steps is not None:
+            return self.steps
+        if jax.default_backend() != "cpu":
+            return 8
+        return 4 if floats < LONG else 1
+
+
+def run(queue, work, ends, *, criterion: str, width: int, steps: int, budget=None):
+    """Runs every state of the queue to its end, or all lanes for `budget` times `steps` steps.
+
+    Args:
+      queue: a `loop.State` with a leading axis of fits; those that are not RUNNING stay as they
+        are. With b data sets of r restarts, fit j works on data set j // r.
+      work: a tree with a leading axis of data sets; `work.evaluate(params, memory)` is an
+        `Evaluation`, `work.ready()` the same for many evaluations.
+      ends: (tol, max_iter) of every fit.
+      width: the number of lanes.  steps: EM steps between looks at who has finished.
+
+    Returns the queue.
+    """
+    count = queue.status.shape[0]
+    sets = jax.tree.leaves(work)[0].shape[0]
+    restarts, shared = count // sets, sets == 1
+    running = queue.status == Status.RUNNING
+    place = jnp.where(running, jnp.cumsum(running) - 1, count + 1)  # beyond the end is dropped
+    order = jnp.full(count + 1, count).at[place].set(jnp.arange(count), mode="drop")
+
+    def entries(tree, index):
+        return jax.tree.map(lambda a: a[jnp.minimum(index, count - 1)], tree)
+
+    def sets_of(index):
+        return None if shared else entries_of_sets(jnp.minimum(index, count - 1) // restarts)
+
+    def entries_of_sets(j):
+        return jax.tree.map(lambda a: a[j], work)
+
+    one = entries_of_sets(0).ready() if shared else None
+
+    def advance(state, mine, end):
+        seen = (one if shared else mine).evaluate(state.proposal, state.method)
+        new = loop.step(state, seen, *end, criterion)
+        return select(state.status == Status.RUNNING, new, state)
+
+    def body(carry):
+        rounds, index, following, states, mine, end, queue = carry
+        some = (mine, end)
+        states = jax.lax.fori_loop(0, steps, lambda _, s: jax.vmap(advance)(s, *some), states)
+        done = (states.status != Status.RUNNING) & (index < count)
+        queue = _store(queue, states, jnp.where(done, index, count))
+        turn = jnp.minimum(following + jnp.cumsum(done) - 1, count)
+        index = jnp.where(done, order[turn], index)
+        entering = done & (index < count)
+        states = select(entering, entries(queue, index), states)
+        mine = None if shared else select(entering, sets_of(index), mine)
+        end = select(entering, entries(ends, index), end)
+        return rounds + 1, index, following + done.sum(), states, mine, end, queue
+
+    def going(carry):
+        rounds, index, *_ = carry
+        busy = jnp.any(index < count)
+        return busy if budget is None else busy & (rounds < budget)
+
+    index = order[:width]
+    first = (entries(queue, index), sets_of(index), entries(ends, index), queue)
+    carry = (jnp.asarray(0, index.dtype), index, jnp.asarray(width, index.dtype), *first)
+    _, index, _, states, _, _, queue = jax.lax.while_loop(going, body, carry)
+    return queue if budget is None else _store(queue, states, index)
+
+
+def _store(queue, states, index):
+    """The queue with `states` at `index`; those of an index beyond its end are dropped."""
+    return jax.tree.map(lambda q, s: q.at[index].set(s, mode="drop"), queue, states)

@@ -1,0 +1,214 @@
+"""From checked arguments to compiled programs: screening, slices, and how hard to compile."""
+
+import contextlib
+import gc
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import stop_gradient
+
+from jaxem.numerics.tree import is_traced, merge, split
+from jaxem.passes.sweep import CHUNKED
+from jaxem.protocol.starts import Start
+from jaxem.solver import host as slices
+from jaxem.solver.axes import as_sets, best_of, canonical, data_sets, typed
+from jaxem.solver.host import is_long
+from jaxem.solver.restarts import Restarts, continued, promising
+from jaxem.solver.solve import (
+    Spec,
+    advance,
+    begin,
+    end,
+    lane_plan,
+    many,
+    single,
+    transformable,
+)
+
+CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_llvm_disable_expensive_passes": True}
+TINY = 4096
+"""Units × features² × components × restarts below which a step takes under 0.1 ms however built."""
+
+
+@contextlib.contextmanager
+def collector_paused():
+    """Python's cyclic garbage collector off while a fit is traced and compiled, then as it was: one
+    full collection walks over all of JAX and takes as long as compiling a small fit."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def run(
+    model,
+    method,
+    init,
+    x,
+    weights,
+    start,
+    limits,
+    *,
+    criterion,
+    clean,
+    restarts,
+    batched,
+    lanes,
+    gradient,
+    joint,
+):
+    """The best `Fit`, every restart's, and whether the gradient of the best can be trusted, None
+    where nothing is traced.
+
+    Every restart's have a leading axis of restarts; with `batched` an axis of data sets precedes.
+    """
+    given = init is not None and not isinstance(init, Start)
+    numeric, structure = split((model, method, None if given else init))
+    spec = Spec(structure, criterion, clean, given, lanes)
+    static = {"spec": spec, "restarts": restarts, "batched": batched}
+    args = (numeric, x, weights, start, *limits)
+    if gradient == "unrolled":
+        from jaxem.gradient.unrolled import unrolled
+
+        return unrolled(*args[:-1], max_iter=limits[1], **static)
+    if not is_traced(args):
+        return *_search(model, method, *args, **static), None
+    static["spec"] = spec._replace(joint=joint)
+    # The search itself is not differentiated: under `grad` alone its inputs are plain arrays.
+    still = jax.tree.map(lambda a: stop_gradient(a) if is_traced(a) else a, (model, method, *args))
+    best, every = _search(*still, **static)
+    from jaxem.gradient.implicit import (
+        attached,  # of no use to a plain fit, which starts sooner without it
+    )
+
+    return attached(numeric, x, weights, best, every, how=gradient, **static)
+
+
+def _search(model, method, numeric, x, weights, start, tol, most, *, spec, restarts, batched):
+    """The best `Fit` and every restart's, screened first where `restarts` is `Restarts`."""
+    static = {"spec": spec, "restarts": restarts, "batched": batched}
+    if not isinstance(restarts, Restarts):
+        return _climb(numeric, x, weights, start, tol, most, **static)
+    screen = (jnp.minimum if is_traced(most) else min)(restarts.screen_iters, most)
+    static["restarts"] = restarts.count
+    every = _climb(numeric, x, weights, start, tol, screen, **static)[1]
+    index, start = _promising(every, restarts.keep)
+    numeric, structure = split((model, method, None))
+    static["spec"] = spec._replace(structure=structure, given=True)
+    static["restarts"] = restarts.keep
+    later = _climb(numeric, x, weights, start, tol, most - screen, **static)[1]
+    every = _continued(every, index, later)
+    return _winner(every, batched), every
+
+
+def _climb(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched):
+    """The best `Fit` and every restart's, compiled with as much effort as it is worth.
+
+    On a CPU the default fusion emitters double the compile time; a single fit of few units does not
+    run faster for them (a batch does by a tenth, a fit of many units by up to two thirds), and a
+    step below a tenth of a millisecond is not worth optimising at all (measured with jaxlib
+    0.10.2). The options can only be set outside other transformations, and other versions may lack
+    them.
+    """
+    args = (numeric, x, weights, start, tol, max_iter)
+    static = {"spec": spec, "restarts": restarts, "batched": batched}
+    if is_traced(args):
+        return SOLVE["full"](*args, **static, transformed=True)
+    leaf, *_ = leaves = jax.tree.leaves(x)
+    sets = leaf.shape[0] if batched else 1
+    n = leaf.shape[batched]
+    features = sum(leaf.size for leaf in leaves) // (sets * n)
+    k = getattr(merge(numeric, spec.structure)[0], "k", 1)
+    cost = n * features**2 * k
+    effort = "full"
+    if not batched and jax.default_backend() == "cpu":
+        effort = "tiny" if cost * restarts <= TINY else "less"
+        effort = "full" if n * features * k >= CHUNKED else effort
+    fits = sets * restarts
+    if not is_long(cost * fits, max_iter):
+        best, every = compiled(SOLVE, effort, *args, **static, transformed=False)
+        return best, (jax.tree.map(_alone, best) if every is None else every)
+    x = jax.tree.map(jnp.asarray, x)  # once, not for every slice
+    data = (numeric, x, weights)
+    work, queue, ends = compiled(BEGIN, effort, *data, start, tol, max_iter, **static)
+
+    def on(queue, budget):
+        return compiled(ADVANCE, effort, work, x, queue, ends, budget, spec=spec, batched=batched)
+
+    sets = jax.eval_shape(lambda x: work.on(as_sets(x, batched)).data, x)
+    width, steps = lane_plan(spec, work.climbed, sets, fits)
+    watched = ("fits", fits) if fits > 1 else ("steps", int(max_iter))
+    queue = slices.run(on, queue, cost * (width * steps if fits > 1 else 1), *watched)
+    return compiled(END, effort, *data, queue, spec=spec, batched=batched)
+
+
+def _solve(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched, transformed):
+    """A whole run: the best `Fit` and every restart's, None where a single one needs no axis."""
+    if not (batched or transformed) and restarts == 1:
+        first = jax.tree.map(lambda a: a[0], start) if spec.given else typed(start)
+        return single(spec, numeric, x, weights, first, tol, max_iter), None
+    options = {"spec": spec, "restarts": restarts, "batched": batched}
+    problems = canonical(numeric, x, weights, start, tol, max_iter, **options)
+    every = (transformable(spec) if transformed else partial(many, spec))(*problems)
+    every = every if batched else jax.tree.map(lambda a: a[0], every)
+    return best_of(every, batched), every
+
+
+def _begin(*args, spec, **options):
+    """The first part of a long run: what `solve.begin` returns."""
+    return begin(spec, *canonical(*args, spec=spec, **options))
+
+
+def _advance(work, x, queue, ends, budget, *, spec, batched):
+    """The next slice of a long run."""
+    return advance(spec, work.on(as_sets(x, batched)), queue, ends, budget)
+
+
+def _end(numeric, x, weights, queue, *, spec, batched):
+    """The last part of a long run: the best `Fit` and every restart's."""
+    sets = queue.status.shape[0]
+    every = end(spec, data_sets(numeric, x, weights, sets, batched), queue)
+    every = every if batched else jax.tree.map(lambda a: a[0], every)
+    return best_of(every, batched), every
+
+
+_winner = jax.jit(best_of, static_argnums=1)
+_promising = jax.jit(promising, static_argnums=1)
+_continued = jax.jit(continued)
+
+
+def efforts(function, *static):
+    """The program of `function` for every effort of the compiler."""
+    tiny = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+    options = {"full": None, "less": CPU_OPTIONS, "tiny": CPU_OPTIONS | tiny}
+    return {
+        effort: jax.jit(function, static_argnames=static, compiler_options=chosen)
+        for effort, chosen in options.items()
+    }
+
+
+SOLVE = efforts(_solve, "spec", "restarts", "batched", "transformed")
+BEGIN = efforts(_begin, "spec", "restarts", "batched")
+ADVANCE = efforts(_advance, "spec", "batched")
+END = efforts(_end, "spec", "batched")
+
+
+def compiled(programs, effort, *args, **static):
+    """A program's answer, with the full effort where the compiler does not know the options."""
+    try:
+        with collector_paused():
+            return programs[effort](*args, **static)
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        if effort == "full" or "compile" not in str(error):
+            raise
+        return programs["full"](*args, **static)
+
+
+def _alone(leaf):
+    """A leaf with a leading axis of one, on the host where it is known: that compiles nothing."""
+    return leaf[None] if is_traced(leaf) else np.asarray(leaf)[None]

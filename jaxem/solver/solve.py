@@ -1,0 +1,181 @@
+"""From data and starts to finished fits: begin, advance, end, under any transform.
+
+Every call has one canonical form: data of B data sets, and starts (B, R), R restarts of each. A
+single fit is B = R = 1 and runs in the plain loop, without these axes; all others go through the
+lanes. `jax.vmap` of a fit arrives here through a batching rule that folds the new axis into B, or
+into R where the data are shared.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+from jaxem.data.check_starts import check_step
+from jaxem.numerics.tree import Structure, merge, pytree, split
+from jaxem.passes.sweep import prepared
+from jaxem.solver import lanes, loop
+from jaxem.solver.problem import Fit, Problem, Spec, finish, in_dtype
+
+
+@pytree(static=("structure",), eq=False)
+class Work:
+    """What a climb works on: model and method, split; data and weights, all in safe units. data is
+    None where it is the one data set as it was given."""
+
+    numeric: Any
+    data: Any
+    weights: Any
+    structure: Structure
+
+    @property
+    def climbed(self):
+        """The model that is climbed."""
+        return merge(self.numeric, self.structure)[0]
+
+    def on(self, x):
+        """This on the data sets x (B, …), where it does not hold its own."""
+        return self if self.data is not None else replace(self, data=x)
+
+    def ready(self):
+        """As of a `Problem`."""
+        model, method = merge(self.numeric, self.structure)
+        return replace(self, data=prepared(model, self.data, method))
+
+    def evaluate(self, params, memory):
+        model, method = merge(self.numeric, self.structure)
+        return method.evaluate(model, params, self.data, self.weights, memory)
+
+
+def single(spec: Spec, numeric, x, weights, start, tol, max_iter) -> Fit:
+    """One climb, without the axes of the canonical form: these cost time to compile."""
+    problem = Problem(spec, numeric, x, weights)
+    state = problem.stand(start)
+    return finish(problem, climb(spec, problem, state, tol * problem.total, max_iter))
+
+
+def climb(spec: Spec, work, state, tol, max_iter, budget=None):
+    """One state after the plain loop; `work` evaluates params and knows the model climbed."""
+    options = {"tol": tol, "max_iter": max_iter, "criterion": spec.criterion, "budget": budget}
+    work = work.ready()
+    try:
+        return loop.run(state, work.evaluate, **options)
+    except TypeError:
+        check_step(work.climbed, state.params, state.method, work.evaluate)
+        raise
+
+
+def many(spec: Spec, data, starts, limits) -> Fit:
+    """All climbs of the canonical form: data (B, …), starts (B, R, …), limits two arrays (B, R)."""
+    work, queue, ends = begin(spec, data, starts, limits)
+    return end(spec, data, advance(spec, work.on(data[1]), queue, ends))
+
+
+def begin(spec: Spec, data, starts, limits):
+    """A `Work` (B, …), states (B, R, …) that stand at the starts, and what ends each of them."""
+    sets, restarts = limits[0].shape
+    width, _ = lane_plan(spec, merge(data[0], spec.structure)[0], data[1], sets * restarts)
+
+    def prepare(data, starts):
+        problem = Problem(spec, *data)
+        numeric, structure = split((problem.view.model, problem.method))
+        numeric = [in_dtype(leaf, problem.weights.dtype) for leaf in numeric]
+        seen = problem.view.data
+        if sets == 1:  # once, not for every slice
+            seen = prepared(problem.view.model, seen, problem.method, kept=True)
+        same = sets == 1 and seen is data[1]  # not to be written once more
+        work = Work(numeric, None if same else seen, problem.weights, structure)
+        return work, over(problem.stand, starts, max(1, width // sets)), problem.total
+
+    work, queue, total = over(lambda args: prepare(*args), (data, starts), width)
+    tol, max_iter = limits
+    return work, queue, (tol * total[:, None], max_iter)
+
+
+def advance(spec: Spec, work: Work, queue, ends, budget=None):
+    """The states after every climb has ended, or after `budget` rounds of steps.
+
+    A state that is not RUNNING stays as it is. A round is one step of one climb, or some steps
+    (`Lanes.interval`) of all lanes.
+    """
+    sets, restarts = queue.status.shape
+    if sets == restarts == 1:
+        one, state, limits = _first((work, _first(queue), _first(ends)))
+        state = climb(spec, one, state, *limits, budget)
+        return jax.tree.map(lambda a: _lift(_lift(a)), state)
+    width, steps = lane_plan(spec, work.climbed, work.data, sets * restarts)
+    flat, ends = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (queue, ends))
+    options = {"width": width, "steps": steps, "budget": budget}
+    flat = lanes.run(flat, work, ends, criterion=spec.criterion, **options)
+    return jax.tree.map(lambda a: a.reshape(sets, restarts, *a.shape[1:]), flat)
+
+
+def end(spec: Spec, data, queue) -> Fit:
+    """The fits (B, R) of finished states."""
+    sets, restarts = queue.status.shape
+    width, _ = lane_plan(spec, merge(data[0], spec.structure)[0], data[1], sets * restarts)
+
+    def close(data, states):
+        problem = Problem(spec, *data)
+        return over(lambda state: finish(problem, state), states, max(1, width // sets))
+
+    return over(lambda args: close(*args), (data, queue), width)
+
+
+def lane_plan(spec: Spec, model, x, count: int) -> tuple[int, int]:
+    """Lanes for `count` fits, and steps between looks; the first axis of x is that of data sets."""
+    floats = getattr(model, "k", 1) * math.prod(jax.tree.leaves(x)[0].shape[1:])
+    return spec.lanes.width_for(count, floats), spec.lanes.interval(floats)
+
+
+def over(function, tree, block: int):
+    """`function` of every entry along the leading axis of a tree, a block at a time."""
+    size = jax.tree.leaves(tree)[0].shape[0]
+    if size == 1:
+        return jax.tree.map(_lift, function(_first(tree)))
+    if size <= block:
+        return jax.vmap(function)(tree)
+    return jax.lax.map(function, tree, batch_size=block)
+
+
+def _lift(leaf):
+    return jnp.expand_dims(leaf, 0)
+
+
+def _first(tree):
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def transformable(spec: Spec):
+    """`many` with a batching rule: a vmapped fit goes through the lanes as a batch does."""
+
+    @custom_vmap
+    def climb(data, starts, limits):
+        return many(spec, data, starts, limits)
+
+    @climb.def_vmap
+    def rule(size, batched, data, starts, limits):
+        def spread(leaf, is_batched):
+            return leaf if is_batched else jnp.broadcast_to(leaf[None], (size, *leaf.shape))
+
+        sets, restarts = limits[0].shape[1:] if batched[2][0] else limits[0].shape
+        starts, limits = jax.tree.map(spread, (starts, limits), (batched[1], batched[2]))
+        if any(jax.tree.leaves(batched[0])):
+            data = jax.tree.map(spread, data, batched[0])
+            args = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (data, starts, limits))
+            out = climb(*args)
+            out = jax.tree.map(lambda a: a.reshape(size, sets, *a.shape[1:]), out)
+        else:
+            starts, limits = jax.tree.map(
+                lambda a: jnp.moveaxis(a, 0, 1).reshape(sets, -1, *a.shape[3:]), (starts, limits)
+            )
+            out = climb(data, starts, limits)
+            out = jax.tree.map(
+                lambda a: jnp.moveaxis(a.reshape(sets, size, restarts, *a.shape[2:]), 1, 0), out
+            )
+        return out, jax.tree.map(lambda _: True, out)
+
+    return climb

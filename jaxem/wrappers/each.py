@@ -1,0 +1,85 @@
+"""`Each`: a model of one component, lifted to a bank."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxem.numerics.tree import pytree
+from jaxem.protocol.model import Bank, keep_empty
+
+
+class EachStatistics(NamedTuple):
+    count: Any
+    inner: Any
+
+
+@pytree
+class Each(Bank):
+    """Lifts a model of one component to a bank of k by `jax.vmap` over its parameters.
+
+    `model.init(key, x, weights)`, `posterior`, `statistics` and `maximize` are written for one
+    component with weights (n,); the lifted params are the same tree with a leading axis k.
+    """
+
+    model: Any
+
+    def init(self, key, x, weights):
+        keys = jax.random.split(key, weights.shape[1])
+        return jax.vmap(self.model.init, (0, None, 1))(keys, x, weights)
+
+    def posterior(self, params, x):
+        q, evidence = jax.vmap(self.model.posterior, (0, None))(params, x)
+        return q, evidence.T
+
+    def statistics(self, params, x, q, weights):
+        one = jax.vmap(self.model.statistics, (0, None, 0, 1))
+        return EachStatistics(weights.sum(0), one(params, x, q, weights))
+
+    def maximize(self, params, stats):
+        new = jax.vmap(self.model.maximize)(params, stats.inner)
+        return keep_empty(stats.count, new, params)
+
+    def spaces(self, params):
+        return self.model.spaces(params)
+
+    def information(self, params):
+        return jax.vmap(self.model.information)(params)
+
+    def whitened(self, params, step):
+        return jax.vmap(self.model.whitened)(params, step)
+
+    def log_prior(self, params):
+        return jnp.sum(jax.vmap(lambda p: jnp.asarray(self.model.log_prior(p)))(params))
+
+    def degenerate(self, params):
+        return jax.vmap(lambda p: jnp.asarray(self.model.degenerate(p)))(params)
+
+    def n_parameters(self, params):
+        k = jax.tree.leaves(params)[0].shape[0]
+        return k * self.model.n_parameters(jax.tree.map(lambda leaf: leaf[0], params))
+
+    def sample(self, key, params, z):
+        def draw(key, p):
+            return self.model.sample(key, p, z.shape[0])
+
+        k = jax.tree.leaves(params)[0].shape[0]
+        draws = jax.vmap(draw)(jax.random.split(key, k), params)
+        return jax.tree.map(lambda a: a[z, jnp.arange(z.shape[0])], draws)
+
+    def valid(self, x):
+        return self.model.valid(x)
+
+    def support(self):
+        return self.model.support()
+
+    def check(self, x):
+        self.model.check(x)
+
+    def view(self, x, weights):
+        inner = self.model.view(x, weights)
+        return inner._replace(
+            model=Each(inner.model),
+            inward=jax.vmap(inner.inward),
+            outward=jax.vmap(inner.outward),
+        )

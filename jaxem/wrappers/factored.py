@@ -1,0 +1,205 @@
+"""Models with several discrete latent variables a unit, and q as a product over them (mean field).
+
+log p(x, z | θ) is taken at one-hot z or, in their place, at probabilities. If it is linear in every
+latent variable given the others, but for terms of one variable alone, then
+
+    E_q[log p | z_m = k] = log p(x, z_m = k, the others' probabilities) + a constant, and
+    E_q[log p] = log p(x, q) + Σ_m (Σ_k q_mk log p(x, z_m = k, the others') − log p(x, q)),
+
+both exactly, in as many evaluations as there are states in all.
+
+Axes: `n` units, `m` latent variables of each, `k` states of the largest.
+"""
+
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem.analysis.free_energy import expectation
+from jaxem.numerics.tree import float_dtype, pytree, select
+from jaxem.protocol.model import Adopted, lacks
+
+LONG, TRIES = 1000, 4
+"""The most sweeps of a q from nothing, and how many first q it is sought from."""
+
+FEW = 32
+"""Units on which it is looked whether log p is linear."""
+
+
+@pytree
+class Factored(Adopted):
+    """A user's model with `latents(x)` and `log_joint(params, x, z)`, as a free energy."""
+
+    differentiable = False  # its E-step is a loop that jax.grad cannot reverse
+    hides = ("log_joint", "posterior")
+    adds = ("init_q", "free_energy")
+
+    def log_joint(self, params, x):
+        raise TypeError(
+            f"{type(self.inner).__name__} has several latent variables: there is no joint (n, k)"
+        )
+
+    def view(self, x, weights):
+        view = super().view(x, weights)
+        model = view.model if isinstance(view.model, Factored) else Factored(view.model)
+        return view._replace(model=model)
+
+    def states(self, x):
+        """Which states every latent variable has, (m, k) booleans, from the shapes of x."""
+        name = type(self.inner).__name__
+        try:
+            counts = [operator.index(count) for count in self.inner.latents(x)]
+        except TypeError as error:
+            raise TypeError(f"{name}.latents must return ints, one a latent variable") from error
+        if not counts or min(counts) < 1:
+            raise ValueError(
+                f"{name}.latents must return how many states each latent variable has, 1 or more, "
+                f"got {tuple(counts)}"
+            )
+        return np.arange(max(counts)) < np.array(counts)[:, None]
+
+    def joint(self, params, x, z):
+        """log p(x, z | params) per unit (n,), for z (n, m, k)."""
+        value = self.inner.log_joint(params, x, z)
+        if jnp.shape(value) != z.shape[:1]:
+            name, got = type(self.inner).__name__, f"{jnp.shape(value)} for z of shape {z.shape}"
+            raise TypeError(f"{name}.log_joint must return shape (n,), a number a unit, got {got}")
+        return value.astype(z.dtype)
+
+    def init_q(self, params, x):
+        """The first q (n, m, k): the model's own or, alike in all units, uneven at random."""
+        states, (n, dtype) = self.states(x), _size(x)
+        if lacks(self.inner, "init_q"):
+            return self._drawn(0, n, states, dtype)
+        q = jnp.asarray(self.inner.init_q(params, x), dtype)
+        if q.shape != (n, *states.shape):
+            raise TypeError(
+                f"{type(self.inner).__name__}.init_q must return shape (n, m, k) = "
+                f"{(n, *states.shape)}, got {q.shape}"
+            )
+        return q
+
+    def free_energy(self, params, x, q):
+        """F(q, params) per unit (n,), nothing dropped, for probabilities q (n, m, k)."""
+        q = jnp.asarray(q)
+        mean = self.joint(params, x, q)
+
+        @jax.checkpoint
+        def alone(j):
+            return expectation(q[:, j], self.given(params, x, q, j)) - mean
+
+        return mean + jax.lax.map(alone, jnp.arange(q.shape[1])).sum(0) + entropy(q)
+
+    def given(self, params, x, q, j):
+        """log p(x, z_j, the others as in q) for every state of latent variable j, (n, k)."""
+        states = self.states(x)
+        some = jnp.asarray(np.where(states, np.arange(states.shape[1]), 0))  # absent: as the first
+        corners = jnp.eye(states.shape[1], dtype=q.dtype)[some[j]]
+        return jax.vmap(lambda z: self.joint(params, x, q.at[:, j].set(z)), out_axes=1)(corners)
+
+    def swept(self, params, x, q):
+        """(q, F (n,)) after every latent variable in turn has taken its best distribution."""
+        states = jnp.asarray(self.states(x))
+
+        def update(j, carry):
+            q, alone, _ = carry
+            given = self.given(params, x, q, j)
+            best = jax.nn.softmax(jnp.where(states[j], given, -jnp.inf), axis=-1)
+            q = q.at[:, j].set(best)
+            mean = self.joint(params, x, q)
+            return q, alone + expectation(best, given) - mean, mean
+
+        zero = jnp.zeros(q.shape[0], q.dtype)
+        q, alone, mean = jax.lax.fori_loop(0, q.shape[1], update, (q, zero, zero))
+        return q, mean + alone + entropy(q)
+
+    def ascended(self, params, x, q, tol, most: int):
+        """(q, F (n,)) after at least one sweep, at most `most`, until no entry of q moves by more
+        than tol."""
+
+        def step(carry):
+            q, _, _, count = carry
+            new, value = self.swept(params, x, q)
+            return new, value, jnp.max(jnp.abs(new - q)), count + 1
+
+        def going(carry):
+            return (carry[3] < most) & (carry[2] > tol)
+
+        infinite = jnp.asarray(jnp.inf, q.dtype)
+        carry = (q, jnp.zeros(q.shape[0], q.dtype), infinite, jnp.asarray(0))
+        q, value, *_ = jax.lax.while_loop(going, step, carry)
+        return q, value
+
+    def posterior(self, params, x):
+        """q (n, m, k) at rest and F (n,): the best, unit by unit, from a few first q."""
+        n, dtype = _size(x)
+        states = self.states(x)
+        first = [self.init_q(params, x)]
+        first += [self._drawn(i, n, states, dtype) for i in range(1, TRIES)]
+
+        def settled(q):
+            return self.ascended(params, x, q, jnp.finfo(dtype).eps ** 0.7, LONG)
+
+        every = jax.lax.map(settled, jnp.stack(first))
+        best, value = jax.tree.map(lambda a: a[0], every)
+        for i in range(1, TRIES):
+            q, other = jax.tree.map(lambda a: a[i], every)  # noqa: B023
+            best, value = select(other > value, (q, other), (best, value))
+        return best, value
+
+    def sweep(self, params, x, weights):
+        q, value = self.posterior(params, x)
+        return self.statistics(params, x, q, weights), value
+
+    def log_prob(self, params, x):
+        """F (n,), a lower bound on log p(x | params)."""
+        return self.posterior(params, x)[1]
+
+    def exact(self, params, x):
+        """Whether log p is as linear in z as mean field needs, at a few units and random q."""
+        states, (n, dtype) = self.states(x), _size(x)
+        x = jax.tree.map(lambda a: a[:FEW], x)
+        n = min(n, FEW)
+        one, two = (self._drawn(i, n, states, dtype) for i in (1, 2))
+
+        def alone(q, j):
+            given, mean = self.given(params, x, q, j), self.joint(params, x, q)
+            return expectation(q[:, j], given) - mean, jnp.abs(given).max(-1) + jnp.abs(mean)
+
+        def off(j):
+            (a, size), (b, _) = alone(one, j), alone(two.at[:, j].set(one[:, j]), j)
+            return jnp.max(jnp.abs(a - b) / (1 + size))
+
+        away = jax.lax.map(off, jnp.arange(states.shape[0])).max()
+        return away <= 1e3 * jnp.finfo(dtype).eps
+
+    def refusal(self):
+        """What to say where `exact` is False."""
+        return (
+            f"{type(self.inner).__name__}.log_joint(params, x, z) is not linear in every z[:, m] "
+            "given the others, up to terms of one of them alone, or not finite at probabilities: "
+            "write interactions as products of z; without any, return (n, k) for all k joint states"
+        )
+
+    def _drawn(self, seed: int, n: int, states, dtype):
+        """Random distributions, alike in all units, (n, m, k)."""
+        q = np.random.default_rng(seed).exponential(size=states.shape) * states
+        return jnp.broadcast_to(jnp.asarray(q / q.sum(-1, keepdims=True), dtype), (n, *q.shape))
+
+
+def entropy(q):
+    """−Σ_m Σ_k q_mk log q_mk per unit (n,)."""
+    return expectation(q, -jnp.log(jnp.where(q > 0, q, 1))).sum(-1)
+
+
+def factored(model):
+    """The `Factored` model under any wrappers, or None."""
+    while not isinstance(model, Factored) and hasattr(model, "_wrapped"):
+        model = model._wrapped
+    return model if isinstance(model, Factored) else None
+
+
+def _size(x):
+    return jax.tree.leaves(x)[0].shape[0], float_dtype(x)
