@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 from jaxem import datasets, topics
 from jaxem.analysis.free_energy import free_energy
 from jaxem.data.batch import Batch
+from jaxem.data.labelled import Labelled
 from jaxem.fit import fit
 from jaxem.methods.em import EM, Exact
-from jaxem.models.mixture import Labelled, Mixture, MixtureParams
+from jaxem.models.mixture import Mixture, MixtureParams
 from jaxem.protocol.model import Bank, Model
 from jaxem.protocol.priors import (
     BetaPrior,
@@ -35,20 +36,23 @@ from jaxem.wrappers.restricted import Restricted
 if TYPE_CHECKING:
     from jaxem.analysis.select import Row, Selection, select
     from jaxem.data.documents import Documents
-    from jaxem.families.bernoulli import Bernoulli, BernoulliParams
+    from jaxem.families.bernoulli import Bernoulli, BernoulliParams, BetaPosterior
     from jaxem.families.categorical import Categorical, CategoricalParams
-    from jaxem.families.conjugate import BetaPosterior, DirichletPosterior, GammaPosterior
+    from jaxem.families.conjugate import DirichletPosterior
     from jaxem.families.exponential import Exponential, ExponentialParams
     from jaxem.families.exponential_family import ExponentialFamily
     from jaxem.families.gamma import Gamma, GammaParams
     from jaxem.families.multinomial import Multinomial, MultinomialParams
-    from jaxem.families.normal.normal import Normal, NormalParams
+    from jaxem.families.normal.gaussian import NormalParams
+    from jaxem.families.normal.normal import Normal
     from jaxem.families.normal.wishart import NormalPosterior
-    from jaxem.families.poisson import Poisson, PoissonParams
+    from jaxem.families.poisson import GammaPosterior, Poisson, PoissonParams
     from jaxem.families.product import Product
     from jaxem.families.student import StudentT, StudentTParams
     from jaxem.models.bayesian import BayesianMixture, BayesianMixtureParams
     from jaxem.models.lda.lda import LDA, LDAParams
+
+_MODULES = ("model", "objective", "spaces")
 
 _LATER = {
     "Blocks": "methods.blocks",
@@ -68,7 +72,7 @@ _LATER = {
     "BayesianMixtureParams": "models.bayesian",
     "Bernoulli": "families.bernoulli",
     "BernoulliParams": "families.bernoulli",
-    "BetaPosterior": "families.conjugate",
+    "BetaPosterior": "families.bernoulli",
     "Categorical": "families.categorical",
     "CategoricalParams": "families.categorical",
     "DirichletPosterior": "families.conjugate",
@@ -77,11 +81,11 @@ _LATER = {
     "ExponentialFamily": "families.exponential_family",
     "Gamma": "families.gamma",
     "GammaParams": "families.gamma",
-    "GammaPosterior": "families.conjugate",
+    "GammaPosterior": "families.poisson",
     "Multinomial": "families.multinomial",
     "MultinomialParams": "families.multinomial",
     "Normal": "families.normal.normal",
-    "NormalParams": "families.normal.normal",
+    "NormalParams": "families.normal.gaussian",
     "NormalPosterior": "families.normal.wishart",
     "Poisson": "families.poisson",
     "PoissonParams": "families.poisson",
@@ -182,6 +186,10 @@ __all__ = [
 
 def __getattr__(name: str):
     """Families and `select` are imported when they are first named: a fit needs few of them."""
+    if name in globals():
+        return globals()[name]
+    if name in _MODULES:
+        return importlib.import_module(f"jaxem.{name}")
     if name not in _LATER:
         raise AttributeError(f"module 'jaxem' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"jaxem.{_LATER[name]}"), name)
@@ -194,7 +202,16 @@ def __dir__():
 
 
 def load(path, model=None) -> Result:
-    """Reads a result that `Result.save` wrote; `model` where it is not one of jaxem's own."""
-    from jaxem.numerics.storage import load
+    """Reads a result that `Result.save` wrote; `model` where it is not one of jaxem's own.
 
-    return load(path, model)
+    Raises ValueError where the file is damaged, not a jaxem result, or lacks its model.
+    """
+    from jaxem.results.files import load
+
+    return Result.of(*load(path, model, _public_class))
+
+
+def _public_class(name: str):
+    if name in __all__ and isinstance(kind := __getattr__(name), type):
+        return kind
+    raise KeyError(f"unknown type {name!r}")

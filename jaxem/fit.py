@@ -5,20 +5,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import stop_gradient
 
 from jaxem.data import arrays as checks
 from jaxem.data.batch import Batch, as_blocks
 from jaxem.data.check_starts import check_init, check_start
 from jaxem.data.options import integer
 from jaxem.methods.em import EM
-from jaxem.numerics.tree import float_dtype, is_traced
-from jaxem.protocol.model import Bank, adopt, lacks
+from jaxem.methods.suited import suited
+from jaxem.numerics.tree import float_dtype, is_traced, split
+from jaxem.protocol.model import Bank, lacks
 from jaxem.protocol.starts import NAMED, Start
-from jaxem.results.result import Result, report
+from jaxem.results.report import report
+from jaxem.results.result import Result
 from jaxem.solver.lanes import Lanes
-from jaxem.solver.problem import sanitize
-from jaxem.solver.programs import run
+from jaxem.solver.problem import Spec, sanitize
+from jaxem.solver.programs import search
 from jaxem.solver.restarts import Restarts
+from jaxem.wrappers.adopt import adopt
 from jaxem.wrappers.restricted import Restricted
 
 CRITERIA = ("aitken", "change")
@@ -133,7 +137,7 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan):
     clean = weights is None and checks.is_clean(model, x)
     start = key if init is None or isinstance(init, Start) else init
     plan |= {"clean": clean, "batched": False}
-    fits = run(model, method, init, x, weights, start, limits, **plan)
+    fits = _run(model, method, init, x, weights, start, limits, **plan)
     return Result.of(model, *fits[:2], tuple(jax.tree.leaves(x)[0].shape), fits[2])
 
 
@@ -171,7 +175,7 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan):
         start = (key, block.index)
         if given:
             start = jax.tree.map(lambda a: a[block.index], init)  # noqa: B023
-        fits.append(run(model, method, init, block.x, block.weights, start, limits, **plan))
+        fits.append(_run(model, method, init, block.x, block.weights, start, limits, **plan))
     if len(fits) > 1:
         order = np.argsort(np.concatenate([block.index for block in blocks]))
         join = jnp.concatenate if is_traced(fits) else np.concatenate
@@ -181,9 +185,51 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan):
     return Result.of(model, best, every, (sets, *shape), ok)
 
 
+def _run(
+    model,
+    method,
+    init,
+    x,
+    weights,
+    start,
+    limits,
+    *,
+    criterion,
+    clean,
+    restarts,
+    batched,
+    lanes,
+    gradient,
+    joint,
+):
+    """The best `Fit`, every restart's, and whether the gradient of the best can be trusted, None
+    where nothing is traced.
+
+    Every restart's have a leading axis of restarts; with `batched` an axis of data sets precedes.
+    """
+    given = init is not None and not isinstance(init, Start)
+    numeric, structure = split((model, method, None if given else init))
+    spec = Spec(structure, criterion, clean, given, lanes)
+    static = {"spec": spec, "restarts": restarts, "batched": batched}
+    args = (numeric, x, weights, start, *limits)
+    if gradient == "unrolled":
+        from jaxem.gradient.unrolled import unrolled
+
+        return unrolled(*args[:-1], max_iter=limits[1], **static)
+    if not is_traced(args):
+        return *search(model, method, *args, **static), None
+    static["spec"] = spec._replace(joint=joint)
+    # The search itself is not differentiated: under `grad` alone its inputs are plain arrays.
+    still = jax.tree.map(lambda a: stop_gradient(a) if is_traced(a) else a, (model, method, *args))
+    best, every = search(*still, **static)
+    from jaxem.gradient.implicit import attached  # a plain fit starts sooner without it
+
+    return attached(numeric, x, weights, best, every, how=gradient, **static)
+
+
 def _suited(method, model, x, plan):
     """The method that climbs this model, and in the plan what differentiates through it."""
-    method = method.suited(model, x)
+    method = suited(method, model, x)
     smooth = getattr(model, "differentiable", True)
     plan["joint"] = None
     if plan["gradient"] in ("implicit", "one_step") and not (method.plain and smooth):

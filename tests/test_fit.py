@@ -11,7 +11,7 @@ from zoo import COUNTS, GROUP, REAL, K
 import jaxem
 
 MODEL = jaxem.Mixture(jaxem.Normal(), k=K)
-solver = importlib.import_module("jaxem.run")
+solver = importlib.import_module("jaxem.solver.programs")
 
 
 def compilations():
@@ -222,7 +222,7 @@ def test_a_faulty_m_step_is_reported_and_the_best_kept():
         result = jaxem.fit(model, COUNTS[:, :1], init=best)
     assert not result.converged
     score = (
-        jaxem.protocol.model.adopt(model).log_prob(result.params, jnp.asarray(COUNTS[:, :1])).sum()
+        jaxem.wrappers.adopt.adopt(model).log_prob(result.params, jnp.asarray(COUNTS[:, :1])).sum()
     )
     np.testing.assert_allclose(result.log_likelihood, score, rtol=1e-12)
     with pytest.raises(jaxem.FitError, match="DECREASED"):

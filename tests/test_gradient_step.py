@@ -12,7 +12,7 @@ from oracles import published
 from zoo import MODELS
 
 import jaxem
-from jaxem.protocol.model import adopt
+from jaxem.wrappers.adopt import adopt
 
 ADAM, DESCENT = optax.adam(0.1), optax.sgd(10.0)
 RULES = {

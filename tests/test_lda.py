@@ -15,7 +15,9 @@ import scipy.sparse
 from scipy.special import digamma, gammaln
 
 import jaxem
-from jaxem.models import concentration, lda_climb, lda_posterior
+from jaxem.models.lda import climb as lda_climb
+from jaxem.models.lda import concentration
+from jaxem.models.lda import posterior as lda_posterior
 from jaxem.numerics.special import exp_digamma
 
 PUBLISHED = pathlib.Path(__file__).parents[2] / "shared" / "published" / "cases.json"

@@ -11,6 +11,7 @@ import pytest
 from scipy.special import logsumexp
 
 import jaxem
+from jaxem.methods.suited import suited
 from jaxem.protocol.spaces import POSITIVE, REAL, SIMPLEX
 from jaxem.wrappers.factored import Factored
 
@@ -222,7 +223,7 @@ CLIMBS = {"exact": (Solved(), 20), "newton": (Factorial(), 1), "graph": (Graph()
 def test_no_step_lowers_f_and_none_exceeds_the_evidence(model, sweeps):
     x, states = (SMALL, (2,) * 6) if isinstance(model, Graph) else (X, STATES)
     weights = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2, len(x)))
-    method = jaxem.EM(jaxem.MeanField(sweeps)).suited(Factored(model), x)
+    method = suited(jaxem.EM(jaxem.MeanField(sweeps)), Factored(model), x)
     params = model.init(jax.random.key(3), x, weights)
     every = jnp.asarray(corners(states))
     of = Factored(model)

@@ -11,7 +11,8 @@ from jax.flatten_util import ravel_pytree
 from zoo import COUNTS, MODELS, REAL, K
 
 import jaxem
-from jaxem.analysis.free_energy import expectation, shares
+from jaxem.methods.suited import suited
+from jaxem.protocol.posterior import expectation, shares
 
 TIE = [("components.mean[0]", "components.mean[2]")]
 PAIR = [("components[0]", "components[2]")]
@@ -181,7 +182,7 @@ def test_without_a_closed_form_gradients_climb(case):
     model = jaxem.Restricted(inner, fixed, tied)
     closed = case == "part of a row"
     assert model.closed(x) == closed
-    method = jaxem.EM().suited(model, x)
+    method = suited(jaxem.EM(), model, x)
     assert method.plain == closed
     weights = jnp.ones(len(x))
     view = model.view(jnp.asarray(x), weights)

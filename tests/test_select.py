@@ -22,7 +22,7 @@ KNOWN = [
     for name in BANKS
     if not name.endswith("-map") and not name.startswith("each") and name != "student-df"
 ]
-solver = importlib.import_module("jaxem.run")
+solver = importlib.import_module("jaxem.solver.programs")
 
 
 def mixtures(bank, sizes=SIZES):

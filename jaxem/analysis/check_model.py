@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.analysis.free_energy import expectation, free_energy, shares
+from jaxem.analysis.free_energy import free_energy
 from jaxem.data import arrays as checks
 from jaxem.fit import require_model
 from jaxem.methods.em import EM
+from jaxem.methods.suited import suited
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import float_dtype
-from jaxem.protocol.model import adopt, lacks
+from jaxem.protocol.model import lacks
+from jaxem.protocol.posterior import expectation, shares
+from jaxem.wrappers.adopt import adopt
 from jaxem.wrappers.factored import factored
 
 STEPS = 10
@@ -253,7 +256,7 @@ class Trial:
             )
 
     def steps(self):
-        method = EM().suited(self.model, self.x)
+        method = suited(EM(), self.model, self.x)
         self.step = jax.jit(lambda p, m: method.evaluate(self.model, p, self.x, self.weights, m))
         self.memory = method.start(self.model, self.params, self.x, self.weights)
         after = jax.eval_shape(self.step, self.params, self.memory).proposal

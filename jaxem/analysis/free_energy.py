@@ -4,7 +4,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxem.protocol.model import adopt, lacks
+from jaxem.protocol.model import lacks
+from jaxem.protocol.posterior import expectation, shares
+from jaxem.wrappers.adopt import adopt
 
 
 class FreeEnergy(NamedTuple):
@@ -92,22 +94,6 @@ def ascent(model, before, after, x, weights=None) -> Ascent:
         _total(moved, weights),
         _total(expectation(q, _log(q) - _log(shares(second))), weights),
     )
-
-
-def shares(q):
-    """Responsibilities (n, k), from themselves or from what `posterior` returned."""
-    return getattr(q, "responsibilities", q)
-
-
-def with_shares(q, r):
-    """What `posterior` returned, with other responsibilities (n, k)."""
-    return q._replace(responsibilities=r) if hasattr(q, "responsibilities") else r
-
-
-def expectation(q, values):
-    """Σ_k q_ik values_ik per unit, shape (n,); what q rules out counts nothing, −∞ included."""
-    some = q > 0
-    return jnp.where(some, q * jnp.where(some, values, 0), 0).sum(-1)
 
 
 def _log(q):

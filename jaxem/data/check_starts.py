@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data.arrays import as_array
-from jaxem.numerics.tree import is_traced, merge, split
-from jaxem.protocol.model import Adopted
+from jaxem.numerics.tree import in_dtype, is_traced, merge, split
 from jaxem.protocol.starts import Labels, Responsibilities, Start
-from jaxem.solver.problem import in_dtype
 
 MOST = 64
 """Given starts looked at one by one before a fit; the status speaks for the others."""
@@ -36,7 +34,7 @@ def check_init(model, init, x, lead: tuple[int, ...], dtype):
         hint = "the params of an earlier result, or model.init(key, x, weights)"
         if hasattr(init, "params"):
             hint = "init=result.params"
-        raise ValueError(f"init must be {_listed(expected)}; got {_listed(init)}: pass {hint}")
+        raise ValueError(f"init must be {listed(expected)}; got {listed(init)}: pass {hint}")
 
     def ready(path, leaf, like):
         name = "init" + jax.tree_util.keystr(path)
@@ -68,7 +66,7 @@ def check_init(model, init, x, lead: tuple[int, ...], dtype):
     return init
 
 
-def _listed(tree) -> str:
+def listed(tree) -> str:
     """The type of a tree, and its leaves with their shapes."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     inside = ", ".join(f"{jax.tree_util.keystr(path)} {np.shape(leaf)}" for path, leaf in leaves)
@@ -103,29 +101,3 @@ def check_start(start: Start, n: int, k: int) -> Start:
             f"{first}: {np.asarray(values)[first]}; it takes {accepted}"
         )
     return start
-
-
-def check_step(model, params, memory, evaluate) -> None:
-    """Raises TypeError, leaf by leaf, where one EM step does not return a tree like its params."""
-    seen = jax.eval_shape(evaluate, params, memory)
-    before, after = jax.tree.structure(params), jax.tree.structure(seen.proposal)
-    name = type(model.inner if isinstance(model, Adopted) else model).__name__
-    if before != after:
-        raise TypeError(
-            f"{name}.maximize must return params like {_listed(params)}; "
-            f"got {_listed(seen.proposal)}"
-        )
-    pairs = zip(
-        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(seen.proposal), strict=True
-    )
-    for (path, old), new in pairs:
-        if (old.shape, old.dtype) != (new.shape, new.dtype):
-            raise TypeError(
-                f"{name}.maximize returned params{jax.tree_util.keystr(path)} with shape "
-                f"{new.shape} and dtype {new.dtype}; it must keep {old.shape} and {old.dtype}"
-            )
-    if seen.objective.shape != ():
-        raise TypeError(
-            f"{name}.posterior must return evidence of shape (n,) and log_prior a scalar: "
-            f"the objective came out with shape {seen.objective.shape}"
-        )

@@ -15,7 +15,8 @@ from jaxem.fit import fit
 from jaxem.methods.e_steps import Hard
 from jaxem.methods.em import EM
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.model import Model, View, keep_empty, require_matrix, safe
+from jaxem.protocol.counts import keep_empty, safe
+from jaxem.protocol.model import Model, View, require_matrix
 from jaxem.protocol.starts import KMeansPlusPlus
 from jaxem.protocol.status import FitWarning, Status
 

@@ -4,8 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.lax import digamma
 
+from jaxem.families.conjugate import Conjugate
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
+from jaxem.numerics import divergence
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.priors import BetaPrior
 from jaxem.protocol.spaces import UNIT
@@ -45,8 +48,6 @@ class Bernoulli(ExponentialFamily):
         return BernoulliParams(normalize(jnp.stack([ones, zeros], axis=-1))[..., 0])
 
     def variational(self):
-        from jaxem.families.conjugate import BetaBernoulli
-
         return BetaBernoulli(self)
 
     def spaces(self, params):
@@ -67,3 +68,43 @@ class Bernoulli(ExponentialFamily):
 
     def support(self):
         return "0 and 1"
+
+
+@pytree(eq=False)
+class BetaPosterior:
+    """q(probability of a one) = beta(a, b), both (k, d)."""
+
+    a: Any
+    b: Any
+
+
+@pytree
+class BetaBernoulli(Conjugate):
+    """The variational bank of `Bernoulli`: E[log p] = ψ(a) − ψ(a + b)."""
+
+    family: Bernoulli
+
+    def natural(self, params):
+        whole = digamma(params.a + params.b)
+        return jnp.concatenate([digamma(params.a) - whole, digamma(params.b) - whole], axis=1)
+
+    def estimate(self, count, total):
+        ones, zeros = jnp.split(total, 2, axis=1)
+        return BetaPosterior(ones + self._prior.a, zeros + self._prior.b)
+
+    def log_prior(self, params):
+        prior = jnp.stack(jnp.broadcast_arrays(self._prior.a, self._prior.b), axis=-1)
+        return -divergence.dirichlet(jnp.stack([params.a, params.b], axis=-1), prior)
+
+    def predictive(self, params, x):
+        a, b = params.a, params.b
+        x = x[:, None]
+        return (jnp.log(jnp.where(x == 1, a, b)) - jnp.log(a + b)).sum(-1)
+
+    def sample(self, key, params, z):
+        p = (params.a / (params.a + params.b))[z]
+        return jax.random.bernoulli(key, p).astype(p.dtype)
+
+    @property
+    def _prior(self):
+        return BetaPrior(1.0, 1.0) if self.family.prior is None else self.family.prior

@@ -6,12 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import digamma
 
+from jaxem.families.conjugate import Conjugate, DirichletPosterior
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
+from jaxem.numerics import divergence
 from jaxem.numerics.tree import pytree
+from jaxem.protocol.held import Held, averaged
+from jaxem.protocol.model import IMPOSSIBLE
 from jaxem.protocol.priors import DirichletPrior
 from jaxem.protocol.spaces import SIMPLEX
-from jaxem.wrappers.layout import Held, averaged
 
 
 @pytree(eq=False)
@@ -72,8 +76,6 @@ class Categorical(ExponentialFamily):
         return maximize
 
     def variational(self):
-        from jaxem.families.conjugate import DirichletCategorical
-
         return DirichletCategorical(self)
 
     def spaces(self, params):
@@ -128,3 +130,41 @@ def _levels(levels):
     if not numbers or min(numbers) < 1:
         raise ValueError(f"levels must be 1 or more, got {levels!r}")
     return numbers if many else numbers[0]
+
+
+@pytree
+class DirichletCategorical(Conjugate):
+    """The variational bank of `Categorical`: E[log p] = ψ(concentration) − ψ(its sum)."""
+
+    family: Categorical
+
+    def natural(self, params):
+        a, real = params.concentration, self._real(params.concentration.shape[1])
+        whole = digamma(jnp.where(real, a, 0).sum(-1, keepdims=True))
+        return jnp.where(real, digamma(a) - whole, IMPOSSIBLE).reshape(a.shape[0], -1)
+
+    def estimate(self, count, total):
+        counts = total.reshape(count.shape[0], -1, self.family.widest)
+        real = self._real(counts.shape[1])
+        return DirichletPosterior(jnp.where(real, counts + self._prior.concentration, 1))
+
+    def log_prior(self, params):
+        a = params.concentration
+        return -divergence.dirichlet(a, self._prior.concentration, self._real(a.shape[1]))
+
+    def predictive(self, params, x):
+        logs = jnp.log(self._mean(params)).reshape(params.concentration.shape[0], -1)
+        x = self.features(x)[:, None] > 0
+        return jnp.where(x, logs, 0).sum(-1)
+
+    def sample(self, key, params, z):
+        codes = jax.random.categorical(key, jnp.log(self._mean(params)[z]), axis=-1)
+        return codes.astype(params.concentration.dtype)
+
+    def _mean(self, params):
+        a, real = params.concentration, self._real(params.concentration.shape[1])
+        a = jnp.where(real, a, 0)
+        return a / a.sum(-1, keepdims=True)
+
+    def _real(self, d):
+        return np.arange(self.family.widest) < self.family.per_column(d)[:, None]

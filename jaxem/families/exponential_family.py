@@ -8,8 +8,9 @@ from jax.lax import Precision
 
 from jaxem.numerics.tree import pytree
 from jaxem.passes.sweep import Linear, roomy
-from jaxem.protocol.model import IMPOSSIBLE, Bank, View, identity, is_empty, keep_empty, safe
-from jaxem.wrappers.layout import averaged, is_held
+from jaxem.protocol.counts import is_empty, keep_empty, safe
+from jaxem.protocol.held import averaged, is_held
+from jaxem.protocol.model import IMPOSSIBLE, Bank, View, identity
 
 
 class MeanStatistics(NamedTuple):

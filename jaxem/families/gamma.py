@@ -9,7 +9,8 @@ from jax.lax import Precision
 from jaxem.families.exponential import column_scale
 from jaxem.numerics.special import inverse_minus_trigamma, log_minus_digamma, stirling_term
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.model import Bank, View, keep_empty, safe
+from jaxem.protocol.counts import keep_empty, safe
+from jaxem.protocol.model import Bank, View
 from jaxem.protocol.priors import GammaConjugatePrior
 from jaxem.protocol.spaces import POSITIVE
 

@@ -5,13 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.lax import lgamma
+from jax.lax import digamma, lgamma
 
+from jaxem.families.conjugate import Conjugate, DirichletPosterior
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
+from jaxem.numerics import divergence
 from jaxem.numerics.tree import pytree
+from jaxem.protocol.held import averaged
 from jaxem.protocol.priors import DirichletPrior
 from jaxem.protocol.spaces import SIMPLEX
-from jaxem.wrappers.layout import averaged
 
 
 @pytree(eq=False)
@@ -57,8 +59,6 @@ class Multinomial(ExponentialFamily):
         return maximize
 
     def variational(self):
-        from jaxem.families.conjugate import DirichletMultinomial
-
         return DirichletMultinomial(self)
 
     def spaces(self, params):
@@ -89,3 +89,33 @@ class Multinomial(ExponentialFamily):
 
     def support(self):
         return "counts 0, 1, 2, ..."
+
+
+@pytree
+class DirichletMultinomial(Conjugate):
+    """The variational bank of `Multinomial`: E[log p] = ψ(concentration) − ψ(its sum)."""
+
+    family: Multinomial
+
+    def natural(self, params):
+        a = params.concentration
+        return digamma(a) - digamma(a.sum(-1, keepdims=True))
+
+    def estimate(self, count, total):
+        return DirichletPosterior(total + self._prior.concentration)
+
+    def log_prior(self, params):
+        return -divergence.dirichlet(params.concentration, self._prior.concentration)
+
+    def predictive(self, params, x):
+        a = params.concentration
+        x, whole = x[:, None], a.sum(-1)
+        n = x.sum(-1)
+        constant = lgamma(n + 1) - lgamma(x + 1).sum(-1) + lgamma(whole) - lgamma(whole + n)
+        return constant + (lgamma(a + x) - lgamma(a)).sum(-1)
+
+    def sample(self, key, params, z):
+        mix, draw = jax.random.split(key)
+        probs = jax.random.dirichlet(mix, params.concentration[z])
+        one = jnp.arange(z.shape[0])
+        return self.family.sample(draw, MultinomialParams(probs), one)

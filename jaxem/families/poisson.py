@@ -4,10 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.lax import lgamma
+from jax.lax import digamma, lgamma
 
+from jaxem.families.conjugate import Conjugate
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible
 from jaxem.families.units import column_scale
+from jaxem.numerics import divergence
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.priors import GammaPrior
 from jaxem.protocol.spaces import POSITIVE
@@ -48,8 +50,6 @@ class Poisson(ExponentialFamily):
         return PoissonParams(events / (count[:, None] + self.prior.rate))
 
     def variational(self):
-        from jaxem.families.conjugate import GammaPoisson
-
         return GammaPoisson(self)
 
     @property
@@ -83,3 +83,55 @@ class Poisson(ExponentialFamily):
 
     def support(self):
         return "counts 0, 1, 2, ..."
+
+
+@pytree(eq=False)
+class GammaPosterior:
+    """q(rate) = gamma(shape, rate), both (k, d)."""
+
+    shape: Any
+    rate: Any
+
+
+@pytree
+class GammaPoisson(Conjugate):
+    """The variational bank of `Poisson`: E[log λ] = ψ(shape) − log rate, E[λ] = shape/rate."""
+
+    family: Poisson
+
+    def natural(self, params):
+        return digamma(params.shape) - jnp.log(params.rate)
+
+    def log_partition(self, params):
+        return (params.shape / params.rate).sum(-1)
+
+    def estimate(self, count, total):
+        prior = self._prior
+        rate = jnp.broadcast_to(count[:, None] + prior.rate, total.shape)
+        return GammaPosterior(total + prior.shape, rate)
+
+    def log_prior(self, params):
+        prior = self._prior
+        return -divergence.gamma(params.shape, params.rate, prior.shape, prior.rate)
+
+    def predictive(self, params, x):
+        """Negative binomial: log of the gamma mixture of Poissons."""
+        a, b = params.shape, params.rate
+        x = x[:, None]
+        each = lgamma(a + x) - lgamma(a) - lgamma(x + 1) - a * jnp.log1p(1 / b) - x * jnp.log1p(b)
+        return each.sum(-1)
+
+    def sample(self, key, params, z):
+        mix, draw = jax.random.split(key)
+        shape = params.shape[z]
+        rate = jax.random.gamma(mix, shape, dtype=shape.dtype) / params.rate[z]
+        return jax.random.poisson(draw, rate).astype(shape.dtype)
+
+    @property
+    def _prior(self):
+        if self.family.prior is None:
+            raise ValueError(
+                "Poisson in a BayesianMixture needs a prior: fit takes one from the data and keeps "
+                "it in result.model; elsewhere pass Poisson(prior=jaxem.GammaPrior(shape, rate))"
+            )
+        return self.family.prior

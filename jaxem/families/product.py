@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxem.numerics.tree import CONSTRUCTORS
 from jaxem.protocol.model import Bank, View
 
 
@@ -183,3 +184,6 @@ def _unflatten(structure, families) -> Product:
 
 
 jax.tree_util.register_pytree_node(Product, _flatten, _unflatten)
+CONSTRUCTORS[Product] = lambda product: {
+    "parts": {name: (family, columns) for name, family, columns in product._parts()}
+}

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.families.gamma import solve_shape
-from jaxem.families.normal.normal import Normal, NormalParams, NormalStatistics
+from jaxem.families.normal.gaussian import NormalParams, NormalStatistics
+from jaxem.families.normal.normal import Normal
 from jaxem.families.normal.structures import centre
 from jaxem.numerics.special import log_gamma_ratio, log_minus_digamma
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.model import Bank, keep_empty, safe
+from jaxem.protocol.counts import keep_empty, safe
+from jaxem.protocol.model import Bank
 from jaxem.protocol.priors import NormalPrior
 from jaxem.protocol.spaces import POSITIVE, POSITIVE_DEFINITE, REAL, Positive
 

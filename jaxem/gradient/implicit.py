@@ -22,11 +22,11 @@ from jaxem.gradient.krylov import solve
 from jaxem.gradient.newton import to_fixed_point
 from jaxem.gradient.stationary import Joint
 from jaxem.gradient.tangents import Motion, still
-from jaxem.numerics.tree import merge
+from jaxem.numerics.tree import in_dtype, merge
 from jaxem.passes.sweep import is_large, row_sum
 from jaxem.protocol.spaces import UnitInterval
 from jaxem.protocol.status import Status
-from jaxem.solver.problem import Problem, in_dtype
+from jaxem.solver.problem import Problem
 from jaxem.solver.solve import lane_plan, over
 
 

@@ -16,7 +16,8 @@ from jax.flatten_util import ravel_pytree
 
 from jaxem.gradient.krylov import times
 from jaxem.methods.em import EM, Exact
-from jaxem.methods.m_steps import FLAT, expected
+from jaxem.methods.m_steps import expected
+from jaxem.numerics.descent import FLAT
 from jaxem.passes.sweep import row_sum
 from jaxem.protocol.model import lacks
 from jaxem.wrappers.factored import LONG, factored

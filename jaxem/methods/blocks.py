@@ -4,10 +4,10 @@ from typing import Any
 
 import jax
 
-from jaxem.analysis.free_energy import shares, with_shares
 from jaxem.methods.m_steps import Gradient
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.model import lacks
+from jaxem.protocol.posterior import shares, with_shares
 from jaxem.wrappers.restricted import hold
 
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from jaxem.analysis.free_energy import with_shares
 from jaxem.methods.em import Exact, Expectation
 from jaxem.numerics.linalg import solve_positive
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import float_dtype, pytree
+from jaxem.protocol.posterior import with_shares
 
 MOST = 60
 """Newton steps in the dual; from the multipliers of the step before, two or three are enough."""

@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxem.analysis.free_energy import shares, with_shares
 from jaxem.methods.acceleration import Chart
 from jaxem.methods.em import Exact, Expectation
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import pytree, select
+from jaxem.protocol.posterior import shares, with_shares
 
 
 @pytree

@@ -9,14 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxem.numerics.rounding import ROUNDING
 from jaxem.numerics.tree import float_dtype, pytree
 from jaxem.passes.sweep import is_large, row_sum, sweep
 from jaxem.protocol.model import lacks
 from jaxem.protocol.spaces import return_time
-from jaxem.wrappers.factored import factored
-
-ROUNDING = 16
-"""The objective is known to ROUNDING · eps · Σw(|ℓ|+1): late float32 iterations fall by up to 3."""
 
 
 class Evaluation(NamedTuple):
@@ -138,23 +135,6 @@ class EM:
         """Whether both rules are the exact ones: EM as it was published, in chunks."""
         return type(self.e_step) is Exact and type(self.m_step) is Exact
 
-    def suited(self, model, x):
-        """This method, with `Gradient()` where the model has no M-step for data shaped like x,
-        `Variational()` where it knows no posterior, and `MeanField()` for several latent ones."""
-        e_step, m_step = self.e_step, self.m_step
-        unknown = lacks(model, "posterior", "log_joint")
-        e_step = _for_latents(model, e_step)
-        unknown &= not getattr(e_step, "several", False)
-        if unknown and type(e_step) is Exact:
-            from jaxem.methods.variational import Variational
-
-            e_step = Variational()
-        if isinstance(m_step, Exact) and not model.closed(x):
-            from jaxem.methods.m_steps import Gradient, lbfgs
-
-            m_step = Gradient(lbfgs(), steps=5) if unknown else Gradient()
-        return EM(e_step, m_step, self.accelerator)
-
     def start(self, model, params, x=None, weights=None):
         """What the method remembers of a climb that has evaluated nothing; `Variational` asks for
         the data."""
@@ -210,25 +190,6 @@ class EM:
             return None
         evidence = model.posterior(params, x)[1]
         return row_sum(weights, jnp.where(weights > 0, evidence, 0))
-
-
-def _for_latents(model, e_step):
-    """The rule for q: `MeanField()` by default where latent variables are several. TypeError where
-    a given rule does not go with the model."""
-    several = factored(model) is not None
-    if several and type(e_step) is Exact:
-        from jaxem.methods.mean_field import MeanField
-
-        return MeanField()
-    if several != getattr(e_step, "several", False):
-        raise TypeError(
-            f"{type(e_step).__name__} is for models with one latent variable, log_joint(params, x) "
-            "-> (n, k): this one has latents(x), leave e_step=jaxem.MeanField()"
-            if several
-            else "MeanField is for models with latents(x) and log_joint(params, x, z): this one "
-            "has one latent variable, leave e_step=jaxem.Exact()"
-        )
-    return e_step
 
 
 def is_floating(params) -> bool:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxem.methods.em import Exact, Expectation
 from jaxem.numerics.tree import float_dtype, pytree
-from jaxem.protocol.model import adopt
+from jaxem.wrappers.adopt import adopt
 from jaxem.wrappers.factored import factored
 
 

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from jaxem.analysis.free_energy import with_shares
 from jaxem.methods.em import Exact, Expectation
-from jaxem.methods.m_steps import descend, fresh, lbfgs
+from jaxem.numerics.descent import descend, fresh, lbfgs
 from jaxem.numerics.tree import float_dtype, pytree
-from jaxem.protocol.model import IMPOSSIBLE, adopt, lacks
+from jaxem.protocol.model import IMPOSSIBLE, lacks
+from jaxem.protocol.posterior import with_shares
+from jaxem.wrappers.adopt import adopt
 
 
 class VariationalMemory(NamedTuple):

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.lax import digamma
 
-from jaxem.analysis.free_energy import expectation
-from jaxem.models.mixture import FiniteMixture, unlabelled, warn_if_identical
+from jaxem.data.labelled import unlabelled
+from jaxem.models.mixture import FiniteMixture, warn_if_identical
 from jaxem.numerics import divergence
 from jaxem.numerics.tree import pytree
 from jaxem.passes.sweep import total_of
+from jaxem.protocol.posterior import expectation
 from jaxem.protocol.spaces import POSITIVE
 
 WEIGHTS = ("dirichlet", "dirichlet_process")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
 
-from jaxem.models.mixture import unlabelled
+from jaxem.data.labelled import unlabelled
 
 
 def jacobian(mixture, params, x, weights):

@@ -16,7 +16,18 @@ def pytree(cls=None, *, static: tuple[str, ...] = (), eq: bool = True):
     cls = dataclasses.dataclass(frozen=True, eq=eq)(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     register(cls, tuple(n for n in names if n not in static), tuple(static))
+    CONSTRUCTORS[cls] = lambda value: {name: getattr(value, name) for name in names}
     return cls
+
+
+CONSTRUCTORS = {}
+"""For every registered class the arguments that make an object of it anew."""
+
+
+def arguments(value):
+    """The arguments of the constructor of a registered class, by name; None for other classes."""
+    known = CONSTRUCTORS.get(type(value))
+    return None if known is None else known(value)
 
 
 def register(cls, data, static):
@@ -91,3 +102,9 @@ def float_dtype(x):
     """The dtype to compute in: the widest float among the leaves, else JAX's default."""
     floats = [leaf.dtype for leaf in jax.tree.leaves(x) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.result_type(*floats) if floats else jnp.result_type(float)
+
+
+def in_dtype(leaf, dtype):
+    """A hyperparameter in the precision of the data."""
+    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return jnp.asarray(leaf, dtype) if floating else leaf

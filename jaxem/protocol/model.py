@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.numerics.softmax import normalize
-from jaxem.numerics.tree import pytree, select
+from jaxem.protocol.held import averaged, is_held
 from jaxem.protocol.spaces import REAL, Coordinates
-from jaxem.wrappers.layout import averaged, is_held
 
 IMPOSSIBLE = -1e30
 """Stands for log 0 inside a matrix product, where −∞ · 0 would be NaN."""
@@ -254,31 +253,6 @@ class Bank(Model):
         require_matrix(x, type(self).__name__)
 
 
-@pytree
-class Adopted(Model):
-    """A user's model that does not inherit from `Model`: its own functions, else the defaults."""
-
-    inner: Any
-
-    @property
-    def _wrapped(self):
-        return self.inner
-
-
-def _delegate(name):
-    default = getattr(Model, name)
-
-    def function(self, *args):
-        own = getattr(self.inner, name, None)
-        return default(self, *args) if own is None else own(*args)
-
-    return function
-
-
-for _name in [n for n in vars(Model) if not n.startswith("_") and callable(getattr(Model, n))]:
-    setattr(Adopted, _name, _delegate(_name))
-
-
 def lacks(model, *names) -> bool:
     """Whether a model defines none of these functions: it has the defaults, or nothing."""
     while isinstance(model, Model) and hasattr(model, "_wrapped"):
@@ -291,35 +265,9 @@ def lacks(model, *names) -> bool:
     return all(d or not o for d, o in zip(default, own, strict=True))
 
 
-def adopt(model) -> Model:
-    """`model` itself where it is a `Model`, else wrapped so that every default is there, and as a
-    free energy where its latent variables are several."""
-    if callable(getattr(model, "latents", None)):
-        from jaxem.wrappers.factored import Factored
-
-        return Factored(model)
-    return model if isinstance(model, Model) else Adopted(model)
-
-
 def finite(x):
     """Which entries are finite, by operators that NumPy and JAX share."""
     return abs(x) < float("inf")
-
-
-def is_empty(count):
-    """Components whose weight has underflowed: no estimate can be formed from them."""
-    limits = jnp.finfo(count.dtype)
-    return count <= limits.tiny / limits.eps
-
-
-def keep_empty(count, new, old):
-    """`new` params, but `old` ones for components that no unit belongs to any more."""
-    return new if old is None else select(is_empty(count), old, new)
-
-
-def safe(count):
-    """`count` with empty components set to 1, to divide by."""
-    return jnp.where(is_empty(count), 1, count)
 
 
 def require_matrix(x, name: str) -> None:

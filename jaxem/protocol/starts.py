@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.model import is_empty
+from jaxem.protocol.counts import is_empty
 
 BLEND = 0.1
 """The part of every unit that a seeded start spreads evenly over all components, so that none

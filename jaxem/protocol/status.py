@@ -44,3 +44,9 @@ class FitError(RuntimeError):
 
 class FitWarning(UserWarning):
     """The fit ran, and something about its answer needs the reader's attention."""
+
+
+def sentence(code, many=None) -> str:
+    """The name of a status and what it means, for messages; many: how many fits have it."""
+    lead = "" if many in (None, 1) else f"{many} fits: "
+    return f"{lead}{Status(code).name}: {MEANING[Status(code)]}"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxem.data import arrays as checks
-from jaxem.methods.em import ROUNDING
+from jaxem.numerics.rounding import ROUNDING
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.status import Status
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxem.numerics.tree import Structure, float_dtype, merge, pytree
+from jaxem.numerics.tree import Structure, float_dtype, in_dtype, merge, pytree
 from jaxem.passes.sweep import prepared, sweep, total_of
 from jaxem.protocol.status import Status
 from jaxem.solver import loop
@@ -116,12 +116,6 @@ class Problem:
     def map(self, params):
         """One plain step, whatever the method makes of it."""
         return self.method.map(self.view.model, params, self.view.data, self.weights)
-
-
-def in_dtype(leaf, dtype):
-    """A hyperparameter in the precision of the data."""
-    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    return jnp.asarray(leaf, dtype) if floating else leaf
 
 
 def sanitize(model, x, weights, absent: bool = False):

@@ -1,4 +1,4 @@
-"""From checked arguments to compiled programs: screening, slices, and how hard to compile."""
+"""Compiled programs: screening, slices, and how hard to compile."""
 
 import contextlib
 import gc
@@ -7,17 +7,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.lax import stop_gradient
 
 from jaxem.numerics.tree import is_traced, merge, split
 from jaxem.passes.sweep import CHUNKED
-from jaxem.protocol.starts import Start
 from jaxem.solver import host as slices
 from jaxem.solver.axes import as_sets, best_of, canonical, data_sets, typed
 from jaxem.solver.host import is_long
 from jaxem.solver.restarts import Restarts, continued, promising
 from jaxem.solver.solve import (
-    Spec,
     advance,
     begin,
     end,
@@ -45,51 +42,7 @@ def collector_paused():
             gc.enable()
 
 
-def run(
-    model,
-    method,
-    init,
-    x,
-    weights,
-    start,
-    limits,
-    *,
-    criterion,
-    clean,
-    restarts,
-    batched,
-    lanes,
-    gradient,
-    joint,
-):
-    """The best `Fit`, every restart's, and whether the gradient of the best can be trusted, None
-    where nothing is traced.
-
-    Every restart's have a leading axis of restarts; with `batched` an axis of data sets precedes.
-    """
-    given = init is not None and not isinstance(init, Start)
-    numeric, structure = split((model, method, None if given else init))
-    spec = Spec(structure, criterion, clean, given, lanes)
-    static = {"spec": spec, "restarts": restarts, "batched": batched}
-    args = (numeric, x, weights, start, *limits)
-    if gradient == "unrolled":
-        from jaxem.gradient.unrolled import unrolled
-
-        return unrolled(*args[:-1], max_iter=limits[1], **static)
-    if not is_traced(args):
-        return *_search(model, method, *args, **static), None
-    static["spec"] = spec._replace(joint=joint)
-    # The search itself is not differentiated: under `grad` alone its inputs are plain arrays.
-    still = jax.tree.map(lambda a: stop_gradient(a) if is_traced(a) else a, (model, method, *args))
-    best, every = _search(*still, **static)
-    from jaxem.gradient.implicit import (
-        attached,  # of no use to a plain fit, which starts sooner without it
-    )
-
-    return attached(numeric, x, weights, best, every, how=gradient, **static)
-
-
-def _search(model, method, numeric, x, weights, start, tol, most, *, spec, restarts, batched):
+def search(model, method, numeric, x, weights, start, tol, most, *, spec, restarts, batched):
     """The best `Fit` and every restart's, screened first where `restarts` is `Restarts`."""
     static = {"spec": spec, "restarts": restarts, "batched": batched}
     if not isinstance(restarts, Restarts):

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from jaxem.data.check_starts import check_step
-from jaxem.numerics.tree import Structure, merge, pytree, split
+from jaxem.numerics.tree import Structure, in_dtype, merge, pytree, split
 from jaxem.passes.sweep import prepared
 from jaxem.solver import lanes, loop
-from jaxem.solver.problem import Fit, Problem, Spec, finish, in_dtype
+from jaxem.solver.check_step import check_step
+from jaxem.solver.problem import Fit, Problem, Spec, finish
 
 
 @pytree(static=("structure",), eq=False)

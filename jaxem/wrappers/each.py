@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.model import Bank, keep_empty
+from jaxem.protocol.counts import keep_empty
+from jaxem.protocol.model import Bank
 
 
 class EachStatistics(NamedTuple):

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.analysis.free_energy import expectation
 from jaxem.numerics.tree import float_dtype, pytree, select
-from jaxem.protocol.model import Adopted, lacks
+from jaxem.protocol.model import lacks
+from jaxem.protocol.posterior import expectation
+from jaxem.wrappers.adopted import Adopted
 
 LONG, TRIES = 1000, 4
 """The most sweeps of a q from nothing, and how many first q it is sought from."""

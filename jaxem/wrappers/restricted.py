@@ -17,10 +17,12 @@ from jax.flatten_util import ravel_pytree
 from jax.lax import stop_gradient
 
 from jaxem.numerics.tree import is_traced, pytree
-from jaxem.protocol.model import Model, View, adopt, identity, lacks
+from jaxem.protocol.held import averaged
+from jaxem.protocol.model import Model, View, identity, lacks
 from jaxem.protocol.spaces import Coordinates
 from jaxem.protocol.status import FitWarning
-from jaxem.wrappers.layout import Layout, averaged
+from jaxem.wrappers.adopt import adopt
+from jaxem.wrappers.layout import Layout
 
 
 class Plan(NamedTuple):

@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxem.families.normal.normal import Normal, NormalParams
+from jaxem.families.normal.gaussian import NormalParams
 from jaxem.families.normal.structures import centre
 from jaxem.numerics import divergence
 from jaxem.numerics.linalg import Factor, lower_factor
 from jaxem.numerics.special import log_gamma_ratio, log_minus_digamma
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.model import Bank, require_matrix, safe
+from jaxem.protocol.counts import safe
+from jaxem.protocol.model import Bank, require_matrix
 from jaxem.protocol.priors import NormalWishartPrior, require_proper
 from jaxem.protocol.spaces import POSITIVE, REAL
 
@@ -40,7 +41,7 @@ class NormalWishart(Bank):
     j = 0 … d−1, and 0 d times where precisions are gamma. Source: Bishop 2006, section 10.2.
     """
 
-    normal: Normal
+    normal: Any
 
     def variational(self):
         return self

@@ -24,7 +24,8 @@ from jaxem.models.lda.posterior import (
 )
 from jaxem.numerics.special import exp_digamma
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.model import Model, View, is_empty
+from jaxem.protocol.counts import is_empty
+from jaxem.protocol.model import Model, View
 from jaxem.protocol.priors import DirichletPrior
 from jaxem.protocol.spaces import POSITIVE, SIMPLEX
 

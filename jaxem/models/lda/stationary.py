@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from jaxem.gradient.stationary import SLACK, TIGHT, Joint
 from jaxem.models.lda.posterior import (
     Table,
     digamma,
@@ -22,6 +21,9 @@ from jaxem.models.lda.posterior import (
 )
 from jaxem.numerics.special import exp_digamma
 
+TIGHT, SLACK = 0.7, 10
+"""γ is at rest where a step moves it by less than SLACK·ε^TIGHT of its mean."""
+
 CELLS = 2**20
 """Numbers of a (w, k, l) block of documents."""
 
@@ -30,7 +32,7 @@ LONG = 3000
 
 
 @dataclass(frozen=True)
-class LDAJoint(Joint):
+class LDAJoint:
     """The map of `LDA`; q is γ (n, k)."""
 
     def kept(self, state):
@@ -44,6 +46,9 @@ class LDAJoint(Joint):
 
     def spaces(self, problem, params):
         return problem.model.spaces(params)
+
+    def scale(self, problem, params, q):
+        return ()
 
     def settled(self, problem, params, q):
         table = problem.model.table(params, problem.x)

@@ -1,0 +1,44 @@
+"""The method that climbs a model: what `EM()` leaves open, decided by what the model has."""
+
+from jaxem.methods.em import EM, Exact
+from jaxem.methods.m_steps import Gradient
+from jaxem.methods.mean_field import MeanField
+from jaxem.methods.variational import Variational
+from jaxem.numerics.descent import lbfgs
+from jaxem.protocol.model import lacks
+from jaxem.wrappers.factored import factored
+
+
+def suited(method, model, x):
+    """A method for a model and data shaped like x. TypeError where they do not go together.
+
+    `EM` gets `Gradient()` where the model has no M-step of its own, `Variational()` where it knows
+    no posterior, and `MeanField()` where its latent variables are several. A method that has a
+    `suited(model, x)` of its own decides for itself.
+    """
+    if not isinstance(method, EM):
+        return method.suited(model, x)
+    e_step, m_step = _for_latents(model, method.e_step), method.m_step
+    unknown = lacks(model, "posterior", "log_joint") and not getattr(e_step, "several", False)
+    if unknown and type(e_step) is Exact:
+        e_step = Variational()
+    if isinstance(m_step, Exact) and not model.closed(x):
+        m_step = Gradient(lbfgs(), steps=5) if unknown else Gradient()
+    return EM(e_step, m_step, method.accelerator)
+
+
+def _for_latents(model, e_step):
+    """The rule for q: `MeanField()` by default where latent variables are several. TypeError where
+    a given rule does not go with the model."""
+    several = factored(model) is not None
+    if several and type(e_step) is Exact:
+        return MeanField()
+    if several != getattr(e_step, "several", False):
+        raise TypeError(
+            f"{type(e_step).__name__} is for models with one latent variable, log_joint(params, x) "
+            "-> (n, k): this one has latents(x), leave e_step=jaxem.MeanField()"
+            if several
+            else "MeanField is for models with latents(x) and log_joint(params, x, z): this one "
+            "has one latent variable, leave e_step=jaxem.Exact()"
+        )
+    return e_step

@@ -1,0 +1,13 @@
+"""From what a user calls a model to a `Model`."""
+
+from jaxem.protocol.model import Model
+from jaxem.wrappers.adopted import Adopted
+from jaxem.wrappers.factored import Factored
+
+
+def adopt(model) -> Model:
+    """`model` itself where it is a `Model`, else wrapped so that every default is there, and as a
+    free energy where its latent variables are several."""
+    if callable(getattr(model, "latents", None)):
+        return Factored(model)
+    return model if isinstance(model, Model) else Adopted(model)
