@@ -16,6 +16,7 @@ import numpy as np
 
 import jaxem
 from benchmarks.cold import machine
+from jaxem.protocol.units import inward, standardized
 
 N, D, K, GAP = 100_000, 4, 5, 0.01
 MODEL = jaxem.Mixture(jaxem.Normal("diagonal"), k=K)
@@ -40,7 +41,7 @@ def problem(seed):
 def climb(x, weights, start, target, rule):
     """Evaluations until the log-likelihood reaches the target, and its value there."""
     method = jaxem.EM(e_step=rule)
-    view = MODEL.view(x, weights)
+    view = standardized(MODEL, x, weights)
 
     def body(carry):
         steps, params, _ = carry
@@ -50,7 +51,8 @@ def climb(x, weights, start, target, rule):
     def going(carry):
         return (carry[2] < target) & (carry[0] < MOST)
 
-    steps, _, value = jax.lax.while_loop(going, body, (0, view.inward(start), -jnp.inf))
+    begin = inward(MODEL, view.units, start)
+    steps, _, value = jax.lax.while_loop(going, body, (0, begin, -jnp.inf))
     return steps, value
 
 

@@ -14,6 +14,7 @@ from zoo import MODELS, SELDOM
 
 import jaxem
 from jaxem.methods.acceleration import Chart
+from jaxem.protocol.units import standardized
 
 ACCELERATORS = {"squarem": jaxem.SQUAREM(), "anderson": jaxem.Anderson()}
 USUAL = {
@@ -228,7 +229,7 @@ def test_what_is_kept_never_falls(name, model):
     """Every model, from one start: the objective kept, evaluation by evaluation."""
     model, x = MODELS[model]
     weights = jnp.ones(jax.tree.leaves(x)[0].shape[0], jaxem.pytree.float_dtype(x))
-    view = model.view(x, weights)
+    view = standardized(model, x, weights)
     start = view.model.init(jax.random.key(2), view.data, weights)
     objective, _, noise, collapsed = map(
         np.asarray, climbed(accelerated(name), view.model, start, view.data, weights)

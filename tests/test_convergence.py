@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxem
+from jaxem.protocol.units import standardized
 
 BANKS = {
     "full": jaxem.Normal("full"),
@@ -44,7 +45,7 @@ def draw(bank, seed, n=N, spread=None):
 def trace(bank, k, x, weights, seed, steps):
     """The objective and its rounding at every iterate of EM from a random start."""
     model = jaxem.Mixture(BANKS[bank], k=k)
-    view = model.view(x, weights)
+    view = standardized(model, x, weights)
     params = jaxem.RandomRows().params(view.model, jax.random.key(seed), view.data, weights)
 
     def step(params, _):

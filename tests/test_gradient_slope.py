@@ -11,6 +11,7 @@ from test_gradient import FAST
 from zoo import MODELS, N
 
 import jaxem
+from jaxem.protocol.units import inward, standardized
 
 KNOWN = ("normal-diagonal-map", "bernoulli", "gamma", "product", "weights-map", "labelled")
 RARE = ("normal-full", "normal-diagonal", "normal-spherical", "normal-full-map")
@@ -33,8 +34,8 @@ def test_it_is_the_jacobian_of_the_map(names):
         out = {}
         for name, params in starts.items():
             model, x = MODELS[name]
-            view = model.view(jax.tree.map(jnp.asarray, x), jnp.asarray(weights))
-            flat, back = ravel_pytree(view.inward(params))
+            view = standardized(model, jax.tree.map(jnp.asarray, x), jnp.asarray(weights))
+            flat, back = ravel_pytree(inward(model, view.units, params))
 
             def step(flat, view=view, back=back):
                 seen = jaxem.EM().map(view.model, back(flat), view.data, weights)

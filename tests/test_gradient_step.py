@@ -12,6 +12,7 @@ from oracles import published
 from zoo import MODELS
 
 import jaxem
+from jaxem.protocol.units import standardized
 from jaxem.wrappers.adopt import adopt
 
 ADAM, DESCENT = optax.adam(0.1), optax.sgd(10.0)
@@ -35,7 +36,7 @@ def largest(a, b):
 def test_enough_steps_are_the_exact_m_step(rule, name):
     model, x = MODELS[name]
     weights = jnp.asarray(np.random.default_rng(1).uniform(0.5, 2, len(x)))
-    view = model.view(x, weights)
+    view = standardized(model, x, weights)
     params = view.model.init(jax.random.key(3), view.data, weights)
     exact = jaxem.EM().map(view.model, params, view.data, weights).proposal
     method = jaxem.EM(m_step=RULES[rule])
@@ -48,7 +49,7 @@ def test_a_learning_rate_far_too_large_still_climbs():
     """Steps of size 10 overshoot by far: taken as they are F falls, which the rule must prevent."""
     x = jaxem.datasets.old_faithful()
     model, weights = jaxem.Mixture(jaxem.Normal(), k=2), jnp.ones(272)
-    view = model.view(x, weights)
+    view = standardized(model, x, weights)
     params = view.model.init(jax.random.key(0), view.data, weights)
     method = jaxem.EM(m_step=jaxem.Gradient(DESCENT, steps=2))
     memory, objective = method.start(view.model, params), []

@@ -12,7 +12,9 @@ from zoo import BANKS, usually
 import jaxem
 from jaxem.families.normal.products import packed, pairs, products, unpacked
 from jaxem.numerics.tree import split
-from jaxem.passes.sweep import CHUNKED, TRUSTED, in_chunks, prepared, row_sum, sweep
+from jaxem.passes.chunks import in_chunks, row_sum
+from jaxem.passes.collect import CHUNKED, TRUSTED, collect, prepared
+from jaxem.protocol.units import inward, standardized
 from jaxem.solver.problem import Spec
 from jaxem.solver.solve import single
 
@@ -42,7 +44,8 @@ def tiled(name):
 
 
 def whole(model, params, x, weights):
-    stats, evidence = model.sweep(params, x, weights)
+    q, evidence = model.posterior(params, x)
+    stats = model.statistics(params, x, q, weights)
     return stats, row_sum(weights, jnp.where(weights > 0, evidence, 0))
 
 
@@ -56,7 +59,7 @@ def close(a, b, tol):
 @pytest.mark.parametrize("name", usually(BANKS))
 def test_a_pass_in_chunks_is_the_pass_in_one_piece(name):
     model, x, weights, params = tiled(name)
-    swept = jax.jit(functools.partial(sweep, model))(params, x, weights)
+    swept = jax.jit(functools.partial(collect, model))(params, x, weights)
     stats, evidence = jax.jit(functools.partial(whole, model))(params, x, weights)
     close(swept.statistics, stats, 1e-11)
     np.testing.assert_allclose(swept.evidence, evidence, rtol=1e-12)
@@ -67,10 +70,10 @@ def test_many_passes_share_what_is_the_same_in_each(name):
     model, x, weights, params = tiled(name)
     kept = jax.jit(functools.partial(prepared, model))(x)
     assert kept.units[0].shape == x.shape[::-1]
-    once = jax.jit(functools.partial(sweep, model))
+    once = jax.jit(functools.partial(collect, model))
     for a, b in zip(*(jax.tree.leaves(once(params, a, weights)) for a in (x, kept)), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert prepared(model, x, jaxem.EM(e_step=jaxem.Hard())) is x
+    assert jaxem.EM().prepares and not jaxem.EM(e_step=jaxem.Hard()).prepares
 
 
 @pytest.mark.parametrize("name", ["poisson", "multinomial", "categorical", "exponential"])
@@ -79,12 +82,12 @@ def test_base_measures_are_summed_once_and_counted(name, dtype):
     bank, x = BANKS[name]
     x, model = x.astype(dtype), jaxem.Mixture(bank, k=K)
     weights = np.random.default_rng(0).integers(3, size=len(x)).astype(dtype)
-    view = model.view(x, weights)
+    view = standardized(model, x, weights)
     params = model.init(jax.random.key(0), x, weights)
-    inward = view.inward(params)
-    step = jax.make_jaxpr(functools.partial(sweep, view.model))(inward, view.data, weights)
+    inner = inward(model, view.units, params)
+    step = jax.make_jaxpr(functools.partial(collect, view.model))(inner, view.data, weights)
     assert "lgamma" not in str(step)
-    relative = view.model.log_prob(inward, view.data)
+    relative = view.model.log_prob(inner, view.data)
     exact = model.log_prob(params, x)
     np.testing.assert_allclose(
         relative - view.log_volume, exact, rtol=1e-4 if dtype == np.float32 else 1e-11
@@ -109,7 +112,7 @@ def test_every_unit_counts_once_whatever_the_chunk(rows):
 
 def test_units_of_weight_zero_say_nothing():
     model, x, weights, params = tiled("normal-full")
-    run = jax.jit(functools.partial(sweep, model))
+    run = jax.jit(functools.partial(collect, model))
     wild = np.where(weights[:, None] > 0, x, 1e3)
     close(run(params, x, weights), run(params, wild, weights), 1e-12)
     with pytest.raises(AssertionError):
@@ -120,7 +123,7 @@ def test_known_labels_hold_in_chunks():
     model, x, weights, params = tiled("normal-full")
     labels = np.random.default_rng(0).integers(-1, K, size=N)
     data = jaxem.Labelled(x, labels)
-    swept = jax.jit(functools.partial(sweep, model))(params, data, weights)
+    swept = jax.jit(functools.partial(collect, model))(params, data, weights)
     stats, evidence = jax.jit(functools.partial(whole, model))(params, data, weights)
     close(swept.statistics, stats, 1e-11)
     np.testing.assert_allclose(swept.evidence, evidence, rtol=1e-12)
@@ -207,8 +210,9 @@ def test_centred_rows_are_taken_only_where_needed(covariance):
         x, model, params = at_the_groups(covariance, name)
         ones, fused = np.ones_like(x[:, 0]), model.fused(x)
         exact = jax.jit(functools.partial(whole, model))(params, x, ones)[1]
-        swept = jax.jit(functools.partial(sweep, model))(params, x, ones).evidence
-        products = in_chunks(fused.sweep, ROWS, params, fused.prepare(x), ones, fused.axis).evidence
+        swept = jax.jit(functools.partial(collect, model))(params, x, ones).evidence
+        common, units = fused.coefficients(params), fused.prepare(x)
+        products = in_chunks(fused.sums, ROWS, common, units, ones, fused.axis).evidence
         assert abs(swept - exact) / len(x) < 5e-5
         sides[name] = bool(fused.terms(params) * eps <= TRUSTED)
         assert sides[name] == (abs(products - exact) / len(x) < 1e-3)
@@ -225,11 +229,11 @@ def test_restarts_share_the_features_and_agree_with_single_fits():
     starts = jax.vmap(lambda key: model.init(key, x[:500], jnp.ones(500, x.dtype)))
     starts = starts(jax.random.split(jax.random.key(0), 3))
     weights = jnp.ones(len(x), x.dtype)
-    step = jax.jit(jax.vmap(functools.partial(sweep, model), (0, None, None)))
+    step = jax.jit(jax.vmap(functools.partial(collect, model), (0, None, None)))
     text = step.lower(starts, x, weights).compile().as_text()
     assert re.search(rf"f32\[{3 * 5},\d{{4,5}}\]\S* dot\(", text)  # lanes × components, rows
     assert not re.search(r"f32\[3,15,\d{4,5}\]", text)  # features of a lane of its own
-    alone = jax.jit(functools.partial(sweep, model))
+    alone = jax.jit(functools.partial(collect, model))
     every = step(starts, x, weights)
     for i in range(3):
         one = alone(jax.tree.map(lambda a: a[i], starts), x, weights)  # noqa: B023
@@ -241,7 +245,7 @@ def test_one_lane_that_needs_centred_rows_gets_them():
     ones = jnp.ones(len(x), x.dtype)
     wide = model.init(jax.random.key(0), x[:500], ones[:500])
     both = jax.tree.map(lambda *a: jnp.stack(a), wide, sharp)
-    lanes = jax.jit(jax.vmap(functools.partial(sweep, model), (0, None, None)))(both, x, ones)
+    lanes = jax.jit(jax.vmap(functools.partial(collect, model), (0, None, None)))(both, x, ones)
     for i, params in enumerate((wide, sharp)):
         evidence = jax.jit(functools.partial(whole, model))(params, x, ones)[1]
         assert abs(lanes.evidence[i] - evidence) / len(x) < 2e-5
@@ -264,7 +268,7 @@ def test_a_large_step_is_differentiable_both_ways(covariance):
     model, x, weights, params = tiled("normal-" + covariance)
 
     def objective(params):
-        return sweep(model, params, x, weights).evidence
+        return collect(model, params, x, weights).evidence
 
     def single(params):
         return whole(model, params, x, weights)[1]
@@ -295,7 +299,7 @@ def test_data_standardised_in_every_pass_give_what_a_copy_gives(covariance, monk
         return jaxem.fit(model, x, **options)
 
     copied = run()
-    monkeypatch.setattr(jaxem.passes.sweep, "ROOM", 2**10)
+    monkeypatch.setattr(jaxem.passes.linear, "ROOM", 2**10)
     jax.clear_caches()
     lazy = run()
     jax.clear_caches()

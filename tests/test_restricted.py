@@ -13,6 +13,7 @@ from zoo import COUNTS, MODELS, REAL, K
 import jaxem
 from jaxem.methods.suited import suited
 from jaxem.protocol.posterior import expectation, shares
+from jaxem.protocol.units import outward, standardized
 
 TIE = [("components.mean[0]", "components.mean[2]")]
 PAIR = [("components[0]", "components[2]")]
@@ -65,7 +66,7 @@ def test_the_closed_form_is_the_conditional_maximum(case):
     model.check(x)
     assert model.closed(x)
     weights = jnp.asarray(np.random.default_rng(1).uniform(0.5, 2, len(x)))
-    view = model.view(jnp.asarray(x), weights)
+    view = standardized(model, jnp.asarray(x), weights)
 
     def slopes():
         before = view.model.init(jax.random.key(3), view.data, weights)
@@ -185,7 +186,7 @@ def test_without_a_closed_form_gradients_climb(case):
     method = suited(jaxem.EM(), model, x)
     assert method.plain == closed
     weights = jnp.ones(len(x))
-    view = model.view(jnp.asarray(x), weights)
+    view = standardized(model, jnp.asarray(x), weights)
     params = view.model.init(jax.random.key(2), view.data, weights)
 
     def body(carry, _):
@@ -195,7 +196,7 @@ def test_without_a_closed_form_gradients_climb(case):
     start = (params, method.start(view.model, params, view.data, weights))
     (last, _), (objective, noise) = jax.jit(lambda: jax.lax.scan(body, start, None, length=25))()
     assert (np.diff(objective) >= -noise[1:]).all() and objective[-1] > objective[0] + 0.1
-    user = view.outward(last)
+    user = outward(model, view.units, last)
     plan = model._plan(user)
     flat = np.asarray(ravel_pytree(user)[0])
     assert (flat[plan.given] == np.asarray(model._given(plan, flat.dtype))[plan.given]).all()

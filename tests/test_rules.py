@@ -12,6 +12,7 @@ from zoo import BANKS, MODELS
 import jaxem
 from jaxem.methods.e_steps import parted, sampled
 from jaxem.numerics.softmax import normalize
+from jaxem.protocol.units import standardized
 
 EVEN = jaxem.Constrained.sizes(np.full(3, 1 / 3))
 RULES = {
@@ -37,7 +38,7 @@ def method(rule):
 def climbed(method, model, x, steps=15):
     """(the sum of what was climbed, its rounding, fresh, collapsed) at every evaluation."""
     weights = jnp.ones(jax.tree.leaves(x)[0].shape[0])
-    view = model.view(x, weights)
+    view = standardized(model, x, weights)
     params = view.model.init(jax.random.key(2), view.data, weights)
 
     def body(carry, _):

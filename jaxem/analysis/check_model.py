@@ -15,6 +15,7 @@ from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import float_dtype
 from jaxem.protocol.model import lacks
 from jaxem.protocol.posterior import expectation, shares
+from jaxem.protocol.units import standardized
 from jaxem.wrappers.adopt import adopt
 from jaxem.wrappers.factored import factored
 
@@ -118,8 +119,10 @@ class Trial:
 
     def starts(self):
         key = self.key if hasattr(self.key, "dtype") and self.key.ndim else jax.random.key(self.key)
-        view = self.model.view(self.x, self.weights)  # where a fit climbs, with its floors
-        self.model, self.x = view.model, view.data
+        inner = standardized(
+            self.model, self.x, self.weights
+        )  # where a fit climbs, with its floors
+        self.model, self.x = inner.model, inner.data
         try:
             self.params = jax.jit(self.model.init)(key, self.x, self.weights)
         except jax.errors.JAXTypeError as error:

@@ -93,21 +93,17 @@ class Padded(Model):
     def check(self, x):
         self.mixture.check(x)
 
-    def view(self, x, weights):
-        inner = self.mixture.view(x, weights)
+    def standardize(self, x, weights):
+        inner = self.mixture.standardize(x, weights)
+        return inner._replace(model=Padded(inner.model, self.banked))
 
-        def lift(change):
-            def changed(params):
-                new = change(params.mixture)
-                return PaddedParams(new.weights, new.components, params.k)
+    def inward(self, units, params):
+        new = self.mixture.inward(units, params.mixture)
+        return PaddedParams(new.weights, new.components, params.k)
 
-            return changed
-
-        return inner._replace(
-            model=Padded(inner.model, self.banked),
-            inward=lift(inner.inward),
-            outward=lift(inner.outward),
-        )
+    def outward(self, units, params):
+        new = self.mixture.outward(units, params.mixture)
+        return PaddedParams(new.weights, new.components, params.k)
 
     def _present(self, params):
         return jnp.arange(self.k) < params.k
@@ -207,8 +203,8 @@ def _begin(numeric, x, weights, key, *, specs, sizes, banked, restarts):
     most = max(sizes)
     out = []
     for one, spec, k in zip(numeric, specs, sizes, strict=True):
-        problem = Problem(spec, one, x, weights)
-        start = jax.vmap(lambda key, p=problem: p.view.outward(p.begin(key)))(keys)
+        problem = Problem.of(spec, one, x, weights)
+        start = jax.vmap(lambda key, p=problem: p.outward(p.initial_params(key)))(keys)
 
         def pad(leaf, k=k):
             return jnp.concatenate([leaf, *[leaf[:, :1]] * (most - k)], axis=1)

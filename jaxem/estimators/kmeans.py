@@ -10,15 +10,16 @@ from jax.lax import Precision
 from jaxem.data import arrays as checks
 from jaxem.data.options import integer
 from jaxem.families.normal.structures import LOG_2PI
-from jaxem.families.units import frame
+from jaxem.families.units import Affine, frame
 from jaxem.fit import fit
 from jaxem.methods.e_steps import Hard
 from jaxem.methods.em import EM
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.counts import keep_empty, safe
-from jaxem.protocol.model import Model, View, require_matrix
+from jaxem.protocol.model import Model, require_matrix
 from jaxem.protocol.starts import KMeansPlusPlus
 from jaxem.protocol.status import FitWarning, Status
+from jaxem.protocol.units import Standardized
 
 
 @pytree(static=("k",))
@@ -57,11 +58,17 @@ class Centres(Model):
     def check(self, x):
         require_matrix(x, "kmeans")
 
-    def view(self, x, weights):
-        own = frame(x, weights, True)
-        loc, scale, data = own.location, own.scale, own.standardize(x)
-        volume = jnp.log(scale).sum()
-        return View(self, data, lambda p: (p - loc) / scale, lambda p: p * scale + loc, volume)
+    def standardize(self, x, weights):
+        units = frame(x, weights, True)
+        volume = jnp.log(units.scale).sum()
+        affine = Affine(units.location, units.scale)
+        return Standardized(self, units.standardize(x), affine, volume)
+
+    def inward(self, units, params):
+        return (params - units.location) / units.scale
+
+    def outward(self, units, params):
+        return params * units.scale + units.location
 
 
 @pytree(eq=False)

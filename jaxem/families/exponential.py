@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxem.families.exponential_family import ExponentialFamily, Relative
 from jaxem.families.units import column_scale
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.model import View
 from jaxem.protocol.priors import GammaPrior
 from jaxem.protocol.spaces import POSITIVE
+from jaxem.protocol.units import Standardized
 
 
 @pytree(eq=False)
@@ -76,21 +76,20 @@ class Exponential(ExponentialFamily):
     def support(self):
         return "finite numbers of 0 or more"
 
-    def view(self, x, weights):
+    def standardize(self, x, weights):
         scale = column_scale(x, weights)
         prior = self.prior
         if prior is not None:
             prior = GammaPrior(prior.shape, prior.rate / scale)
         floor = 8 * float(jnp.finfo(x.dtype).eps)
         model = Exponential(prior, floor if self.floor is None else self.floor / scale)
+        return Standardized(Relative(model), x / scale, scale, jnp.log(scale).sum())
 
-        def inward(params):
-            return ExponentialParams(params.rate * scale)
+    def inward(self, scale, params):
+        return ExponentialParams(params.rate * scale)
 
-        def outward(params):
-            return ExponentialParams(params.rate / scale)
-
-        return View(Relative(model), x / scale, inward, outward, jnp.log(scale).sum())
+    def outward(self, scale, params):
+        return ExponentialParams(params.rate / scale)
 
     @property
     def _floor(self):

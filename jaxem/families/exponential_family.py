@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jax.lax import Precision
 
 from jaxem.numerics.tree import pytree
-from jaxem.passes.sweep import Linear, roomy
+from jaxem.passes.linear import Linear, roomy
 from jaxem.protocol.counts import is_empty, keep_empty, safe
 from jaxem.protocol.held import averaged, is_held
-from jaxem.protocol.model import IMPOSSIBLE, Bank, View, identity
+from jaxem.protocol.model import IMPOSSIBLE, Bank
+from jaxem.protocol.units import Standardized
 
 
 class MeanStatistics(NamedTuple):
@@ -98,11 +99,11 @@ class ExponentialFamily(Bank):
             lowest=IMPOSSIBLE / 1e6,
         )
 
-    def view(self, x, weights):
+    def standardize(self, x, weights):
+        """Relative to the base measure, which is a part of the log volume."""
         if type(self).posterior is not ExponentialFamily.posterior:
-            return super().view(x, weights)
-        base = jnp.asarray(self.base_measure(x))
-        return View(Relative(self), x, identity, identity, -base)
+            return Standardized(self, x)
+        return Standardized(Relative(self), x, log_volume=-jnp.asarray(self.base_measure(x)))
 
     def maximize(self, params, stats):
         new = self.estimate(safe(stats.count), stats.total)
@@ -137,7 +138,7 @@ class ExponentialFamily(Bank):
 class Relative(ExponentialFamily):
     """A family relative to its base measure, which no parameter changes: what a fit climbs.
 
-    The base measure is summed once, in `View.log_volume`, and its rounding is in no difference of
+    The base measure is summed once, as a log volume, and its rounding is in no difference of
     two objectives.
     """
 

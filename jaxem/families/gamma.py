@@ -10,9 +10,10 @@ from jaxem.families.exponential import column_scale
 from jaxem.numerics.special import inverse_minus_trigamma, log_minus_digamma, stirling_term
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.counts import keep_empty, safe
-from jaxem.protocol.model import Bank, View
+from jaxem.protocol.model import Bank
 from jaxem.protocol.priors import GammaConjugatePrior
 from jaxem.protocol.spaces import POSITIVE
+from jaxem.protocol.units import Standardized
 
 NEWTON_STEPS = 8
 """Minka's iteration for the shape gains about two digits more a step than the one before."""
@@ -126,21 +127,20 @@ class Gamma(Bank):
     def support(self):
         return "finite positive numbers"
 
-    def view(self, x, weights):
+    def standardize(self, x, weights):
         scale = column_scale(x, weights)
         prior = self.prior
         if prior is not None:
             prior = GammaConjugatePrior(
                 prior.count, prior.mean / scale, prior.mean_log - jnp.log(scale)
             )
+        return Standardized(Gamma(prior), x / scale, scale, jnp.log(scale).sum())
 
-        def inward(params):
-            return GammaParams(params.shape, params.rate * scale)
+    def inward(self, scale, params):
+        return GammaParams(params.shape, params.rate * scale)
 
-        def outward(params):
-            return GammaParams(params.shape, params.rate / scale)
-
-        return View(Gamma(prior), x / scale, inward, outward, jnp.log(scale).sum())
+    def outward(self, scale, params):
+        return GammaParams(params.shape, params.rate / scale)
 
 
 def smallest_spread(dtype) -> float:

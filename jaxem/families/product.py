@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.numerics.tree import CONSTRUCTORS
-from jaxem.protocol.model import Bank, View
+from jaxem.protocol.model import Bank
+from jaxem.protocol.units import Standardized, inward, outward, standardized
 
 
 class Product(Bank):
@@ -138,20 +139,20 @@ class Product(Bank):
         for n, f, _ in self._parts():
             f.check_params(params[n])
 
-    def view(self, x, weights):
-        views = {n: f.view(x[:, c], weights) for n, f, c in self._parts()}
+    def standardize(self, x, weights):
+        parts = {n: standardized(f, x[:, c], weights) for n, f, c in self._parts()}
         data = jnp.asarray(x)
         for n, _, c in self._parts():
-            data = data.at[:, c].set(views[n].data)
+            data = data.at[:, c].set(parts[n].data)
+        model = Product({n: (parts[n].model, list(c)) for n, _, c in self._parts()})
+        units = {n: part.units for n, part in parts.items()}
+        return Standardized(model, data, units, sum(p.log_volume for p in parts.values()))
 
-        def inward(params):
-            return {n: views[n].inward(params[n]) for n in self.names}
+    def inward(self, units, params):
+        return {n: inward(f, units[n], params[n]) for n, f, _ in self._parts()}
 
-        def outward(params):
-            return {n: views[n].outward(params[n]) for n in self.names}
-
-        model = Product({n: (views[n].model, list(c)) for n, _, c in self._parts()})
-        return View(model, data, inward, outward, sum(v.log_volume for v in views.values()))
+    def outward(self, units, params):
+        return {n: outward(f, units[n], params[n]) for n, f, _ in self._parts()}
 
     def _parts(self):
         return zip(self.names, self.families, map(list, self.columns), strict=True)

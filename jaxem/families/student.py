@@ -147,14 +147,16 @@ class StudentT(Bank):
         estimated = params.df.size if self.df is None else 0
         return self._normal.n_parameters(self._as_normal(params)) + estimated
 
-    def view(self, x, weights):
-        inner = self._normal.view(x, weights, copy=True)
-
-        def lift(change):
-            return lambda p: self._params(change(self._as_normal(p)), p.df)
-
+    def standardize(self, x, weights):
+        inner = self._normal.standardize(x, weights, copy=True)
         model = dataclasses.replace(self, prior=inner.model.prior, floor=inner.model.floor)
-        return inner._replace(model=model, inward=lift(inner.inward), outward=lift(inner.outward))
+        return inner._replace(model=model)
+
+    def inward(self, units, params):
+        return self._params(self._normal.inward(units, self._as_normal(params)), params.df)
+
+    def outward(self, units, params):
+        return self._params(self._normal.outward(units, self._as_normal(params)), params.df)
 
     def check(self, x):
         super().check(x)

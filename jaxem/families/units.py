@@ -7,10 +7,17 @@ import jax.numpy as jnp
 from jax.lax import Precision, stop_gradient
 
 from jaxem.numerics.linalg import copies
-from jaxem.passes.sweep import roomy
+from jaxem.passes.linear import roomy
 
 SLAB = 2**15
 """Rows of a chunk in which such data are surveyed."""
+
+
+class Affine(NamedTuple):
+    """data = (x − location) / scale, both (d,)."""
+
+    location: Any
+    scale: Any
 
 
 class Frame(NamedTuple):

@@ -23,7 +23,8 @@ from jaxem.gradient.newton import to_fixed_point
 from jaxem.gradient.stationary import Joint
 from jaxem.gradient.tangents import Motion, still
 from jaxem.numerics.tree import in_dtype, merge
-from jaxem.passes.sweep import is_large, row_sum
+from jaxem.passes.chunks import row_sum
+from jaxem.passes.collect import is_large
 from jaxem.protocol.spaces import UnitInterval
 from jaxem.protocol.status import Status
 from jaxem.solver.problem import Problem
@@ -159,7 +160,7 @@ class Chart:
     here, each leaf in units of its own size."""
 
     def __init__(self, spec, data, params, q, scale=()):
-        self.spec, self.problem, self.scale = spec, Problem(spec, *data, absent=True), scale
+        self.spec, self.problem, self.scale = spec, Problem.of(spec, *data, absent=True), scale
         self.joint = _joint(spec)
         inner = self.joint.inward(self.problem, params), q
         origin, self.unravel = ravel_pytree(inner)
@@ -200,7 +201,7 @@ class Chart:
     @property
     def slope(self):
         """The derivative of `steady` as a function of the point, None where only products tell."""
-        problem, model = self.problem, self.problem.view.model
+        problem, model = self.problem, self.problem.climbed
         known = getattr(model, "jacobian", None)
         other = self.spec.joint is not None or not problem.method.plain
         if known is None or other or is_large(model, problem.data):
@@ -214,7 +215,7 @@ class Chart:
 
     def step(self, data, point):
         """The map of data that may move."""
-        problem = Problem(self.spec, *data, absent=True)
+        problem = Problem.of(self.spec, *data, absent=True)
         params, q = self.at(point)
         params, q = self.joint.step(problem, self.joint.inward(problem, params), q, self.scale)
         return self.flat(self.joint.outward(problem, params), q)
@@ -228,7 +229,7 @@ class Chart:
 
 def value(spec, data, params, q):
     """The objective of data that may move, in their own units, at params and q that do not."""
-    problem, joint = Problem(spec, *data, absent=True), _joint(spec)
+    problem, joint = Problem.of(spec, *data, absent=True), _joint(spec)
     weights = problem.weights
     evidence = joint.value(problem, joint.inward(problem, params), q)
     evidence = jnp.where((weights > 0) | jnp.isfinite(evidence), evidence, 0)

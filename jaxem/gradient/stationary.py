@@ -18,7 +18,7 @@ from jaxem.gradient.krylov import times
 from jaxem.methods.em import EM, Exact
 from jaxem.methods.m_steps import expected
 from jaxem.numerics.descent import FLAT
-from jaxem.passes.sweep import row_sum
+from jaxem.passes.chunks import row_sum
 from jaxem.protocol.model import lacks
 from jaxem.wrappers.factored import LONG, factored
 
@@ -50,15 +50,15 @@ class Joint:
 
     def inward(self, problem, params):
         """params in safe units."""
-        return problem.view.inward(params)
+        return problem.inward(params)
 
     def outward(self, problem, params):
         """params in the units of the data."""
-        return problem.view.outward(params)
+        return problem.outward(params)
 
     def spaces(self, problem, params):
         """The space of every leaf of params in safe units."""
-        return problem.view.model.spaces(params)
+        return problem.climbed.spaces(params)
 
     def settled(self, problem, params, q):
         """(q at rest at params, whether it is)."""
@@ -70,33 +70,32 @@ class Joint:
 
     def step(self, problem, params, q, scale):
         """(params, q) after a step of the map."""
-        view = problem.view
         if self.closed:
-            return EM().map(view.model, params, view.data, problem.weights).proposal, q
+            return EM().map(problem.climbed, params, problem.data, problem.weights).proposal, q
         return self._along(problem, params, self._q(problem, params, q), scale), q
 
     def value(self, problem, params, q):
         """F per unit (n,)."""
-        return problem.view.model.posterior(params, problem.view.data)[1]
+        return problem.climbed.posterior(params, problem.data)[1]
 
     def _q(self, problem, params, q):
         """q as the expectation of the log joint takes it."""
-        return problem.view.model.posterior(params, problem.view.data)[0]
+        return problem.climbed.posterior(params, problem.data)[0]
 
     def _improved(self, problem, params, q, scale):
         """params after the M-step at a given q."""
         if not self.closed:
             return self._along(problem, params, q, scale)
-        model, x = problem.view.model, problem.view.data
+        model, x = problem.climbed, problem.data
         return model.maximize(params, model.statistics(params, x, q, problem.weights))
 
     def _along(self, problem, params, q, scale):
-        free = problem.view.model.coordinates(params)
+        free = problem.climbed.coordinates(params)
         slope = jax.grad(_gain(problem, free, q))(free.origin)
         return free.params(free.origin + scale.times(slope))
 
     def _metric(self, problem, params, q):
-        free = problem.view.model.coordinates(params)
+        free = problem.climbed.coordinates(params)
         return Scale.of(_gain(problem, free, q), free.origin)
 
 
@@ -108,17 +107,17 @@ class Factors(Joint):
         return state.method.e_step.q
 
     def settled(self, problem, params, q):
-        model, x = factored(problem.view.model), problem.view.data
+        model, x = factored(problem.climbed), problem.data
         tol = jnp.finfo(q.dtype).eps ** TIGHT
         q, _ = model.ascended(params, x, q, tol, LONG)
         return q, jnp.max(jnp.abs(model.swept(params, x, q)[0] - q)) <= SLACK * tol
 
     def step(self, problem, params, q, scale):
-        q, _ = factored(problem.view.model).swept(params, problem.view.data, q)
+        q, _ = factored(problem.climbed).swept(params, problem.data, q)
         return self._improved(problem, params, q, scale), q
 
     def value(self, problem, params, q):
-        return factored(problem.view.model).free_energy(params, problem.view.data, q)
+        return factored(problem.climbed).free_energy(params, problem.data, q)
 
     def _q(self, problem, params, q):
         return q
@@ -144,7 +143,7 @@ class Slopes(Joint):
         return self._improved(problem, params, q, of_params), moved
 
     def value(self, problem, params, q):
-        return problem.view.model.free_energy(params, problem.view.data, q)
+        return problem.climbed.free_energy(params, problem.data, q)
 
     def _q(self, problem, params, q):
         return q
@@ -190,8 +189,8 @@ def _gain(problem, free, q):
 
     def gain(vector):
         params = free.params(vector)
-        per_unit = expected(problem.view.model, params, problem.view.data, q)
-        prior = problem.view.model.log_prior(params)
+        per_unit = expected(problem.climbed, params, problem.data, q)
+        prior = problem.climbed.log_prior(params)
         return (_sum(problem, per_unit) + prior).astype(vector.dtype)
 
     return gain
@@ -199,7 +198,7 @@ def _gain(problem, free, q):
 
 def _total(problem, params, q):
     """F of all units."""
-    value = problem.view.model.free_energy(params, problem.view.data, q)
+    value = problem.climbed.free_energy(params, problem.data, q)
     return _sum(problem, value).astype(problem.weights.dtype)
 
 

@@ -30,7 +30,7 @@ def unrolled(numeric, x, weights, start, tol, *, spec, restarts, batched, max_it
 
     def climbs(args):
         data, starts, tol = args
-        problem = Problem(spec, *data, absent=True)
+        problem = Problem.of(spec, *data, absent=True)
         climb = partial(_climb, spec, problem, max_iter)
         return over(lambda args: climb(*args), (starts, tol), max(1, width // restarts))
 
@@ -52,7 +52,7 @@ def _climb(spec, problem, max_iter, start, tol):
         new = replace(new, status=status, memory=stop_gradient(new.memory))
         return select(state.status == Status.RUNNING, new, state), None
 
-    state = problem.stand(start)
+    state = problem.initial_state(start)
     state, _ = jax.lax.scan(lambda state, _: step(state), state, length=max_iter + 1)
     fit = finish(problem, state)
     ok = _sound(fit.status)

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.methods.acceleration import Chart
-from jaxem.methods.em import Exact, Expectation
+from jaxem.methods.em import Exact, Expectation, summed
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import pytree, select
+from jaxem.passes.chunks import Sums
 from jaxem.protocol.posterior import shares, with_shares
 
 
@@ -70,12 +71,12 @@ class Tempered(Exact):
 
     def onward(self, model, proposal, memory):
         chart = Chart(model, proposal)
-        key = jax.random.fold_in(jax.random.key(self.seed), memory)
+        key = jax.random.fold_in(jax.random.key(self.seed), memory - 1)
         noise = jax.random.normal(key, chart.origin.shape, chart.origin.dtype)
         information = chart.information
         size = jnp.where(information > 0, jnp.sqrt(information), jnp.inf)
         moved = chart.params(chart.origin + self.nudge * noise / size)
-        due = ((memory + 1) % self.steps == 0) & (memory < len(self.schedule) * self.steps)
+        due = (memory % self.steps == 0) & (memory <= len(self.schedule) * self.steps)
         return select(due, moved, proposal)
 
 
@@ -145,8 +146,8 @@ class Incremental(Exact):
     blocks: int = 16
     sweeps: int = 4
 
-    def sweep(self, model, params, x, weights):
-        """(params after an evaluation, log p(x | params) per unit in any order (n', ))."""
+    def collect(self, model, params, x, weights, memory):
+        """(`Sums`, memory): the totals after an evaluation, and log p(x | params)."""
         n, blocks = weights.shape[0], min(self.blocks, weights.shape[0])
         data, w = parted((x, weights), n, blocks)
 
@@ -167,9 +168,9 @@ class Incremental(Exact):
             return model.maximize(params, total), stats, total
 
         carry = (model.maximize(params, total), stats, total)
-        proposal, *_ = jax.lax.fori_loop(0, self.sweeps * blocks, refresh, carry)
-        evidence = jnp.where(w > 0, evidence, 0)
-        return proposal, evidence.T.reshape(-1)[:n]
+        *_, total = jax.lax.fori_loop(0, self.sweeps * blocks, refresh, carry)
+        evidence = jnp.where(w > 0, evidence, 0).T.reshape(-1)[:n]
+        return Sums(total, *summed(weights, evidence)), memory
 
 
 def parted(tree, n: int, blocks: int):

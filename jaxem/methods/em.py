@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from jaxem.numerics.rounding import ROUNDING
 from jaxem.numerics.tree import float_dtype, pytree
-from jaxem.passes.sweep import is_large, row_sum, sweep
+from jaxem.passes.chunks import Sums, row_sum
+from jaxem.passes.collect import collect, is_large
 from jaxem.protocol.model import lacks
 from jaxem.protocol.spaces import return_time
 
@@ -79,12 +80,26 @@ class Exact:
         return Expectation(*model.posterior(params, x))
 
     def onward(self, model, proposal, memory):
-        """What to evaluate next, from what the M-step proposes and the memory before the E-step."""
+        """What to evaluate next, from what the M-step proposes and the memory after the E-step."""
         return proposal
 
     def improve(self, model, params, x, weights, q, memory):
         """(params that do not lower F, memory) from those at which q was taken."""
         return model.maximize(params, model.statistics(params, x, q, weights)), memory
+
+
+class Given(NamedTuple):
+    """What an M-step takes that looks at the units again: data, weights (n,) and q."""
+
+    x: Any
+    weights: Any
+    q: Any
+
+
+def collects(e_step) -> bool:
+    """Whether a rule for q writes `collect(model, params, x, weights, memory) -> (Sums, memory)`
+    itself, in place of `expect`; it goes with the exact M-step alone."""
+    return callable(getattr(e_step, "collect", None))
 
 
 class Memory(NamedTuple):
@@ -119,7 +134,8 @@ class EM:
     def __post_init__(self):
         for name, needed in (("e_step", "expect"), ("m_step", "improve")):
             rule = getattr(self, name)
-            if isinstance(rule, type) or not callable(getattr(rule, needed, None)):
+            known = callable(getattr(rule, needed, None)) or (name == "e_step" and collects(rule))
+            if isinstance(rule, type) or not known:
                 raise TypeError(f"{name} must be a rule such as jaxem.Exact(), got {rule!r}")
         unsteady = [r for r in (self.e_step, self.m_step) if not r.steady]
         if self.accelerator is not None and unsteady:
@@ -127,13 +143,18 @@ class EM:
                 f"{type(unsteady[0]).__name__} changes from step to step: an accelerator needs one "
                 "map; use accelerator=None"
             )
-        if hasattr(self.e_step, "sweep") and not isinstance(self.m_step, Exact):
+        if collects(self.e_step) and not isinstance(self.m_step, Exact):
             raise TypeError(f"{type(self.e_step).__name__} needs the exact M-step")
 
     @property
     def plain(self) -> bool:
         """Whether both rules are the exact ones: EM as it was published, in chunks."""
         return type(self.e_step) is Exact and type(self.m_step) is Exact
+
+    @property
+    def prepares(self) -> bool:
+        """Whether its passes over the data take them as `Prepared`."""
+        return self.plain or getattr(self.e_step, "prepares", False)
 
     def start(self, model, params, x=None, weights=None):
         """What the method remembers of a climb that has evaluated nothing; `Variational` asks for
@@ -164,20 +185,39 @@ class EM:
     def map(self, model, params, x, weights, memory=()) -> Evaluation:
         """One E-step and one M-step: the EM map at params."""
         memory = memory or self.start(model, params, x, weights)
+        return self.update(model, params, *self.collect(model, params, x, weights, memory))
+
+    def collect(self, model, params, x, weights, memory):
+        """The E-step at params: (`Sums` over all units, the memory after it, `Evaluation.fresh`).
+
+        Sums add over parts of the data. Their statistics are what the M-step takes: those of the
+        model or, where the M-step looks at the units again, `Given`.
+        """
         if self.plain:
-            sums = sweep(model, params, x, weights)
-            proposal = model.maximize(params, sums.statistics)
-            return measured(model, params, sums.evidence, sums.magnitude, proposal, memory)
-        if hasattr(self.e_step, "sweep"):
-            proposal, value = self.e_step.sweep(model, params, x, weights)
-            return measured(model, params, *summed(weights, value), proposal, memory)
+            return collect(model, params, x, weights), memory, None
+        if collects(self.e_step):
+            sums, kept = self.e_step.collect(model, params, x, weights, memory.e_step)
+            return sums, memory._replace(e_step=kept), None
         seen = self.e_step.expect(model, params, x, weights, memory.e_step)
-        options = (model, params, x, weights, seen.q, memory.m_step)
-        proposal, of_m_step = self.m_step.improve(*options)
+        if isinstance(self.m_step, Exact):
+            statistics = model.statistics(params, x, seen.q, weights)
+        else:
+            statistics = Given(x, weights, seen.q)
+        sums = Sums(statistics, *summed(weights, seen.value))
+        return sums, memory._replace(e_step=seen.memory), seen.fresh
+
+    def update(self, model, params, sums, memory, fresh=None) -> Evaluation:
+        """The M-step from what `collect` returned at params."""
+        if isinstance(self.m_step, Exact):
+            proposal = model.maximize(params, sums.statistics)
+        else:
+            given = sums.statistics
+            options = (model, params, given.x, given.weights, given.q, memory.m_step)
+            proposal, kept = self.m_step.improve(*options)
+            memory = memory._replace(m_step=kept)
         proposal = self.e_step.onward(model, proposal, memory.e_step)
-        kept = memory._replace(e_step=seen.memory, m_step=of_m_step)
-        sums = summed(weights, seen.value)
-        return measured(model, params, *sums, proposal, kept)._replace(fresh=seen.fresh)
+        seen = measured(model, params, sums.evidence, sums.magnitude, proposal, memory)
+        return seen._replace(fresh=fresh)
 
     def measures(self, n_iter):
         """Whether the objective of step n_iter was that of all units at the params it kept."""

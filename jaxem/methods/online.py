@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from jaxem.data.options import integer
 from jaxem.methods.em import EM, measured
+from jaxem.methods.suited import suited
 from jaxem.numerics.tree import pytree, select
-from jaxem.passes.sweep import row_sum
+from jaxem.passes.chunks import row_sum
 
 
 @pytree
@@ -88,7 +89,7 @@ class OnlineEM:
     passes: int | None = None
     seed: Any = 0
 
-    plain = False
+    plain = prepares = False
     accelerator = None
 
     def __post_init__(self):
@@ -114,7 +115,7 @@ class OnlineEM:
 
     def start(self, model, params, x, weights):
         """`Passes`, none of them taken."""
-        like = jax.eval_shape(model.minibatch, params, params, x, weights)[0]
+        like = jax.eval_shape(lambda *args: _collected(model, *args), params, params, x, weights)[0]
         nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
         nothing = Average(nothing, jnp.zeros((), weights.dtype))
         return Passes(jnp.asarray(0, jnp.int32), params, nothing, nothing)
@@ -137,7 +138,7 @@ class OnlineEM:
 
     def map(self, model, params, x, weights, memory=()):
         """One step of exact EM."""
-        return EM().map(model, params, x, weights)
+        return suited(EM(), model, x).map(model, params, x, weights)
 
     def measures(self, n_iter):
         """Whether the objective of step n_iter was that of all units at the params kept."""
@@ -160,7 +161,7 @@ class OnlineEM:
             rows = jax.lax.dynamic_slice_in_dim(order, i * batch, batch)
             here = jax.tree.map(lambda a: a[rows], x)
             w = jnp.where(i * batch + jnp.arange(batch) < n, weights[rows], 0)
-            statistics, value = model.minibatch(about, at, here, w)
+            statistics, value = _collected(model, about, at, here, w)
             value = jnp.where(w > 0, value, 0)
             sums = Average(statistics, w.sum())
             return sums, jnp.stack([row_sum(w, value), row_sum(w, jnp.abs(value) + 1)])
@@ -188,3 +189,13 @@ class OnlineEM:
         after = Passes(number + 1, about, average, mean)
         told = measured(model, params, value, magnitude, estimate(mean, params), after)
         return told._replace(fresh=jnp.asarray(True))
+
+
+def _collected(model, about, params, x, weights):
+    """(statistics, F (n,)) of a minibatch: q at `params`, statistics about the params `about`,
+    which those of many minibatches have in common. A q without a closed form begins anew."""
+    if hasattr(model, "improve_q"):
+        _, statistics, value = model.improve_q(params, x, model.init_q(params, x), weights)
+        return statistics, value
+    q, value = model.posterior(params, x)
+    return model.statistics(about, x, q, weights), value

@@ -1,6 +1,7 @@
 """The method that climbs a model: what `EM()` leaves open, decided by what the model has."""
 
 from jaxem.methods.em import EM, Exact
+from jaxem.methods.local import LocalAscent
 from jaxem.methods.m_steps import Gradient
 from jaxem.methods.mean_field import MeanField
 from jaxem.methods.variational import Variational
@@ -19,6 +20,13 @@ def suited(method, model, x):
     if not isinstance(method, EM):
         return method.suited(model, x)
     e_step, m_step = _for_latents(model, method.e_step), method.m_step
+    if hasattr(model, "improve_q"):
+        if type(e_step) is not Exact or not isinstance(m_step, Exact):
+            raise TypeError(
+                f"{type(model).__name__} has a posterior of its own, which is improved step by "
+                "step: leave e_step=jaxem.Exact() and m_step=jaxem.Exact()"
+            )
+        return EM(LocalAscent(), m_step, method.accelerator)
     unknown = lacks(model, "posterior", "log_joint") and not getattr(e_step, "several", False)
     if unknown and type(e_step) is Exact:
         e_step = Variational()

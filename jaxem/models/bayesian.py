@@ -10,9 +10,10 @@ from jaxem.data.labelled import unlabelled
 from jaxem.models.mixture import FiniteMixture, warn_if_identical
 from jaxem.numerics import divergence
 from jaxem.numerics.tree import pytree
-from jaxem.passes.sweep import total_of
+from jaxem.passes.chunks import total_of
 from jaxem.protocol.posterior import expectation
 from jaxem.protocol.spaces import POSITIVE
+from jaxem.protocol.units import inward
 
 WEIGHTS = ("dirichlet", "dirichlet_process")
 
@@ -126,13 +127,14 @@ class BayesianMixture(FiniteMixture):
         """
         x = jax.tree.map(jnp.asarray, x)
         n = jax.tree.leaves(x)[0].shape[0]
-        view = self.view(x, jnp.ones(n) if weights is None else jnp.asarray(weights))
-        model, here = view.model, view.inward(params)
-        q, evidence = model.posterior(here, view.data)
+        inner = self.standardize(x, jnp.ones(n) if weights is None else jnp.asarray(weights))
+        model, data = inner.model, inner.data
+        standard = inward(self, inner.units, params)
+        q, evidence = model.posterior(standard, data)
         w = jnp.ones_like(evidence) if weights is None else jnp.asarray(weights, evidence.dtype)
-        r, joint = q.responsibilities, model.log_joint(here, view.data)
+        r, joint = q.responsibilities, model.log_joint(standard, data)
         energy = jnp.where(w > 0, w * expectation(r, joint), 0).sum()
-        energy = energy - total_of(w, w.sum(), view.log_volume)
+        energy = energy - total_of(w, w.sum(), inner.log_volume)
         logs = jnp.log(jnp.where(r > 0, r, 1))
         entropy = -jnp.where(w > 0, w * expectation(r, logs), 0).sum()
         of_weights = self._divergence(params)

@@ -15,12 +15,13 @@ from jaxem.data.labelled import Labelled, unlabelled
 from jaxem.data.options import integer
 from jaxem.numerics.softmax import normalize, shares
 from jaxem.numerics.tree import pytree
-from jaxem.passes.sweep import Fused
-from jaxem.protocol.model import Bank, Model, identity
+from jaxem.passes.linear import Fused
+from jaxem.protocol.model import Bank, Model
 from jaxem.protocol.priors import DirichletPrior
 from jaxem.protocol.spaces import SIMPLEX
 from jaxem.protocol.starts import Start, fill_empty
 from jaxem.protocol.status import FitWarning
+from jaxem.protocol.units import inward, outward, standardized
 
 WIDE = 3 * 2**18
 """Numbers of a chunk that is swept by matrix products: features, joint and responsibilities. Twice
@@ -131,7 +132,10 @@ class FiniteMixture(Model):
 
         return Fused(
             prepare=prepare,
-            sweep=partial(self._sweep, linear),
+            coefficients=lambda params: linear.coefficients(
+                params.components, self.log_weights(params)
+            ),
+            sums=partial(self._sums, linear),
             statistics=statistics,
             terms=lambda params: linear.terms(params.components),
             rows=min(MOST, max(FEWEST, WIDE // (linear.size + 2 * self.k))),
@@ -139,11 +143,10 @@ class FiniteMixture(Model):
             room=linear.room,
         )
 
-    def _sweep(self, linear, params, units, weights):
-        """Two matrix products around a softmax, with the units minor."""
+    def _sums(self, linear, slopes, units, weights):
+        """Two matrix products around a softmax, with the units minor; slopes (k, size)."""
         columns, labels, base = units
         features = linear.features(columns if linear.room else linear.columns(columns))
-        slopes = linear.coefficients(params.components, self.log_weights(params))
         joint = jnp.matmul(slopes, features, precision=Precision.HIGHEST)
         share, total, evidence = shares(self._known(joint, labels, 0), linear.lowest)
         weighted = share * (weights / total)
@@ -172,21 +175,21 @@ class FiniteMixture(Model):
                 f"got {np.shape(labels)}: give -1 where a label is unknown"
             )
 
-    def view(self, x, weights):
+    def standardize(self, x, weights):
         plain, labels = unlabelled(x)
-        inner = self.bank.view(plain, weights)
-
-        def lift(change):
-            if change is identity:
-                return identity
-            return lambda p: dataclasses.replace(p, components=change(p.components))
-
+        inner = standardized(self.bank, plain, weights)
         return inner._replace(
             model=dataclasses.replace(self, components=inner.model),
             data=inner.data if labels is None else Labelled(inner.data, labels),
-            inward=lift(inner.inward),
-            outward=lift(inner.outward),
         )
+
+    def inward(self, units, params):
+        components = inward(self.bank, units, params.components)
+        return dataclasses.replace(params, components=components)
+
+    def outward(self, units, params):
+        components = outward(self.bank, units, params.components)
+        return dataclasses.replace(params, components=components)
 
     def _joint(self, params, x):
         x, labels = unlabelled(x)

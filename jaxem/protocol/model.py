@@ -3,9 +3,6 @@
 Axes everywhere: `n` units, `k` components, `d` features, `m` sufficient statistics of one unit.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,24 +13,6 @@ from jaxem.protocol.spaces import REAL, Coordinates
 
 IMPOSSIBLE = -1e30
 """Stands for log 0 inside a matrix product, where −∞ · 0 would be NaN."""
-
-
-class View(NamedTuple):
-    """A model and its data in units in which the arithmetic is safe (centred, unit variance).
-
-    `log p(x | params) = log p_view(view data | inward(params)) - log_volume`, per unit of weight;
-    log_volume, which no parameter enters, is a scalar or of shape (n,).
-    """
-
-    model: Any
-    data: Any
-    inward: Callable
-    outward: Callable
-    log_volume: Any
-
-
-def identity(tree):
-    return tree
 
 
 class Model:
@@ -81,17 +60,6 @@ class Model:
         raise NotImplementedError(
             f"{type(self).__name__} must define statistics(params, x, q, weights)"
         )
-
-    def sweep(self, params, x, weights):
-        """E-step and statistics in one: (statistics, evidence (n,))."""
-        q, evidence = self.posterior(params, x)
-        return self.statistics(params, x, q, weights), evidence
-
-    def minibatch(self, about, params, x, weights):
-        """`sweep` at `params` with its statistics taken about the params `about`, which those of
-        many minibatches have in common."""
-        q, evidence = self.posterior(params, x)
-        return self.statistics(about, x, q, weights), evidence
 
     def fused(self, x):
         """A `Fused` sweep for data shaped like x, where many units have a faster one, or None."""
@@ -179,10 +147,6 @@ class Model:
 
     uninformed = False
     """Whether the model, or the bank, lacks a prior that `informed` can take from the data."""
-
-    def view(self, x, weights) -> View:
-        """The model and data in safe units; by default as they are."""
-        return View(self, x, identity, identity, 0.0)
 
 
 class Bank(Model):

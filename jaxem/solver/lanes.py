@@ -64,8 +64,7 @@ def run(queue, work, ends, *, criterion: str, width: int, steps: int, budget=Non
     Args:
       queue: a `loop.State` with a leading axis of fits; those that are not RUNNING stay as they
         are. With b data sets of r restarts, fit j works on data set j // r.
-      work: a tree with a leading axis of data sets; `work.evaluate(params, memory)` is an
-        `Evaluation`, `work.ready()` the same for many evaluations.
+      work: a `Problem` with a leading axis of data sets.
       ends: (tol, max_iter) of every fit.
       width: the number of lanes.  steps: EM steps between looks at who has finished.
 
@@ -87,7 +86,7 @@ def run(queue, work, ends, *, criterion: str, width: int, steps: int, budget=Non
     def entries_of_sets(j):
         return jax.tree.map(lambda a: a[j], work)
 
-    one = entries_of_sets(0).ready() if shared else None
+    one = entries_of_sets(0).prepared() if shared else None
 
     def advance(state, mine, end):
         seen = (one if shared else mine).evaluate(state.proposal, state.method)

@@ -1,13 +1,16 @@
 """One problem: data in safe units, where it starts, and what its finished state says."""
 
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxem.numerics.tree import Structure, float_dtype, in_dtype, merge, pytree
-from jaxem.passes.sweep import prepared, sweep, total_of
+from jaxem.numerics.tree import Structure, float_dtype, in_dtype, merge, pytree, split
+from jaxem.passes.chunks import in_chunks, total_of
+from jaxem.passes.collect import Prepared, chunk_rows, prepared
 from jaxem.protocol.status import Status
+from jaxem.protocol.units import inward, outward, standardized
 from jaxem.solver import loop
 from jaxem.solver.lanes import Lanes
 
@@ -59,63 +62,131 @@ class Ended(Fit):
         return Fit(self.params, self.log_likelihood, self.objective, self.n_iter, self.status)
 
 
+@dataclass(frozen=True, eq=False)
 class Problem:
-    """One data set in safe units, with the model that is climbed there. `absent`: whether units of
-    weight 0 stay what they are, because their weight has a gradient."""
+    """One data set in safe units, and what climbs there. Built once a fit.
 
-    def __init__(self, spec: Spec, numeric, x, weights, absent: bool = False):
+    A pytree, so that it crosses the boundary of a program; its models and its method, which may be
+    of a user's own classes, are split on the way.
+
+    model: as it was given, in the units of the data. climbed: the same in safe units. rule: the
+    rule of the start, or None. data: in safe units, perhaps `Prepared`; None where it is the one
+    data set as it was given, and left out. weights (n,), total: their sum. units, log_volume: as in
+    `Standardized`. status: what is known before the first step.
+    """
+
+    spec: Spec
+    model: Any
+    climbed: Any
+    method: Any
+    rule: Any
+    data: Any
+    weights: Any
+    units: Any
+    log_volume: Any
+    total: Any
+    status: Any
+
+    @classmethod
+    def of(cls, spec: Spec, numeric, x, weights, absent: bool = False):
+        """The problem of raw data. absent: units of weight 0 stay what they are, because their
+        weight has a gradient."""
         dtype = float_dtype(x)
         numeric = [in_dtype(leaf, dtype) for leaf in numeric]
-        self.model, self.method, self.rule = merge(numeric, spec.structure)
-        self.spec = spec
+        model, method, rule = merge(numeric, spec.structure)
         if spec.clean:
-            self.status = jnp.asarray(Status.RUNNING, jnp.int32)
-            self.weights = _ones(jax.tree.leaves(x)[0].shape[0], dtype)
+            status = jnp.asarray(Status.RUNNING, jnp.int32)
+            weights = _ones(jax.tree.leaves(x)[0].shape[0], dtype)
         else:
-            x, self.weights, self.status = sanitize(self.model, x, weights, absent)
-        self.x = x
-        self.view = self.model.view(x, self.weights)
-        self.data = self.view.data
-        self.total = self.weights.sum()
+            x, weights, status = sanitize(model, x, weights, absent)
+        inner = standardized(model, x, weights)
+        volume = jnp.asarray(inner.log_volume)
+        units, total = inner.units, weights.sum()
+        ends = (weights, units, volume, total, status)
+        return cls(spec, model, inner.model, method, rule, inner.data, *ends)
+
+    def prepared(self, keep: bool = False):
+        """The same, with what passes over the data have in common computed; as in `prepared`."""
+        if not self.method.prepares:
+            return self
+        return replace(self, data=prepared(self.climbed, self.data, keep))
+
+    def without(self, x):
+        """The same without its data where they are x, so that they are not written once more."""
+        return replace(self, data=None) if self.data is x else self
+
+    def on(self, x):
+        """The same on the data x (B, …) where it was left `without` them."""
+        return replace(self, data=x) if self.data is None else self
 
     @property
     def volume(self):
         """Σ w·log_volume."""
-        return total_of(self.weights, self.total, self.view.log_volume)
+        return total_of(self.weights, self.total, self.log_volume)
 
-    def ready(self):
-        """The same, with what passes over the data have in common computed."""
-        self.data = prepared(self.climbed, self.data, self.method)
-        return self
+    def inward(self, params):
+        """Params of the data's units in safe ones."""
+        return inward(self.model, self.units, params)
 
-    @property
-    def climbed(self):
-        """The model that is climbed."""
-        return self.view.model
+    def outward(self, params):
+        """Params of safe units in those of the data."""
+        return outward(self.model, self.units, params)
 
-    def stand(self, start):
-        """The state at a start: a key, or given params."""
-        params = self.begin(start)
-        memory = self.method.start(self.view.model, params, self.view.data, self.weights)
+    def initial_state(self, start):
+        """The state of a climb that has evaluated nothing, at a start: a key, or given params."""
+        params = self.initial_params(start)
+        memory = self.method.start(self.climbed, params, self.plain_data, self.weights)
         return loop.start(params, self.weights.dtype, self.status, memory)
 
-    def begin(self, start):
+    def initial_params(self, start):
         """Params to start from, in safe units, from a key or from given params."""
-        model, data, weights = self.view.model, self.view.data, self.weights
         if self.spec.given:
-            params = self.view.inward(start)
+            params = self.inward(start)
         elif self.rule is None:
-            params = model.init(start, data, weights)
+            params = self.climbed.init(start, self.plain_data, self.weights)
         else:
-            params = self.rule.params(model, start, data, weights)
+            params = self.rule.params(self.climbed, start, self.plain_data, self.weights)
         return jax.tree.map(lambda a: jnp.asarray(a, jnp.asarray(a).dtype), params)
 
+    @property
+    def plain_data(self):
+        """The data without what passes over them have in common."""
+        return self.data.x if isinstance(self.data, Prepared) else self.data
+
     def evaluate(self, params, memory):
-        return self.method.evaluate(self.view.model, params, self.data, self.weights, memory)
+        """An `Evaluation` by the method."""
+        return self.method.evaluate(self.climbed, params, self.data, self.weights, memory)
 
     def map(self, params):
         """One plain step, whatever the method makes of it."""
-        return self.method.map(self.view.model, params, self.view.data, self.weights)
+        return self.method.map(self.climbed, params, self.plain_data, self.weights)
+
+    def evidence(self, params):
+        """Σ w·log p(x | params) in the units of the data, where every unit has a volume of its own:
+        large terms then cancel unit by unit."""
+
+        def expect(params, x, weights):
+            data, volume = x
+            return (), self.climbed.posterior(params, data)[1] - volume
+
+        x = (self.plain_data, self.log_volume)
+        return in_chunks(expect, chunk_rows(self.climbed, self.plain_data), params, x, self.weights)
+
+
+def _flatten(problem: Problem):
+    models = (problem.model, problem.climbed, problem.method, problem.rule)
+    numeric, structure = split(models)
+    return (numeric, *(getattr(problem, name) for name in ARRAYS)), (problem.spec, structure)
+
+
+def _unflatten(static, children) -> Problem:
+    spec, structure = static
+    numeric, *arrays = children
+    return Problem(spec, *merge(numeric, structure), *arrays)
+
+
+ARRAYS = ("data", "weights", "units", "log_volume", "total", "status")
+jax.tree_util.register_pytree_node(Problem, _flatten, _unflatten)
 
 
 def sanitize(model, x, weights, absent: bool = False):
@@ -148,31 +219,31 @@ def sanitize(model, x, weights, absent: bool = False):
 
 def finish(problem: Problem, state) -> Fit:
     """The state of a finished loop in the units of the data."""
-    model, view = problem.model, problem.view
+    model, climbed = problem.model, problem.climbed
     inner, objective, n_iter = loop.settled(state)
     measured = problem.method.measures(n_iter)
     if measured is not True:
         objective = jax.lax.cond(measured, lambda: objective, lambda: problem.map(inner).objective)
-    params = view.outward(inner)
+    params = problem.outward(inner)
     # A step refused because it collapsed is a collapse, although the params kept are sound; and so
     # is a variance that vanishes in the units of the data.
-    last = view.inward(view.outward(state.params))
-    degenerate = jnp.any(jnp.asarray(view.model.degenerate(last)))
+    last = problem.inward(problem.outward(state.params))
+    degenerate = jnp.any(jnp.asarray(climbed.degenerate(last)))
     degenerate &= jnp.isfinite(loop.blemish(last))
     status = jnp.where(degenerate, Status.DEGENERATE, state.status)
     status = jnp.where(jnp.isfinite(loop.blemish(params)), status, Status.NONFINITE)
     status = jnp.where(state.status < Status.DEGENERATE, status, state.status)
-    log_likelihood = objective - view.model.log_prior(inner) - problem.volume
-    if jnp.ndim(view.log_volume) and problem.method.plain:  # large terms that cancel, unit by unit
-        log_likelihood = sweep(model, params, problem.x, problem.weights).evidence
-    log_likelihood = climbed = log_likelihood.astype(objective.dtype)
-    other = problem.method.log_likelihood(view.model, inner, view.data, problem.weights)
+    log_likelihood = objective - climbed.log_prior(inner) - problem.volume
+    if problem.log_volume.ndim and problem.method.plain:
+        log_likelihood = problem.evidence(inner).evidence
+    log_likelihood = reached = log_likelihood.astype(objective.dtype)
+    other = problem.method.log_likelihood(climbed, inner, problem.plain_data, problem.weights)
     if other is not None:
         log_likelihood = (other - problem.volume).astype(objective.dtype)
     fit = Fit(
         params=jax.tree.map(_clip, params),
         log_likelihood=log_likelihood,
-        objective=(climbed + model.log_prior(params)).astype(objective.dtype),
+        objective=(reached + model.log_prior(params)).astype(objective.dtype),
         n_iter=n_iter,
         status=status.astype(jnp.int32),
     )

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.numerics.tree import is_traced, merge, split
-from jaxem.passes.sweep import CHUNKED
+from jaxem.passes.collect import CHUNKED
 from jaxem.solver import host as slices
-from jaxem.solver.axes import as_sets, best_of, canonical, data_sets, typed
+from jaxem.solver.axes import as_sets, best_of, canonical, typed
 from jaxem.solver.host import is_long
 from jaxem.solver.restarts import Restarts, continued, promising
 from jaxem.solver.solve import (
@@ -87,17 +87,16 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched
         best, every = compiled(SOLVE, effort, *args, **static, transformed=False)
         return best, (jax.tree.map(_alone, best) if every is None else every)
     x = jax.tree.map(jnp.asarray, x)  # once, not for every slice
-    data = (numeric, x, weights)
-    work, queue, ends = compiled(BEGIN, effort, *data, start, tol, max_iter, **static)
+    problems, queue, ends = compiled(BEGIN, effort, *args[:1], x, *args[2:], **static)
 
     def on(queue, budget):
-        return compiled(ADVANCE, effort, work, x, queue, ends, budget, spec=spec, batched=batched)
+        return compiled(ADVANCE, effort, problems, x, queue, ends, budget, batched=batched)
 
-    sets = jax.eval_shape(lambda x: work.on(as_sets(x, batched)).data, x)
-    width, steps = lane_plan(spec, work.climbed, sets, fits)
+    sets = jax.eval_shape(lambda x: problems.on(as_sets(x, batched)).data, x)
+    width, steps = lane_plan(spec, problems.climbed, sets, fits)
     watched = ("fits", fits) if fits > 1 else ("steps", int(max_iter))
     queue = slices.run(on, queue, cost * (width * steps if fits > 1 else 1), *watched)
-    return compiled(END, effort, *data, queue, spec=spec, batched=batched)
+    return compiled(END, effort, problems, x, queue, batched=batched)
 
 
 def _solve(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched, transformed):
@@ -117,15 +116,14 @@ def _begin(*args, spec, **options):
     return begin(spec, *canonical(*args, spec=spec, **options))
 
 
-def _advance(work, x, queue, ends, budget, *, spec, batched):
+def _advance(problems, x, queue, ends, budget, *, batched):
     """The next slice of a long run."""
-    return advance(spec, work.on(as_sets(x, batched)), queue, ends, budget)
+    return advance(problems.on(as_sets(x, batched)), queue, ends, budget)
 
 
-def _end(numeric, x, weights, queue, *, spec, batched):
+def _end(problems, x, queue, *, batched):
     """The last part of a long run: the best `Fit` and every restart's."""
-    sets = queue.status.shape[0]
-    every = end(spec, data_sets(numeric, x, weights, sets, batched), queue)
+    every = end(problems.on(as_sets(x, batched)), queue)
     every = every if batched else jax.tree.map(lambda a: a[0], every)
     return best_of(every, batched), every
 
@@ -147,8 +145,8 @@ def efforts(function, *static):
 
 SOLVE = efforts(_solve, "spec", "restarts", "batched", "transformed")
 BEGIN = efforts(_begin, "spec", "restarts", "batched")
-ADVANCE = efforts(_advance, "spec", "batched")
-END = efforts(_end, "spec", "batched")
+ADVANCE = efforts(_advance, "batched")
+END = efforts(_end, "batched")
 
 
 def compiled(programs, effort, *args, **static):

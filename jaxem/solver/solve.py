@@ -7,95 +7,64 @@ into R where the data are shared.
 """
 
 import math
-from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from jaxem.numerics.tree import Structure, in_dtype, merge, pytree, split
-from jaxem.passes.sweep import prepared
+from jaxem.numerics.tree import merge
 from jaxem.solver import lanes, loop
 from jaxem.solver.check_step import check_step
 from jaxem.solver.problem import Fit, Problem, Spec, finish
 
 
-@pytree(static=("structure",), eq=False)
-class Work:
-    """What a climb works on: model and method, split; data and weights, all in safe units. data is
-    None where it is the one data set as it was given."""
-
-    numeric: Any
-    data: Any
-    weights: Any
-    structure: Structure
-
-    @property
-    def climbed(self):
-        """The model that is climbed."""
-        return merge(self.numeric, self.structure)[0]
-
-    def on(self, x):
-        """This on the data sets x (B, …), where it does not hold its own."""
-        return self if self.data is not None else replace(self, data=x)
-
-    def ready(self):
-        """As of a `Problem`."""
-        model, method = merge(self.numeric, self.structure)
-        return replace(self, data=prepared(model, self.data, method))
-
-    def evaluate(self, params, memory):
-        model, method = merge(self.numeric, self.structure)
-        return method.evaluate(model, params, self.data, self.weights, memory)
-
-
 def single(spec: Spec, numeric, x, weights, start, tol, max_iter) -> Fit:
     """One climb, without the axes of the canonical form: these cost time to compile."""
-    problem = Problem(spec, numeric, x, weights)
-    state = problem.stand(start)
-    return finish(problem, climb(spec, problem, state, tol * problem.total, max_iter))
+    problem = Problem.of(spec, numeric, x, weights)
+    state = problem.initial_state(start)
+    return finish(problem, climb(problem, state, tol * problem.total, max_iter))
 
 
-def climb(spec: Spec, work, state, tol, max_iter, budget=None):
-    """One state after the plain loop; `work` evaluates params and knows the model climbed."""
-    options = {"tol": tol, "max_iter": max_iter, "criterion": spec.criterion, "budget": budget}
-    work = work.ready()
+def climb(problem: Problem, state, tol, max_iter, budget=None):
+    """One state after the plain loop."""
+    criterion = problem.spec.criterion
+    options = {"tol": tol, "max_iter": max_iter, "criterion": criterion, "budget": budget}
+    problem = problem.prepared()
     try:
-        return loop.run(state, work.evaluate, **options)
+        return loop.run(state, problem.evaluate, **options)
     except TypeError:
-        check_step(work.climbed, state.params, state.method, work.evaluate)
+        check_step(problem.climbed, state.params, state.method, problem.evaluate)
         raise
 
 
 def many(spec: Spec, data, starts, limits) -> Fit:
     """All climbs of the canonical form: data (B, …), starts (B, R, …), limits two arrays (B, R)."""
-    work, queue, ends = begin(spec, data, starts, limits)
-    return end(spec, data, advance(spec, work.on(data[1]), queue, ends))
+    problems, queue, ends = begin(spec, data, starts, limits)
+    problems = problems.on(data[1])
+    return end(problems, advance(problems, queue, ends))
 
 
 def begin(spec: Spec, data, starts, limits):
-    """A `Work` (B, …), states (B, R, …) that stand at the starts, and what ends each of them."""
+    """`Problem`s (B, …), states (B, R, …) at the starts, and what ends each of them.
+
+    The data of a single problem that are as they were given are left out of it.
+    """
     sets, restarts = limits[0].shape
     width, _ = lane_plan(spec, merge(data[0], spec.structure)[0], data[1], sets * restarts)
 
     def prepare(data, starts):
-        problem = Problem(spec, *data)
-        numeric, structure = split((problem.view.model, problem.method))
-        numeric = [in_dtype(leaf, problem.weights.dtype) for leaf in numeric]
-        seen = problem.view.data
+        problem = Problem.of(spec, *data)
+        states = over(problem.initial_state, starts, max(1, width // sets))
         if sets == 1:  # once, not for every slice
-            seen = prepared(problem.view.model, seen, problem.method, kept=True)
-        same = sets == 1 and seen is data[1]  # not to be written once more
-        work = Work(numeric, None if same else seen, problem.weights, structure)
-        return work, over(problem.stand, starts, max(1, width // sets)), problem.total
+            problem = problem.prepared(keep=True).without(data[1])
+        return problem, states
 
-    work, queue, total = over(lambda args: prepare(*args), (data, starts), width)
+    problems, queue = over(lambda args: prepare(*args), (data, starts), width)
     tol, max_iter = limits
-    return work, queue, (tol * total[:, None], max_iter)
+    return problems, queue, (tol * problems.total[:, None], max_iter)
 
 
-def advance(spec: Spec, work: Work, queue, ends, budget=None):
+def advance(problems: Problem, queue, ends, budget=None):
     """The states after every climb has ended, or after `budget` rounds of steps.
 
     A state that is not RUNNING stays as it is. A round is one step of one climb, or some steps
@@ -103,26 +72,26 @@ def advance(spec: Spec, work: Work, queue, ends, budget=None):
     """
     sets, restarts = queue.status.shape
     if sets == restarts == 1:
-        one, state, limits = _first((work, _first(queue), _first(ends)))
-        state = climb(spec, one, state, *limits, budget)
+        one, state, limits = _first((problems, _first(queue), _first(ends)))
+        state = climb(one, state, *limits, budget)
         return jax.tree.map(lambda a: _lift(_lift(a)), state)
-    width, steps = lane_plan(spec, work.climbed, work.data, sets * restarts)
+    spec = problems.spec
+    width, steps = lane_plan(spec, problems.climbed, problems.data, sets * restarts)
     flat, ends = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (queue, ends))
     options = {"width": width, "steps": steps, "budget": budget}
-    flat = lanes.run(flat, work, ends, criterion=spec.criterion, **options)
+    flat = lanes.run(flat, problems, ends, criterion=spec.criterion, **options)
     return jax.tree.map(lambda a: a.reshape(sets, restarts, *a.shape[1:]), flat)
 
 
-def end(spec: Spec, data, queue) -> Fit:
+def end(problems: Problem, queue) -> Fit:
     """The fits (B, R) of finished states."""
     sets, restarts = queue.status.shape
-    width, _ = lane_plan(spec, merge(data[0], spec.structure)[0], data[1], sets * restarts)
+    width, _ = lane_plan(problems.spec, problems.climbed, problems.data, sets * restarts)
 
-    def close(data, states):
-        problem = Problem(spec, *data)
+    def close(problem, states):
         return over(lambda state: finish(problem, state), states, max(1, width // sets))
 
-    return over(lambda args: close(*args), (data, queue), width)
+    return over(lambda args: close(*args), (problems, queue), width)
 
 
 def lane_plan(spec: Spec, model, x, count: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.counts import keep_empty
 from jaxem.protocol.model import Bank
+from jaxem.protocol.units import inward, outward, standardized
 
 
 class EachStatistics(NamedTuple):
@@ -77,10 +78,12 @@ class Each(Bank):
     def check(self, x):
         self.model.check(x)
 
-    def view(self, x, weights):
-        inner = self.model.view(x, weights)
-        return inner._replace(
-            model=Each(inner.model),
-            inward=jax.vmap(inner.inward),
-            outward=jax.vmap(inner.outward),
-        )
+    def standardize(self, x, weights):
+        inner = standardized(self.model, x, weights)
+        return inner._replace(model=Each(inner.model))
+
+    def inward(self, units, params):
+        return jax.vmap(lambda p: inward(self.model, units, p))(params)
+
+    def outward(self, units, params):
+        return jax.vmap(lambda p: outward(self.model, units, p))(params)

@@ -20,6 +20,7 @@ import numpy as np
 from jaxem.numerics.tree import float_dtype, pytree, select
 from jaxem.protocol.model import lacks
 from jaxem.protocol.posterior import expectation
+from jaxem.protocol.units import standardized
 from jaxem.wrappers.adopted import Adopted
 
 LONG, TRIES = 1000, 4
@@ -42,10 +43,9 @@ class Factored(Adopted):
             f"{type(self.inner).__name__} has several latent variables: there is no joint (n, k)"
         )
 
-    def view(self, x, weights):
-        view = super().view(x, weights)
-        model = view.model if isinstance(view.model, Factored) else Factored(view.model)
-        return view._replace(model=model)
+    def standardize(self, x, weights):
+        inner = standardized(self.inner, x, weights)
+        return inner._replace(model=Factored(inner.model))
 
     def states(self, x):
         """Which states every latent variable has, (m, k) booleans, from the shapes of x."""
@@ -149,10 +149,6 @@ class Factored(Adopted):
             q, other = jax.tree.map(lambda a: a[i], every)  # noqa: B023
             best, value = select(other > value, (q, other), (best, value))
         return best, value
-
-    def sweep(self, params, x, weights):
-        q, value = self.posterior(params, x)
-        return self.statistics(params, x, q, weights), value
 
     def log_prob(self, params, x):
         """F (n,), a lower bound on log p(x | params)."""

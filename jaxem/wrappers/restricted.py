@@ -18,9 +18,10 @@ from jax.lax import stop_gradient
 
 from jaxem.numerics.tree import is_traced, pytree
 from jaxem.protocol.held import averaged
-from jaxem.protocol.model import Model, View, identity, lacks
+from jaxem.protocol.model import Model, lacks
 from jaxem.protocol.spaces import Coordinates
 from jaxem.protocol.status import FitWarning
+from jaxem.protocol.units import inward, outward, standardized
 from jaxem.wrappers.adopt import adopt
 from jaxem.wrappers.layout import Layout
 
@@ -124,9 +125,9 @@ class Restricted(Model):
 
         def look(x):
             weights = jnp.ones(jax.tree.leaves(x)[0].shape[0])
-            view = self.view(x, weights)
-            params = view.model.init(jax.random.key(0), view.data, weights)
-            found.append(self.model.closed(x) and view.model.step(params) is not None)
+            inner = self.standardize(x, weights)
+            params = inner.model.init(jax.random.key(0), inner.data, weights)
+            found.append(self.model.closed(x) and inner.model.step(params) is not None)
             return params
 
         jax.eval_shape(look, x)
@@ -166,38 +167,34 @@ class Restricted(Model):
         self.model.check(x)
         like = jax.eval_shape(self._shape, x)
         plan = self._plan(like)
-        inner = []
 
-        def look(x):
-            inner.append(self.model.view(x, jnp.ones(jax.tree.leaves(x)[0].shape[0])))
-            return 0
+        def units(x):
+            return standardized(self.model, x, jnp.ones(jax.tree.leaves(x)[0].shape[0])).units
 
-        jax.eval_shape(look, x)
-        if inner[0].inward is not identity:
+        if jax.tree.leaves(jax.eval_shape(units, x)):
             plan.layout.require_columns(plan.group)
         if not is_traced(self.fixed):
             self._check_values(plan, like)
 
-    def view(self, x, weights):
-        inner = self.model.view(x, weights)
+    def standardize(self, x, weights):
+        inner = standardized(self.model, x, weights)
         like = jax.eval_shape(self._shape, x)
         plan = self._plan(like)
         vector, unravel = ravel_pytree(plan.layout.neutral(like))
         given = self._given(plan, vector.dtype)
-        there = inner.inward(unravel(jnp.where(plan.given, given, vector)))
+        there = inward(self.model, inner.units, unravel(jnp.where(plan.given, given, vector)))
         there = ravel_pytree(there)[0]
         fixed = {
             path: None if v is None else tuple(there[at] for at in plan.layout.places(path))
             for path, v in self.fixed.items()
         }
-        model = Restricted(inner.model, fixed, self.tied)
-        return View(
-            model,
-            inner.data,
-            lambda p: model._settled(inner.inward(p)),
-            lambda p: self._settled(inner.outward(p)),
-            inner.log_volume,
-        )
+        return inner._replace(model=Restricted(inner.model, fixed, self.tied))
+
+    def inward(self, units, params):
+        return inward(self.model, units, self._settled(params))
+
+    def outward(self, units, params):
+        return self._settled(outward(self.model, units, params))
 
     def _settled(self, params):
         return self.settle(params, params)
@@ -312,7 +309,7 @@ def _delegate(name):
 
 
 for _name in (
-    *("posterior", "log_joint", "statistics", "sweep", "minibatch", "fused", "log_prior", "spaces"),
+    *("posterior", "log_joint", "statistics", "fused", "log_prior", "spaces"),
     *("information", "log_prob", "sample", "degenerate", "valid", "support", "check_params"),
     *("embed", "init_q", "free_energy", "whitened"),
 ):

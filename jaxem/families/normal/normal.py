@@ -12,14 +12,15 @@ from jaxem.families.normal.gaussian import NormalParams, NormalStatistics
 from jaxem.families.normal.products import FORMS
 from jaxem.families.normal.structures import LOG_2PI, STRUCTURES, centre, variance_floor
 from jaxem.families.normal.wishart import NormalWishart
-from jaxem.families.units import frame
+from jaxem.families.units import Affine, frame
 from jaxem.numerics.tree import pytree
-from jaxem.passes.sweep import Linear, roomy
+from jaxem.passes.linear import Linear, roomy
 from jaxem.protocol.counts import is_empty, safe
 from jaxem.protocol.held import averaged
-from jaxem.protocol.model import Bank, View
+from jaxem.protocol.model import Bank
 from jaxem.protocol.priors import NormalPrior, NormalWishartPrior, require_proper
 from jaxem.protocol.spaces import REAL
+from jaxem.protocol.units import Standardized
 
 WIDEST = 96
 """Features up to which full covariances take all products (n = 65,536, k = 16, float32: d = 32
@@ -44,7 +45,7 @@ class Normal(Bank):
     covariance: str = "full"
     prior: NormalPrior | None = None
     floor: Any = None
-    frame: Any = dataclasses.field(default=None, repr=False)  # set by `view` alone
+    frame: Any = dataclasses.field(default=None, repr=False)  # set by `standardize` alone
 
     _separate = True
 
@@ -223,7 +224,7 @@ class Normal(Bank):
     def embed(self, x):
         return self._framed(super().embed(x))
 
-    def view(self, x, weights, copy=False):
+    def standardize(self, x, weights, copy=False):
         structure = self.structure
         own = frame(x, weights, structure.common_scale)
         loc, scale = own.location, own.scale
@@ -239,23 +240,19 @@ class Normal(Bank):
                 mean=(prior.mean - loc) / scale,
                 scale=structure.rescale(spread, 1 / scale),
             )
-
-        def inward(params):
-            mean, covariance = (params.mean - loc) / scale, params.covariance
-            return dataclasses.replace(
-                params, mean=mean, covariance=structure.rescale(covariance, 1 / scale)
-            )
-
-        def outward(params):
-            return dataclasses.replace(
-                params,
-                mean=params.mean * scale + loc,
-                covariance=structure.rescale(params.covariance, scale),
-            )
-
         model = dataclasses.replace(self, prior=prior, floor=floor, frame=own if lazy else None)
         data = x if lazy else own.standardize(x)
-        return View(model, data, inward, outward, jnp.log(scale).sum())
+        return Standardized(model, data, Affine(loc, scale), jnp.log(scale).sum())
+
+    def inward(self, units, params):
+        mean = (params.mean - units.location) / units.scale
+        covariance = self.structure.rescale(params.covariance, 1 / units.scale)
+        return dataclasses.replace(params, mean=mean, covariance=covariance)
+
+    def outward(self, units, params):
+        mean = params.mean * units.scale + units.location
+        covariance = self.structure.rescale(params.covariance, units.scale)
+        return dataclasses.replace(params, mean=mean, covariance=covariance)
 
     def _framed(self, x):
         return x if self.frame is None else self.frame.standardize(x)

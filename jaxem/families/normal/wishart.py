@@ -171,9 +171,15 @@ class NormalWishart(Bank):
         if not all((leaf > 0).all() for leaf in (params.mean_precision, params.df)):
             raise ValueError("init components.mean_precision and components.df must be above 0")
 
-    def view(self, x, weights):
-        inner = self.normal.view(x, weights)
+    def standardize(self, x, weights):
+        inner = self.normal.standardize(x, weights)
         return inner._replace(model=NormalWishart(inner.model))
+
+    def inward(self, units, params):
+        return self.normal.inward(units, params)
+
+    def outward(self, units, params):
+        return self.normal.outward(units, params)
 
     @property
     def _prior(self):

@@ -36,7 +36,7 @@ class LDAJoint:
     """The map of `LDA`; q is γ (n, k)."""
 
     def kept(self, state):
-        return state.params.gamma
+        return state.method.e_step.q.gamma
 
     def inward(self, problem, params):
         return params
