@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 import jaxem
 from benchmarks.cold import machine
-from jaxem.families.normal.products import FORMS
+from jaxem.families.normal.structures import STRUCTURES
 from jaxem.models.mixture import FEWEST, MOST, UNITS, WIDE
 
 try:
@@ -143,7 +143,7 @@ def ceilings(x, k, covariance):
     """Functions of nothing: a copy of the data, and an iteration's products of ready features in
     the chunks that are used."""
     n, d = x.shape
-    m = FORMS[covariance].size(d)
+    m = STRUCTURES[covariance].form.size(d)
     rows = min(MOST, max(FEWEST, WIDE // (m + 2 * k)))
     features = jnp.zeros((m, rows), x.dtype)
     slopes, r = jnp.ones((k, m), x.dtype), jnp.ones((k, rows), x.dtype)

@@ -17,7 +17,7 @@ from oracles import (
 from scipy import special, stats
 
 import jaxem
-from jaxem.families.normal.structures import CACHED
+from jaxem.families.normal.full import CACHED
 
 DIRECTIONS = range(4)
 

@@ -9,7 +9,7 @@ from jax.lax import Precision
 
 from jaxem.data import arrays as checks
 from jaxem.data.options import integer
-from jaxem.families.normal.structures import LOG_2PI
+from jaxem.families.normal.moments import LOG_2PI
 from jaxem.families.units import Affine, frame
 from jaxem.fit import fit
 from jaxem.methods.e_steps import Hard

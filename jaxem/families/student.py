@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from jaxem.families.gamma import solve_shape
 from jaxem.families.normal.gaussian import NormalParams, NormalStatistics
+from jaxem.families.normal.moments import centre
 from jaxem.families.normal.normal import Normal
-from jaxem.families.normal.structures import centre
 from jaxem.numerics.special import log_gamma_ratio, log_minus_digamma
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.counts import keep_empty, safe

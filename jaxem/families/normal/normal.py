@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
 
-from jaxem.families.normal.gaussian import NormalParams, NormalStatistics
-from jaxem.families.normal.products import FORMS
-from jaxem.families.normal.structures import LOG_2PI, STRUCTURES, centre, variance_floor
+from jaxem.families.normal.gaussian import (
+    NormalParams,
+    NormalStatistics,
+    centred_moments,
+    with_prior_mean,
+)
+from jaxem.families.normal.moments import LOG_2PI, centre, variance_floor
+from jaxem.families.normal.structures import STRUCTURES
 from jaxem.families.normal.wishart import NormalWishart
 from jaxem.families.units import Affine, frame
 from jaxem.numerics.tree import pytree
@@ -21,10 +26,6 @@ from jaxem.protocol.model import Bank
 from jaxem.protocol.priors import NormalPrior, NormalWishartPrior, require_proper
 from jaxem.protocol.spaces import REAL
 from jaxem.protocol.units import Standardized
-
-WIDEST = 96
-"""Features up to which full covariances take all products (n = 65,536, k = 16, float32: d = 32
-32 ms against 200 on centred rows, d = 40 45 against 113, d = 64 130 against 210)."""
 
 
 @pytree(static=("covariance",))
@@ -56,7 +57,7 @@ class Normal(Bank):
 
     @property
     def separate(self):
-        return super().separate and self.covariance != "tied"
+        return super().separate and not self.structure.shared
 
     @property
     def structure(self):
@@ -84,8 +85,8 @@ class Normal(Bank):
         return NormalStatistics(*self.structure.moments(weights.T, self._framed(x), params.mean))
 
     def linear(self, x):
-        d, form = x.shape[1], FORMS[self.covariance]
-        if d > WIDEST and self.covariance in ("full", "tied"):
+        d, form = x.shape[1], self.structure.form
+        if not form.pays(d):
             return None
 
         return Linear(
@@ -106,18 +107,13 @@ class Normal(Bank):
     def maximize_weighted(self, params, stats, scatter_count):
         """The M-step: moments divided by stats.count, the scatter by `scatter_count` (k,)."""
         structure, d, prior = self.structure, params.mean.shape[1], self.prior
-        shift = stats.first / safe(stats.count)[:, None]
-        mean = params.mean + shift
-        scatter = stats.second - structure.outer(stats.count, shift)
+        mean, scatter = centred_moments(structure, params.mean, stats)
         if prior is None:
             divisor = safe(structure.divisor(scatter_count, d))
         else:
-            shrink = stats.count / (stats.count + prior.kappa)
-            away = mean - prior.mean
-            scatter = scatter + structure.outer(prior.kappa * shrink, away)
+            mean, scatter = with_prior_mean(structure, prior, stats.count, mean, scatter)
             scatter = scatter + structure.as_scale(prior.scale, d)
             divisor = structure.divisor(scatter_count, d, prior.df)
-            mean = prior.mean + shrink[:, None] * away
         covariance = structure.floor(scatter / divisor, self._floor)
         new = NormalParams(mean, covariance)
         return new if prior is not None else self._keep_empty(stats.count, new, params)
@@ -126,7 +122,7 @@ class Normal(Bank):
         """Means held, about which the moments then are; means that are equal, where covariances are
         too; covariances fixed, or equal: the mean of what each would be, by counts."""
         mean, covariance = held.mean, held.covariance
-        shared = self.covariance == "tied"
+        shared = self.structure.shared
         whole = None if shared else super().restricted(held)
         if whole is not None or (mean.free and covariance.free):
             return whole or self.maximize
@@ -136,7 +132,7 @@ class Normal(Bank):
             alike = covariance.leaders[mean.leaders] == covariance.leaders
             if covariance.fixed.any() or covariance.rows is None or not alike.all():
                 return None
-        if mean.rows is None and (mean.tied or self.covariance in ("full", "tied")):
+        if mean.rows is None and (mean.tied or self.structure.whole):
             return None
 
         def maximize(params, stats):
@@ -172,7 +168,7 @@ class Normal(Bank):
         return NormalParams(REAL, self.structure.space)
 
     def information(self, params):
-        variance = self.structure.variances(params.covariance, params.mean.shape)
+        variance = self.structure.variances(params.covariance)
         inner = super().information(params)
         return NormalParams(1 / variance, inner.covariance)
 
@@ -263,7 +259,7 @@ class Normal(Bank):
 
     def _keep_empty(self, count, new, old):
         empty = is_empty(count)
-        kept = empty if self.covariance != "tied" else jnp.all(empty)
+        kept = jnp.all(empty) if self.structure.shared else empty
         shape = kept.shape + (1,) * (new.covariance.ndim - kept.ndim)
         return NormalParams(
             jnp.where(empty[:, None], old.mean, new.mean),

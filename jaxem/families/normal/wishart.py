@@ -6,13 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxem.families.normal.gaussian import NormalParams
-from jaxem.families.normal.structures import centre
+from jaxem.families.normal.gaussian import NormalParams, centred_moments, with_prior_mean
+from jaxem.families.normal.moments import centre
 from jaxem.numerics import divergence
-from jaxem.numerics.linalg import Factor, lower_factor
 from jaxem.numerics.special import log_gamma_ratio, log_minus_digamma
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.counts import safe
 from jaxem.protocol.model import Bank, require_matrix
 from jaxem.protocol.priors import NormalWishartPrior, require_proper
 from jaxem.protocol.spaces import POSITIVE, REAL
@@ -49,7 +47,7 @@ class NormalWishart(Bank):
     def init(self, key, x, weights):
         mean, unit = self.normal.middle(x, weights)
         one = jnp.ones_like(mean[:, 0])
-        start = NormalPosterior(mean, one, one[0] if self._tied else one, unit)
+        start = NormalPosterior(mean, one, one[0] if self.normal.structure.shared else one, unit)
         return self.maximize(start, self.statistics(start, x, None, weights))
 
     def posterior(self, params, x):
@@ -77,23 +75,14 @@ class NormalWishart(Bank):
         )
 
     def maximize(self, params, stats):
-        structure, prior, (k, d) = self.normal.structure, self._prior, params.mean.shape
-        shift = stats.first / safe(stats.count)[:, None]
-        shrink = stats.count / (stats.count + prior.kappa)
-        away = params.mean + shift - prior.mean
-        scatter = stats.second - structure.outer(stats.count, shift)
-        scatter = scatter + structure.outer(prior.kappa * shrink, away)
-        units = stats.count
-        if self._tied:
-            units = units.sum() / (k if self._whole else 1)
-            scatter = scatter / (k if self._whole else 1)
-        elif self.normal.covariance == "spherical":
-            units = units * (1 if self._whole else d)
-            scatter = scatter / (d if self._whole else 1)
+        structure, prior, d = self.normal.structure, self._prior, params.mean.shape[1]
+        mean, scatter = centred_moments(structure, params.mean, stats)
+        mean, scatter = with_prior_mean(structure, prior, stats.count, mean, scatter)
+        units, scatter = structure.seen(stats.count, scatter, d, self._whole_prior)
         df = prior.df + units
         scale = structure.as_scale(prior.scale, d) + scatter
         return NormalPosterior(
-            mean=prior.mean + shrink[:, None] * away,
+            mean=mean,
             mean_precision=stats.count + prior.kappa,
             df=df,
             covariance=scale / df.reshape(df.shape + (1,) * (scale.ndim - df.ndim)),
@@ -107,29 +96,19 @@ class NormalWishart(Bank):
         ratio = prior.kappa / params.mean_precision
         of_mean = d * (ratio - 1 - jnp.log(ratio)) + prior.kappa * distance[:, 0]
         scale = jnp.asarray(structure.as_scale(prior.scale, d), params.mean.dtype)
-        if scale.ndim == 2:
-            root = jnp.broadcast_to(lower_factor(scale), params.covariance.shape)
-            trace = Factor(params.covariance).mahalanobis(root).sum(-1)
-            of_scale = Factor(scale).log_det
-        else:
-            shares = jnp.broadcast_to(scale, (d,))
-            covariance = params.covariance.reshape(k, -1)
-            trace, of_scale = (shares / covariance).sum(-1), jnp.log(shares).sum()
+        trace, of_scale = structure.against(scale, params.covariance, d)
         df = jnp.broadcast_to(params.df, (k,))
         each = divergence.wishart(df, log_det, prior.df, of_scale, trace, self._steps(d))
-        copies = {"tied": k, "spherical": d}.get(self.normal.covariance, 1)
-        of_precision = each.sum() / (1 if self._whole else copies)
+        of_precision = each.sum() / (1 if self._whole_prior else structure.shared_by(k, d))
         return -(of_precision + 0.5 * of_mean.sum())
 
     def predictive(self, params, x):
         """log of the multivariate t density (diagonal gamma precisions: of d univariate ones)."""
         d, df = x.shape[1], params.df
-        apart = self.normal.covariance == "diagonal" and not self._whole
-        gamma = apart or (self.normal.covariance == "spherical" and not self._whole)
-        v = jnp.broadcast_to(df if gamma else df - d + 1, params.mean_precision.shape)
+        v = jnp.broadcast_to(self._freedom(df, d), params.mean_precision.shape)
         spread = df / v * (1 + 1 / params.mean_precision)
         centred = centre(self.normal._framed(x), params.mean)
-        if apart:
+        if self._apart:
             size = spread[:, None] * params.covariance
             distance = jnp.square(centred) / (size * v[:, None])[..., None]
             tail = (v + 1)[:, None] / 2 * jnp.log1p(distance).sum(1)
@@ -144,11 +123,9 @@ class NormalWishart(Bank):
         """Draws from the predictive density, each unit with a mean and precision of its own."""
         noise, mix = jax.random.split(key)
         d = params.mean.shape[1]
-        gamma = self.normal.covariance in ("diagonal", "spherical") and not self._whole
         df = jnp.broadcast_to(params.df, params.mean_precision.shape)
-        v = (df if gamma else df - d + 1)[z][:, None]
-        columns = d if gamma and self.normal.covariance == "diagonal" else 1
-        shape = (z.shape[0], columns)
+        v = self._freedom(df, d)[z][:, None]
+        shape = (z.shape[0], d if self._apart else 1)
         precision = jax.random.gamma(mix, jnp.broadcast_to(v / 2, shape), dtype=v.dtype) / (v / 2)
         spread = (df * (1 + 1 / params.mean_precision))[z][:, None] / v
         centred = self.normal.sample(noise, _plain(params), z) - params.mean[z]
@@ -163,8 +140,7 @@ class NormalWishart(Bank):
     def check(self, x):
         require_matrix(x, "Normal")
         if self.normal.prior is not None:
-            whole = self._whole or self.normal.structure.whole
-            require_proper(self.normal.prior, x.shape[1], whole)
+            require_proper(self.normal.prior, x.shape[1], self._wishart)
 
     def check_params(self, params):
         self.normal.check_params(_plain(params))
@@ -191,18 +167,27 @@ class NormalWishart(Bank):
         return self.normal.prior
 
     @property
-    def _whole(self):
+    def _whole_prior(self):
         """Whether the prior is of whole precision matrices, one for every component."""
         return isinstance(self.normal.prior, NormalWishartPrior)
 
     @property
-    def _tied(self):
-        return self.normal.covariance == "tied"
+    def _wishart(self):
+        """Whether precisions are Wishart matrices, not gamma variables."""
+        return self._whole_prior or self.normal.structure.whole
+
+    @property
+    def _apart(self):
+        """Whether every feature has a gamma precision of its own."""
+        return not self._wishart and not self.normal.structure.common_scale
 
     def _steps(self, d):
         """j of every row of the Wishart's triangular factor; 0 where precisions are gamma."""
-        gamma = self.normal.covariance in ("diagonal", "spherical") and not self._whole
-        return [0] * d if gamma else list(range(d))
+        return list(range(d)) if self._wishart else [0] * d
+
+    def _freedom(self, df, d):
+        """Degrees of freedom of the predictive t density."""
+        return df - d + 1 if self._wishart else df
 
     def _level(self, params):
         """What E[log p(x | k)] has beyond the normal log density, (k,)."""
