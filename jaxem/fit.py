@@ -11,11 +11,13 @@ from jaxem.data import arrays as checks
 from jaxem.data.batch import Batch, as_blocks
 from jaxem.data.check_starts import check_init, check_start
 from jaxem.data.options import integer
-from jaxem.methods.em import EM
+from jaxem.methods.em import EM, knows_rest
 from jaxem.methods.suited import suited
 from jaxem.numerics.tree import float_dtype, is_traced, split
-from jaxem.protocol.model import Bank, lacks
+from jaxem.protocol.capabilities import Bound, FiniteLatents, LocalPosterior, defines, has
+from jaxem.protocol.model import Bank, name_of
 from jaxem.protocol.starts import NAMED, Start
+from jaxem.protocol.wrapper import Wrapper
 from jaxem.results.report import report
 from jaxem.results.result import Result
 from jaxem.solver.lanes import Lanes
@@ -23,7 +25,7 @@ from jaxem.solver.problem import Spec, sanitize
 from jaxem.solver.programs import search
 from jaxem.solver.restarts import Restarts
 from jaxem.wrappers.adopt import adopt
-from jaxem.wrappers.restricted import Restricted
+from jaxem.wrappers.factored import factored
 
 CRITERIA = ("aitken", "change")
 GRADIENTS = ("implicit", "unrolled", "one_step", "none")
@@ -123,8 +125,8 @@ def fit(
 
 def _fit_one(model, x, n, weights, key, init, method, limits, plan):
     """The result of one data set."""
-    model.check(x)
-    if model.uninformed:
+    model.domain.check(x, name_of(model))
+    if model.informed is not None:
         model = informed(model, x, weights)
     method = _suited(method, model, x, plan)
     k = _check_size(model, n)
@@ -150,7 +152,7 @@ def informed(model, x, weights):
 
 def _fit_batch(model, batch, weights, key, init, method, limits, plan):
     """The result of many data sets, with a leading axis, in the order given."""
-    if model.uninformed:
+    if model.informed is not None:
         raise ValueError(
             "the components lack a prior, and those of a Batch share one: give it, such as "
             "jaxem.Normal(prior=jaxem.NormalPrior.from_data(x, k))"
@@ -158,7 +160,7 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan):
     blocks = as_blocks(batch, weights)
     sets, dtype = sum(len(block.index) for block in blocks), float_dtype(blocks[0].x)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), blocks[0].x)
-    model.check(like)
+    model.domain.check(like, name_of(model))
     method = _suited(method, model, like, plan)
     for block in blocks:
         _check_size(model, block.shortest)
@@ -230,16 +232,13 @@ def _run(
 def _suited(method, model, x, plan):
     """The method that climbs this model, and in the plan what differentiates through it."""
     method = suited(method, model, x)
-    smooth = getattr(model, "differentiable", True)
+    smooth = factored(model) is None and not has(model, LocalPosterior)
     plan["joint"] = None
     if plan["gradient"] in ("implicit", "one_step") and not (method.plain and smooth):
-        from jaxem.gradient.stationary import joint_of  # plain fits start sooner without it
-
-        plan["joint"] = joint_of(method, model, x)
+        plan["joint"] = method.stationary(model, x) if knows_rest(method) else None
         plan["gradient"] = "unknown" if plan["joint"] is None else plan["gradient"]
     if plan["gradient"] == "unrolled" and not smooth:
-        name = type(getattr(model, "inner", model)).__name__
-        raise TypeError(f'{name} has no gradient: leave gradient="implicit"')
+        raise TypeError(f'{name_of(model)} has no gradient: leave gradient="implicit"')
     return method
 
 
@@ -248,15 +247,16 @@ def _count(restarts) -> int:
 
 
 def _check_size(model, n: int) -> int:
-    k = getattr(model, "k", 1)
+    k = model.domain.components
     if n < k:
         raise ValueError(f"data have {n} units and the model {k} components: use k <= {n}")
     return k
 
 
 def require_model(model):
-    if isinstance(model, Restricted):
-        return require_model(getattr(model.model, "inner", model.model))
+    """TypeError unless `model` is an object that defines what a model needs."""
+    if isinstance(model, Wrapper) and not isinstance(model, Bank):
+        return require_model(model.wrapped)
     if isinstance(model, type):
         raise TypeError(f"model must be an instance, got the class: write {model.__name__}(...)")
     if isinstance(model, Bank):
@@ -266,15 +266,17 @@ def require_model(model):
         )
     if isinstance(model, (jax.Array, np.ndarray, list)):
         raise TypeError("model is an array: the model comes first, fit(model, data)")
-    missing = [f for f in ("init",) if lacks(model, f)]
-    if lacks(model, "posterior", "log_joint"):
-        if lacks(model, "free_energy"):
+    missing = [] if defines(model, "init") else ["init"]
+    finite, posterior = has(model, FiniteLatents), defines(model, "posterior")
+    own = [name for name in ("statistics", "maximize") if defines(model, name)]
+    if not finite and not posterior:
+        if not defines(model, "free_energy"):
             missing.append("log_joint (or posterior)")
-        elif lacks(model, "init_q"):
+        elif not has(model, Bound):
             missing.append("init_q, the first q of its free_energy")
-    elif not lacks(model, "statistics", "maximize"):
-        missing += [f for f in ("statistics", "maximize") if lacks(model, f)]
-    elif lacks(model, "log_joint"):
+    elif own:
+        missing += [name for name in ("statistics", "maximize") if name not in own]
+    elif not finite:
         missing.append("statistics and maximize (or log_joint)")
     if missing:
         raise TypeError(

@@ -8,7 +8,8 @@ import sys
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxem"
 FLOORS = (
     ("numerics",),
-    ("passes", "protocol"),
+    ("protocol",),
+    ("passes",),
     ("data", "families", "wrappers"),
     ("methods", "models", "solver"),
     ("gradient", "results"),

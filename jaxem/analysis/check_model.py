@@ -13,7 +13,7 @@ from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import float_dtype
-from jaxem.protocol.model import lacks
+from jaxem.protocol.capabilities import FiniteLatents, defines, has
 from jaxem.protocol.posterior import expectation, shares
 from jaxem.protocol.units import standardized
 from jaxem.wrappers.adopt import adopt
@@ -104,11 +104,11 @@ class Trial:
         uneven = 0.5 + np.arange(n) % 3
         self.weights = jnp.asarray(uneven if weights is None else weights, self.dtype)
         self.key = checks.as_key(key)
-        self.bound_only = lacks(self.model, "posterior", "log_joint")
+        self.finite = has(self.model, FiniteLatents)
+        self.bound_only = not self.finite and not defines(self.model, "posterior")
         self.several = factored(self.model) is not None
-        own = not lacks(self.model, "statistics", "maximize")
+        own = defines(self.model, "statistics", "maximize")
         self.exact = own and (self.several or not self.bound_only)
-        self.finite = not lacks(self.model, "log_joint")
         self.tol = 1e3 * float(jnp.finfo(self.dtype).eps)
 
     def protocol(self):

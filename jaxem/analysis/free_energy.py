@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxem.protocol.model import lacks
+from jaxem.protocol.capabilities import Bound, LocalPosterior, has
 from jaxem.protocol.posterior import expectation, shares
 from jaxem.wrappers.adopt import adopt
 
@@ -49,7 +49,7 @@ def free_energy(model, params, x, q, weights=None):
       weights: (n,), or None for 1.
     """
     model = adopt(model)
-    if not lacks(model, "free_energy"):
+    if has(model, Bound) or has(model, LocalPosterior):
         return _total(model.free_energy(params, x, q), weights)
     q = shares(q)
     joint = model.log_joint(params, x)

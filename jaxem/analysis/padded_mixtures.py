@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data.arrays import as_weights
+from jaxem.families.product import Product
 from jaxem.fit import fit
 from jaxem.methods.em import EM
 from jaxem.models.mixture import Mixture, MixtureParams
 from jaxem.numerics.tree import float_dtype, pytree, split
-from jaxem.protocol.model import Model
+from jaxem.protocol.model import Model, name_of
 from jaxem.protocol.spaces import REAL
 from jaxem.results.result import Result
 from jaxem.solver.axes import each_start
@@ -56,6 +57,10 @@ class Padded(Model):
     def k(self):
         return self.mixture.k
 
+    @property
+    def domain(self):
+        return self.mixture.domain
+
     def init(self, key, x, weights):
         params = self.mixture.init(key, x, weights)
         return PaddedParams(params.weights, params.components, jnp.asarray(self.k, jnp.int32))
@@ -83,15 +88,6 @@ class Padded(Model):
         vanished = params.weights < jnp.finfo(params.weights.dtype).eps
         floored = self.mixture.components.degenerate(params.components)
         return jnp.any(floored) | jnp.any(vanished & self._present(params))
-
-    def valid(self, x):
-        return self.mixture.valid(x)
-
-    def support(self):
-        return self.mixture.support()
-
-    def check(self, x):
-        self.mixture.check(x)
 
     def standardize(self, x, weights):
         inner = self.mixture.standardize(x, weights)
@@ -144,15 +140,16 @@ def groups(models, x, restarts, method) -> list[list[int]]:
 def _known(bank) -> bool:
     """Whether a bank is one of jaxem's families, without a prior."""
     mine = type(bank).__module__.startswith("jaxem.families.")
-    parts = getattr(bank, "families", ())
-    return mine and getattr(bank, "prior", None) is None and all(map(_known, parts))
+    if isinstance(bank, Product):
+        return all(map(_known, bank.families))
+    return mine and bank.prior is None
 
 
 def fit_padded(models, x, key, init, *, weights, restarts, method, **limits) -> list[Result]:
     """`fit` of every model from the same key, in one climb; `init` is a random rule or None."""
     n, dtype = x.shape[0], float_dtype(x)
     smallest, largest = (pick(models, key=lambda model: model.k) for pick in (min, max))
-    largest.check(x)
+    largest.domain.check(x, name_of(largest))
     if n < largest.k:
         raise ValueError(f"data have {n} units and a model {largest.k} components: use k <= {n}")
     weights = as_weights(weights, n, dtype)

@@ -18,7 +18,7 @@ from jaxem.data.batch import Batch
 from jaxem.data.options import integer
 from jaxem.fit import fit, require_model
 from jaxem.methods.em import EM
-from jaxem.models.mixture import Mixture
+from jaxem.models.mixture import FiniteMixture, Mixture
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.starts import NAMED, Start
 from jaxem.protocol.status import MEANING, FitWarning, Status
@@ -179,11 +179,6 @@ def _as_models(models):
             require_model(model)
         except TypeError as error:
             raise TypeError(f"models[{i}]: {error}") from None
-        if not callable(getattr(model, "n_parameters", None)):
-            raise TypeError(
-                f"models[{i}]: {type(model).__name__} does not define n_parameters(params), which "
-                "the criterion counts"
-            )
     return names, models
 
 
@@ -236,7 +231,7 @@ def _row(name, model, result, criterion, total, x, weights):
     score += 2 * free if criterion == "aic" else free * math.log(total)
     if criterion == "icl":
         score += 2 * float(result.entropy(x, weights))
-    k = getattr(model, "k", None)
+    k = model.k if isinstance(model, FiniteMixture) else None
     status = Status(int(result.status))
     return Row(name, model, k, free, float(result.log_likelihood), score, status)
 

@@ -154,7 +154,7 @@ def is_clean(model, x) -> bool:
     with np.errstate(invalid="ignore"):  # inf % 1
         for begin in range(0, len(leaves[0]), LOOK):
             some = jax.tree.map(lambda leaf: leaf[begin : begin + LOOK], x)  # noqa: B023
-            if not all(np.all(mask) for mask in jax.tree.leaves(model.valid(some))):
+            if not all(np.all(mask) for mask in jax.tree.leaves(model.domain.valid(some))):
                 return False
     return True
 
@@ -265,14 +265,15 @@ def explain_bad_input(model, x, weights) -> str:
     if (wrong := explain_bad_weights(w)) is not None:
         return wrong
     with np.errstate(invalid="ignore"):
-        masks = jax.tree_util.tree_leaves_with_path(model.valid(jax.tree.map(np.asarray, x)))
+        masks = jax.tree_util.tree_leaves_with_path(model.domain.valid(jax.tree.map(np.asarray, x)))
     for (path, mask), leaf in zip(masks, jax.tree.leaves(x), strict=True):
         mask, leaf = np.asarray(mask), np.asarray(leaf)
         wrong = ~mask & (w > 0).reshape((n,) + (1,) * (mask.ndim - 1))
         if wrong.any():
             name = jax.tree_util.keystr(path)
-            labels = name == ".labels" and hasattr(model, "k")
-            takes = f"-1 where unknown, else 0 to {model.k - 1}" if labels else model.support()
+            takes = model.domain.words
+            if name == ".labels":
+                takes = f"-1 where unknown, else 0 to {model.domain.components - 1}"
             first = tuple(int(i) for i in np.argwhere(wrong)[0])
             many = int(wrong.sum())
             return (

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxem.data.arrays import as_array
 from jaxem.numerics.tree import in_dtype, is_traced, merge, split
+from jaxem.protocol.derived import check_params
 from jaxem.protocol.starts import Labels, Responsibilities, Start
 
 MOST = 64
@@ -62,7 +63,7 @@ def check_init(model, init, x, lead: tuple[int, ...], dtype):
     if not is_traced(init):
         flat = jax.tree.map(lambda leaf, like: leaf.reshape(-1, *like.shape), init, expected)
         for i in range(min(math.prod(lead), MOST)):
-            model.check_params(jax.tree.map(lambda leaf: leaf[i], flat))  # noqa: B023
+            check_params(model, jax.tree.map(lambda leaf: leaf[i], flat))  # noqa: B023
     return init
 
 

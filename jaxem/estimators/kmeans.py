@@ -1,6 +1,7 @@
 """`kmeans`: hard EM of normals of one fixed spherical variance, which is Lloyd's algorithm."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ from jaxem.methods.e_steps import Hard
 from jaxem.methods.em import EM
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.counts import keep_empty, safe
-from jaxem.protocol.model import Model, require_matrix
+from jaxem.protocol.domains import REALS
+from jaxem.protocol.model import Model
 from jaxem.protocol.starts import KMeansPlusPlus
 from jaxem.protocol.status import FitWarning, Status
 from jaxem.protocol.units import Standardized
@@ -31,6 +33,13 @@ class Centres(Model):
     """
 
     k: int
+
+    @property
+    def domain(self):
+        return replace(REALS, components=self.k)
+
+    def _name(self):
+        return "kmeans"
 
     def init(self, key, x, weights):
         r = KMeansPlusPlus().responsibilities(key, x, weights, self.k)
@@ -51,12 +60,6 @@ class Centres(Model):
     def maximize(self, params, stats):
         count, total = stats
         return keep_empty(count, total / safe(count)[:, None], params)
-
-    def n_parameters(self, params):
-        return params.size
-
-    def check(self, x):
-        require_matrix(x, "kmeans")
 
     def standardize(self, x, weights):
         units = frame(x, weights, True)

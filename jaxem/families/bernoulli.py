@@ -10,6 +10,7 @@ from jaxem.families.conjugate import Conjugate
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
 from jaxem.numerics import divergence
 from jaxem.numerics.tree import pytree
+from jaxem.protocol import domains
 from jaxem.protocol.priors import BetaPrior
 from jaxem.protocol.spaces import UNIT
 
@@ -31,6 +32,7 @@ class Bernoulli(ExponentialFamily):
     prior: BetaPrior | None = None
 
     columns = 2
+    domain = domains.BITS
     _separate = True
 
     def features(self, x):
@@ -59,15 +61,6 @@ class Bernoulli(ExponentialFamily):
     def sample(self, key, params, z):
         p = params.probs[z]
         return jax.random.bernoulli(key, p).astype(p.dtype)
-
-    def n_parameters(self, params):
-        return params.probs.size
-
-    def valid(self, x):
-        return (x == 0) | (x == 1)
-
-    def support(self):
-        return "0 and 1"
 
 
 @pytree(eq=False)

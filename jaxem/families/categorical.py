@@ -12,6 +12,7 @@ from jaxem.families.conjugate import Conjugate, DirichletPosterior
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
 from jaxem.numerics import divergence
 from jaxem.numerics.tree import pytree
+from jaxem.protocol import domains
 from jaxem.protocol.held import Held, averaged
 from jaxem.protocol.model import IMPOSSIBLE
 from jaxem.protocol.priors import DirichletPrior
@@ -41,6 +42,10 @@ class Categorical(ExponentialFamily):
 
     _separate = True
 
+    @property
+    def domain(self):
+        return domains.codes(self.levels)
+
     def __post_init__(self):
         object.__setattr__(self, "levels", _levels(self.levels))
 
@@ -52,7 +57,7 @@ class Categorical(ExponentialFamily):
     def base_measure(self, x):
         # A code beyond the levels has no feature at all and would pass for certain.
         unknown = jnp.where(x == x, -jnp.inf, x)
-        return jnp.where(self.valid(x), 0.0, unknown).sum(-1)
+        return jnp.where(self.domain.mask(x), 0.0, unknown).sum(-1)
 
     def natural(self, params):
         return log_or_impossible(params.probs.reshape(params.probs.shape[0], -1))
@@ -96,22 +101,6 @@ class Categorical(ExponentialFamily):
 
     def embed(self, x):
         return self.features(x)
-
-    def valid(self, x):
-        limit = self.levels if isinstance(self.levels, int) else np.asarray(self.levels)
-        return (x >= 0) & (x < limit) & (x % 1 == 0)
-
-    def support(self):
-        top = self.levels - 1 if isinstance(self.levels, int) else "levels - 1"
-        return f"codes 0, 1, ..., {top}"
-
-    def check(self, x):
-        super().check(x)
-        if isinstance(self.levels, tuple) and x.shape[1] != len(self.levels):
-            raise ValueError(
-                f"Categorical has levels for {len(self.levels)} columns, the data have "
-                f"{x.shape[1]}: give one entry a column"
-            )
 
     @property
     def widest(self):

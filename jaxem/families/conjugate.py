@@ -9,8 +9,9 @@ import jax
 
 from jaxem.families.exponential_family import ExponentialFamily
 from jaxem.numerics.tree import pytree
+from jaxem.protocol.model import name_of
 from jaxem.protocol.priors import DirichletPrior
-from jaxem.protocol.spaces import POSITIVE
+from jaxem.protocol.spaces import ABOVE_ZERO
 
 
 @pytree(eq=False)
@@ -25,6 +26,13 @@ class Conjugate(ExponentialFamily):
 
     `estimate` gives the posterior; where no unit belongs to a component it is the prior.
     """
+
+    @property
+    def domain(self):
+        return self.family.domain
+
+    def _name(self):
+        return name_of(self.family)
 
     def variational(self):
         return self
@@ -41,21 +49,8 @@ class Conjugate(ExponentialFamily):
     def embed(self, x):
         return self.family.embed(x)
 
-    def valid(self, x):
-        return self.family.valid(x)
-
-    def support(self):
-        return self.family.support()
-
-    def check(self, x):
-        self.family.check(x)
-
-    def check_params(self, params):
-        if not all((leaf > 0).all() for leaf in jax.tree.leaves(params)):
-            raise ValueError(f"init components must be above 0, got {params}")
-
     def spaces(self, params):
-        return jax.tree.map(lambda _: POSITIVE, params)
+        return jax.tree.map(lambda _: ABOVE_ZERO, params)
 
     @property
     def _prior(self):

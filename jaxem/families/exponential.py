@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxem.families.exponential_family import ExponentialFamily, Relative
 from jaxem.families.units import column_scale
 from jaxem.numerics.tree import pytree
+from jaxem.protocol import domains
 from jaxem.protocol.priors import GammaPrior
 from jaxem.protocol.spaces import POSITIVE
 from jaxem.protocol.units import Standardized
@@ -33,6 +34,7 @@ class Exponential(ExponentialFamily):
     floor: Any = None
 
     columns = 1
+    domain = domains.NONNEGATIVE
     _separate = True
 
     def base_measure(self, x):
@@ -64,17 +66,8 @@ class Exponential(ExponentialFamily):
         rate = params.rate[z]
         return jax.random.exponential(key, rate.shape, rate.dtype) / rate
 
-    def n_parameters(self, params):
-        return params.rate.size
-
     def embed(self, x):
         return jnp.log(jnp.maximum(x, 1e-3))
-
-    def valid(self, x):
-        return (x >= 0) & (x < float("inf"))
-
-    def support(self):
-        return "finite numbers of 0 or more"
 
     def standardize(self, x, weights):
         scale = column_scale(x, weights)

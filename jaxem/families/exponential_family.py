@@ -11,7 +11,9 @@ from jaxem.passes.linear import Linear, roomy
 from jaxem.protocol.counts import is_empty, keep_empty, safe
 from jaxem.protocol.held import averaged, is_held
 from jaxem.protocol.model import IMPOSSIBLE, Bank
+from jaxem.protocol.restriction import by_rows
 from jaxem.protocol.units import Standardized
+from jaxem.protocol.wrapper import Wrapper
 
 
 class MeanStatistics(NamedTuple):
@@ -114,10 +116,10 @@ class ExponentialFamily(Bank):
         every entry is estimated from its own (`columns`) by one rule for all."""
         (one,) = jax.tree.leaves(held, is_leaf=is_held)
         if not one.tied:
-            return self.maximize if self.columns else super().restricted(held)
+            return self.maximize if self.columns else by_rows(self, held)
         alike = all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(self))
         if not (self.columns and alike):
-            return super().restricted(held)
+            return by_rows(self, held)
         (k, d), group = one.group.shape, one.group.ravel()
 
         def maximize(params, stats):
@@ -135,18 +137,22 @@ class ExponentialFamily(Bank):
 
 
 @pytree
-class Relative(ExponentialFamily):
+class Relative(Wrapper, ExponentialFamily):
     """A family relative to its base measure, which no parameter changes: what a fit climbs.
 
-    The base measure is summed once, as a log volume, and its rounding is in no difference of
-    two objectives.
+    The base measure is summed once, as a log volume, and its rounding is in no difference of two
+    objectives.
     """
 
     family: Any
 
+    posterior = ExponentialFamily.posterior
+    linear = ExponentialFamily.linear
+    standardize = None
+
     @property
-    def separate(self):
-        return self.family.separate
+    def wrapped(self):
+        return self.family
 
     def base_measure(self, x):
         return 0.0
@@ -154,37 +160,14 @@ class Relative(ExponentialFamily):
     def variational(self):
         return self
 
+    def features(self, x):
+        return self.family.features(x)
 
-def _delegate(name):
-    def function(self, *args):
-        return getattr(self.family, name)(*args)
+    def natural(self, params):
+        return self.family.natural(params)
 
-    return function
-
-
-for _name in (
-    "features",
-    "natural",
-    "log_partition",
-    "estimate",
-    "init",
-    "statistics",
-    "maximize",
-    "restricted",
-    "spaces",
-    "information",
-    "whitened",
-    "log_prior",
-    "degenerate",
-    "sample",
-    "n_parameters",
-    "embed",
-    "valid",
-    "support",
-    "check",
-    "check_params",
-):
-    setattr(Relative, _name, _delegate(_name))
+    def log_partition(self, params):
+        return self.family.log_partition(params)
 
 
 def normalize(counts, possible=1.0):

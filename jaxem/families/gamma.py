@@ -9,10 +9,12 @@ from jax.lax import Precision
 from jaxem.families.exponential import column_scale
 from jaxem.numerics.special import inverse_minus_trigamma, log_minus_digamma, stirling_term
 from jaxem.numerics.tree import pytree
+from jaxem.protocol import domains
 from jaxem.protocol.counts import keep_empty, safe
 from jaxem.protocol.model import Bank
 from jaxem.protocol.priors import GammaConjugatePrior
-from jaxem.protocol.spaces import POSITIVE
+from jaxem.protocol.restriction import by_rows
+from jaxem.protocol.spaces import ABOVE_ZERO
 from jaxem.protocol.units import Standardized
 
 NEWTON_STEPS = 8
@@ -46,6 +48,7 @@ class Gamma(Bank):
 
     prior: GammaConjugatePrior | None = None
 
+    domain = domains.POSITIVE
     _separate = True
 
     def init(self, key, x, weights):
@@ -86,7 +89,7 @@ class Gamma(Bank):
         """Of a held shape the rate alone is left, shape over mean."""
         shape, rate = held.shape.fixed, held.rate.fixed
         if held.shape.tied or held.rate.tied or (rate & ~shape).any():
-            return super().restricted(held)
+            return by_rows(self, held)
 
         def maximize(params, stats):
             new = self.maximize(params, stats)
@@ -96,7 +99,7 @@ class Gamma(Bank):
         return maximize
 
     def spaces(self, params):
-        return GammaParams(POSITIVE, POSITIVE)
+        return GammaParams(ABOVE_ZERO, ABOVE_ZERO)
 
     def whitened(self, params, step):
         """The shape's information given the mean, and that of the mean: these do not correlate."""
@@ -115,17 +118,8 @@ class Gamma(Bank):
         shape = params.shape[z]
         return jax.random.gamma(key, shape, dtype=shape.dtype) / params.rate[z]
 
-    def n_parameters(self, params):
-        return params.shape.size + params.rate.size
-
     def embed(self, x):
         return jnp.log(x)
-
-    def valid(self, x):
-        return (x > 0) & (x < float("inf"))
-
-    def support(self):
-        return "finite positive numbers"
 
     def standardize(self, x, weights):
         scale = column_scale(x, weights)

@@ -11,6 +11,7 @@ from jaxem.families.conjugate import Conjugate, DirichletPosterior
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
 from jaxem.numerics import divergence
 from jaxem.numerics.tree import pytree
+from jaxem.protocol import domains
 from jaxem.protocol.held import averaged
 from jaxem.protocol.priors import DirichletPrior
 from jaxem.protocol.spaces import SIMPLEX
@@ -37,6 +38,7 @@ class Multinomial(ExponentialFamily):
     prior: DirichletPrior | None = None
     trials: int | None = None
 
+    domain = domains.COUNTS
     _separate = True
 
     def natural(self, params):
@@ -76,19 +78,9 @@ class Multinomial(ExponentialFamily):
         each = jax.nn.one_hot(codes, params.probs.shape[1], dtype=params.probs.dtype)
         return each.sum(0)
 
-    def n_parameters(self, params):
-        k, v = params.probs.shape
-        return k * (v - 1)
-
     def embed(self, x):
         total = jnp.maximum(x.sum(-1, keepdims=True), 1)
         return jnp.sqrt(x / total)
-
-    def valid(self, x):
-        return (x >= 0) & (x % 1 == 0) & (x < float("inf"))
-
-    def support(self):
-        return "counts 0, 1, 2, ..."
 
 
 @pytree

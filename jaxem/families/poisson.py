@@ -11,6 +11,7 @@ from jaxem.families.exponential_family import ExponentialFamily, log_or_impossib
 from jaxem.families.units import column_scale
 from jaxem.numerics import divergence
 from jaxem.numerics.tree import pytree
+from jaxem.protocol import domains
 from jaxem.protocol.priors import GammaPrior
 from jaxem.protocol.spaces import POSITIVE
 
@@ -32,6 +33,7 @@ class Poisson(ExponentialFamily):
     prior: GammaPrior | None = None
 
     columns = 1
+    domain = domains.COUNTS
     _separate = True
 
     def natural(self, params):
@@ -53,18 +55,18 @@ class Poisson(ExponentialFamily):
         return GammaPoisson(self)
 
     @property
-    def uninformed(self):
-        return self.prior is None
+    def informed(self):
+        return self._informed if self.prior is None else None
 
-    def informed(self, x, weights, k):
+    def _informed(self, x, weights, k):
         """With rates that are exponential about the mean of their column."""
         return Poisson(GammaPrior(1.0, 1 / column_scale(x, weights)))
 
     def spaces(self, params):
         return PoissonParams(POSITIVE)
 
-    def information(self, params):
-        return PoissonParams(1 / params.rate)
+    def whitened(self, params, step):
+        return PoissonParams(step.rate / jnp.sqrt(params.rate))
 
     def log_prior(self, params):
         return 0.0 if self.prior is None else self.prior.log_density(params.rate)
@@ -72,17 +74,8 @@ class Poisson(ExponentialFamily):
     def sample(self, key, params, z):
         return jax.random.poisson(key, params.rate[z]).astype(params.rate.dtype)
 
-    def n_parameters(self, params):
-        return params.rate.size
-
     def embed(self, x):
         return jnp.sqrt(x)
-
-    def valid(self, x):
-        return (x >= 0) & (x % 1 == 0) & (x < float("inf"))
-
-    def support(self):
-        return "counts 0, 1, 2, ..."
 
 
 @pytree(eq=False)

@@ -1,5 +1,6 @@
 """Product components: columns of mixed types, each group of columns its own family."""
 
+import dataclasses
 import operator
 from typing import Any
 
@@ -7,7 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.numerics.tree import CONSTRUCTORS
-from jaxem.protocol.model import Bank
+from jaxem.protocol import domains
+from jaxem.protocol.derived import whitened
+from jaxem.protocol.model import Bank, name_of
+from jaxem.protocol.restriction import restricted
 from jaxem.protocol.units import Standardized, inward, outward, standardized
 
 
@@ -57,7 +61,7 @@ class Product(Bank):
         return {n: f.maximize(params[n], stats[n]) for n, f, _ in self._parts()}
 
     def restricted(self, held):
-        steps = {n: f.restricted(held[n]) for n, f, _ in self._parts()}
+        steps = {n: restricted(f, held[n]) for n, f, _ in self._parts()}
         if any(step is None for step in steps.values()):
             return None
         return lambda params, stats: {n: steps[n](params[n], stats[n]) for n in self.names}
@@ -66,11 +70,15 @@ class Product(Bank):
         return Product({n: (f.variational(), c) for n, f, c in self._parts()})
 
     @property
-    def uninformed(self):
-        return any(f.uninformed for f in self.families)
+    def informed(self):
+        lacking = any(f.informed is not None for f in self.families)
+        return self._informed if lacking else None
 
-    def informed(self, x, weights, k):
-        return Product({n: (f.informed(x[:, c], weights, k), c) for n, f, c in self._parts()})
+    def _informed(self, x, weights, k):
+        def one(family, columns):
+            return family if family.informed is None else family.informed(columns, weights, k)
+
+        return Product({n: (one(f, x[:, c]), c) for n, f, c in self._parts()})
 
     @property
     def separate(self):
@@ -82,11 +90,8 @@ class Product(Bank):
     def spaces(self, params):
         return {n: f.spaces(params[n]) for n, f, _ in self._parts()}
 
-    def information(self, params):
-        return {n: f.information(params[n]) for n, f, _ in self._parts()}
-
     def whitened(self, params, step):
-        return {n: f.whitened(params[n], step[n]) for n, f, _ in self._parts()}
+        return {n: whitened(f, params[n], step[n]) for n, f, _ in self._parts()}
 
     def log_prior(self, params):
         return sum(f.log_prior(params[n]) for n, f, _ in self._parts())
@@ -107,37 +112,19 @@ class Product(Bank):
             x = x.at[:, c].set(draw)
         return x
 
-    def n_parameters(self, params):
-        return sum(f.n_parameters(params[n]) for n, f, _ in self._parts())
-
     def embed(self, x):
         points = [f.embed(x[:, c]) for _, f, c in self._parts()]
         return None if any(p is None for p in points) else jnp.concatenate(points, axis=1)
 
-    def valid(self, x):
-        good = (x == x) | (x != x)  # columns of no part may hold anything
-        for _, f, c in self._parts():
-            mask = f.valid(x[:, c])
-            for position, column in enumerate(c):
-                here = mask[:, position : position + 1]
-                only = jnp.arange(x.shape[1])[None] == column
-                good = good & (here | ~only)
-        return good
+    def n_parameters(self, params):
+        return sum(f.n_parameters(params[n]) for n, f, _ in self._parts())
 
-    def support(self):
-        return "; ".join(f"columns {list(c)}: {f.support()}" for _, f, c in self._parts())
+    @property
+    def domain(self):
+        return ProductDomain("; ".join(self._words()), product=self)
 
-    def check(self, x):
-        super().check(x)
-        last = max(max(c) for c in self.columns)
-        if last >= x.shape[1]:
-            raise ValueError(f"Product uses column {last}, the data have {x.shape[1]} columns")
-        for _, f, c in self._parts():
-            f.check(jax.eval_shape(lambda a: a[:, c], x))  # noqa: B023 - x may be a mere shape
-
-    def check_params(self, params):
-        for n, f, _ in self._parts():
-            f.check_params(params[n])
+    def _words(self):
+        return [f"columns {list(c)}: {f.domain.words}" for _, f, c in self._parts()]
 
     def standardize(self, x, weights):
         parts = {n: standardized(f, x[:, c], weights) for n, f, c in self._parts()}
@@ -159,6 +146,32 @@ class Product(Bank):
 
     def _key(self):
         return self.names, self.families, self.columns
+
+
+@dataclasses.dataclass(frozen=True)
+class ProductDomain(domains.Matrix):
+    """The columns of every part as its family takes them; columns of no part may hold anything."""
+
+    product: Any = None
+
+    def valid(self, x):
+        good = (x == x) | (x != x)
+        for _, family, columns in self.product._parts():
+            mask = family.domain.valid(x[:, columns])
+            for position, column in enumerate(columns):
+                of_column = mask[:, position : position + 1]
+                elsewhere = jnp.arange(x.shape[1])[None] != column
+                good = good & (of_column | elsewhere)
+        return good
+
+    def check(self, x, name):
+        super().check(x, name)
+        last = max(max(columns) for columns in self.product.columns)
+        if last >= x.shape[1]:
+            raise ValueError(f"Product uses column {last}, the data have {x.shape[1]} columns")
+        for _, family, columns in self.product._parts():
+            part = jax.eval_shape(lambda a: a[:, columns], x)  # noqa: B023 - x may be a mere shape
+            family.domain.check(part, name_of(family))
 
 
 def _columns(where) -> tuple[int, ...]:

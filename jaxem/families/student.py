@@ -17,7 +17,8 @@ from jaxem.numerics.tree import pytree
 from jaxem.protocol.counts import keep_empty, safe
 from jaxem.protocol.model import Bank
 from jaxem.protocol.priors import NormalPrior
-from jaxem.protocol.spaces import POSITIVE, POSITIVE_DEFINITE, REAL, Positive
+from jaxem.protocol.restriction import by_rows
+from jaxem.protocol.spaces import ABOVE_ZERO, POSITIVE_DEFINITE, REAL, Positive
 
 DF_RANGE = (0.1, 1000.0)
 """Where estimated degrees of freedom are sought: at 1000 the density is normal to four digits."""
@@ -62,6 +63,10 @@ class StudentT(Bank):
     df: Any = None
     prior: NormalPrior | None = None
     floor: Any = None
+
+    @property
+    def domain(self):
+        return self._normal.domain
 
     def __post_init__(self):
         if isinstance(self.df, numbers.Real) and not 0 < self.df < math.inf:
@@ -110,7 +115,7 @@ class StudentT(Bank):
         """Means held as a whole, about which the moments then are, and any degrees of freedom."""
         rows, joint = held.mean.rows, held.mean.tied or held.df.tied or not held.scale.free
         if rows is None or joint or (self.prior is not None and rows[0].any()):
-            return super().restricted(held)
+            return by_rows(self, held)
         own = jnp.where(rows[0], 0, 1)[:, None]
 
         def maximize(params, stats):
@@ -120,11 +125,8 @@ class StudentT(Bank):
         return maximize
 
     def spaces(self, params):
-        return StudentTParams(REAL, POSITIVE_DEFINITE, Positive(*DF_RANGE))
-
-    def information(self, params):
-        normal = self._normal.information(self._as_normal(params))
-        return self._params(normal, POSITIVE.metric(params.df))
+        df = Positive(*DF_RANGE) if self.df is None else ABOVE_ZERO
+        return StudentTParams(REAL, POSITIVE_DEFINITE, df)
 
     def whitened(self, params, step):
         normal = self._normal.whitened(self._as_normal(params), self._as_normal(step))
@@ -157,15 +159,6 @@ class StudentT(Bank):
 
     def outward(self, units, params):
         return self._params(self._normal.outward(units, self._as_normal(params)), params.df)
-
-    def check(self, x):
-        super().check(x)
-        self._normal.check(x)
-
-    def check_params(self, params):
-        if not (params.df > 0).all() or not (params.df < math.inf).all():
-            raise ValueError(f"init components.df must be positive and finite, got {params.df}")
-        self._normal.check_params(self._as_normal(params))
 
     def _df(self, params):
         """The model's own where it has them, so that the objective depends on them directly."""

@@ -20,15 +20,15 @@ from jax.lax import stop_gradient
 
 from jaxem.gradient.krylov import solve
 from jaxem.gradient.newton import to_fixed_point
-from jaxem.gradient.stationary import Joint
 from jaxem.gradient.tangents import Motion, still
+from jaxem.methods.stationary import StationaryMap
 from jaxem.numerics.tree import in_dtype, merge
 from jaxem.passes.chunks import row_sum
-from jaxem.passes.collect import is_large
 from jaxem.protocol.spaces import UnitInterval
 from jaxem.protocol.status import Status
 from jaxem.solver.problem import Problem
 from jaxem.solver.solve import lane_plan, over
+from jaxem.wrappers.restricted import settled
 
 
 class System(NamedTuple):
@@ -58,7 +58,7 @@ def attached(numeric, x, weights, best, every, *, spec, how, restarts, batched):
         fields = ("params", "log_likelihood", "objective")
         found = tuple(getattr(best, f) for f in (*fields, "status"))
         *new, ok, _ = attach(spec, how, data, (*found, q))
-        new[0] = merge(numeric, spec.structure)[0].settle(new[0], new[0])  # fixed values move too
+        new[0] = settled(merge(numeric, spec.structure)[0], new[0], new[0])  # fixed values move too
         best = replace(best, **dict(zip(fields, new, strict=True)))
         if restarts == 1:
             return best, jax.tree.map(lambda a: a[None], best), ok
@@ -152,7 +152,7 @@ def _bar(primals, tangents):
 
 
 def _joint(spec):
-    return Joint() if spec.joint is None else spec.joint
+    return StationaryMap() if spec.joint is None else spec.joint
 
 
 class Chart:
@@ -178,7 +178,7 @@ class Chart:
     def rested(self, params, q):
         """(q at rest at params, whether it is, the constants of the map there)."""
         inner = self.joint.inward(self.problem, params)
-        q, rested = self.joint.settled(self.problem, inner, q)
+        q, rested = self.joint.rested(self.problem, inner, q)
         return q, rested, self.joint.scale(self.problem, inner, q)
 
     def steady(self, point):
@@ -201,15 +201,12 @@ class Chart:
     @property
     def slope(self):
         """The derivative of `steady` as a function of the point, None where only products tell."""
-        problem, model = self.problem, self.problem.climbed
-        known = getattr(model, "jacobian", None)
-        other = self.spec.joint is not None or not problem.method.plain
-        if known is None or other or is_large(model, problem.data):
+        known = self.joint.jacobian(self.problem)
+        if known is None or not self.problem.method.plain:
             return None
 
         def slope(point):
-            matrix = known(self._inner(point)[0], problem.data, problem.weights)
-            return matrix * self.sizes / self.sizes[:, None]
+            return known(self._inner(point)[0]) * self.sizes / self.sizes[:, None]
 
         return slope
 

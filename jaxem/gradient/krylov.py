@@ -4,7 +4,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.lax import Precision
+
+from jaxem.numerics.linalg import times
 
 BASIS = 2**16
 """Numbers in the directions that a solve remembers, of which it keeps all or at least `FEWEST`."""
@@ -33,10 +34,6 @@ def solve(step, point, b, inverse):
     if inverse is not None:
         ways = (partial(known, matrix) for matrix in (inverse, inverse.T))
     return jax.lax.custom_linear_solve(lambda v: v - push(v), b, *ways)
-
-
-def times(matrix, vector):
-    return jnp.matmul(matrix, vector, precision=Precision.HIGHEST)
 
 
 def krylov(product, b, tol, most):

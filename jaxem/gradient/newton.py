@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.gradient.krylov import PATIENCE, krylov, times
+from jaxem.gradient.krylov import PATIENCE, krylov
+from jaxem.numerics.linalg import times
 
 DENSE = 32
 """Parameters up to which J and (I − J)⁻¹ are formed: a column costs a product, and a solve without

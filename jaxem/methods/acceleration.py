@@ -21,6 +21,8 @@ from jax.lax import Precision
 
 from jaxem.numerics.linalg import solve_positive
 from jaxem.numerics.tree import is_traced, pytree, select
+from jaxem.protocol.derived import whitened
+from jaxem.wrappers.restricted import settled
 
 FADE = 0.9
 """How much of the slowest mode seen is remembered from one measurement to the next."""
@@ -44,11 +46,10 @@ class Chart:
         self.origin, self._unravel = ravel_pytree(self.legal)
 
     @property
-    def information(self):
-        """The complete data's information on every entry, as a vector."""
-        information = self.model.information(self.start)
-        broadcast = jax.tree.map(lambda m, a: jnp.broadcast_to(m, a.shape), information, self.legal)
-        return ravel_pytree(broadcast)[0]
+    def lengths(self):
+        """The length of a unit step of every entry alone, as a vector."""
+        columns = jax.vmap(self.white)(jnp.eye(self.origin.size, dtype=self.origin.dtype))
+        return jnp.sqrt(jnp.square(columns).sum(1))
 
     def _chart(self, params):
         return jax.tree.map(lambda space, leaf: space.chart(leaf), self.spaces, params)
@@ -63,11 +64,11 @@ class Chart:
             return space.leaf(space.guard(proposal, legal))
 
         near = jax.tree.map(back, self.spaces, self._unravel(vector), self.legal)
-        return self.model.settle(near, self.start)
+        return settled(self.model, near, self.start)
 
     def white(self, step):
         """A step in standard errors of a unit of complete data, the metric of accelerators."""
-        return ravel_pytree(self.model.whitened(self.start, self._unravel(step)))[0]
+        return ravel_pytree(whitened(self.model, self.start, self._unravel(step)))[0]
 
 
 def dot(a, b):

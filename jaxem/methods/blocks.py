@@ -4,9 +4,10 @@ from typing import Any
 
 import jax
 
+from jaxem.methods.em import knows_rest
 from jaxem.methods.m_steps import Gradient
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.model import lacks
+from jaxem.protocol.capabilities import FiniteLatents, defines, has
 from jaxem.protocol.posterior import shares, with_shares
 from jaxem.wrappers.restricted import hold
 
@@ -43,6 +44,9 @@ class Blocks:
         """Whether it is one and the same map at every step."""
         return self.otherwise.steady
 
+    def stationary(self, model, closed):
+        return knows_rest(self.otherwise) and self.otherwise.stationary(model, closed)
+
     def start(self, model, params, x, weights):
         parts = self._parts(model, params)
         return tuple(
@@ -55,7 +59,7 @@ class Blocks:
         for (part, exact), own in zip(self._parts(model, params), memory, strict=True):
             if exact:
                 here = q
-                if not lacks(model, "log_joint"):  # what else q holds belongs to these params
+                if has(model, FiniteLatents):  # what else q holds belongs to these params
                     here = with_shares(model.posterior(params, x)[0], shares(q))
                 stats = model.statistics(params, x, here, weights)
                 params = part.maximize(params, stats)
@@ -77,7 +81,7 @@ class Blocks:
                     f"them: the leaves are {', '.join(names)}"
                 )
         parts = [hold(model, [n for n in names if n not in block]) for block in inside]
-        able = not lacks(model, "statistics", "maximize")
+        able = defines(model, "statistics", "maximize")
         return [(part, able and part.step(params) is not None) for part in parts]
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxem.methods.acceleration import Chart
 from jaxem.methods.em import Exact, Expectation, summed
+from jaxem.methods.stationary import StationaryMap
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import pytree, select
 from jaxem.passes.chunks import Sums
@@ -54,6 +55,9 @@ class Tempered(Exact):
 
     steady = False
 
+    def stationary(self, model, closed):
+        return StationaryMap(closed)
+
     def __post_init__(self):
         if not all(beta > 0 for beta in self.schedule):
             raise ValueError(f"schedule must hold values above 0, got {self.schedule!r}")
@@ -73,8 +77,8 @@ class Tempered(Exact):
         chart = Chart(model, proposal)
         key = jax.random.fold_in(jax.random.key(self.seed), memory - 1)
         noise = jax.random.normal(key, chart.origin.shape, chart.origin.dtype)
-        information = chart.information
-        size = jnp.where(information > 0, jnp.sqrt(information), jnp.inf)
+        size = chart.lengths
+        size = jnp.where(size > 0, size, jnp.inf)
         moved = chart.params(chart.origin + self.nudge * noise / size)
         due = (memory % self.steps == 0) & (memory <= len(self.schedule) * self.steps)
         return select(due, moved, proposal)
@@ -100,6 +104,9 @@ class Stochastic(Exact):
     seed: Any = 0
 
     steady = False
+
+    def stationary(self, model, closed):
+        return None if self.steps is None else StationaryMap(closed)  # exact in the end
 
     def start(self, model, params, x, weights):
         return jnp.asarray(0, jnp.int32)
@@ -145,6 +152,9 @@ class Incremental(Exact):
 
     blocks: int = 16
     sweeps: int = 4
+
+    def stationary(self, model, closed):
+        return StationaryMap(closed)
 
     def collect(self, model, params, x, weights, memory):
         """(`Sums`, memory): the totals after an evaluation, and log p(x | params)."""

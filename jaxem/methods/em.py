@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxem.methods.stationary import StationaryMap
 from jaxem.numerics.rounding import ROUNDING
 from jaxem.numerics.tree import float_dtype, pytree
 from jaxem.passes.chunks import Sums, row_sum
 from jaxem.passes.collect import collect, is_large
-from jaxem.protocol.model import lacks
+from jaxem.protocol.capabilities import FiniteLatents, defines, has
 from jaxem.protocol.spaces import return_time
 
 
@@ -71,6 +72,11 @@ class Exact:
     steady = True
     several = False
 
+    def stationary(self, model, closed):
+        """A `StationaryMap` with the fixed points of fits by this rule for q, or None where none is
+        known; closed: whether the model has an M-step in closed form."""
+        return StationaryMap(closed) if type(self) is Exact else None
+
     def start(self, model, params, x, weights):
         """What the rule remembers of a climb that has evaluated nothing."""
         return ()
@@ -94,6 +100,11 @@ class Given(NamedTuple):
     x: Any
     weights: Any
     q: Any
+
+
+def knows_rest(rule) -> bool:
+    """Whether a rule says where fits by it stand still."""
+    return callable(getattr(rule, "stationary", None))
 
 
 def collects(e_step) -> bool:
@@ -219,6 +230,15 @@ class EM:
         seen = measured(model, params, sums.evidence, sums.magnitude, proposal, memory)
         return seen._replace(fresh=fresh)
 
+    def stationary(self, model, x):
+        """A `StationaryMap` with the fixed points of fits by this method, or None where none is
+        known: both rules must know theirs."""
+        if not knows_rest(self.m_step) or not knows_rest(self.e_step):
+            return None
+        return self.m_step.stationary(model, model.closed(x)) and self.e_step.stationary(
+            model, model.closed(x)
+        )
+
     def measures(self, n_iter):
         """Whether the objective of step n_iter was that of all units at the params it kept."""
         return True
@@ -226,7 +246,8 @@ class EM:
     def log_likelihood(self, model, params, x, weights):
         """Σ w·log p(x | params) where the objective holds another value and the model knows it,
         else None."""
-        if self.e_step.measures_evidence or lacks(model, "posterior", "log_joint"):
+        exact = defines(model, "posterior") or has(model, FiniteLatents)
+        if self.e_step.measures_evidence or not exact:
             return None
         evidence = model.posterior(params, x)[1]
         return row_sum(weights, jnp.where(weights > 0, evidence, 0))

@@ -6,6 +6,7 @@ from jaxem.methods.em import Exact, summed
 from jaxem.numerics.tree import pytree
 from jaxem.passes.chunks import Sums
 from jaxem.passes.collect import Prepared
+from jaxem.protocol.capabilities import SmoothMap, has
 
 
 class LocalMemory(NamedTuple):
@@ -25,6 +26,9 @@ class LocalAscent(Exact):
 
     steady = False
     prepares = True
+
+    def stationary(self, model, closed):
+        return model.smooth_map() if has(model, SmoothMap) else None
 
     def start(self, model, params, x, weights):
         return LocalMemory(model.init_q(params, x.x if isinstance(x, Prepared) else x))

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from jaxem.numerics.descent import descend, fresh
 from jaxem.numerics.tree import pytree, select
-from jaxem.protocol.model import lacks
-from jaxem.protocol.posterior import expectation, shares
+from jaxem.protocol.derived import expected_log_joint
+from jaxem.wrappers.restricted import coordinates
 
 
 @pytree(static=("steps",))
@@ -40,27 +40,25 @@ class Gradient:
         if self.steps < 1:
             raise ValueError(f"steps must be 1 or more, got {self.steps!r}")
 
+    def stationary(self, model, closed):
+        """Whether fits stand still where F has no slope in params: that of the rule for q then is
+        their map."""
+        return True
+
     def start(self, model, params, x, weights):
         """The optimizer's state."""
-        return fresh(self.transform, model.coordinates(params).origin)
+        return fresh(self.transform, coordinates(model, params).origin)
 
     def improve(self, model, params, x, weights, q, memory):
         """(params, memory) after the steps, from params at which q was taken."""
-        free = model.coordinates(params)
+        free = coordinates(model, params)
 
         def loss(vector):
             there = free.params(vector)
-            per_unit = expected(model, there, x, q)
+            per_unit = expected_log_joint(model, there, x, q)
             total = jnp.sum(jnp.where(weights > 0, weights * per_unit, 0))
             return -(total + model.log_prior(there)).astype(vector.dtype)
 
         vector, memory = descend(self.transform, loss, free.origin, memory, self.steps)
         moved = jnp.any(vector != free.origin)
         return select(moved, free.params(vector), params), memory
-
-
-def expected(model, params, x, q):
-    """E_q[log p(x, z | params)] per unit (n,), up to what no parameter changes."""
-    if lacks(model, "log_joint"):
-        return model.free_energy(params, x, q)
-    return expectation(shares(q), model.log_joint(params, x))

@@ -1,14 +1,16 @@
 """Mean-field EM: q as a product over several discrete latent variables, each set in its turn."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxem.methods.em import Exact, Expectation
+from jaxem.methods.stationary import SLACK, TIGHT, StationaryMap
 from jaxem.numerics.tree import float_dtype, pytree
 from jaxem.wrappers.adopt import adopt
-from jaxem.wrappers.factored import factored
+from jaxem.wrappers.factored import LONG, factored
 
 
 class MeanFieldMemory(NamedTuple):
@@ -54,6 +56,9 @@ class MeanField(Exact):
         if self.sweeps < 1:
             raise ValueError(f"sweeps must be 1 or more, got {self.sweeps!r}")
 
+    def stationary(self, model, closed):
+        return ProductMap(closed)
+
     def start(self, model, params, x, weights):
         model = factored(model)
         return MeanFieldMemory(model.init_q(params, x), model.exact(params, x))
@@ -68,3 +73,27 @@ class MeanField(Exact):
         model, x = factored(adopt(model)), jax.tree.map(jnp.asarray, x)
         q = model.init_q(params, x) if q is None else jnp.asarray(q, float_dtype(x))
         return model.ascended(params, x, q, jnp.finfo(q.dtype).eps ** 0.7, 50 * self.sweeps)
+
+
+@dataclass(frozen=True)
+class ProductMap(StationaryMap):
+    """The map of mean field, q_1, q_2, … and then θ, each to its best given the others."""
+
+    def kept(self, state):
+        return state.method.e_step.q
+
+    def rested(self, problem, params, q):
+        model, x = factored(problem.climbed), problem.data
+        tol = jnp.finfo(q.dtype).eps ** TIGHT
+        q, _ = model.ascended(params, x, q, tol, LONG)
+        return q, jnp.max(jnp.abs(model.swept(params, x, q)[0] - q)) <= SLACK * tol
+
+    def step(self, problem, params, q, scale):
+        q, _ = factored(problem.climbed).swept(params, problem.data, q)
+        return self._improved(problem, params, q, scale), q
+
+    def value(self, problem, params, q):
+        return factored(problem.climbed).free_energy(params, problem.data, q)
+
+    def _q(self, problem, params, q):
+        return q

@@ -10,6 +10,7 @@ from jaxem.methods.em import EM, measured
 from jaxem.methods.suited import suited
 from jaxem.numerics.tree import pytree, select
 from jaxem.passes.chunks import row_sum
+from jaxem.protocol.capabilities import LocalPosterior, has
 
 
 @pytree
@@ -113,6 +114,10 @@ class OnlineEM:
             )
         return self
 
+    def stationary(self, model, x):
+        """That of exact EM, which ends a fit where `passes` are given."""
+        return None if self.passes is None else suited(EM(), model, x).stationary(model, x)
+
     def start(self, model, params, x, weights):
         """`Passes`, none of them taken."""
         like = jax.eval_shape(lambda *args: _collected(model, *args), params, params, x, weights)[0]
@@ -194,7 +199,7 @@ class OnlineEM:
 def _collected(model, about, params, x, weights):
     """(statistics, F (n,)) of a minibatch: q at `params`, statistics about the params `about`,
     which those of many minibatches have in common. A q without a closed form begins anew."""
-    if hasattr(model, "improve_q"):
+    if has(model, LocalPosterior):
         _, statistics, value = model.improve_q(params, x, model.init_q(params, x), weights)
         return statistics, value
     q, value = model.posterior(params, x)

@@ -6,7 +6,8 @@ from jaxem.methods.m_steps import Gradient
 from jaxem.methods.mean_field import MeanField
 from jaxem.methods.variational import Variational
 from jaxem.numerics.descent import lbfgs
-from jaxem.protocol.model import lacks
+from jaxem.protocol.capabilities import FiniteLatents, LocalPosterior, defines, has
+from jaxem.protocol.model import name_of
 from jaxem.wrappers.factored import factored
 
 
@@ -20,14 +21,15 @@ def suited(method, model, x):
     if not isinstance(method, EM):
         return method.suited(model, x)
     e_step, m_step = _for_latents(model, method.e_step), method.m_step
-    if hasattr(model, "improve_q"):
+    if has(model, LocalPosterior):
         if type(e_step) is not Exact or not isinstance(m_step, Exact):
             raise TypeError(
-                f"{type(model).__name__} has a posterior of its own, which is improved step by "
+                f"{name_of(model)} has a posterior of its own, which is improved step by "
                 "step: leave e_step=jaxem.Exact() and m_step=jaxem.Exact()"
             )
         return EM(LocalAscent(), m_step, method.accelerator)
-    unknown = lacks(model, "posterior", "log_joint") and not getattr(e_step, "several", False)
+    exact = defines(model, "posterior") or has(model, FiniteLatents)
+    unknown = not exact and not getattr(e_step, "several", False)
     if unknown and type(e_step) is Exact:
         e_step = Variational()
     if isinstance(m_step, Exact) and not model.closed(x):

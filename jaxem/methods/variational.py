@@ -1,5 +1,6 @@
 """Variational EM: q of a family, ascended on the free energy instead of set to the posterior."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -7,9 +8,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jaxem.methods.em import Exact, Expectation
+from jaxem.methods.stationary import StationaryMap, summed_over
+from jaxem.numerics.curvature import Curvature
 from jaxem.numerics.descent import descend, fresh, lbfgs
 from jaxem.numerics.tree import float_dtype, pytree
-from jaxem.protocol.model import IMPOSSIBLE, lacks
+from jaxem.protocol.capabilities import FiniteLatents, defines, has
+from jaxem.protocol.model import IMPOSSIBLE
 from jaxem.protocol.posterior import with_shares
 from jaxem.wrappers.adopt import adopt
 
@@ -49,11 +53,16 @@ class Variational(Exact):
         if self.steps < 1:
             raise ValueError(f"steps must be 1 or more, got {self.steps!r}")
 
+    def stationary(self, model, closed):
+        if defines(model, "posterior") or has(model, FiniteLatents):
+            return StationaryMap(closed)
+        return SlopesMap(closed)
+
     def start(self, model, params, x, weights):
-        if lacks(model, "log_joint"):
-            q = model.init_q(params, x)
-        else:
+        if has(model, FiniteLatents):
             q = jnp.maximum(model.log_joint(params, x), IMPOSSIBLE)
+        else:
+            q = model.init_q(params, x)
         return VariationalMemory(q, fresh(self._transform, ravel_pytree(q)[0]))
 
     def expect(self, model, params, x, weights, memory):
@@ -66,7 +75,7 @@ class Variational(Exact):
         flat, optimizer = descend(self._transform, loss, flat, memory.optimizer, self.steps)
         q = unravel(flat)
         value, memory = self._value(model, params, x, q), VariationalMemory(q, optimizer)
-        if not lacks(model, "log_joint"):
+        if has(model, FiniteLatents):
             q = with_shares(model.posterior(params, x)[0], jax.nn.softmax(q, axis=-1))
         return Expectation(q, value, memory)
 
@@ -85,7 +94,7 @@ class Variational(Exact):
 
     def _value(self, model, params, x, q):
         """F per unit (n,)."""
-        if lacks(model, "log_joint"):
+        if not has(model, FiniteLatents):
             return model.free_energy(params, x, q).astype(float_dtype(x))
         log_q = jax.nn.log_softmax(q, axis=-1)
         r = jnp.exp(log_q)
@@ -95,3 +104,35 @@ class Variational(Exact):
     @property
     def _transform(self):
         return lbfgs() if self.transform is None else self.transform
+
+
+@dataclass(frozen=True)
+class SlopesMap(StationaryMap):
+    """The map of models with a free energy alone, q and θ at once."""
+
+    def kept(self, state):
+        return state.method.e_step.q
+
+    def scale(self, problem, params, q):
+        flat, unravel = ravel_pytree(q)
+        of_q = Curvature.of(lambda vector: _total(problem, params, unravel(vector)), flat)
+        return super().scale(problem, params, q), of_q, flat
+
+    def step(self, problem, params, q, scale):
+        of_params, of_q, kept = scale
+        flat, unravel = ravel_pytree(q)
+        slope = jax.grad(lambda vector: _total(problem, params, unravel(vector)))(flat)
+        moved = unravel(jnp.where(of_q.alive, flat + of_q.times(slope), kept))
+        return self._improved(problem, params, q, of_params), moved
+
+    def value(self, problem, params, q):
+        return problem.climbed.free_energy(params, problem.data, q)
+
+    def _q(self, problem, params, q):
+        return q
+
+
+def _total(problem, params, q):
+    """F of all units."""
+    value = problem.climbed.free_energy(params, problem.data, q)
+    return summed_over(problem, value).astype(problem.weights.dtype)

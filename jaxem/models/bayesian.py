@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from jax.lax import digamma
 
 from jaxem.data.labelled import unlabelled
-from jaxem.models.mixture import FiniteMixture, warn_if_identical
+from jaxem.models.mixture import FiniteMixture
 from jaxem.numerics import divergence
 from jaxem.numerics.tree import pytree
 from jaxem.passes.chunks import total_of
+from jaxem.protocol.capabilities import Conjugate, has
+from jaxem.protocol.model import name_of
 from jaxem.protocol.posterior import expectation
-from jaxem.protocol.spaces import POSITIVE
+from jaxem.protocol.spaces import ABOVE_ZERO
 from jaxem.protocol.units import inward
 
 WEIGHTS = ("dirichlet", "dirichlet_process")
@@ -89,13 +91,18 @@ class BayesianMixture(FiniteMixture):
 
     @property
     def bank(self):
+        if not has(self.components, Conjugate):
+            raise TypeError(
+                f"{name_of(self.components)} has no conjugate posterior: BayesianMixture takes "
+                "Normal, Poisson, Bernoulli, Categorical, Multinomial, or a Product of them"
+            )
         return self.components.variational()
 
     @property
-    def uninformed(self):
-        return self.components.uninformed
+    def informed(self):
+        return None if self.components.informed is None else self._informed
 
-    def informed(self, x, weights):
+    def _informed(self, x, weights):
         """This model with a prior from the data where the components have none."""
         inner = self.components.informed(unlabelled(x)[0], weights, self.k)
         return BayesianMixture(inner, self.k, self.weights, self.concentration)
@@ -155,7 +162,7 @@ class BayesianMixture(FiniteMixture):
         return self.bank.sample(draw, params.components, z)
 
     def spaces(self, params):
-        concentration = jax.tree.map(lambda _: POSITIVE, params.concentration)
+        concentration = jax.tree.map(lambda _: ABOVE_ZERO, params.concentration)
         return BayesianMixtureParams(concentration, self.bank.spaces(params.components))
 
     def n_parameters(self, params):
@@ -163,12 +170,6 @@ class BayesianMixture(FiniteMixture):
             "a BayesianMixture has no count of parameters: compare models by result.objective, the "
             "ELBO, which pays for them"
         )
-
-    def check_params(self, params):
-        if not all((leaf > 0).all() for leaf in jax.tree.leaves(params.concentration)):
-            raise ValueError(f"init concentration must be above 0, got {params.concentration}")
-        self.bank.check_params(params.components)
-        warn_if_identical(params.components, self.k)
 
     @property
     def _concentration(self):

@@ -1,7 +1,6 @@
 """Finite mixtures over any bank of components, with known classes for some units if wanted."""
 
 import dataclasses
-import warnings
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,13 +14,17 @@ from jaxem.data.labelled import Labelled, unlabelled
 from jaxem.data.options import integer
 from jaxem.numerics.softmax import normalize, shares
 from jaxem.numerics.tree import pytree
-from jaxem.passes.linear import Fused
-from jaxem.protocol.model import Bank, Model
+from jaxem.passes.linear import FusedPass
+from jaxem.protocol.capabilities import LinearBank, has
+from jaxem.protocol.derived import whitened
+from jaxem.protocol.domains import Domain
+from jaxem.protocol.model import Bank, Model, name_of
 from jaxem.protocol.priors import DirichletPrior
+from jaxem.protocol.restriction import restricted
 from jaxem.protocol.spaces import SIMPLEX
 from jaxem.protocol.starts import Start, fill_empty
-from jaxem.protocol.status import FitWarning
 from jaxem.protocol.units import inward, outward, standardized
+from jaxem.wrappers.adopted import AdoptedBank
 
 WIDE = 3 * 2**18
 """Numbers of a chunk that is swept by matrix products: features, joint and responsibilities. Twice
@@ -73,7 +76,9 @@ class FiniteMixture(Model):
                 f"components must be a bank of components, got {self.components!r}: "
                 f"write {type(self).__name__}({name}(...), k={self.k})"
             )
-        if isinstance(self.components, Model) and not isinstance(self.components, Bank):
+        if not isinstance(self.components, Model):
+            object.__setattr__(self, "components", AdoptedBank(self.components))
+        if not isinstance(self.components, Bank):
             name = type(self.components).__name__
             raise TypeError(
                 f"components must be a bank of components, got {name}, which is one model: "
@@ -84,6 +89,13 @@ class FiniteMixture(Model):
     def bank(self):
         """The bank that the mixture is over."""
         return self.components
+
+    @property
+    def domain(self):
+        return MixtureDomain(self.components.domain.words, components=self.k, bank=self.bank)
+
+    def closed(self, x):
+        return self.bank.closed(unlabelled(x)[0])
 
     def init(self, key, x, weights):
         return Start.default(self, x).params(self, key, x, weights)
@@ -117,7 +129,7 @@ class FiniteMixture(Model):
 
     def fused(self, x):
         data = unlabelled(x)[0]
-        linear = self.bank.linear(data)
+        linear = self.bank.linear(data) if has(self.bank, LinearBank) else None
         if linear is None:
             return None
         linear = linear.hoisted(data)
@@ -130,7 +142,7 @@ class FiniteMixture(Model):
             inner = linear.statistics(params.components, sums)
             return MixtureStatistics(sums[linear.one], inner)
 
-        return Fused(
+        return FusedPass(
             prepare=prepare,
             coefficients=lambda params: linear.coefficients(
                 params.components, self.log_weights(params)
@@ -156,24 +168,6 @@ class FiniteMixture(Model):
     def maximize(self, params, stats):
         components = self.bank.maximize(params.components, stats.components)
         return self.assembled(stats.count, components)
-
-    def valid(self, x):
-        if not isinstance(x, Labelled):
-            return self.components.valid(x)
-        known = (x.labels >= -1) & (x.labels < self.k) & (x.labels % 1 == 0)
-        return Labelled(self.components.valid(x.x), known)
-
-    def support(self):
-        return self.components.support()
-
-    def check(self, x):
-        plain, labels = unlabelled(x)
-        self.bank.check(plain)
-        if isinstance(x, Labelled) and np.shape(labels) != plain.shape[:1]:
-            raise ValueError(
-                f"data.labels must have shape {plain.shape[:1]}, one per unit, "
-                f"got {np.shape(labels)}: give -1 where a label is unknown"
-            )
 
     def standardize(self, x, weights):
         plain, labels = unlabelled(x)
@@ -206,6 +200,29 @@ class FiniteMixture(Model):
         return jnp.where((labels >= 0) & (labels != component), -jnp.inf, joint)
 
 
+@dataclasses.dataclass(frozen=True)
+class MixtureDomain(Domain):
+    """The data of a bank, or `Labelled` ones with labels −1 … k − 1."""
+
+    bank: Any = None
+
+    def valid(self, x):
+        if not isinstance(x, Labelled):
+            return self.bank.domain.valid(x)
+        known = (x.labels >= -1) & (x.labels < self.components) & (x.labels % 1 == 0)
+        return Labelled(self.bank.domain.valid(x.x), known)
+
+    def check(self, x, name):
+        plain, labels = unlabelled(x)
+        self.bank.domain.check(plain, name_of(self.bank))
+        if isinstance(x, Labelled) and np.shape(labels) != plain.shape[:1]:
+            raise ValueError(
+                f"data.labels must have shape {plain.shape[:1]}, one per unit, "
+                f"got {np.shape(labels)}: give -1 where a label is unknown"
+            )
+        super().check(x, name)
+
+
 @pytree(static=("k",))
 class Mixture(FiniteMixture):
     """A mixture of k components: log p(x) = log Σ_k weights_k · p(x | component k).
@@ -232,7 +249,7 @@ class Mixture(FiniteMixture):
 
     def restricted(self, held):
         """Weights held in any way are those that `settle` makes of free ones."""
-        inner = self.components.restricted(held.components)
+        inner = restricted(self.components, held.components)
         if inner is None:
             return None
 
@@ -245,12 +262,8 @@ class Mixture(FiniteMixture):
     def spaces(self, params):
         return MixtureParams(SIMPLEX, self.components.spaces(params.components))
 
-    def information(self, params):
-        inner = self.components.information(params.components)
-        return self._times(params.weights, SIMPLEX.metric(params.weights), inner)
-
     def whitened(self, params, step):
-        inner = self.components.whitened(params.components, step.components)
+        inner = whitened(self.components, params.components, step.components)
         own = step.weights * jnp.sqrt(SIMPLEX.metric(params.weights))
         return self._times(jnp.sqrt(params.weights), own, inner)
 
@@ -263,14 +276,13 @@ class Mixture(FiniteMixture):
 
         return MixtureParams(own, jax.tree.map(times_weight, components))
 
-    @property
-    def jacobian(self):
-        """(params, x, weights) -> ∂(EM map)/∂params, (P, P), or None: only products of it then."""
+    def smooth_map(self):
+        """The EM map with its derivative, where components are separate."""
         if type(self) is not Mixture or not self.components.separate:
             return None
-        from jaxem.models.jacobian import jacobian  # of no use to a plain fit
+        from jaxem.models.jacobian import KnownJacobian  # of no use to a plain fit
 
-        return partial(jacobian, self)
+        return KnownJacobian(self)
 
     def log_prior(self, params):
         inner = self.components.log_prior(params.components)
@@ -284,27 +296,3 @@ class Mixture(FiniteMixture):
         which, draw = jax.random.split(key)
         z = jax.random.categorical(which, jnp.log(params.weights), shape=(n,))
         return self.components.sample(draw, params.components, z)
-
-    def n_parameters(self, params):
-        return self.k - 1 + self.components.n_parameters(params.components)
-
-    def check_params(self, params):
-        weights = params.weights
-        if (weights < 0).any() or abs(weights.sum() - 1) > 1e-3:
-            raise ValueError(
-                f"init weights must be 0 or more and sum to 1, got {weights}: divide by their sum"
-            )
-        self.components.check_params(params.components)
-        warn_if_identical(params.components, self.k)
-
-
-def warn_if_identical(components, k: int) -> None:
-    """A `FitWarning` where given components, all leaves with their axis k, do not differ."""
-    leaves = [leaf for leaf in jax.tree.leaves(components) if leaf.shape[:1] == (k,)]
-    if k > 1 and leaves and all((leaf == leaf[:1]).all() for leaf in leaves):
-        warnings.warn(
-            "init components are identical: EM cannot tell them apart and will not move them "
-            "apart; start from different components",
-            FitWarning,
-            stacklevel=5,
-        )

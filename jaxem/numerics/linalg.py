@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.lax import Precision
 
 UNROLL = 8
 """Up to this many features the Cholesky factor is unrolled into elementwise code: a LAPACK call
@@ -188,3 +189,7 @@ def _copied(size, primals, tangents):
     ones = jnp.ones((size, 1), tangent.dtype)
     flat = jnp.matmul(ones, tangent.reshape(1, -1), precision=lax.Precision.HIGHEST)
     return copies(x, size), flat.reshape(size, *tangent.shape)
+
+
+def times(matrix, vector):
+    return jnp.matmul(matrix, vector, precision=Precision.HIGHEST)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxem.numerics.tree import pytree
 from jaxem.passes.chunks import Sums, in_chunks, sums_of
+from jaxem.protocol.capabilities import Fused, has
 
 CHUNKED = 2**20
 """Units × features × components from which a pass is cut into chunks."""
@@ -48,8 +49,13 @@ def prepared(model, x, keep=False):
     """
     if isinstance(x, Prepared) or not is_large(model, x):
         return x
-    fused = model.fused(x)
+    fused = fused_pass(model, x)
     return x if fused is None or (keep and not fused.room) else Prepared(x, fused.prepare(x))
+
+
+def fused_pass(model, x):
+    """The model's `FusedPass` for data shaped like x, or None."""
+    return model.fused(x) if has(model, Fused) else None
 
 
 def is_large(model, x) -> bool:
@@ -59,7 +65,7 @@ def is_large(model, x) -> bool:
 
 def _numbers(model, x) -> int:
     """Units × features × components."""
-    return getattr(model, "k", 1) * sum(leaf.size for leaf in jax.tree.leaves(x))
+    return model.domain.components * sum(leaf.size for leaf in jax.tree.leaves(x))
 
 
 def chunk_rows(model, x) -> int:
@@ -86,7 +92,7 @@ def collect(model, params, x, weights) -> Sums:
     def plain(params):
         return in_chunks(expect, chunk_rows(model, x), params, x, weights)
 
-    fused = model.fused(x) if isinstance(ready, Prepared) else None
+    fused = fused_pass(model, x) if isinstance(ready, Prepared) else None
     if fused is None or fused.sums is None:
         return plain(params)
 

@@ -13,7 +13,7 @@ SPARE = 2
 """Features above the number of columns up to which they are kept in place of the columns."""
 
 
-class Fused(NamedTuple):
+class FusedPass(NamedTuple):
     """A faster pass over many units, for data of one shape.
 
     prepare(x) -> the units as the pass takes them, along `axis` of every leaf, and whatever else is
@@ -43,8 +43,8 @@ class Linear(NamedTuple):
     columns(x) -> (c, n), the data with units minor, which is kept if there is `room`;
     features(columns) -> (size, n); coefficients(params, level) -> (k, size), with level (k,) in the
     place of feature `one`; base(x) -> (n,), or None where it is 0; statistics(params, sums
-    (size, k)) -> the bank's statistics from Σw·features; terms(params) as in `Fused`; `lowest`: a
-    log density from which a unit is impossible.
+    (size, k)) -> the bank's statistics from Σw·features; terms(params) as in `FusedPass`;
+    `lowest`: a log density from which a unit is impossible.
     """
 
     size: int

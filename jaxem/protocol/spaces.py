@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.lax import Precision
 
@@ -22,6 +23,9 @@ multiplicative, so one that is set to 0 never returns."""
 
 TRACE = 1e-6
 """The least share that still counts in a metric."""
+
+OFF = 1e-3
+"""How far from 1 the sum of given shares may be."""
 
 SMALL = 1e-3
 """The part of its natural size below which a number is next to 0, and its gain too small to see."""
@@ -58,13 +62,27 @@ class Space:
     def margin(self, leaf):
         return None
 
+    def outside(self, leaf) -> str | None:
+        """What is wrong with a NumPy array that does not lie in the space, for a message."""
+        return None
+
 
 @dataclass(frozen=True)
 class Positive(Space):
-    """Numbers above 0, or within a range."""
+    """Numbers above 0, or within a range; zero: 0 itself is one of them."""
 
     least: float = 0.0
     most: float = math.inf
+    zero: bool = True
+
+    def outside(self, leaf):
+        inside = (leaf >= self.least) & (leaf <= self.most) & ((leaf > 0) | self.zero)
+        if np.all(inside):
+            return None
+        if self.least > 0 or self.most < math.inf:
+            return f"must be between {self.least:g} and {self.most:g}, got {leaf[~inside][0]:g}"
+        bound = "0 or more" if self.zero else "above 0"
+        return f"must be {bound}, got {np.asarray(leaf)[~inside][0]:g}"
 
     def guard(self, proposal, legal):
         return jnp.clip(proposal, jnp.maximum(KEEP * legal, self.least), self.most)
@@ -88,6 +106,10 @@ class Positive(Space):
 class UnitInterval(Space):
     """Numbers between 0 and 1."""
 
+    def outside(self, leaf):
+        inside = (leaf >= 0) & (leaf <= 1)
+        return None if np.all(inside) else f"must be between 0 and 1, got {leaf[~inside][0]:g}"
+
     def guard(self, proposal, legal):
         proposal = jnp.maximum(proposal, KEEP * legal)
         return 1 - jnp.maximum(1 - proposal, KEEP * (1 - legal))
@@ -108,6 +130,11 @@ class UnitInterval(Space):
 class Simplex(Space):
     """Shares along the last axis: of 0 or more, with the sum 1. A share of 0 stays 0."""
 
+    def outside(self, leaf):
+        if np.all(leaf >= 0) and np.all(abs(leaf.sum(-1) - 1) <= OFF):
+            return None
+        return f"must be 0 or more and sum to 1, got {leaf}: divide by their sum"
+
     def guard(self, proposal, legal):
         return _shares(jnp.maximum(proposal, KEEP * legal))
 
@@ -126,6 +153,13 @@ class Simplex(Space):
 
 class PositiveDefinite(Space):
     """Symmetric positive definite matrices in the last two axes, by their Cholesky factor."""
+
+    def outside(self, leaf):
+        with jax.ensure_compile_time_eval():  # params are known, even where a caller is traced
+            factor = np.asarray(lower_factor(jnp.asarray(leaf)))
+        if np.all(np.isfinite(factor)):
+            return None
+        return "is not positive definite: give a covariance, not its square root or inverse"
 
     def chart(self, leaf):
         return lower_factor(leaf)
@@ -153,6 +187,7 @@ class PositiveDefinite(Space):
 
 
 REAL, POSITIVE, UNIT = Space(), Positive(), UnitInterval()
+ABOVE_ZERO = Positive(zero=False)
 SIMPLEX, POSITIVE_DEFINITE = Simplex(), PositiveDefinite()
 
 

@@ -20,7 +20,7 @@ class Start:
 
     def params(self, model, key, x, weights):
         """Params of `model` at the responsibilities that the rule gives."""
-        r = self.responsibilities(key, model.embed(x), weights, model.k)
+        r = self.responsibilities(key, model.embed(x), weights, model.domain.components)
         other = jax.random.fold_in(key, 1)
         return model.from_responsibilities(other, x, r.astype(weights.dtype), weights)
 

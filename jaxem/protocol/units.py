@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxem.protocol.capabilities import Units, has
+
 
 class Standardized(NamedTuple):
     """A model and its data in safe units.
@@ -26,7 +28,7 @@ class Standardized(NamedTuple):
 
 def standardized(model, x, weights) -> Standardized:
     """The model and the data x with weights (n,) in safe units."""
-    if hasattr(model, "standardize"):
+    if has(model, Units):
         return model.standardize(x, weights)
     return Standardized(model, x)
 

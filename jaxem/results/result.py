@@ -12,6 +12,9 @@ import numpy as np
 from jaxem.data import arrays as checks
 from jaxem.data.options import integer
 from jaxem.numerics.tree import Structure, float_dtype, is_traced, merge, pytree, split
+from jaxem.protocol.capabilities import Sampled, has
+from jaxem.protocol.model import name_of
+from jaxem.protocol.posterior import shares
 from jaxem.protocol.status import FitError, Status, sentence
 from jaxem.solver.problem import Fit
 
@@ -71,6 +74,10 @@ class Result(Fit):
         """n units drawn from the fitted model; key: a JAX key or an int."""
         key, n = checks.as_key(key), integer(n, "n", 1)
         key = jax.random.key(key) if isinstance(key, np.uint32) else key
+        if not has(self.model, Sampled):
+            raise NotImplementedError(
+                f"{name_of(self.model)} does not define sample(key, params, n)"
+            )
         return self.model.sample(key, self.params, n)
 
     @property
@@ -179,7 +186,7 @@ class Result(Fit):
         if np.ndim(self.status):
             raise TypeError("a batch answers one fit at a time: result[i].predict(x[i])")
         x, n = checks.as_data(x)
-        self.model.check(x)
+        self.model.domain.check(x, name_of(self.model))
         known = self.data_shape[1:]
         got = tuple(jax.tree.leaves(x)[0].shape[1:])
         if got != known:
@@ -222,7 +229,7 @@ def _answer(numeric, params, x, weights, structure, what):
     q, evidence = model.posterior(params, x)
     if what == "scores":
         return evidence
-    r = getattr(q, "responsibilities", q)
+    r = shares(q)
     if what == "responsibilities":
         return r
     if what == "labels":

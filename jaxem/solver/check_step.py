@@ -3,14 +3,14 @@
 import jax
 
 from jaxem.data.check_starts import listed
-from jaxem.wrappers.adopted import Adopted
+from jaxem.protocol.model import name_of
 
 
 def check_step(model, params, memory, evaluate) -> None:
     """Raises TypeError, leaf by leaf, where one EM step does not return a tree like its params."""
     seen = jax.eval_shape(evaluate, params, memory)
     before, after = jax.tree.structure(params), jax.tree.structure(seen.proposal)
-    name = type(model.inner if isinstance(model, Adopted) else model).__name__
+    name = name_of(model)
     if before != after:
         raise TypeError(
             f"{name}.maximize must return params like {listed(params)}; got {listed(seen.proposal)}"

@@ -197,7 +197,7 @@ def sanitize(model, x, weights, absent: bool = False):
     """
     n = jax.tree.leaves(x)[0].shape[0]
     valid = jnp.ones(n, bool)
-    for mask in jax.tree.leaves(model.valid(x)):
+    for mask in jax.tree.leaves(model.domain.valid(x)):
         valid &= jnp.all(mask.reshape(n, -1), axis=1)
     if weights is None:
         weights = jnp.ones(n, float_dtype(x))

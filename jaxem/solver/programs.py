@@ -76,7 +76,7 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched
     sets = leaf.shape[0] if batched else 1
     n = leaf.shape[batched]
     features = sum(leaf.size for leaf in leaves) // (sets * n)
-    k = getattr(merge(numeric, spec.structure)[0], "k", 1)
+    k = merge(numeric, spec.structure)[0].domain.components
     cost = n * features**2 * k
     effort = "full"
     if not batched and jax.default_backend() == "cpu":

@@ -96,7 +96,7 @@ def end(problems: Problem, queue) -> Fit:
 
 def lane_plan(spec: Spec, model, x, count: int) -> tuple[int, int]:
     """Lanes for `count` fits, and steps between looks; the first axis of x is that of data sets."""
-    floats = getattr(model, "k", 1) * math.prod(jax.tree.leaves(x)[0].shape[1:])
+    floats = model.domain.components * math.prod(jax.tree.leaves(x)[0].shape[1:])
     return spec.lanes.width_for(count, floats), spec.lanes.interval(floats)
 
 

@@ -1,5 +1,6 @@
 """From what a user calls a model to a `Model`."""
 
+from jaxem.protocol.capabilities import defines
 from jaxem.protocol.model import Model
 from jaxem.wrappers.adopted import Adopted
 from jaxem.wrappers.factored import Factored
@@ -8,6 +9,6 @@ from jaxem.wrappers.factored import Factored
 def adopt(model) -> Model:
     """`model` itself where it is a `Model`, else wrapped so that every default is there, and as a
     free energy where its latent variables are several."""
-    if callable(getattr(model, "latents", None)):
+    if defines(model, "latents"):
         return Factored(model)
     return model if isinstance(model, Model) else Adopted(model)

@@ -3,29 +3,21 @@
 from typing import Any
 
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.model import Model
+from jaxem.protocol.model import Bank
+from jaxem.protocol.wrapper import Wrapper
 
 
 @pytree
-class Adopted(Model):
+class Adopted(Wrapper):
     """A user's model that does not inherit from `Model`: its own functions, else the defaults."""
 
     inner: Any
 
     @property
-    def _wrapped(self):
+    def wrapped(self):
         return self.inner
 
 
-def _delegate(name):
-    default = getattr(Model, name)
-
-    def function(self, *args):
-        own = getattr(self.inner, name, None)
-        return default(self, *args) if own is None else own(*args)
-
-    return function
-
-
-for _name in [n for n in vars(Model) if not n.startswith("_") and callable(getattr(Model, n))]:
-    setattr(Adopted, _name, _delegate(_name))
+@pytree
+class AdoptedBank(Adopted, Bank):
+    """A user's bank that does not inherit from `Bank`: its own functions, else the defaults."""

@@ -6,9 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.numerics.tree import pytree
+from jaxem.protocol.capabilities import defines
 from jaxem.protocol.counts import keep_empty
+from jaxem.protocol.derived import whitened
 from jaxem.protocol.model import Bank
 from jaxem.protocol.units import inward, outward, standardized
+from jaxem.protocol.wrapper import Wrapper
+from jaxem.wrappers.adopt import adopt
 
 
 class EachStatistics(NamedTuple):
@@ -16,15 +20,32 @@ class EachStatistics(NamedTuple):
     inner: Any
 
 
+AS_MODEL = ("sample", "standardize", "inward", "outward", "whitened", "statistics", "maximize")
+"""What the bank can do where its model can."""
+
+
 @pytree
-class Each(Bank):
+class Each(Wrapper, Bank):
     """Lifts a model of one component to a bank of k by `jax.vmap` over its parameters.
 
     `model.init(key, x, weights)`, `posterior`, `statistics` and `maximize` are written for one
-    component with weights (n,); the lifted params are the same tree with a leading axis k.
+    component with weights (n,); the lifted params are the same tree with a leading axis k. The
+    model may be of any class.
     """
 
     model: Any
+
+    embed = Bank.embed
+
+    def __post_init__(self):
+        object.__setattr__(self, "model", adopt(self.model))
+
+    @property
+    def wrapped(self):
+        return self.model
+
+    def _defines(self, name):
+        return defines(self.model, name) if name in AS_MODEL else name in vars(Each)
 
     def init(self, key, x, weights):
         keys = jax.random.split(key, weights.shape[1])
@@ -42,14 +63,8 @@ class Each(Bank):
         new = jax.vmap(self.model.maximize)(params, stats.inner)
         return keep_empty(stats.count, new, params)
 
-    def spaces(self, params):
-        return self.model.spaces(params)
-
-    def information(self, params):
-        return jax.vmap(self.model.information)(params)
-
     def whitened(self, params, step):
-        return jax.vmap(self.model.whitened)(params, step)
+        return jax.vmap(lambda p, s: whitened(self.model, p, s))(params, step)
 
     def log_prior(self, params):
         return jnp.sum(jax.vmap(lambda p: jnp.asarray(self.model.log_prior(p)))(params))
@@ -68,15 +83,6 @@ class Each(Bank):
         k = jax.tree.leaves(params)[0].shape[0]
         draws = jax.vmap(draw)(jax.random.split(key, k), params)
         return jax.tree.map(lambda a: a[z, jnp.arange(z.shape[0])], draws)
-
-    def valid(self, x):
-        return self.model.valid(x)
-
-    def support(self):
-        return self.model.support()
-
-    def check(self, x):
-        self.model.check(x)
 
     def standardize(self, x, weights):
         inner = standardized(self.model, x, weights)

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.numerics.tree import float_dtype, pytree, select
-from jaxem.protocol.model import lacks
+from jaxem.protocol.capabilities import defines
 from jaxem.protocol.posterior import expectation
 from jaxem.protocol.units import standardized
+from jaxem.protocol.wrapper import Wrapper
 from jaxem.wrappers.adopted import Adopted
 
 LONG, TRIES = 1000, 4
@@ -34,14 +35,11 @@ FEW = 32
 class Factored(Adopted):
     """A user's model with `latents(x)` and `log_joint(params, x, z)`, as a free energy."""
 
-    differentiable = False  # its E-step is a loop that jax.grad cannot reverse
-    hides = ("log_joint", "posterior")
-    adds = ("init_q", "free_energy")
+    log_joint = None
 
-    def log_joint(self, params, x):
-        raise TypeError(
-            f"{type(self.inner).__name__} has several latent variables: there is no joint (n, k)"
-        )
+    def _defines(self, name):
+        """Its posterior is the best product, so that only a bound on the evidence is known."""
+        return name != "posterior" and super()._defines(name)
 
     def standardize(self, x, weights):
         inner = standardized(self.inner, x, weights)
@@ -72,7 +70,7 @@ class Factored(Adopted):
     def init_q(self, params, x):
         """The first q (n, m, k): the model's own or, alike in all units, uneven at random."""
         states, (n, dtype) = self.states(x), _size(x)
-        if lacks(self.inner, "init_q"):
+        if not defines(self.inner, "init_q"):
             return self._drawn(0, n, states, dtype)
         q = jnp.asarray(self.inner.init_q(params, x), dtype)
         if q.shape != (n, *states.shape):
@@ -193,8 +191,8 @@ def entropy(q):
 
 def factored(model):
     """The `Factored` model under any wrappers, or None."""
-    while not isinstance(model, Factored) and hasattr(model, "_wrapped"):
-        model = model._wrapped
+    while not isinstance(model, Factored) and isinstance(model, Wrapper):
+        model = model.wrapped
     return model if isinstance(model, Factored) else None
 
 

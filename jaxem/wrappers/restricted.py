@@ -17,13 +17,16 @@ from jax.flatten_util import ravel_pytree
 from jax.lax import stop_gradient
 
 from jaxem.numerics.tree import is_traced, pytree
+from jaxem.protocol.capabilities import Bound, FiniteLatents, defines, has
+from jaxem.protocol.derived import check_params
 from jaxem.protocol.held import averaged
-from jaxem.protocol.model import Model, lacks
+from jaxem.protocol.layout import Layout
+from jaxem.protocol.restriction import restricted
 from jaxem.protocol.spaces import Coordinates
 from jaxem.protocol.status import FitWarning
 from jaxem.protocol.units import inward, outward, standardized
+from jaxem.protocol.wrapper import Wrapper
 from jaxem.wrappers.adopt import adopt
-from jaxem.wrappers.layout import Layout
 
 
 class Plan(NamedTuple):
@@ -46,7 +49,7 @@ class Plan(NamedTuple):
 
 
 @pytree(static=("tied",), eq=False)
-class Restricted(Model):
+class Restricted(Wrapper):
     """A model with some of its params fixed, frozen or tied: a smaller model of the same data.
 
     Its params are a tree like those of the model, and hold the fixed values bit for bit; given
@@ -100,17 +103,35 @@ class Restricted(Model):
     def __hash__(self):
         return hash((self.model, frozenset(self.fixed), self.tied))
 
-    @property
-    def _wrapped(self):
-        return self.model
+    informed = smooth_map = restricted = None
 
     @property
-    def k(self):
-        return self.model.k
+    def wrapped(self):
+        return self.model
+
+    def _defines(self, name):
+        known = super()._defines(name)
+        return known and (name != "from_responsibilities" or defines(self.model, name))
+
+    @property
+    def domain(self):
+        return self.model.domain.also(self._check)
+
+    def _check(self, x):
+        """Raises where a restriction does not fit the params that data like x have."""
+        like = jax.eval_shape(self._shape, x)
+        plan = self._plan(like)
+
+        def units(x):
+            return standardized(self.model, x, jnp.ones(jax.tree.leaves(x)[0].shape[0])).units
+
+        if jax.tree.leaves(jax.eval_shape(units, x)):
+            plan.layout.require_columns(plan.group)
+        if not is_traced(self.fixed):
+            self._check_values(plan, like)
 
     def settle(self, params, old):
         """params with fixed values in place, frozen entries as in `old`, and ties by their mean."""
-        params = self.model.settle(params, old)
         plan = self._plan(params)
         vector, unravel = ravel_pytree(params)
         vector = averaged(plan.group, vector)
@@ -131,7 +152,8 @@ class Restricted(Model):
             return params
 
         jax.eval_shape(look, x)
-        if not found[0] and lacks(self.model, "log_joint", "free_energy"):
+        bound = has(self.model, FiniteLatents) or has(self.model, Bound)
+        if not found[0] and not bound:
             raise TypeError(
                 f"there is no M-step in closed form for {self!r}, and its model defines no "
                 "log_joint(params, x) for one by gradients"
@@ -147,8 +169,9 @@ class Restricted(Model):
         return self.settle(step(params, stats), params)
 
     def coordinates(self, params):
+        """The coordinates of what is free."""
         plan = self._plan(params)
-        return Reduced(self, self.model.coordinates(params), params, plan)
+        return Reduced(self, Coordinates(self.model.spaces(params), params), params, plan)
 
     def n_parameters(self, params):
         plan = self._plan(params)
@@ -161,20 +184,6 @@ class Restricted(Model):
     def from_responsibilities(self, key, x, responsibilities, weights):
         start = self.model.from_responsibilities(key, x, responsibilities, weights)
         return self._settled(start)
-
-    def check(self, x):
-        """Raises where a restriction does not fit the params that data like x have."""
-        self.model.check(x)
-        like = jax.eval_shape(self._shape, x)
-        plan = self._plan(like)
-
-        def units(x):
-            return standardized(self.model, x, jnp.ones(jax.tree.leaves(x)[0].shape[0])).units
-
-        if jax.tree.leaves(jax.eval_shape(units, x)):
-            plan.layout.require_columns(plan.group)
-        if not is_traced(self.fixed):
-            self._check_values(plan, like)
 
     def standardize(self, x, weights):
         inner = standardized(self.model, x, weights)
@@ -203,7 +212,7 @@ class Restricted(Model):
         """The M-step before `settle`, or None."""
         plan = self._plan(params)
         held = plan.layout.held(plan.held, plan.group)
-        return None if held is None else self.model.restricted(held)
+        return None if held is None else restricted(self.model, held)
 
     def _shape(self, x):
         weights = jnp.ones(jax.tree.leaves(x)[0].shape[0])
@@ -263,7 +272,7 @@ class Restricted(Model):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FitWarning)
-                self.model.check_params(params)
+                check_params(self.model, params)
         except ValueError as error:
             raise ValueError(f"fixed: {error}") from None
 
@@ -295,22 +304,18 @@ def _values(value):
     return tuple(v if isinstance(v, jax.Array) else np.asarray(v, float) for v in leaves)
 
 
+def coordinates(model, params) -> Coordinates:
+    """params as one vector without constraints; of a `Restricted` model what is free of them."""
+    if isinstance(model, Restricted):
+        return model.coordinates(params)
+    return Coordinates(model.spaces(params), params)
+
+
+def settled(model, params, old):
+    """params with what a `Restricted` model holds in its place, next to `old` ones."""
+    return model.settle(params, old) if isinstance(model, Restricted) else params
+
+
 def hold(model, paths) -> Restricted:
     """A model that keeps what the paths name as it is."""
     return Restricted(model, {path: None for path in paths})
-
-
-def _delegate(name):
-    def function(self, *args):
-        return getattr(self.model, name)(*args)
-
-    function.__name__ = name
-    return function
-
-
-for _name in (
-    *("posterior", "log_joint", "statistics", "fused", "log_prior", "spaces"),
-    *("information", "log_prob", "sample", "degenerate", "valid", "support", "check_params"),
-    *("embed", "init_q", "free_energy", "whitened"),
-):
-    setattr(Restricted, _name, _delegate(_name))

@@ -8,7 +8,7 @@ from jaxem.families.normal.gaussian import Form, Structure
 from jaxem.families.normal.moments import LOG_2PI, centre, weighted_sums
 from jaxem.families.normal.products import append_one
 from jaxem.protocol.priors import inverse_gamma
-from jaxem.protocol.spaces import POSITIVE
+from jaxem.protocol.spaces import ABOVE_ZERO
 
 NEAR = 1.001
 """A variance on the floor is still seen there after a change of units and back."""
@@ -47,7 +47,7 @@ class DiagonalForm(Form):
 class Diagonal(Structure):
     """One variance for every component and feature: shape (k, d)."""
 
-    space = POSITIVE
+    space = ABOVE_ZERO
     form = DiagonalForm()
     whole = False
 

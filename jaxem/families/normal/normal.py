@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.lax import Precision
 
 from jaxem.families.normal.gaussian import (
@@ -20,10 +19,12 @@ from jaxem.families.normal.wishart import NormalWishart
 from jaxem.families.units import Affine, frame
 from jaxem.numerics.tree import pytree
 from jaxem.passes.linear import Linear, roomy
+from jaxem.protocol import domains
 from jaxem.protocol.counts import is_empty, safe
 from jaxem.protocol.held import averaged
 from jaxem.protocol.model import Bank
 from jaxem.protocol.priors import NormalPrior, NormalWishartPrior, require_proper
+from jaxem.protocol.restriction import by_rows
 from jaxem.protocol.spaces import REAL
 from jaxem.protocol.units import Standardized
 
@@ -49,6 +50,17 @@ class Normal(Bank):
     frame: Any = dataclasses.field(default=None, repr=False)  # set by `standardize` alone
 
     _separate = True
+
+    @property
+    def domain(self):
+        return domains.REALS if self.prior is None else domains.REALS.also(self._check_prior)
+
+    def _check_prior(self, x):
+        if isinstance(self.prior, NormalWishartPrior):
+            raise TypeError(
+                "NormalWishartPrior is for jaxem.BayesianMixture: use jaxem.NormalPrior"
+            )
+        require_proper(self.prior, x.shape[1], self.structure.whole)
 
     def __post_init__(self):
         if self.covariance not in tuple(STRUCTURES):
@@ -123,7 +135,7 @@ class Normal(Bank):
         too; covariances fixed, or equal: the mean of what each would be, by counts."""
         mean, covariance = held.mean, held.covariance
         shared = self.structure.shared
-        whole = None if shared else super().restricted(held)
+        whole = None if shared else by_rows(self, held)
         if whole is not None or (mean.free and covariance.free):
             return whole or self.maximize
         if self.prior is not None:
@@ -153,10 +165,10 @@ class Normal(Bank):
         return NormalWishart(self)
 
     @property
-    def uninformed(self):
-        return self.prior is None
+    def informed(self):
+        return self._informed if self.prior is None else None
 
-    def informed(self, x, weights, k):
+    def _informed(self, x, weights, k):
         """With the prior of Fraley & Raftery 2007, of uncorrelated features: kappa 0.01, df d + 2,
         scale the variances / k^(2/d). A constant feature counts as one of its own magnitude."""
         d, spherical = x.shape[1], self.structure.common_scale
@@ -166,11 +178,6 @@ class Normal(Bank):
 
     def spaces(self, params):
         return NormalParams(REAL, self.structure.space)
-
-    def information(self, params):
-        variance = self.structure.variances(params.covariance)
-        inner = super().information(params)
-        return NormalParams(1 / variance, inner.covariance)
 
     def whitened(self, params, step):
         own = self.structure.whitened(params.covariance, step.mean, step.covariance)
@@ -192,30 +199,6 @@ class Normal(Bank):
     def sample(self, key, params, z):
         noise = jax.random.normal(key, (z.shape[0], params.mean.shape[1]), params.mean.dtype)
         return params.mean[z] + self.structure.colour(params.covariance, z, noise)
-
-    def n_parameters(self, params):
-        k, d = params.mean.shape
-        return k * d + self.structure.n_parameters(k, d)
-
-    def check(self, x):
-        super().check(x)
-        if isinstance(self.prior, NormalWishartPrior):
-            raise TypeError(
-                "NormalWishartPrior is for jaxem.BayesianMixture: use jaxem.NormalPrior"
-            )
-        if self.prior is not None:
-            require_proper(self.prior, x.shape[1], self.structure.whole)
-
-    def check_params(self, params):
-        k, d = params.mean.shape
-        centred = np.zeros((k, d, 1), params.mean.dtype)
-        with jax.ensure_compile_time_eval():  # params are known, even where a caller is traced
-            _, log_det = self.structure.quadratic(jnp.asarray(params.covariance), centred)
-        if not np.all(np.isfinite(log_det)):
-            raise ValueError(
-                "init components.covariance is not positive definite: give a covariance, not its "
-                "square root or inverse"
-            )
 
     def embed(self, x):
         return self._framed(super().embed(x))

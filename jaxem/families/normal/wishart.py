@@ -11,9 +11,10 @@ from jaxem.families.normal.moments import centre
 from jaxem.numerics import divergence
 from jaxem.numerics.special import log_gamma_ratio, log_minus_digamma
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.model import Bank, require_matrix
+from jaxem.protocol import domains
+from jaxem.protocol.model import Bank
 from jaxem.protocol.priors import NormalWishartPrior, require_proper
-from jaxem.protocol.spaces import POSITIVE, REAL
+from jaxem.protocol.spaces import ABOVE_ZERO, REAL
 
 
 @pytree(eq=False)
@@ -40,6 +41,18 @@ class NormalWishart(Bank):
     """
 
     normal: Any
+
+    @property
+    def domain(self):
+        if self.normal.prior is None:
+            return domains.REALS
+        return domains.REALS.also(self._check_prior)
+
+    def _check_prior(self, x):
+        require_proper(self.normal.prior, x.shape[1], self._wishart)
+
+    def _name(self):
+        return "Normal"
 
     def variational(self):
         return self
@@ -132,20 +145,10 @@ class NormalWishart(Bank):
         return params.mean[z] + centred * jnp.sqrt(spread / precision)
 
     def spaces(self, params):
-        return NormalPosterior(REAL, POSITIVE, POSITIVE, self.normal.structure.space)
+        return NormalPosterior(REAL, ABOVE_ZERO, ABOVE_ZERO, self.normal.structure.space)
 
     def embed(self, x):
         return self.normal.embed(x)
-
-    def check(self, x):
-        require_matrix(x, "Normal")
-        if self.normal.prior is not None:
-            require_proper(self.normal.prior, x.shape[1], self._wishart)
-
-    def check_params(self, params):
-        self.normal.check_params(_plain(params))
-        if not all((leaf > 0).all() for leaf in (params.mean_precision, params.df)):
-            raise ValueError("init components.mean_precision and components.df must be above 0")
 
     def standardize(self, x, weights):
         inner = self.normal.standardize(x, weights)

@@ -24,11 +24,12 @@ from jaxem.models.lda.posterior import (
 from jaxem.numerics.special import exp_digamma
 from jaxem.numerics.tree import pytree
 from jaxem.passes.collect import Prepared
-from jaxem.passes.linear import Fused, roomy
+from jaxem.passes.linear import FusedPass, roomy
 from jaxem.protocol.counts import is_empty
+from jaxem.protocol.domains import Domain
 from jaxem.protocol.model import Model
 from jaxem.protocol.priors import DirichletPrior
-from jaxem.protocol.spaces import POSITIVE, SIMPLEX
+from jaxem.protocol.spaces import ABOVE_ZERO, SIMPLEX
 
 LOOSE, BRIEF = 1e-3, 20
 """γ moves until its mean change is below LOOSE, scikit-learn's default, BRIEF steps at most: what
@@ -72,6 +73,28 @@ class LDAStatistics(NamedTuple):
     count: Any
 
 
+class DocumentsDomain(Domain):
+    """`Documents`."""
+
+    def valid(self, x):
+        words = (x.words >= 0) & (x.words < x.vocabulary)
+        valid = object.__new__(Documents)
+        size = (x.size >= 0) & (x.size < math.inf)
+        return valid._set(size, words, self.whole(x.counts), x.vocabulary)
+
+    def whole(self, counts):
+        """Which counts are whole numbers of 0 or more."""
+        return (counts >= 0) & (counts % 1 == 0) & (counts < math.inf)
+
+    def check(self, x, name):
+        if not isinstance(x, Documents):
+            raise TypeError(
+                f"LDA takes jaxem.Documents, got {type(x).__name__}: wrap the counts, "
+                "jaxem.Documents(x)"
+            )
+        super().check(x, name)
+
+
 class LDALocal(NamedTuple):
     """The local part of a fit: γ (n, k) as the last step left it, and how many steps there were."""
 
@@ -111,7 +134,7 @@ class LDA(Model):
     eta: Any = None
     inference: str = "map"
 
-    differentiable = False  # its E-step is a loop that jax.grad cannot reverse: see `at_rest`
+    domain = DocumentsDomain("counts 0, 1, 2, ... of words within the vocabulary")
 
     def __post_init__(self):
         if self.inference not in ("map", "bayes"):
@@ -202,15 +225,14 @@ class LDA(Model):
         )
         return LDALocal(gamma, q.steps + 1), statistics, value
 
+    def smooth_map(self):
+        from jaxem.models.lda.stationary import LDAMap  # a plain fit starts sooner without it
+
+        return LDAMap()
+
     def fused(self, x):
         """Passes over one set of documents share their arrangement by length."""
-        return Fused(prepare=self.arranged, room=roomy(x))
-
-    def at_rest(self):
-        """What the gradient through a fit takes it for: a `jaxem.joint.Joint`."""
-        from jaxem.models.lda.stationary import LDAJoint
-
-        return LDAJoint()
+        return FusedPass(prepare=self.arranged, room=roomy(x))
 
     def maximize(self, params, stats, smooth: bool = False):
         """As in `Model`. smooth: learnt concentrations take a Newton step, as `concentration` has
@@ -244,9 +266,9 @@ class LDA(Model):
     def spaces(self, params):
         return LDAParams(
             SIMPLEX,
-            POSITIVE,
-            None if params.mass is None else POSITIVE,
-            None if params.eta is None else POSITIVE,
+            ABOVE_ZERO,
+            None if params.mass is None else ABOVE_ZERO,
+            None if params.eta is None else ABOVE_ZERO,
         )
 
     def degenerate(self, params):
@@ -269,33 +291,6 @@ class LDA(Model):
         dense = np.zeros((n, v))
         np.add.at(dense, (np.arange(n)[:, None], np.asarray(words)), 1)
         return Documents(dense)
-
-    def valid(self, x):
-        words = (x.words >= 0) & (x.words < x.vocabulary)
-        counts = (x.counts >= 0) & (x.counts % 1 == 0) & (x.counts < math.inf)
-        valid = object.__new__(Documents)
-        return valid._set((x.size >= 0) & (x.size < math.inf), words, counts, x.vocabulary)
-
-    def support(self):
-        return "counts 0, 1, 2, ... of words within the vocabulary"
-
-    def check(self, x):
-        if not isinstance(x, Documents):
-            raise TypeError(
-                f"LDA takes jaxem.Documents, got {type(x).__name__}: wrap the counts, "
-                "jaxem.Documents(x)"
-            )
-
-    def check_params(self, params):
-        topics = params.topics
-        if (topics < 0).any() or (abs(topics.sum(-1) - 1) > 1e-3).any():
-            raise ValueError(
-                "init.topics must be 0 or more with rows that sum to 1: divide by sums"
-            )
-        for name in ("alpha", "mass", "eta"):
-            leaf = getattr(params, name)
-            if leaf is not None and (leaf <= 0).any():
-                raise ValueError(f"init.{name} must be above 0, got {leaf.min()}")
 
     def table(self, params, x) -> Table:
         """What the E-step works on. ValueError where documents and topics differ in vocabulary."""

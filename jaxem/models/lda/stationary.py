@@ -32,7 +32,7 @@ LONG = 3000
 
 
 @dataclass(frozen=True)
-class LDAJoint:
+class LDAMap:
     """The map of `LDA`; q is γ (n, k)."""
 
     def kept(self, state):
@@ -50,7 +50,7 @@ class LDAJoint:
     def scale(self, problem, params, q):
         return ()
 
-    def settled(self, problem, params, q):
+    def rested(self, problem, params, q):
         table = problem.model.table(params, problem.x)
         tol = jnp.finfo(q.dtype).eps ** TIGHT * q.mean(-1)
         gamma = settle(table, q, tol, jnp.asarray(LONG, jnp.int32))
@@ -62,6 +62,9 @@ class LDAJoint:
         gamma, topics, _ = passed(model.table(params, problem.x), q, weights)
         stats = model.sums(topics, mean_log(gamma), weights)
         return model.maximize(params, stats, smooth=True), gamma
+
+    def jacobian(self, problem):
+        return None
 
     def value(self, problem, params, q):
         return passed(problem.model.table(params, problem.x), q, problem.weights)[2]

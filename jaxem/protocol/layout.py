@@ -25,7 +25,8 @@ class Layout:
     def __init__(self, params, spaces):
         leaves, self.tree = jax.tree_util.tree_flatten_with_path(params)
         self.names = [jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in leaves]
-        self.shapes = [np.shape(leaf) for _, leaf in leaves]
+        self.values = [leaf for _, leaf in leaves]
+        self.shapes = [np.shape(leaf) for leaf in self.values]
         self.spaces = jax.tree.leaves(spaces)
         sizes = [math.prod(shape) for shape in self.shapes]
         self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
@@ -152,6 +153,13 @@ class Layout:
                         f"fixed: {name} must sum to 1 where all are fixed, and to less where some "
                         f"are, got {np.ravel(total)[0]:.6g}"
                     )
+
+    def require_inside(self) -> None:
+        """ValueError where one of these params, as NumPy arrays, lies outside its space."""
+        for name, space, value in zip(self.names, self.spaces, self.values, strict=True):
+            wrong = space.outside(np.asarray(value))
+            if wrong is not None:
+                raise ValueError(f"init {name} {wrong}")
 
     def freedom(self, held=None, group=None) -> int:
         """The number of free parameters, by the spaces of the leaves."""

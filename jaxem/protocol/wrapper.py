@@ -1,0 +1,60 @@
+"""The base of models made of one other model: everything is forwarded that is not overridden."""
+
+from jaxem.protocol import capabilities
+from jaxem.protocol.capabilities import defines, names
+from jaxem.protocol.model import Bank, Model, name_of
+
+
+class Wrapper(Model):
+    """A model that answers as the model it wraps, but for what its own class defines.
+
+    A subclass says what it wraps with `wrapped`. What it must not pass on it sets to None. This is
+    the one place where a model is asked for functions by their names.
+    """
+
+    @property
+    def wrapped(self):
+        """The model that is wrapped, of any class."""
+        raise NotImplementedError
+
+    def _defines(self, name):
+        for cls in type(self).__mro__:
+            if cls is Wrapper:
+                return defines(self.wrapped, name)
+            if name in vars(cls):
+                return vars(cls)[name] is not None
+
+    def _name(self):
+        return name_of(self.wrapped)
+
+
+def _forward(name):
+    default = vars(Model).get(name, vars(Bank).get(name))
+    if default is None or callable(default):
+
+        def function(self, *args, **options):
+            given = getattr(self.wrapped, name, None)
+            if given is None:
+                if default is None:
+                    raise NotImplementedError(f"{name_of(self)} does not define {name}")
+                return default(self, *args, **options)
+            return given(*args, **options)
+
+        return function
+
+    def value(self):
+        return getattr(self.wrapped, name, default)
+
+    return property(value)
+
+
+CAPABILITIES = [
+    value
+    for value in vars(capabilities).values()
+    if isinstance(value, type) and value.__module__ == capabilities.__name__
+]
+"""All capabilities."""
+
+PROTOCOL = [name for base in (Model, Bank) for name in vars(base) if not name.startswith("_")]
+for _name in {*PROTOCOL, *(name for one in CAPABILITIES for name in names(one))}:
+    setattr(Wrapper, _name, _forward(_name))
