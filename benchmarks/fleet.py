@@ -21,8 +21,9 @@ import jaxem
 from benchmarks.cold import machine
 from jaxem.methods.em import EM
 from jaxem.numerics.tree import split
-from jaxem.solver.problem import Spec
+from jaxem.solver.problem import Plan
 from jaxem.solver.solve import single
+from jaxem.solver.stopping import Change
 
 FITS, N, D, K, TOL, LIMIT = 4096, 500, 2, 3, 1e-5, 1000
 SKLEARN_FITS, LOCKSTEP_FITS, REPEATS = 200, 1024, 7
@@ -61,7 +62,7 @@ def score(x, weights, mean, covariance):
 def lockstep(model):
     """(x, weights or None, starts) -> fits: a `vmap` of one climb, all as long as the slowest."""
     numeric, structure = split((model, EM(), None))
-    spec = Spec(structure, "change", False, True)
+    spec = Plan(structure, Change(), False, True)
     return jax.jit(jax.vmap(lambda x, w, p: single(spec, numeric, x, w, p, TOL, LIMIT)))
 
 

@@ -5,30 +5,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.lax import stop_gradient
 
 from jaxem.data import arrays as checks
 from jaxem.data.batch import Batch, as_blocks
 from jaxem.data.check_starts import check_init, check_start
 from jaxem.data.options import integer
-from jaxem.methods.em import EM, knows_rest
+from jaxem.gradient.rules import GRADIENTS
+from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
 from jaxem.numerics.tree import float_dtype, is_traced, split
-from jaxem.protocol.capabilities import Bound, FiniteLatents, LocalPosterior, defines, has
+from jaxem.protocol.capabilities import Bound, FiniteLatents, defines, has
 from jaxem.protocol.model import Bank, name_of
 from jaxem.protocol.starts import NAMED, Start
 from jaxem.protocol.wrapper import Wrapper
 from jaxem.results.report import report
 from jaxem.results.result import Result
 from jaxem.solver.lanes import Lanes
-from jaxem.solver.problem import Spec, sanitize
-from jaxem.solver.programs import search
+from jaxem.solver.problem import Plan, sanitize
 from jaxem.solver.restarts import Restarts
+from jaxem.solver.stopping import CRITERIA
 from jaxem.wrappers.adopt import adopt
-from jaxem.wrappers.factored import factored
 
-CRITERIA = ("aitken", "change")
-GRADIENTS = ("implicit", "unrolled", "one_step", "none")
 OPTIONS = (
     *("key", "init", "restarts", "weights", "method"),
     *("tol", "max_iter", "criterion", "lanes", "gradient"),
@@ -92,14 +89,11 @@ def fit(
     model = adopt(model)
     if not isinstance(restarts, Restarts):
         restarts = integer(restarts, "restarts", 1)
-    criterion = checks.one_of(criterion, "criterion", CRITERIA)
-    gradient = checks.one_of(gradient, "gradient", GRADIENTS)
+    stopping = CRITERIA[checks.one_of(criterion, "criterion", CRITERIA)]
+    gradient = GRADIENTS[checks.one_of(gradient, "gradient", GRADIENTS)]
     if isinstance(method, type) or not callable(getattr(method, "evaluate", None)):
         raise TypeError(f"method must be jaxem.EM() or jaxem.OnlineEM(), got {method!r}")
-    if gradient == "unrolled":
-        if not isinstance(method, EM):
-            raise TypeError('gradient="unrolled" walks back through steps of jaxem.EM() alone')
-        checks.plan_to_unroll(max_iter, restarts)
+    gradient.check(method, max_iter, restarts)
     limit = max_iter if is_traced(max_iter) else integer(max_iter, "max_iter", 0)
     limits = (1e-6 if tol is None else checks.tolerance(tol), limit)
     if isinstance(init, str):
@@ -108,8 +102,8 @@ def fit(
         raise ValueError("the start is random: pass key=jax.random.key(0), or an int")
     key = None if key is None else checks.as_key(key)
     lanes = lanes if isinstance(lanes, Lanes) else Lanes(integer(lanes, "lanes", 1))
-    plan = {"restarts": restarts, "criterion": criterion, "lanes": lanes, "gradient": gradient}
-    options = (key, init, method, limits, plan)
+    plan = Plan(None, stopping, clean=False, given=False, lanes=lanes, restarts=restarts)
+    options = (key, init, method, limits, plan, gradient)
     if isinstance(data, Batch):
         result, x = _fit_batch(model, data, weights, *options), None
     else:
@@ -123,14 +117,15 @@ def fit(
     return report(result, model, x, weights, tol, quiet)
 
 
-def _fit_one(model, x, n, weights, key, init, method, limits, plan):
+def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
     """The result of one data set."""
     model.domain.check(x, name_of(model))
     if model.informed is not None:
         model = informed(model, x, weights)
-    method = _suited(method, model, x, plan)
+    method = suited(method, model, x)
+    gradient, plan = gradient.suited(plan, method, model, x)
     k = _check_size(model, n)
-    many = _count(plan["restarts"])
+    many = _count(plan.restarts)
     if isinstance(init, Start):
         init = check_start(init, n, k)
     elif init is not None:
@@ -138,8 +133,8 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan):
         init = jax.tree.map(lambda a: a[None], init) if many == 1 else init
     clean = weights is None and checks.is_clean(model, x)
     start = key if init is None or isinstance(init, Start) else init
-    plan |= {"clean": clean, "batched": False}
-    fits = _run(model, method, init, x, weights, start, limits, **plan)
+    numeric, plan = _planned(plan._replace(clean=clean), model, method, init)
+    fits = gradient.fit(plan, numeric, x, weights, start, *limits)
     return Result.of(model, *fits[:2], tuple(jax.tree.leaves(x)[0].shape), fits[2])
 
 
@@ -150,7 +145,7 @@ def informed(model, x, weights):
     return model.informed(x, weights)
 
 
-def _fit_batch(model, batch, weights, key, init, method, limits, plan):
+def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient):
     """The result of many data sets, with a leading axis, in the order given."""
     if model.informed is not None:
         raise ValueError(
@@ -161,23 +156,24 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan):
     sets, dtype = sum(len(block.index) for block in blocks), float_dtype(blocks[0].x)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), blocks[0].x)
     model.domain.check(like, name_of(model))
-    method = _suited(method, model, like, plan)
+    method = suited(method, model, like)
+    gradient, plan = gradient.suited(plan, method, model, like)
     for block in blocks:
         _check_size(model, block.shortest)
     if isinstance(init, Start) and not init.random:
         raise TypeError("a Batch starts from a random rule or from params, with a leading axis")
     given = init is not None and not isinstance(init, Start)
     if given:
-        many = _count(plan["restarts"])
+        many = _count(plan.restarts)
         init = check_init(model, init, like, (sets,) + (many,) * (many > 1), dtype)
         init = jax.tree.map(lambda a: a[:, None], init) if many == 1 else init
-    plan |= {"clean": False, "batched": True}
+    numeric, plan = _planned(plan._replace(batched=True), model, method, init)
     fits = []
     for block in blocks:
         start = (key, block.index)
         if given:
             start = jax.tree.map(lambda a: a[block.index], init)  # noqa: B023
-        fits.append(_run(model, method, init, block.x, block.weights, start, limits, **plan))
+        fits.append(gradient.fit(plan, numeric, block.x, block.weights, start, *limits))
     if len(fits) > 1:
         order = np.argsort(np.concatenate([block.index for block in blocks]))
         join = jnp.concatenate if is_traced(fits) else np.concatenate
@@ -187,59 +183,11 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan):
     return Result.of(model, best, every, (sets, *shape), ok)
 
 
-def _run(
-    model,
-    method,
-    init,
-    x,
-    weights,
-    start,
-    limits,
-    *,
-    criterion,
-    clean,
-    restarts,
-    batched,
-    lanes,
-    gradient,
-    joint,
-):
-    """The best `Fit`, every restart's, and whether the gradient of the best can be trusted, None
-    where nothing is traced.
-
-    Every restart's have a leading axis of restarts; with `batched` an axis of data sets precedes.
-    """
+def _planned(plan, model, method, init):
+    """Numbers to be traced, and the plan with the structure of model, method and start rule."""
     given = init is not None and not isinstance(init, Start)
     numeric, structure = split((model, method, None if given else init))
-    spec = Spec(structure, criterion, clean, given, lanes)
-    static = {"spec": spec, "restarts": restarts, "batched": batched}
-    args = (numeric, x, weights, start, *limits)
-    if gradient == "unrolled":
-        from jaxem.gradient.unrolled import unrolled
-
-        return unrolled(*args[:-1], max_iter=limits[1], **static)
-    if not is_traced(args):
-        return *search(model, method, *args, **static), None
-    static["spec"] = spec._replace(joint=joint)
-    # The search itself is not differentiated: under `grad` alone its inputs are plain arrays.
-    still = jax.tree.map(lambda a: stop_gradient(a) if is_traced(a) else a, (model, method, *args))
-    best, every = search(*still, **static)
-    from jaxem.gradient.implicit import attached  # a plain fit starts sooner without it
-
-    return attached(numeric, x, weights, best, every, how=gradient, **static)
-
-
-def _suited(method, model, x, plan):
-    """The method that climbs this model, and in the plan what differentiates through it."""
-    method = suited(method, model, x)
-    smooth = factored(model) is None and not has(model, LocalPosterior)
-    plan["joint"] = None
-    if plan["gradient"] in ("implicit", "one_step") and not (method.plain and smooth):
-        plan["joint"] = method.stationary(model, x) if knows_rest(method) else None
-        plan["gradient"] = "unknown" if plan["joint"] is None else plan["gradient"]
-    if plan["gradient"] == "unrolled" and not smooth:
-        raise TypeError(f'{name_of(model)} has no gradient: leave gradient="implicit"')
-    return method
+    return numeric, plan._replace(structure=structure, given=given)
 
 
 def _count(restarts) -> int:

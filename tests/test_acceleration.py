@@ -15,6 +15,7 @@ from zoo import MODELS, SELDOM
 import jaxem
 from jaxem.methods.acceleration import Chart
 from jaxem.protocol.units import standardized
+from jaxem.solver.stopping import Aitken
 
 ACCELERATORS = {"squarem": jaxem.SQUAREM(), "anderson": jaxem.Anderson()}
 USUAL = {
@@ -35,7 +36,7 @@ def climbed(method, model, params, x, weights):
 
     def body(state, _):
         seen = method.evaluate(model, state.proposal, x, weights, state.method)
-        state = jaxem.solver.loop.step(state, seen, 0.0, 10**6, "aitken")
+        state = jaxem.solver.loop.step(state, seen, 0.0, 10**6, Aitken())
         image = method.map(model, state.params, x, weights).proposal
         change = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), image, state.params)
         length = jnp.sqrt(sum(jax.tree.leaves(change)))

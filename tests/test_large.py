@@ -15,8 +15,9 @@ from jaxem.numerics.tree import split
 from jaxem.passes.chunks import in_chunks, row_sum
 from jaxem.passes.collect import CHUNKED, TRUSTED, collect, prepared
 from jaxem.protocol.units import inward, standardized
-from jaxem.solver.problem import Spec
+from jaxem.solver.problem import Plan
 from jaxem.solver.solve import single
+from jaxem.solver.stopping import Aitken
 
 N, K = 120_003, 3
 ROWS = 1_000
@@ -314,7 +315,7 @@ def test_a_large_fit_holds_one_chunk_beside_its_data():
     of = functools.partial(jax.ShapeDtypeStruct, dtype=np.float32)
     start = jaxem.MixtureParams(of((k,)), jaxem.NormalParams(of((k, d)), of((k, d))))
     numeric, structure = split((model, jaxem.EM(), None))
-    spec = Spec(structure, "aitken", True, True)
+    spec = Plan(structure, Aitken(), True, True)
     fit = jax.jit(lambda x, p: single(spec, numeric, x, None, p, 1e-6, 100))
     used = fit.lower(of((n, d)), start).compile().memory_analysis()
     assert 4 * n < used.temp_size_in_bytes < 200 * 2**20

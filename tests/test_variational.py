@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import jaxem
+from jaxem.solver.stopping import Aitken
 
 ADAM = optax.adam(0.05)
 N, D, Q = 120, 5, 2
@@ -236,7 +237,7 @@ def test_accelerated_rules_are_monotone_and_end_where_plain_ones_do(rule, name):
 
     def body(state, _):
         seen = method.evaluate(model, state.proposal, x, weights, state.method)
-        state = jaxem.solver.loop.step(state, seen, 0.0, 10**6, "aitken")
+        state = jaxem.solver.loop.step(state, seen, 0.0, 10**6, Aitken())
         return state, (state.objective, seen.noise)
 
     objective, noise = jax.jit(lambda: jax.lax.scan(body, state, None, length=60)[1])()

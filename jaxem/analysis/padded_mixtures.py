@@ -22,8 +22,9 @@ from jaxem.protocol.model import Model, name_of
 from jaxem.protocol.spaces import REAL
 from jaxem.results.result import Result
 from jaxem.solver.axes import each_start
-from jaxem.solver.problem import Fit, Problem, Spec, rank
-from jaxem.solver.programs import compiled, efforts
+from jaxem.solver.problem import Fit, Plan, Problem, rank
+from jaxem.solver.programs import Program
+from jaxem.solver.stopping import Aitken
 
 WORTH = 2**22
 """The most units × features² × restarts × absent components that are climbed for each compilation
@@ -156,14 +157,13 @@ def fit_padded(models, x, key, init, *, weights, restarts, method, **limits) -> 
     few, many = (_shapes(model, x, dtype) for model in (smallest, largest))
     banked = tuple(a.shape != b.shape for a, b in zip(few, many, strict=True))
     parts = [split((model, method, init)) for model in models]
-    starts = compiled(
-        BEGIN,
+    starts = BEGIN(
         "tiny" if jax.default_backend() == "cpu" else "full",  # it runs once
         [numeric for numeric, _ in parts],
         x,
         weights,
         key,
-        specs=tuple(Spec(structure, "aitken", False, False) for _, structure in parts),
+        plans=tuple(Plan(structure, Aitken(), False, False) for _, structure in parts),
         sizes=tuple(model.k for model in models),
         banked=banked,
         restarts=restarts,
@@ -194,13 +194,13 @@ def _shapes(model, x, dtype):
     return jax.tree.leaves(jax.eval_shape(start, x))
 
 
-def _begin(numeric, x, weights, key, *, specs, sizes, banked, restarts):
+def _begin(numeric, x, weights, key, *, plans, sizes, banked, restarts):
     """The starts of all models, one after the other: `PaddedParams` with a leading axis."""
     keys = each_start(key, restarts, False)
     most = max(sizes)
     out = []
-    for one, spec, k in zip(numeric, specs, sizes, strict=True):
-        problem = Problem.of(spec, one, x, weights)
+    for one, plan, k in zip(numeric, plans, sizes, strict=True):
+        problem = Problem.of(plan, one, x, weights)
         start = jax.vmap(lambda key, p=problem: p.outward(p.initial_params(key)))(keys)
 
         def pad(leaf, k=k):
@@ -212,7 +212,7 @@ def _begin(numeric, x, weights, key, *, specs, sizes, banked, restarts):
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *out)
 
 
-BEGIN = efforts(_begin, "specs", "sizes", "banked", "restarts")
+BEGIN = Program(_begin, "plans", "sizes", "banked", "restarts")
 
 
 @jax.jit

@@ -46,33 +46,36 @@ class System(NamedTuple):
     scale: Any
 
 
-@partial(jax.jit, static_argnames=("spec", "how", "restarts", "batched"))
-def attached(numeric, x, weights, best, every, *, spec, how, restarts, batched):
-    """Fits as `run` returns them, the best with its gradient, and whether that can be trusted."""
+@partial(jax.jit, static_argnames=("plan", "rule"))
+def attached(numeric, x, weights, best, every, *, plan, rule):
+    """Fits as `search` returns them, the best with its gradient, and whether that can be trusted.
+
+    rule: a `gradient.rules.AtTheEnd`.
+    """
     q = ()
-    if spec.joint is not None:
+    if plan.joint is not None:
         q, best, every = best.q, best.fit, every.fit
 
     def one(x, weights, best, every, q):
         data = (numeric, x, weights)
         fields = ("params", "log_likelihood", "objective")
         found = tuple(getattr(best, f) for f in (*fields, "status"))
-        *new, ok, _ = attach(spec, how, data, (*found, q))
-        new[0] = settled(merge(numeric, spec.structure)[0], new[0], new[0])  # fixed values move too
+        *new, ok, _ = attach(plan, rule, data, (*found, q))
+        new[0] = settled(merge(numeric, plan.structure)[0], new[0], new[0])  # fixed values move too
         best = replace(best, **dict(zip(fields, new, strict=True)))
-        if restarts == 1:
+        if plan.restarts == 1:
             return best, jax.tree.map(lambda a: a[None], best), ok
         return best, barred(data, every), ok
 
-    return (jax.vmap(one) if batched else one)(x, weights, best, every, q)
+    return (jax.vmap(one) if plan.batched else one)(x, weights, best, every, q)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def attach(spec, how: str, data, found):
-    """A finished fit with the gradient of `how` attached to it.
+def attach(plan, rule, data, found):
+    """A finished fit with the gradient of a rule attached to it.
 
     Args:
-      spec: the `Spec` it was found with.  data: (numeric, x, weights) of one data set.
+      plan: the `Plan` it was found with.  data: (numeric, x, weights) of one data set.
       found: (params, log_likelihood, objective, status, q); has no gradient of its own.
 
     Returns params, log_likelihood, objective, whether their gradient can be trusted, and q: that
@@ -84,42 +87,37 @@ def attach(spec, how: str, data, found):
 
 
 @partial(attach.defjvp, symbolic_zeros=True)
-def _rule(spec, how, primals, tangents):
+def _rule(plan, rule, primals, tangents):
     data, found = primals
-    out = attach(spec, how, data, found)  # at which a second derivative finds the first
+    out = attach(plan, rule, data, found)  # at which a second derivative finds the first
     motion = Motion(data, tangents[0])
     if not motion.tangents:
         return out, jax.tree.map(still, out)
-    if how == "unknown":
-        raise TypeError(UNKNOWN)
-    if how == "none":
-        raise TypeError(
-            'the result of a fit with gradient="none" is being differentiated: use '
-            'gradient="implicit", or jax.lax.stop_gradient on what goes into the fit'
-        )
+    if rule.refusal is not None:
+        raise TypeError(rule.refusal)
     params, _, _, converged, q = out
     params = jax.tree.map(_arrived, params)
     fixed = stop_gradient((data, params, q))
-    if how == "implicit" or spec.joint is not None:
-        system = _lone(prepare(spec, how))(*fixed)
+    if rule.solves or plan.joint is not None:
+        system = _lone(prepare(plan, rule))(*fixed)
     else:
         system = System(0, None, converged, converged, ())
     ok, rested = converged & system.ok, converged & system.rested
 
-    chart = Chart(spec, *fixed, system.scale)
+    chart = Chart(plan, *fixed, system.scale)
     point = chart.flat(params, q) + system.shift
-    value_of = partial(value, spec, params=params, q=chart.at(point)[1])
+    value_of = partial(value, plan, params=params, q=chart.at(point)[1])
     objective = motion.outlet(rested, motion.where(rested)(lambda data: value_of(data)))
 
     moved = motion.where(ok)(lambda data: chart.step(data, point))
-    if how == "implicit":
+    if rule.solves:
         moved = solve(lambda phi: chart.step(data, phi), point, moved, system.inverse)
     moved = jnp.where(ok, moved, 0)
     inside, of_q = jax.jvp(chart.at, (point,), (moved,))[1]
 
     def log_prior(data, params):
         numeric = [in_dtype(leaf, out[2].dtype) for leaf in data[0]]
-        return merge(numeric, spec.structure)[0].log_prior(params)
+        return merge(numeric, plan.structure)[0].log_prior(params)
 
     log_likelihood = objective
     if not isinstance(log_prior(data, params), float):  # 0.0: there is none
@@ -128,14 +126,6 @@ def _rule(spec, how, primals, tangents):
         log_likelihood = objective - motion.outlet(ok, drift)
     tangents = motion.outlet(ok, inside), log_likelihood, objective, still(ok)
     return (*out[:3], ok, q), (*tangents, motion.outlet(ok, of_q))
-
-
-UNKNOWN = (
-    "the gradient through a fit is not known for Hard() and Constrained(), for rules of your own, "
-    "for Stochastic() without steps and OnlineEM() without passes, which do not converge, and for "
-    "LDA by any but the exact rules: use method=jaxem.EM(), or jax.lax.stop_gradient on what goes "
-    "into the fit"
-)
 
 
 @jax.custom_jvp
@@ -151,17 +141,17 @@ def _bar(primals, tangents):
     return primals[1], motion.outlet(jnp.zeros((), bool), held) if motion.tangents else held
 
 
-def _joint(spec):
-    return StationaryMap() if spec.joint is None else spec.joint
+def _joint(plan):
+    return StationaryMap() if plan.joint is None else plan.joint
 
 
 class Chart:
     """Params and q as one flat vector: params in the safe units of the data, which stand still
     here, each leaf in units of its own size."""
 
-    def __init__(self, spec, data, params, q, scale=()):
-        self.spec, self.problem, self.scale = spec, Problem.of(spec, *data, absent=True), scale
-        self.joint = _joint(spec)
+    def __init__(self, plan, data, params, q, scale=()):
+        self.plan, self.problem, self.scale = plan, Problem.of(plan, *data, absent=True), scale
+        self.joint = _joint(plan)
         inner = self.joint.inward(self.problem, params), q
         origin, self.unravel = ravel_pytree(inner)
         sizes = ravel_pytree(jax.tree.map(lambda a: jnp.full(jnp.shape(a), _size(a)), inner))[0]
@@ -212,7 +202,7 @@ class Chart:
 
     def step(self, data, point):
         """The map of data that may move."""
-        problem = Problem.of(self.spec, *data, absent=True)
+        problem = Problem.of(self.plan, *data, absent=True)
         params, q = self.at(point)
         params, q = self.joint.step(problem, self.joint.inward(problem, params), q, self.scale)
         return self.flat(self.joint.outward(problem, params), q)
@@ -224,9 +214,9 @@ class Chart:
         return self.unravel(point * self.sizes)
 
 
-def value(spec, data, params, q):
+def value(plan, data, params, q):
     """The objective of data that may move, in their own units, at params and q that do not."""
-    problem, joint = Problem.of(spec, *data, absent=True), _joint(spec)
+    problem, joint = Problem.of(plan, *data, absent=True), _joint(plan)
     weights = problem.weights
     evidence = joint.value(problem, joint.inward(problem, params), q)
     evidence = jnp.where((weights > 0) | jnp.isfinite(evidence), evidence, 0)
@@ -235,21 +225,21 @@ def value(spec, data, params, q):
 
 
 @lru_cache(maxsize=256)
-def prepare(spec, how):
+def prepare(plan, rule):
     """(data, params, q) -> System, each with a leading axis of data sets, a few at a time."""
 
     def one(args):
-        return analyse(spec, how, *args)
+        return analyse(plan, rule, *args)
 
     @custom_vmap
     def systems(data, params, q):
-        model = merge(jax.tree.map(lambda a: a[0], data[0]), spec.structure)[0]
+        model = merge(jax.tree.map(lambda a: a[0], data[0]), plan.structure)[0]
         size = jax.tree.leaves(data[1])[0].shape[0]
-        width, _ = lane_plan(spec, model, data[1], size)
+        width, _ = lane_plan(plan, model, data[1], size)
         return in_blocks(one, (data, params, q), size, width)
 
     @systems.def_vmap
-    def rule(size, batched, *args):
+    def batch(size, batched, *args):
         def spread(leaf, is_batched):
             leaf = leaf if is_batched else jnp.broadcast_to(leaf[None], (size, *leaf.shape))
             return leaf.reshape(-1, *leaf.shape[2:])
@@ -284,17 +274,17 @@ def _lone(function):
     return call
 
 
-def analyse(spec, how, data, params, q) -> System:
+def analyse(plan, rule, data, params, q) -> System:
     """The `System` at params: is there one fixed point near them, and where?
 
     EM stands still at a saddle too, but a hair beside it the fit ends elsewhere: there an
     eigenvalue of J is beyond 1.
     """
-    chart = Chart(spec, data, params, q)
+    chart = Chart(plan, data, params, q)
     start = chart.flat(params, q)
     q, rested, chart.scale = chart.rested(params, q)
     origin = chart.flat(params, q)
-    if how == "one_step":
+    if not rule.solves:
         shift, inverse, ok = jnp.zeros_like(origin), None, rested
     else:
         shift, inverse, ok = to_fixed_point(chart.steady, origin, chart.inside, chart.slope)

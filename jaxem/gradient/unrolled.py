@@ -16,22 +16,22 @@ from jaxem.solver.problem import Problem, finish
 from jaxem.solver.solve import lane_plan, over
 
 
-@partial(jax.jit, static_argnames=("spec", "restarts", "batched", "max_iter"))
-def unrolled(numeric, x, weights, start, tol, *, spec, restarts, batched, max_iter):
-    """What `run.run` returns, after exactly `max_iter` steps from every start.
+@partial(jax.jit, static_argnames=("plan", "max_iter"))
+def unrolled(numeric, x, weights, start, tol, *, plan, max_iter):
+    """What `gradient.rules` returns, after exactly `max_iter` steps from every start.
 
     A step keeps its params alone for the way back, where it is computed again: memory grows by one
     tree of params a step. Statuses are those of any fit, but only the last step can converge; fits
     that fail stay as they are, and their gradient is NaN.
     """
-    form = {"spec": spec, "restarts": restarts, "batched": batched}
-    data, starts, (tol, _) = canonical(numeric, x, weights, start, tol, max_iter, **form)
-    width, _ = lane_plan(spec, merge(data[0], spec.structure)[0], data[1], tol.size)
+    restarts, batched = plan.restarts, plan.batched
+    data, starts, (tol, _) = canonical(numeric, x, weights, start, tol, max_iter, plan=plan)
+    width, _ = lane_plan(plan, merge(data[0], plan.structure)[0], data[1], tol.size)
 
     def climbs(args):
         data, starts, tol = args
-        problem = Problem.of(spec, *data, absent=True)
-        climb = partial(_climb, spec, problem, max_iter)
+        problem = Problem.of(plan, *data, absent=True)
+        climb = partial(_climb, plan, problem, max_iter)
         return over(lambda args: climb(*args), (starts, tol), max(1, width // restarts))
 
     every = over(climbs, (data, starts, tol), max(1, width // restarts))
@@ -40,9 +40,9 @@ def unrolled(numeric, x, weights, start, tol, *, spec, restarts, batched, max_it
     return best, every, _sound(best.status)
 
 
-def _climb(spec, problem, max_iter, start, tol):
+def _climb(plan, problem, max_iter, start, tol):
     """One `Fit` of `max_iter` steps."""
-    limits = (tol * problem.total, max_iter, spec.criterion)
+    limits = (tol * problem.total, max_iter, plan.stopping)
 
     @jax.checkpoint
     def step(state):

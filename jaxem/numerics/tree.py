@@ -1,7 +1,9 @@
 """Frozen dataclasses that are pytrees, and the split of a model into arrays and structure."""
 
 import dataclasses
+import enum
 import numbers
+import types
 from typing import Any, NamedTuple
 
 import jax
@@ -56,31 +58,100 @@ class Structure(NamedTuple):
     """The hashable half of a split object: its tree and every leaf that is not a number."""
 
     treedef: Any
-    others: tuple  # one entry per leaf: None where a number stood, (leaf,) where something else did
-    types: int  # the hash of the tree, which sees the types of dataclasses where its == does not
+    others: tuple
+    """One entry a leaf: None for a number, `Parts` for an object that was taken apart, else
+    (leaf,)."""
+    types: int
+    """The hash of the tree, which sees the types of dataclasses where its == does not."""
+
+
+class Parts(NamedTuple):
+    """An object that is no pytree, taken apart: its class, the names of its fields, their values'
+    structure, and how many numbers these have."""
+
+    cls: type
+    names: tuple[str, ...]
+    fields: Structure
+    size: int
+
+
+class ByIdentity:
+    """A value that cannot be hashed, equal to itself alone."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __eq__(self, other):
+        return isinstance(other, ByIdentity) and self.value is other.value
+
+    def __hash__(self):
+        return id(self.value)
 
 
 def is_number(leaf) -> bool:
     return isinstance(leaf, (jax.Array, np.ndarray, np.generic, numbers.Number))
 
 
-def split(obj) -> tuple[list, Structure]:
+def is_array(leaf) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray))
+
+
+def split(obj, is_data=is_number) -> tuple[list, Structure]:
     """Parts `obj` into its numeric leaves, to be traced, and its structure, to be compiled for.
 
-    A user's model that is no pytree is one leaf and travels whole in the structure, so any hashable
-    object will do; a registered one has its hyperparameters traced and never recompiles for them.
+    A pytree has its hyperparameters traced and is never compiled again for them. An object of
+    another class is taken apart: the arrays among its fields are traced, everything else is
+    structure, so that equal objects have equal structures, and a changed one has another.
+
+    is_data: which leaves are traced.
     """
     leaves, treedef = jax.tree.flatten(obj)
-    numeric = [leaf for leaf in leaves if is_number(leaf)]
-    others = tuple(None if is_number(x) else (x,) for x in leaves)
-    return numeric, Structure(treedef, others, hash(treedef))
+    numeric, others = [], []
+    for leaf in leaves:
+        if is_data(leaf):
+            numeric.append(leaf)
+            others.append(None)
+        elif has_fields(leaf):
+            names = tuple(sorted(vars(leaf)))
+            arrays, fields = split([vars(leaf)[name] for name in names], is_array)
+            numeric += arrays
+            others.append(Parts(type(leaf), names, fields, len(arrays)))
+        else:
+            others.append((_hashable(leaf),))
+    return numeric, Structure(treedef, tuple(others), hash(treedef))
 
 
 def merge(numeric, structure: Structure):
     """Undoes `split`."""
     rest = iter(numeric)
-    leaves = [next(rest) if other is None else other[0] for other in structure.others]
+    leaves = []
+    for other in structure.others:
+        if other is None:
+            leaves.append(next(rest))
+        elif isinstance(other, Parts):
+            values = merge([next(rest) for _ in range(other.size)], other.fields)
+            whole = object.__new__(other.cls)
+            whole.__dict__.update(zip(other.names, values, strict=True))
+            leaves.append(whole)
+        else:
+            leaf = other[0]
+            leaves.append(leaf.value if isinstance(leaf, ByIdentity) else leaf)
     return jax.tree.unflatten(structure.treedef, leaves)
+
+
+def has_fields(leaf) -> bool:
+    """Whether an object is taken apart by its fields: one of a class of the user's own, no
+    function, type or module."""
+    plain = isinstance(leaf, (type, types.ModuleType, enum.Enum, np.dtype)) or callable(leaf)
+    return not plain and type(leaf).__module__ != "builtins" and hasattr(leaf, "__dict__")
+
+
+def _hashable(leaf):
+    try:
+        hash(leaf)
+    except TypeError:
+        return ByIdentity(leaf)
+    return leaf
 
 
 def is_traced(*trees) -> bool:

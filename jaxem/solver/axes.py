@@ -7,12 +7,13 @@ import numpy as np
 from jaxem.solver.problem import rank
 
 
-def canonical(numeric, x, weights, start, tol, max_iter, *, spec, restarts, batched):
+def canonical(numeric, x, weights, start, tol, max_iter, *, plan):
     """Data, starts and limits as `solve` wants them: axes of data sets and of restarts."""
+    batched, restarts = plan.batched, plan.restarts
     sets = jax.tree.leaves(x)[0].shape[0] if batched else 1
     if not batched:
-        starts = jax.tree.map(lambda a: a[None], each_start(start, restarts, spec.given))
-    elif spec.given:
+        starts = jax.tree.map(lambda a: a[None], each_start(start, restarts, plan.given))
+    elif plan.given:
         starts = start
     else:
         key, index = start

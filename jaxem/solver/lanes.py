@@ -58,7 +58,7 @@ class Lanes:
         return 4 if floats < LONG else 1
 
 
-def run(queue, work, ends, *, criterion: str, width: int, steps: int, budget=None):
+def run(queue, work, ends, *, stopping, width: int, steps: int, budget=None):
     """Runs every state of the queue to its end, or all lanes for `budget` times `steps` steps.
 
     Args:
@@ -90,7 +90,7 @@ def run(queue, work, ends, *, criterion: str, width: int, steps: int, budget=Non
 
     def advance(state, mine, end):
         seen = (one if shared else mine).evaluate(state.proposal, state.method)
-        new = loop.step(state, seen, *end, criterion)
+        new = loop.step(state, seen, *end, stopping)
         return select(state.status == Status.RUNNING, new, state)
 
     def body(carry):

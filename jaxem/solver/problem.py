@@ -17,15 +17,23 @@ from jaxem.solver.lanes import Lanes
 FOLDED = 4096
 
 
-class Spec(NamedTuple):
-    """What a program is compiled for. `structure` is that of (model, method, start rule)."""
+class Plan(NamedTuple):
+    """How a call is solved: what its programs are compiled for. Hashable.
+
+    structure: that of (model, method, start rule), as `split` gives it. stopping: the rule that
+    ends a climb. clean: every unit is known to be valid, and weights are None. given: starts are
+    params, not keys. restarts: how many starts, or a `Restarts`. batched: the data have an axis of
+    data sets. joint: the map that stands still, for which fits are `Ended`.
+    """
 
     structure: Structure
-    criterion: str
-    clean: bool  # every unit is known to be valid, and weights are None
-    given: bool  # starts are params, not keys
+    stopping: Any
+    clean: bool
+    given: bool
     lanes: Lanes = Lanes()
-    joint: Any = None  # the `jaxem.joint.Joint` for which fits are `Ended`
+    restarts: Any = 1
+    batched: bool = False
+    joint: Any = None
 
 
 @pytree(eq=False)
@@ -75,7 +83,7 @@ class Problem:
     `Standardized`. status: what is known before the first step.
     """
 
-    spec: Spec
+    plan: Plan
     model: Any
     climbed: Any
     method: Any
@@ -88,13 +96,13 @@ class Problem:
     status: Any
 
     @classmethod
-    def of(cls, spec: Spec, numeric, x, weights, absent: bool = False):
+    def of(cls, plan: Plan, numeric, x, weights, absent: bool = False):
         """The problem of raw data. absent: units of weight 0 stay what they are, because their
         weight has a gradient."""
         dtype = float_dtype(x)
         numeric = [in_dtype(leaf, dtype) for leaf in numeric]
-        model, method, rule = merge(numeric, spec.structure)
-        if spec.clean:
+        model, method, rule = merge(numeric, plan.structure)
+        if plan.clean:
             status = jnp.asarray(Status.RUNNING, jnp.int32)
             weights = _ones(jax.tree.leaves(x)[0].shape[0], dtype)
         else:
@@ -103,7 +111,7 @@ class Problem:
         volume = jnp.asarray(inner.log_volume)
         units, total = inner.units, weights.sum()
         ends = (weights, units, volume, total, status)
-        return cls(spec, model, inner.model, method, rule, inner.data, *ends)
+        return cls(plan, model, inner.model, method, rule, inner.data, *ends)
 
     def prepared(self, keep: bool = False):
         """The same, with what passes over the data have in common computed; as in `prepared`."""
@@ -140,7 +148,7 @@ class Problem:
 
     def initial_params(self, start):
         """Params to start from, in safe units, from a key or from given params."""
-        if self.spec.given:
+        if self.plan.given:
             params = self.inward(start)
         elif self.rule is None:
             params = self.climbed.init(start, self.plain_data, self.weights)
@@ -176,13 +184,13 @@ class Problem:
 def _flatten(problem: Problem):
     models = (problem.model, problem.climbed, problem.method, problem.rule)
     numeric, structure = split(models)
-    return (numeric, *(getattr(problem, name) for name in ARRAYS)), (problem.spec, structure)
+    return (numeric, *(getattr(problem, name) for name in ARRAYS)), (problem.plan, structure)
 
 
 def _unflatten(static, children) -> Problem:
-    spec, structure = static
+    plan, structure = static
     numeric, *arrays = children
-    return Problem(spec, *merge(numeric, structure), *arrays)
+    return Problem(plan, *merge(numeric, structure), *arrays)
 
 
 ARRAYS = ("data", "weights", "units", "log_volume", "total", "status")
@@ -247,7 +255,7 @@ def finish(problem: Problem, state) -> Fit:
         n_iter=n_iter,
         status=status.astype(jnp.int32),
     )
-    joint = problem.spec.joint
+    joint = problem.plan.joint
     return fit if joint is None else Ended(**vars(fit), q=joint.kept(state))
 
 

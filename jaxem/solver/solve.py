@@ -15,20 +15,20 @@ from jax.custom_batching import custom_vmap
 from jaxem.numerics.tree import merge
 from jaxem.solver import lanes, loop
 from jaxem.solver.check_step import check_step
-from jaxem.solver.problem import Fit, Problem, Spec, finish
+from jaxem.solver.problem import Fit, Plan, Problem, finish
 
 
-def single(spec: Spec, numeric, x, weights, start, tol, max_iter) -> Fit:
+def single(plan: Plan, numeric, x, weights, start, tol, max_iter) -> Fit:
     """One climb, without the axes of the canonical form: these cost time to compile."""
-    problem = Problem.of(spec, numeric, x, weights)
+    problem = Problem.of(plan, numeric, x, weights)
     state = problem.initial_state(start)
     return finish(problem, climb(problem, state, tol * problem.total, max_iter))
 
 
 def climb(problem: Problem, state, tol, max_iter, budget=None):
     """One state after the plain loop."""
-    criterion = problem.spec.criterion
-    options = {"tol": tol, "max_iter": max_iter, "criterion": criterion, "budget": budget}
+    stopping = problem.plan.stopping
+    options = {"tol": tol, "max_iter": max_iter, "stopping": stopping, "budget": budget}
     problem = problem.prepared()
     try:
         return loop.run(state, problem.evaluate, **options)
@@ -37,23 +37,23 @@ def climb(problem: Problem, state, tol, max_iter, budget=None):
         raise
 
 
-def many(spec: Spec, data, starts, limits) -> Fit:
+def many(plan: Plan, data, starts, limits) -> Fit:
     """All climbs of the canonical form: data (B, …), starts (B, R, …), limits two arrays (B, R)."""
-    problems, queue, ends = begin(spec, data, starts, limits)
+    problems, queue, ends = begin(plan, data, starts, limits)
     problems = problems.on(data[1])
     return end(problems, advance(problems, queue, ends))
 
 
-def begin(spec: Spec, data, starts, limits):
+def begin(plan: Plan, data, starts, limits):
     """`Problem`s (B, …), states (B, R, …) at the starts, and what ends each of them.
 
     The data of a single problem that are as they were given are left out of it.
     """
     sets, restarts = limits[0].shape
-    width, _ = lane_plan(spec, merge(data[0], spec.structure)[0], data[1], sets * restarts)
+    width, _ = lane_plan(plan, merge(data[0], plan.structure)[0], data[1], sets * restarts)
 
     def prepare(data, starts):
-        problem = Problem.of(spec, *data)
+        problem = Problem.of(plan, *data)
         states = over(problem.initial_state, starts, max(1, width // sets))
         if sets == 1:  # once, not for every slice
             problem = problem.prepared(keep=True).without(data[1])
@@ -75,18 +75,18 @@ def advance(problems: Problem, queue, ends, budget=None):
         one, state, limits = _first((problems, _first(queue), _first(ends)))
         state = climb(one, state, *limits, budget)
         return jax.tree.map(lambda a: _lift(_lift(a)), state)
-    spec = problems.spec
-    width, steps = lane_plan(spec, problems.climbed, problems.data, sets * restarts)
+    plan = problems.plan
+    width, steps = lane_plan(plan, problems.climbed, problems.data, sets * restarts)
     flat, ends = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (queue, ends))
     options = {"width": width, "steps": steps, "budget": budget}
-    flat = lanes.run(flat, problems, ends, criterion=spec.criterion, **options)
+    flat = lanes.run(flat, problems, ends, stopping=plan.stopping, **options)
     return jax.tree.map(lambda a: a.reshape(sets, restarts, *a.shape[1:]), flat)
 
 
 def end(problems: Problem, queue) -> Fit:
     """The fits (B, R) of finished states."""
     sets, restarts = queue.status.shape
-    width, _ = lane_plan(problems.spec, problems.climbed, problems.data, sets * restarts)
+    width, _ = lane_plan(problems.plan, problems.climbed, problems.data, sets * restarts)
 
     def close(problem, states):
         return over(lambda state: finish(problem, state), states, max(1, width // sets))
@@ -94,10 +94,10 @@ def end(problems: Problem, queue) -> Fit:
     return over(lambda args: close(*args), (problems, queue), width)
 
 
-def lane_plan(spec: Spec, model, x, count: int) -> tuple[int, int]:
+def lane_plan(plan: Plan, model, x, count: int) -> tuple[int, int]:
     """Lanes for `count` fits, and steps between looks; the first axis of x is that of data sets."""
     floats = model.domain.components * math.prod(jax.tree.leaves(x)[0].shape[1:])
-    return spec.lanes.width_for(count, floats), spec.lanes.interval(floats)
+    return plan.lanes.width_for(count, floats), plan.lanes.interval(floats)
 
 
 def over(function, tree, block: int):
@@ -118,12 +118,12 @@ def _first(tree):
     return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
-def transformable(spec: Spec):
+def transformable(plan: Plan):
     """`many` with a batching rule: a vmapped fit goes through the lanes as a batch does."""
 
     @custom_vmap
     def climb(data, starts, limits):
-        return many(spec, data, starts, limits)
+        return many(plan, data, starts, limits)
 
     @climb.def_vmap
     def rule(size, batched, data, starts, limits):
