@@ -13,6 +13,7 @@ from jaxem.data.options import integer
 from jaxem.gradient.rules import GRADIENTS
 from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
+from jaxem.models.mixture import FiniteMixture, warn_if_identical
 from jaxem.numerics.tree import float_dtype, is_traced, split
 from jaxem.protocol.capabilities import Bound, FiniteLatents, defines, has
 from jaxem.protocol.model import Bank, name_of
@@ -25,6 +26,7 @@ from jaxem.solver.problem import Plan, sanitize
 from jaxem.solver.restarts import Restarts
 from jaxem.solver.stopping import CRITERIA
 from jaxem.wrappers.adopt import adopt
+from jaxem.wrappers.restricted import Restricted
 
 OPTIONS = (
     *("key", "init", "restarts", "weights", "method"),
@@ -129,7 +131,7 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
     if isinstance(init, Start):
         init = check_start(init, n, k)
     elif init is not None:
-        init = check_init(model, init, x, () if many == 1 else (many,), float_dtype(x))
+        init = _given(model, init, x, () if many == 1 else (many,), float_dtype(x))
         init = jax.tree.map(lambda a: a[None], init) if many == 1 else init
     clean = weights is None and checks.is_clean(model, x)
     start = key if init is None or isinstance(init, Start) else init
@@ -165,7 +167,7 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
     given = init is not None and not isinstance(init, Start)
     if given:
         many = _count(plan.restarts)
-        init = check_init(model, init, like, (sets,) + (many,) * (many > 1), dtype)
+        init = _given(model, init, like, (sets,) + (many,) * (many > 1), dtype)
         init = jax.tree.map(lambda a: a[:, None], init) if many == 1 else init
     numeric, plan = _planned(plan._replace(batched=True), model, method, init)
     fits = []
@@ -181,6 +183,15 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
     best, every, ok = fits[0]
     shape = jax.tree.leaves(blocks[-1].x)[0].shape[1:]
     return Result.of(model, best, every, (sets, *shape), ok)
+
+
+def _given(model, init, x, lead, dtype):
+    """Given params, checked, with the leading axes `lead`."""
+    init = check_init(model, init, x, lead, dtype)
+    mixture = model.wrapped if isinstance(model, Restricted) else model
+    if isinstance(mixture, FiniteMixture) and not is_traced(init):
+        warn_if_identical(init.components, mixture.k, len(lead))
+    return init
 
 
 def _planned(plan, model, method, init):

@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxem.protocol.capabilities import Bound, LocalPosterior, has
+from jaxem.protocol.capabilities import Bound, FiniteLatents, LocalPosterior, has
+from jaxem.protocol.model import name_of
 from jaxem.protocol.posterior import expectation, shares
 from jaxem.wrappers.adopt import adopt
 
@@ -51,6 +52,8 @@ def free_energy(model, params, x, q, weights=None):
     model = adopt(model)
     if has(model, Bound) or has(model, LocalPosterior):
         return _total(model.free_energy(params, x, q), weights)
+    if not has(model, FiniteLatents):
+        raise NotImplementedError(f"{name_of(model)} must define log_joint(params, x)")
     q = shares(q)
     joint = model.log_joint(params, x)
     return _total(expectation(q, joint) - expectation(q, _log(q)), weights)

@@ -1,6 +1,7 @@
 """Finite mixtures over any bank of components, with known classes for some units if wanted."""
 
 import dataclasses
+import warnings
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from jaxem.protocol.priors import DirichletPrior
 from jaxem.protocol.restriction import restricted
 from jaxem.protocol.spaces import SIMPLEX
 from jaxem.protocol.starts import Start, fill_empty
+from jaxem.protocol.status import FitWarning
 from jaxem.protocol.units import inward, outward, standardized
 from jaxem.wrappers.adopted import AdoptedBank
 
@@ -296,3 +298,20 @@ class Mixture(FiniteMixture):
         which, draw = jax.random.split(key)
         z = jax.random.categorical(which, jnp.log(params.weights), shape=(n,))
         return self.components.sample(draw, params.components, z)
+
+
+def warn_if_identical(components, k: int, lead: int) -> None:
+    """A `FitWarning` where given components do not differ: NumPy arrays, all leaves with their axis
+    k, after `lead` axes of starts."""
+    leaves = jax.tree.leaves(components)
+    leaves = [leaf for leaf in leaves if leaf.shape[lead : lead + 1] == (k,)]
+    apart = [
+        (leaf != np.take(leaf, [0], lead)).any(tuple(range(lead, leaf.ndim))) for leaf in leaves
+    ]
+    if k > 1 and leaves and not np.all(np.any(apart, axis=0)):
+        warnings.warn(
+            "init components are identical: EM cannot tell them apart and will not move them "
+            "apart; start from different components",
+            FitWarning,
+            stacklevel=5,
+        )

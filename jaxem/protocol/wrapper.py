@@ -29,23 +29,26 @@ class Wrapper(Model):
 
 
 def _forward(name):
-    default = vars(Model).get(name, vars(Bank).get(name))
-    if default is None or callable(default):
+    """A method, or a property where `Model` has a value, that asks the wrapped model first."""
+    defaults = {**vars(Bank), **vars(Model)}
+    default = defaults.get(name)
+    if name in defaults and not callable(default):
 
-        def function(self, *args, **options):
-            given = getattr(self.wrapped, name, None)
-            if given is None:
-                if default is None:
-                    raise NotImplementedError(f"{name_of(self)} does not define {name}")
-                return default(self, *args, **options)
+        def value(self):
+            found = default.fget(self) if isinstance(default, property) else default
+            return getattr(self.wrapped, name, found)
+
+        return property(value)
+
+    def function(self, *args, **options):
+        given = getattr(self.wrapped, name, None)
+        if given is not None:
             return given(*args, **options)
+        if default is None:
+            raise NotImplementedError(f"{name_of(self)} does not define {name}")
+        return default(self, *args, **options)
 
-        return function
-
-    def value(self):
-        return getattr(self.wrapped, name, default)
-
-    return property(value)
+    return function
 
 
 CAPABILITIES = [
