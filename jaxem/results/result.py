@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxem.data import arrays as checks
 from jaxem.data.options import integer
+from jaxem.numerics.special import safe_entr
 from jaxem.numerics.tree import Structure, float_dtype, is_traced, merge, pytree, split
 from jaxem.protocol.status import FitError, Status, sentence
 from jaxem.solver.problem import Fit
@@ -227,5 +228,5 @@ def _answer(numeric, params, x, weights, structure, what):
         return r
     if what == "labels":
         return jnp.where(jnp.isnan(r).any(-1), -1, jnp.argmax(r, axis=-1))
-    terms = -(r * jnp.log(jnp.where(r == 0, 1, r))).reshape(len(r), -1).sum(-1)
+    terms = safe_entr(r).reshape(len(r), -1).sum(-1)
     return terms.sum() if weights is None else jnp.where(weights > 0, weights * terms, 0).sum()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 from jax.lax import Precision, lgamma
 
-from jaxem.numerics.special import digamma_parts, exp_digamma
+from jaxem.numerics.special import digamma, exp_digamma
 from jaxem.numerics.tree import select
 
 SHORTEST, GRID, CLASSES = 16, 1.5, 6
@@ -326,9 +326,3 @@ def cells(data: Table, idx, length: int):
 def mean_log(gamma):
     """E[log θ] (n, k) under Dirichlet(γ)."""
     return digamma(gamma) - digamma(gamma.sum(-1, keepdims=True))
-
-
-def digamma(x):
-    """ψ(x) for x > 0."""
-    y, t = digamma_parts(x)
-    return jnp.log(y) + t

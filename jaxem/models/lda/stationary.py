@@ -12,14 +12,13 @@ from jax.lax import Precision
 
 from jaxem.models.lda.posterior import (
     Table,
-    digamma,
     entries,
     mean_log,
     of_dirichlets,
     settle,
     shares,
 )
-from jaxem.numerics.special import exp_digamma
+from jaxem.numerics.special import digamma, exp_digamma
 
 TIGHT, SLACK = 0.7, 10
 """γ is at rest where a step moves it by less than SLACK·ε^TIGHT of its mean."""
