@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jaxem.gradient.krylov import times
 from jaxem.methods.em import EM, Exact
 from jaxem.methods.m_steps import expected
-from jaxem.numerics.descent import FLAT
+from jaxem.numerics.descent import LEAST_CURVATURE
 from jaxem.passes.sweep import row_sum
 from jaxem.protocol.model import lacks
 from jaxem.wrappers.factored import LONG, factored
@@ -173,7 +173,7 @@ class Scale(NamedTuple):
             curvature = unit[:, None] * (curvature + curvature.T) / 2 * unit
             values, axes = jnp.linalg.eigh(jnp.where(jnp.isfinite(curvature), curvature, 0))
             values = jnp.abs(values)
-            flat = values <= max(FLAT, 8 * size * eps) * values.max()
+            flat = values <= max(LEAST_CURVATURE, 8 * size * eps) * values.max()
             axes = unit[:, None] * axes
             return cls(times(axes / jnp.where(flat, jnp.inf, values), axes.T), alive)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxem.numerics.descent import descend, fresh
+from jaxem.numerics.descent import descend, initial_state
 from jaxem.numerics.tree import pytree, select
 from jaxem.protocol.model import lacks
 from jaxem.protocol.posterior import expectation, shares
@@ -42,7 +42,7 @@ class Gradient:
 
     def start(self, model, params, x, weights):
         """The optimizer's state."""
-        return fresh(self.transform, model.coordinates(params).origin)
+        return initial_state(self.transform, model.coordinates(params).origin)
 
     def improve(self, model, params, x, weights, q, memory):
         """(params, memory) after the steps, from params at which q was taken."""

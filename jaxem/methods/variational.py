@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jaxem.methods.em import Exact, Expectation
-from jaxem.numerics.descent import descend, fresh, lbfgs
+from jaxem.numerics.descent import descend, initial_state, lbfgs
 from jaxem.numerics.tree import float_dtype, pytree
 from jaxem.protocol.model import IMPOSSIBLE, lacks
 from jaxem.protocol.posterior import with_shares
@@ -54,7 +54,7 @@ class Variational(Exact):
             q = model.init_q(params, x)
         else:
             q = jnp.maximum(model.log_joint(params, x), IMPOSSIBLE)
-        return VariationalMemory(q, fresh(self._transform, ravel_pytree(q)[0]))
+        return VariationalMemory(q, initial_state(self._transform, ravel_pytree(q)[0]))
 
     def expect(self, model, params, x, weights, memory):
         flat, unravel = ravel_pytree(memory.q)

@@ -13,7 +13,7 @@ from jax.lax import Precision
 
 from jaxem.data.labelled import Labelled, unlabelled
 from jaxem.data.options import integer
-from jaxem.numerics.softmax import normalize, shares
+from jaxem.numerics.softmax import normalize, softmax_parts
 from jaxem.numerics.tree import pytree
 from jaxem.passes.sweep import Fused
 from jaxem.protocol.model import Bank, Model, identity
@@ -145,7 +145,7 @@ class FiniteMixture(Model):
         features = linear.features(columns if linear.room else linear.columns(columns))
         slopes = linear.coefficients(params.components, self.log_weights(params))
         joint = jnp.matmul(slopes, features, precision=Precision.HIGHEST)
-        share, total, evidence = shares(self._known(joint, labels, 0), linear.lowest)
+        share, total, evidence = softmax_parts(self._known(joint, labels, 0), linear.lowest)
         weighted = share * (weights / total)
         sums = lax.dot_general(features, weighted, UNITS, precision=Precision.HIGHEST)
         return sums, evidence if base is None else evidence + base
