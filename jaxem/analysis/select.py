@@ -121,7 +121,7 @@ def select(
     Warns once, with `FitWarning`, for all the models whose fit did not converge.
     """
     for word in unknown:
-        meant = checks.ELSEWHERE.get(word, word)
+        meant = checks.ALIASES.get(word, word)
         raise TypeError(f"select() has no argument {word!r}" + checks.suggestion(meant, OPTIONS))
     names, models = _as_models(models)
     criterion = checks.one_of(criterion, "criterion", CRITERIA)

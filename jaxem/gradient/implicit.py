@@ -21,7 +21,7 @@ from jax.lax import stop_gradient
 from jaxem.gradient.krylov import solve
 from jaxem.gradient.newton import to_fixed_point
 from jaxem.gradient.stationary import Joint
-from jaxem.gradient.tangents import Motion, still
+from jaxem.gradient.tangents import DataTangents, zero_tangent
 from jaxem.numerics.tree import in_dtype, merge
 from jaxem.passes.sweep import is_large, row_sum
 from jaxem.protocol.spaces import UnitInterval
@@ -86,9 +86,9 @@ def attach(spec, how: str, data, found):
 def _rule(spec, how, primals, tangents):
     data, found = primals
     out = attach(spec, how, data, found)  # at which a second derivative finds the first
-    motion = Motion(data, tangents[0])
+    motion = DataTangents(data, tangents[0])
     if not motion.tangents:
-        return out, jax.tree.map(still, out)
+        return out, jax.tree.map(zero_tangent, out)
     if how == "unknown":
         raise TypeError(UNKNOWN)
     if how == "none":
@@ -125,7 +125,7 @@ def _rule(spec, how, primals, tangents):
         drift = motion.where(ok)(lambda data: jnp.asarray(log_prior(data, params), out[2].dtype))
         drift += jax.jvp(lambda p: jnp.asarray(log_prior(data, p)), (params,), (inside,))[1]
         log_likelihood = objective - motion.outlet(ok, drift)
-    tangents = motion.outlet(ok, inside), log_likelihood, objective, still(ok)
+    tangents = motion.outlet(ok, inside), log_likelihood, objective, zero_tangent(ok)
     return (*out[:3], ok, q), (*tangents, motion.outlet(ok, of_q))
 
 
@@ -145,8 +145,8 @@ def barred(data, fits):
 
 @partial(barred.defjvp, symbolic_zeros=True)
 def _bar(primals, tangents):
-    motion = Motion(primals[0], tangents[0])
-    held = jax.tree.map(still, primals[1])
+    motion = DataTangents(primals[0], tangents[0])
+    held = jax.tree.map(zero_tangent, primals[1])
     return primals[1], motion.outlet(jnp.zeros((), bool), held) if motion.tangents else held
 
 
