@@ -16,11 +16,11 @@ from jaxem.models.lda.posterior import (
     LDAPosterior,
     Table,
     arranged,
-    collect,
+    converged_gamma,
     mean_log,
-    of_dirichlets,
-    settle,
-    swept,
+    minus_kl_of_dirichlets,
+    one_pass,
+    sums_at_gamma,
 )
 from jaxem.numerics.special import exp_digamma
 from jaxem.numerics.tree import pytree
@@ -148,7 +148,7 @@ class LDA(Model):
     def statistics(self, params, x, q, weights):
         data = self.table(params, x)
         if q.shares is None:
-            topics = collect(data, q.gamma, weights).topics
+            topics = sums_at_gamma(data, q.gamma, weights).topics
         else:
             cells = q.shares * (x.counts * weights[:, None])[..., None]
             flat = cells.reshape(-1, self.topics)
@@ -159,16 +159,16 @@ class LDA(Model):
         """F(q, params) of every document (n,), whatever q is."""
         data, logs = self.table(params, x), mean_log(q.gamma)
         if q.shares is None:
-            return collect(data, q.gamma, jnp.ones_like(x.size)).evidence
+            return sums_at_gamma(data, q.gamma, jnp.ones_like(x.size)).evidence
         some = q.shares > 0
         joint = logs[:, None] + jnp.log(jnp.where(some, data.table[x.words], 1))
         joint = joint - jnp.log(jnp.where(some, q.shares, 1))
         words = jnp.sum(x.counts[..., None] * jnp.where(some, q.shares * joint, 0), (1, 2))
-        return words + of_dirichlets(data.alpha, q.gamma, logs)
+        return words + minus_kl_of_dirichlets(data.alpha, q.gamma, logs)
 
     def sweep(self, params, x, weights):
         gamma = self.settled(params, x)
-        topics, evidence = collect(self.table(params, x), gamma, weights)
+        topics, evidence = sums_at_gamma(self.table(params, x), gamma, weights)
         return self.sums(topics, mean_log(gamma), weights), evidence
 
     def at_rest(self):
@@ -204,7 +204,7 @@ class LDA(Model):
             return 0.0 if flat else DirichletPrior(self.eta).log_density(params.topics)
         eta = jnp.broadcast_to(self._eta(params), params.topics.shape[1:])
         scale = params.topics * params.mass[:, None]
-        return jnp.sum(of_dirichlets(eta, scale, mean_log(scale)))
+        return jnp.sum(minus_kl_of_dirichlets(eta, scale, mean_log(scale)))
 
     def spaces(self, params):
         return LDAParams(
@@ -290,7 +290,9 @@ class LDA(Model):
     def settled(self, params, x):
         """γ (n, k) at rest, from nothing."""
         gamma = self.cold(params, x)
-        return settle(self.table(params, x), gamma, _tight(gamma), jnp.asarray(LONG, jnp.int32))
+        return converged_gamma(
+            self.table(params, x), gamma, _tight(gamma), jnp.asarray(LONG, jnp.int32)
+        )
 
     def arranged(self, x):
         """The documents as `swept` takes them."""
@@ -303,7 +305,7 @@ class LDA(Model):
         limit = jnp.maximum(_tight(cold), tol)
         most = jnp.asarray(most, jnp.int32)
         data = self.table(params, x)
-        gamma, (topics, evidence) = swept(data, units, gamma, cold, anew, limit, most, weights)
+        gamma, (topics, evidence) = one_pass(data, units, gamma, cold, anew, limit, most, weights)
         return gamma, self.sums(topics, mean_log(gamma), weights), evidence
 
     def _fixed_alpha(self, params):
