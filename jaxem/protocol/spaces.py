@@ -160,9 +160,10 @@ SIMPLEX, POSITIVE_DEFINITE = Simplex(), PositiveDefinite()
 def return_time(spaces, params, proposal):
     """The least number of steps by which a growing entry reaches the margin `SMALL_MARGIN`.
 
-    Only entries with smaller margins count, and steps are assumed to be like this one. EM multiplies probabilities and rates. One that is nearly 0 but should not be grows by a
-    constant factor a step, at first without a measurable gain of the objective. Infinite where no
-    such entry grows; None where the spaces have no such bound.
+    Only entries with smaller margins count, and every further step is assumed to multiply them by
+    as much as the step from params to proposal. EM multiplies probabilities and rates: one that is
+    nearly 0 but should not be grows by a constant factor a step, at first without a measurable gain
+    of the objective. Infinite where no such entry grows; None where the spaces have no such bound.
     """
     steps = []
     for space, leaf, proposed_leaf in zip(
