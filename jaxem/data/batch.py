@@ -65,14 +65,14 @@ def as_blocks(batch: Batch, weights) -> list[Block]:
         raise TypeError(
             "Batch takes an array (b, n, d), a list of arrays (n, d) or a list of Documents"
         )
-    if any(isinstance(one, Documents) for one in data):
+    if any(isinstance(dataset, Documents) for dataset in data):
         return _padded_blocks(_documents_of_one_width(data), weights)
-    sets = [as_array(one, f"Batch data[{i}]") for i, one in enumerate(data)]
-    sets = [one if is_traced(one) else np.asarray(one) for one in sets]
-    for i, one in enumerate(sets):
-        if one.ndim != 2 or 0 in one.shape or one.shape[1] != sets[0].shape[1]:
+    sets = [as_array(dataset, f"Batch data[{i}]") for i, dataset in enumerate(data)]
+    sets = [dataset if is_traced(dataset) else np.asarray(dataset) for dataset in sets]
+    for i, dataset in enumerate(sets):
+        if dataset.ndim != 2 or 0 in dataset.shape or dataset.shape[1] != sets[0].shape[1]:
             raise ValueError(
-                f"Batch data[{i}] has shape {one.shape}: every data set must be (n, d) with at "
+                f"Batch data[{i}] has shape {dataset.shape}: every data set must be (n, d) with at "
                 f"least one unit and the width of the first, {sets[0].shape[-1]}"
             )
     return _padded_blocks(sets, weights)
@@ -80,37 +80,38 @@ def as_blocks(batch: Batch, weights) -> list[Block]:
 
 def _documents_of_one_width(data):
     """`Documents` of one vocabulary, all padded to the number of cells of the longest document."""
-    for i, one in enumerate(data):
-        if not isinstance(one, Documents):
+    for i, documents in enumerate(data):
+        if not isinstance(documents, Documents):
             raise TypeError(
-                f"Batch data[{i}] is {type(one).__name__}, others are Documents: give one kind"
+                f"Batch data[{i}] is {type(documents).__name__}, others are Documents: give one "
+                "kind"
             )
-        if one.vocabulary != data[0].vocabulary:
+        if documents.vocabulary != data[0].vocabulary:
             raise ValueError(
-                f"Batch data[{i}] has a vocabulary of {one.vocabulary} words, data[0] one of "
+                f"Batch data[{i}] has a vocabulary of {documents.vocabulary} words, data[0] one of "
                 f"{data[0].vocabulary}: build all with the same jaxem.Documents(..., vocabulary=)"
             )
-    cells = max(one.words.shape[1] for one in data)
+    cells = max(documents.words.shape[1] for documents in data)
 
     def padded(leaf):
         xp = jnp if is_traced(leaf) else np
         return leaf if leaf.ndim < 2 else xp.pad(leaf, ((0, 0), (0, cells - leaf.shape[1])))
 
-    return [jax.tree.map(padded, one) for one in data]
+    return [jax.tree.map(padded, documents) for documents in data]
 
 
 def _padded_blocks(sets, weights) -> list[Block]:
     """Data sets as blocks of few padded lengths."""
     if weights is None:
-        weights = [np.ones(len(one), float_dtype(one)) for one in sets]
+        weights = [np.ones(len(dataset), float_dtype(dataset)) for dataset in sets]
     if len(weights) != len(sets):
         raise ValueError(f"weights must be a list of {len(sets)}, one a data set")
     pairs = zip(weights, sets, strict=True)
-    weights = [as_weights(w, len(one), float_dtype(one)) for w, one in pairs]
-    longest = max(len(one) for one in sets)
+    weights = [as_weights(w, len(dataset), float_dtype(dataset)) for w, dataset in pairs]
+    longest = max(len(dataset) for dataset in sets)
     members: dict[int, list[int]] = {}
-    for i, one in enumerate(sets):
-        members.setdefault(min(padded_length(len(one)), longest), []).append(i)
+    for i, dataset in enumerate(sets):
+        members.setdefault(min(padded_length(len(dataset)), longest), []).append(i)
     return [
         _padded_block(sets, weights, length, np.array(positions))
         for length, positions in sorted(members.items())

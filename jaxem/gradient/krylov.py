@@ -44,8 +44,8 @@ def times(matrix, vector):
     return jnp.matmul(matrix, vector, precision=Precision.HIGHEST)
 
 
-def krylov(product, b, tol, most):
-    """(x, whether ‖b − product(x)‖ ≤ tol·‖b‖, sign) by at most `most` products.
+def krylov(product, b, tol, most_products):
+    """(x, whether ‖b − product(x)‖ ≤ tol·‖b‖, sign) by at most `most_products` products.
 
     sign: the sign of the determinant of the inverse, restricted to the span of the first
     `LEAST_DIRECTIONS` search directions. The image of all search directions contains b to within
@@ -57,12 +57,12 @@ def krylov(product, b, tol, most):
     2008). Where the storage is full the oldest direction is overwritten.
     """
     size = b.size
-    capacity = min(size, most, max(LEAST_DIRECTIONS, STORED_NUMBERS // size))
+    capacity = min(size, most_products, max(LEAST_DIRECTIONS, STORED_NUMBERS // size))
     target = tol * jnp.linalg.norm(b)
 
     def unsolved(carry):
         count, _, residual, *_ = carry
-        return (count < most) & (jnp.linalg.norm(residual) > target)
+        return (count < most_products) & (jnp.linalg.norm(residual) > target)
 
     def body(carry):
         count, x, residual, direction, directions, images = carry

@@ -149,13 +149,13 @@ def _by_products(step, origin, inside):
         step_length = jnp.max(jnp.abs(residual))
         is_last = (step_length <= ROUNDING_LENGTH * eps) | (count == MOST_PRODUCT_STEPS)
         b = jnp.where(is_last, probe, residual)
-        x, reached, sign = krylov(lambda v: v - jvp(v), b, PRODUCT_TOLERANCE, MOST_PRODUCTS)
-        reached &= (sign > 0) | ~is_last
-        newton_length = jnp.where(reached, jnp.max(jnp.abs(x)), jnp.nan)
+        x, is_solved, sign = krylov(lambda v: v - jvp(v), b, PRODUCT_TOLERANCE, MOST_PRODUCTS)
+        is_solved &= (sign > 0) | ~is_last
+        newton_length = jnp.where(is_solved, jnp.max(jnp.abs(x)), jnp.nan)
         newton_lengths = jnp.where(
             is_last, newton_lengths, newton_lengths.at[count].set(newton_length)
         )
-        growth = jnp.where(reached, jnp.linalg.norm(x) / jnp.sqrt(jnp.mean(b * b)), jnp.nan)
+        growth = jnp.where(is_solved, jnp.linalg.norm(x) / jnp.sqrt(jnp.mean(b * b)), jnp.nan)
         point = jnp.where(is_last, point, inside(point + x, point))
         return count + 1, point, newton_lengths, step_length, (is_last, growth)
 
@@ -173,8 +173,8 @@ def _is_near(first_length, shift):
     return (first_length < NEAR_LENGTH) & jnp.all(jnp.abs(shift) < 2 * NEAR_LENGTH)
 
 
-def _columns(jvp, point, wanted):
-    """J where `wanted`, else 0 on a CPU.
+def _columns(jvp, point, is_wanted):
+    """J where `is_wanted`, else 0 on a CPU.
 
     A CPU computes one column at a time, because several together do not fit its caches. Where J is
     not wanted the loop has no iterations and costs nothing, in a batch too.
@@ -186,7 +186,7 @@ def _columns(jvp, point, wanted):
         return rows.at[i].set(jvp((jnp.arange(point.size) == i).astype(point.dtype)))
 
     rows = jnp.zeros((point.size, point.size), point.dtype)
-    return jax.lax.fori_loop(0, jnp.where(wanted, point.size, 0), column, rows).T
+    return jax.lax.fori_loop(0, jnp.where(is_wanted, point.size, 0), column, rows).T
 
 
 def _power_of_two(matrix):

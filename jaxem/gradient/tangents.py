@@ -31,10 +31,10 @@ class DataTangents:
         nonzero = [(i, t) for i, t in enumerate(jax.tree.leaves(tangents)) if may_be_nonzero(t)]
         self.places, self.tangents = [i for i, _ in nonzero], [t for _, t in nonzero]
 
-    def where(self, good):
-        """function(data) → the tangent of its value, with tangents of the data 0 unless `good`."""
+    def where(self, trusted):
+        """function → the tangent of function(data); tangents of the data are 0 unless `trusted`."""
         moving = [self.leaves[i] for i in self.places]
-        moving_tangents = [jnp.where(good, t, jnp.zeros_like(t)) for t in self.tangents]
+        moving_tangents = [jnp.where(trusted, t, jnp.zeros_like(t)) for t in self.tangents]
 
         def apply(function, values):
             leaves = list(self.leaves)
@@ -44,19 +44,21 @@ class DataTangents:
 
         return lambda function: jax.jvp(partial(apply, function), (moving,), (moving_tangents,))[1]
 
-    def outlet(self, good, tree):
-        """The tangents of `tree` where `good`; elsewhere NaN if any tangent of the data is not 0.
+    def outlet(self, trusted, tree):
+        """The tangents of `tree` where `trusted`, else NaN if any tangent of the data is not 0.
 
-        In reverse mode the gradient of a fit that is not good is NaN if its cotangent is not 0, and
-        0 if it is: a fit that is masked out of a sum does not change the gradients of the others.
+        In reverse mode the gradient of a fit that is not trusted is NaN if its cotangent is not 0,
+        and 0 if it is: a fit that is masked out of a sum does not change the gradients of others.
         """
-        poisoned = sum(poison(jnp.where(good, jnp.zeros_like(t), t)).sum() for t in self.tangents)
+        poisoned = sum(
+            poison(jnp.where(trusted, jnp.zeros_like(t), t)).sum() for t in self.tangents
+        )
 
         def guard(leaf):
             if leaf.dtype == jax.dtypes.float0:
                 return leaf
             added = poison(jnp.broadcast_to(poisoned, leaf.shape).astype(leaf.dtype))
-            return jnp.where(good, leaf, 0) + added
+            return jnp.where(trusted, leaf, 0) + added
 
         return jax.tree.map(guard, tree)
 

@@ -176,8 +176,8 @@ class SQUAREM:
         Phases: 0 evaluates θ₀, 1 evaluates θ₁, 2 evaluates θ'. total: the sum of weights.
         """
         state, objective, image = memory, evaluation.objective, evaluation.proposal
-        sound = jnp.isfinite(objective)
-        accepted = ~state.trial | (sound & (objective >= state.best - evaluation.noise))
+        is_finite = jnp.isfinite(objective)
+        accepted = ~state.trial | (is_finite & (objective >= state.best - evaluation.noise))
         is_first, is_second, is_extrapolated = (state.phase == phase for phase in range(3))
 
         chart = Chart(model, image)
@@ -195,7 +195,7 @@ class SQUAREM:
         extrapolated = chart.params(state.first + 2 * alpha * r + alpha * alpha * v)
 
         is_rejected = jnp.where(
-            is_extrapolated, ~sound, ~accepted
+            is_extrapolated, ~is_finite, ~accepted
         )  # the next cycle begins at the fallback
         proposal = select(is_second, extrapolated, select(is_rejected, state.fallback, image))
         slowest = jnp.where(is_second, jnp.maximum(slow, DISCOUNT * state.slowest), state.slowest)
@@ -209,7 +209,7 @@ class SQUAREM:
                 phase=jnp.where(is_second, 2, jnp.where(is_first & accepted, 1, 0)).astype(
                     jnp.int32
                 ),
-                trial=is_second | (is_extrapolated & sound & ~accepted),
+                trial=is_second | (is_extrapolated & is_finite & ~accepted),
                 best=jnp.where(accepted, objective, state.best),
                 first=jnp.where(is_first, coordinates, state.first),
                 fallback=select(is_second, image, state.fallback),
@@ -234,17 +234,17 @@ class SQUAREM:
 class AndersonMemory(NamedTuple):
     """The state of `Anderson` between evaluations; images are M(θ), residuals M(θ) − θ.
 
-    residuals, images (order, p): their last changes. residual, image (p,): the last ones. known:
-    whether there are any. trial, best, fallback, slowest: as in `SquaremMemory`. scale: the gain of
-    a plain EM step per squared length, its maximum discounted by `DISCOUNT`. last_scale: the last
-    measurement of it.
+    residuals, images (order, p): their last changes. residual, image (p,): the last ones.
+    has_previous: whether there are any. trial, best, fallback, slowest: as in `SquaremMemory`.
+    scale: the gain of a plain EM step per squared length, its maximum discounted by `DISCOUNT`.
+    last_scale: the last measurement of that gain.
     """
 
     residuals: Any
     images: Any
     residual: Any
     image: Any
-    known: Any
+    has_previous: Any
     trial: Any
     best: Any
     fallback: Any
@@ -303,8 +303,8 @@ class Anderson:
         chart = Chart(model, image_params)
         image = chart.origin
         residual = image - chart.vector(params)
-        residual_change = jnp.where(state.known, residual - state.residual, 0)
-        image_change = jnp.where(state.known, image - state.image, 0)
+        residual_change = jnp.where(state.has_previous, residual - state.residual, 0)
+        image_change = jnp.where(state.has_previous, image - state.image, 0)
         residuals = jnp.concatenate([state.residuals[1:], residual_change[None]])
         images = jnp.concatenate([state.images[1:], image_change[None]])
         whitened, whitened_changes = chart.white(residual), jax.vmap(chart.white)(residuals)
@@ -312,12 +312,15 @@ class Anderson:
         slow, residuals_grow = slowness(
             chart.white(image_change - residual_change), whitened_changes[-1]
         )
-        slow, residuals_grow = jnp.where(state.known, slow, 1), state.known & residuals_grow
+        slow, residuals_grow = (
+            jnp.where(state.has_previous, slow, 1),
+            state.has_previous & residuals_grow,
+        )
         mixed = image - self._mix(whitened_changes, whitened) @ images
         mixed = jnp.where(residuals_grow, image + slow * residual, mixed)
 
         gain = objective - state.best
-        is_plain_step = ~state.trial & state.known
+        is_plain_step = ~state.trial & state.has_previous
         last_whitened = dot(last_whitened, last_whitened)
         scale = jnp.where(is_plain_step, gain / jnp.where(last_whitened > 0, last_whitened, 1), 0)
         scale = jnp.maximum(scale, DISCOUNT * state.scale)
@@ -326,7 +329,7 @@ class Anderson:
             is_measurable, gain / jnp.where(last_whitened > 0, last_whitened, 1), state.last_scale
         )
         jump = self._bounded(chart, mixed - image, whitened, last_scale / total)
-        mixture = select(state.known, chart.params(image + jump), image_params)
+        mixture = select(state.has_previous, chart.params(image + jump), image_params)
         slowest = jnp.maximum(slow, DISCOUNT * state.slowest)
         next_state = AndersonMemory(
             residuals,
@@ -334,7 +337,7 @@ class Anderson:
             residual,
             image,
             True,
-            state.known,
+            state.has_previous,
             objective,
             image_params,
             slowest,

@@ -54,27 +54,27 @@ class Constrained(Exact):
         q, _ = model.posterior(params, x)
         return Expectation(with_shares(q, r), value, multipliers)
 
-    def project(self, joint, weights, start=None):
+    def project(self, joint, weights, initial=None):
         """(q (n, k), F per unit (n,), multipliers (m,)) for log p(x, z | θ) (n, k)."""
         features, bound = (jnp.asarray(a, joint.dtype) for a in (self.features, self.bound))
         features = jnp.broadcast_to(features, (*joint.shape, bound.shape[0]))
-        share = weights / weights.sum()
-        dual = Dual(joint, features, bound, share, self.equal)
-        start = jnp.zeros_like(bound) if start is None else start
-        multipliers = dual.minimiser(start)
+        normalised_weights = weights / weights.sum()
+        dual = Dual(joint, features, bound, normalised_weights, self.equal)
+        initial = jnp.zeros_like(bound) if initial is None else initial
+        multipliers = dual.minimiser(initial)
         q, log_z = dual.tilted(multipliers)
         return q, log_z + multipliers @ bound, multipliers
 
 
 class Dual:
-    """The dual problem: min over λ of Σ_i share_i log Σ_k exp(joint_ik − λ·φ_ik) + λ·bound.
+    """The dual problem: min over λ of Σ_i w_i log Σ_k exp(joint_ik − λ·φ_ik) + λ·bound.
 
-    It is convex and smooth. share (n,): weights that sum to 1.
+    It is convex and smooth. normalised_weights (n,): w, with the sum 1.
     """
 
-    def __init__(self, joint, features, bound, share, equal):
+    def __init__(self, joint, features, bound, normalised_weights, equal):
         self.joint, self.features, self.bound = joint, features, bound
-        self.share, self.equal = share, equal
+        self.normalised_weights, self.equal = normalised_weights, equal
 
     def tilted(self, multipliers):
         """q (n, k) ∝ exp(joint − λ·φ) and its log normaliser log Z (n,)."""
@@ -82,23 +82,23 @@ class Dual:
         return normalize(self.joint - tilt)
 
     def value(self, multipliers):
-        log_z = jnp.where(self.share > 0, self.tilted(multipliers)[1], 0)
-        return jnp.sum(self.share * log_z) + multipliers @ self.bound
+        log_z = jnp.where(self.normalised_weights > 0, self.tilted(multipliers)[1], 0)
+        return jnp.sum(self.normalised_weights * log_z) + multipliers @ self.bound
 
     def slopes(self, multipliers):
         """The gradient (m,), bound − E[φ], and the Hessian (m, m), the covariance of φ under q."""
         q, _ = self.tilted(multipliers)
         mean = jnp.einsum("nk,nkm->nm", q, self.features, precision=Precision.HIGHEST)
         deviation = self.features - mean[:, None]
-        weighted_q = q * self.share[:, None]
+        weighted_q = q * self.normalised_weights[:, None]
         covariance = jnp.einsum(
             "nk,nkm,nkl->ml", weighted_q, deviation, deviation, precision=Precision.HIGHEST
         )
-        return self.bound - self.share @ mean, covariance
+        return self.bound - self.normalised_weights @ mean, covariance
 
-    def minimiser(self, start):
+    def minimiser(self, initial):
         """The minimiser λ by Newton's method, projected on λ ≥ 0 for bounds from above."""
-        eps = jnp.finfo(start.dtype).eps
+        eps = jnp.finfo(initial.dtype).eps
         tolerance = 8 * eps * (1 + jnp.abs(self.features).max())
 
         def project(multipliers):
@@ -129,9 +129,9 @@ class Dual:
         def unconverged(carry):
             return (carry[0] < MOST_NEWTON_STEPS) & carry[2]
 
-        return jax.lax.while_loop(unconverged, newton_step, (0, project(start), jnp.asarray(True)))[
-            1
-        ]
+        return jax.lax.while_loop(
+            unconverged, newton_step, (0, project(initial), jnp.asarray(True))
+        )[1]
 
     def line_search(self, multipliers, project, newton):
         """multipliers − s · newton, projected, for the first step length s = 1, ½, ¼, … that does

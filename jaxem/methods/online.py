@@ -50,12 +50,12 @@ class Average(NamedTuple):
 class Passes(NamedTuple):
     """The state of `OnlineEM` between passes.
 
-    number: how many passes are done. about: the params that statistics are centred at. average: s.
+    number: how many passes are done. centre: the params that statistics are centred at. average: s.
     mean: the weighted mean of s over minibatches.
     """
 
     number: Any
-    about: Any
+    centre: Any
     average: Any
     mean: Any
 
@@ -158,19 +158,19 @@ class OnlineEM:
 
     def _online(self, model, params, x, weights, memory):
         """One pass over the minibatches."""
-        number, about, average, mean = memory
+        number, centre, average, mean = memory
         n = weights.shape[0]
         batch = min(self.batch, n)
         count = -(-n // batch)
         key = jax.random.fold_in(jax.random.key(self.seed), number)
         order = jnp.pad(jax.random.permutation(key, n), (0, count * batch - n))
 
-        def minibatch_sums(i, at):
-            """The `Average` of minibatch i with q at params `at`; (Σ w·F, Σ w·(|F| + 1))."""
+        def minibatch_sums(i, theta):
+            """The `Average` of minibatch i with q at params `theta`; (Σ w·F, Σ w·(|F| + 1))."""
             rows = jax.lax.dynamic_slice_in_dim(order, i * batch, batch)
             values_of_minibatch = jax.tree.map(lambda a: a[rows], x)
             batch_weights = jnp.where(i * batch + jnp.arange(batch) < n, weights[rows], 0)
-            statistics, value = model.minibatch(about, at, values_of_minibatch, batch_weights)
+            statistics, value = model.minibatch(centre, theta, values_of_minibatch, batch_weights)
             value = jnp.where(batch_weights > 0, value, 0)
             sums = Average(statistics, batch_weights.sum())
             return sums, jnp.stack(
@@ -181,7 +181,7 @@ class OnlineEM:
             has_weight = average.mass > 0
             scale = weights.sum() / jnp.where(has_weight, average.mass, 1)
             scaled = jax.tree.map(lambda a: a * scale, average.statistics)
-            return select(has_weight, model.maximize(about, scaled), current)
+            return select(has_weight, model.maximize(centre, scaled), current)
 
         def interpolated(target, current, fraction):
             fraction = jnp.clip(jnp.asarray(fraction, weights.dtype), 0, 1)
@@ -190,17 +190,17 @@ class OnlineEM:
             )
 
         def step(i, carry):
-            at, average, mean, value = carry
-            sums, values_of_minibatch = minibatch_sums(i, at)
+            theta, average, mean, value = carry
+            sums, values_of_minibatch = minibatch_sums(i, theta)
             t = number * count + i
             average = interpolated(sums, average, self.step_size(t))
             mean = interpolated(
                 average, mean, (AVERAGING_POWER + 1) / (t + (AVERAGING_POWER + 1.0))
             )
-            return estimate(average, at), average, mean, value + values_of_minibatch
+            return estimate(average, theta), average, mean, value + values_of_minibatch
 
         carry = estimate(average, params), average, mean, jnp.zeros(2, weights.dtype)
         _, average, mean, (value, magnitude) = jax.lax.fori_loop(0, count, step, carry)
-        next_state = Passes(number + 1, about, average, mean)
+        next_state = Passes(number + 1, centre, average, mean)
         evaluation = measured(model, params, value, magnitude, estimate(mean, params), next_state)
         return evaluation._replace(fresh=jnp.asarray(True))

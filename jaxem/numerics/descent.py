@@ -33,8 +33,10 @@ def descend(transform, loss, vector, state, steps: int):
             slope, state, vector, **options
         )
         is_descent = slope @ direction < 0
-        moved = line_search(loss, vector, value, slope, jnp.where(is_descent, direction, -slope))
-        return moved, select(is_descent, next_state, initial_state(transform, vector))
+        next_vector = line_search(
+            loss, vector, value, slope, jnp.where(is_descent, direction, -slope)
+        )
+        return next_vector, select(is_descent, next_state, initial_state(transform, vector))
 
     if not vector.size:
         return vector, state
@@ -88,8 +90,8 @@ def line_search(loss, vector, value, slope, direction):
         return ~carry[2] & (carry[1] < MOST_HALVINGS)
 
     one = jnp.ones((), vector.dtype)
-    length, _, found = jax.lax.while_loop(searching, halve, (one, 0, decreases(one)))
-    return jnp.where(found, vector + length * direction, vector)
+    length, _, is_found = jax.lax.while_loop(searching, halve, (one, 0, decreases(one)))
+    return jnp.where(is_found, vector + length * direction, vector)
 
 
 def _with_value_arguments(transform):

@@ -41,9 +41,9 @@ class Held(NamedTuple):
         group = self.group.reshape(fixed.shape)
         width = fixed.shape[1]
         leader = group[:, 0] // width
-        whole = (fixed == fixed[:, :1]).all()
-        whole &= (group == leader[:, None] * width + np.arange(width)).all()
-        return (fixed[:, 0], leader) if whole else None
+        by_rows = (fixed == fixed[:, :1]).all()
+        by_rows &= (group == leader[:, None] * width + np.arange(width)).all()
+        return (fixed[:, 0], leader) if by_rows else None
 
 
 def is_held(node) -> bool:

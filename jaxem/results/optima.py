@@ -35,8 +35,8 @@ class Optima(tuple):
 
     unfinished: dict
 
-    def __new__(cls, found, unfinished=()):
-        self = super().__new__(cls, found)
+    def __new__(cls, entries, unfinished=()):
+        self = super().__new__(cls, entries)
         self.unfinished = dict(unfinished)
         return self
 

@@ -14,14 +14,14 @@ from jaxem.results.result import Result
 from jaxem.wrappers.factored import factored
 
 
-def report(result: Result, model, x, weights, tol, quiet=False) -> Result:
+def report(result: Result, model, x, weights, tol, resolves_small_gains=False) -> Result:
     """The result with its scalars on the host; raises and warns by its status.
 
     ValueError for bad input; one `FitWarning` for fits that did not converge, or for a tolerance
     below the rounding error of the objective.
 
-    quiet: whether the fit measured gains below that rounding error, as large float32 fits do
-    (`EM.foresees`), so that such a tolerance needs no warning.
+    resolves_small_gains: whether the fit measured gains below that rounding error, as large float32
+    fits do (`EM.foresees`), so that such a tolerance needs no warning.
     """
     scalars = ("log_likelihood", "objective", "n_iter", "status")
     host = jax.device_get({name: getattr(result, name) for name in scalars})
@@ -49,7 +49,7 @@ def report(result: Result, model, x, weights, tol, quiet=False) -> Result:
         message = f"{subject} did not converge: {sentence(status)}"
         message += _impossible_units(result, x, weights) if status == Status.NONFINITE else ""
         warnings.warn(message, FitWarning, stacklevel=3)
-    elif tol and not quiet:
+    elif tol and not resolves_small_gains:
         _warn_of_rounding(result, weights, tol)
     return result
 

@@ -106,14 +106,16 @@ def _newton_maximum(alpha, value, direction):
     return jnp.where(is_small, jnp.clip(alpha - last_step, LEAST, LARGEST), alpha)
 
 
-def limited_change(old, new):
-    """A point between old and new at which no entry has changed by more than its `MOST_CHANGE`.
+def limited_change(alpha, maximum):
+    """A point between alpha and maximum; no entry changes by more than `MOST_CHANGE` of itself.
 
     The function is concave, so a shorter step raises it too. The full step, taken while the topics
     are still alike, leads to a worse optimum.
     """
-    change = jnp.max(jnp.abs(new - old) / old)
-    return old + jnp.minimum(1, MOST_CHANGE / jnp.where(change > 0, change, 1)) * (new - old)
+    change = jnp.max(jnp.abs(maximum - alpha) / alpha)
+    return alpha + jnp.minimum(1, MOST_CHANGE / jnp.where(change > 0, change, 1)) * (
+        maximum - alpha
+    )
 
 
 def on_edge(alpha):
@@ -121,7 +123,7 @@ def on_edge(alpha):
     return jnp.any((alpha <= LEAST) | (alpha >= LARGEST))
 
 
-def count(topics) -> int:
+def checked_topics(topics) -> int:
     """`topics` as an int; TypeError or ValueError unless it is an int of 1 or more."""
     if isinstance(topics, str) and topics == "bayes":
         raise TypeError(
@@ -131,7 +133,7 @@ def count(topics) -> int:
     return integer(topics, "topics", 1)
 
 
-def given(value, name: str, k: int | None = None):
+def checked(value, name: str, k: int | None = None):
     """`value`: None, the name of a rule in `LEARNT`, a number above 0, or k of them as a tuple.
 
     TypeError or ValueError for anything else.

@@ -97,12 +97,12 @@ class LDA(Model):
     def __post_init__(self):
         if self.inference not in ("map", "bayes"):
             raise ValueError(f'inference must be "map" or "bayes", got {self.inference!r}')
-        object.__setattr__(self, "topics", concentration.count(self.topics))
+        object.__setattr__(self, "topics", concentration.checked_topics(self.topics))
         usual = 1 / self.topics
         alpha = usual if self.alpha is None else self.alpha
         eta = usual if self.eta is None and self.bayes else self.eta
-        object.__setattr__(self, "alpha", concentration.given(alpha, "alpha", self.topics))
-        object.__setattr__(self, "eta", concentration.given(eta, "eta"))
+        object.__setattr__(self, "alpha", concentration.checked(alpha, "alpha", self.topics))
+        object.__setattr__(self, "eta", concentration.checked(eta, "eta"))
         least = 0 if self.bayes else 1
         if isinstance(self.eta, str) and not self.bayes:
             raise ValueError(f'eta={self.eta!r} needs inference="bayes": the mode has no best eta')

@@ -76,8 +76,8 @@ class LDAPosterior(NamedTuple):
 
 
 @sequential_vmap
-def converged_gamma(data: Table, gamma, tol, most):
-    """γ (n, k) after 1 to `most` steps from `gamma`.
+def converged_gamma(data: Table, gamma, tol, most_steps):
+    """γ (n, k) after 1 to `most_steps` steps from `gamma`.
 
     A document stops when the mean change of its γ is at most its tol (n,). The result of a document
     does not depend on the others.
@@ -87,31 +87,33 @@ def converged_gamma(data: Table, gamma, tol, most):
     state = (gamma, jnp.zeros(n, jnp.int32), jnp.ones(n, bool))
     if rows == [n]:
         block = table_rows(data.table, data.words)
-        return stepped_block(block, data.counts, data.alpha, tol, most, 0, state)[0]
+        return stepped_block(block, data.counts, data.alpha, tol, most_steps, 0, state)[0]
 
-    def visit_block(state, idx, inside, length, alone):
+    def visit_block(state, idx, inside, length, is_only_block):
         words, counts = cells(data, idx, length)
-        left = jnp.where(alone, 0, idx.shape[0] // LEFT)
+        allowed = jnp.where(is_only_block, 0, idx.shape[0] // LEFT)
         gamma, steps, live = (leaf[idx] for leaf in state)
         live_state = (gamma, steps, live & inside)
         block = table_rows(data.table, words)
-        stepped = stepped_block(block, counts, data.alpha, tol[idx], most, left, live_state)
+        stepped = stepped_block(
+            block, counts, data.alpha, tol[idx], most_steps, allowed, live_state
+        )
         rows_to_set = jnp.where(inside, idx, n)
         return tuple(
             a.at[rows_to_set].set(b, mode="drop") for a, b in zip(state, stepped, strict=True)
         )
 
     def step_packed(state):
-        order, which = sorted_by_class(data.counts, lengths, state[2])
+        order, class_of = sorted_by_class(data.counts, lengths, state[2])
         return select_by_class(
-            which, state, visit_classes(visit_block, order, lengths, rows, state)
+            class_of, state, visit_classes(visit_block, order, lengths, rows, state)
         )
 
     return jax.lax.while_loop(lambda state: jnp.any(state[2]), step_packed, state)[0]
 
 
-def stepped_block(block, counts, alpha, tol, most, left, state):
-    """The state of a block after steps until at most `left` documents have not converged.
+def stepped_block(block, counts, alpha, tol, most_steps, allowed, state):
+    """The state of a block after steps until at most `allowed` documents have not converged.
 
     The state is (γ (w, k), the number of steps (w,), whether a document has not converged (w,)).
     """
@@ -120,10 +122,10 @@ def stepped_block(block, counts, alpha, tol, most, left, state):
         gamma, steps, live = state
         stepped = stepped_gamma(block, counts, alpha, gamma)
         steps = steps + live
-        still_live = live & (jnp.abs(stepped - gamma).mean(-1) > tol) & (steps < most)
+        still_live = live & (jnp.abs(stepped - gamma).mean(-1) > tol) & (steps < most_steps)
         return jnp.where(live[:, None], stepped, gamma), steps, still_live
 
-    return jax.lax.while_loop(lambda state: state[2].sum() > left, step, state)
+    return jax.lax.while_loop(lambda state: state[2].sum() > allowed, step, state)
 
 
 @sequential_vmap
@@ -132,15 +134,15 @@ def sums_at_gamma(data: Table, gamma, weights) -> Words:
     units = arranged(data.words, data.counts, gamma.shape[1])
     gamma = gamma[units.order]
 
-    def look_at_block(block, counts, idx, inside, left):
+    def look_at_block(block, counts, idx, inside, allowed):
         return look_at(block, counts, data.alpha, gamma[idx])
 
     return over_blocks(look_at_block, data, units, weights)[1]
 
 
 @sequential_vmap
-def one_pass(data: Table, units, gamma, cold, anew, tol, most, weights):
-    """(γ (n, k), the `Words` at it) after 1 to `most` steps, in one pass over the documents.
+def one_pass(data: Table, units, gamma, cold, anew, tol, most_steps, weights):
+    """(γ (n, k), the `Words` at it) after 1 to `most_steps` steps, in one pass over the documents.
 
     The steps begin at `gamma`. Where `anew` is True they begin at `cold`, and a document whose F is
     then lower than at `gamma` keeps `gamma`. units: the documents in the order of `arranged`. A
@@ -149,10 +151,10 @@ def one_pass(data: Table, units, gamma, cold, anew, tol, most, weights):
     alpha = data.alpha
     gamma, cold, tol = (leaf[units.order] for leaf in (gamma, cold, tol))
 
-    def step_block(block, counts, idx, inside, left):
+    def step_block(block, counts, idx, inside, allowed):
         previous = gamma[idx]
         state = jnp.where(anew, cold[idx], previous), jnp.zeros(idx.shape, jnp.int32), inside
-        stepped = stepped_block(block, counts, alpha, tol[idx], most, left, state)[0]
+        stepped = stepped_block(block, counts, alpha, tol[idx], most_steps, allowed, state)[0]
 
         def is_better():  # a function of its own: XLA would inline F and compute it for every cell
             at_previous, at_stepped = (
@@ -218,8 +220,8 @@ def arranged(words, counts, k: int) -> Arranged:
 def over_blocks(block_function, data: Table, units: Arranged, weights):
     """(γ (n, k), `Words`) of all documents, from the `Look` of every block.
 
-    block_function: (block, counts, idx (w,), inside (w,), left) → `Look`, where idx are positions
-    in the order of `units`, inside says which of them are documents of this block, and left is how
+    block_function: (block, counts, idx (w,), inside (w,), allowed) → `Look`. idx are positions in
+    the order of `units`, inside says which of them are documents of this block, and allowed is how
     many documents may stop before they have converged.
     """
     order, end = units.order, units.end
@@ -227,16 +229,16 @@ def over_blocks(block_function, data: Table, units: Arranged, weights):
     lengths, rows = layout((n, units.words.shape[1]), k)
     weights = weights[order]
 
-    def visit_block(carry, idx, inside, length, alone):
+    def visit_block(carry, idx, inside, length, is_only_block):
         total, gamma, evidence = carry
         shape = idx.shape[0], length
         words, counts = (
             jax.lax.dynamic_slice(leaf, (idx[0], 0), shape) for leaf in (units.words, units.counts)
         )
-        left = (
+        allowed = (
             0 if rows == [n] else inside.sum() // LEFT
         )  # of the documents in it: the last block has few
-        block_look = block_function(table_rows(data.table, words), counts, idx, inside, left)
+        block_look = block_function(table_rows(data.table, words), counts, idx, inside, allowed)
         ratio = counts / jnp.where(block_look.norm > 0, block_look.norm, 1)
         weighted = exp_digamma(block_look.gamma) * jnp.where(inside, weights[idx], 0)[:, None]
         rows_to_set = jnp.where(inside, idx, n)
@@ -250,11 +252,13 @@ def over_blocks(block_function, data: Table, units: Arranged, weights):
     if rows == [n]:
         total, gamma, evidence = visit_block(empty, position, position >= 0, lengths[0], True)
     else:
-        start = jnp.concatenate([jnp.zeros(1, end.dtype), end[:-1]])
-        parts = visit_classes(visit_block, (position, start, end), lengths, rows, empty)
-        total = sum(part[0] for part in parts)
+        starts = jnp.concatenate([jnp.zeros(1, end.dtype), end[:-1]])
+        carries = visit_classes(visit_block, (position, starts, end), lengths, rows, empty)
+        total = sum(carry_of_class[0] for carry_of_class in carries)
         class_of = jnp.sum(position[:, None] >= end[:-1], axis=1)
-        gamma, evidence = select_by_class(class_of, empty[1:], [part[1:] for part in parts])
+        gamma, evidence = select_by_class(
+            class_of, empty[1:], [carry_of_class[1:] for carry_of_class in carries]
+        )
         gamma, evidence = (leaf.at[order].set(leaf) for leaf in (gamma, evidence))
     return gamma, Words((total * data.table).T, evidence)
 
@@ -332,20 +336,19 @@ def sorted_by_class(counts, lengths, live):
     return (jnp.argsort(class_of), end - count, end), class_of
 
 
-def select_by_class(class_of, before, after):
-    """Rows (n, ...) from the tree of their class in `after`; from `before` where they have none."""
-    for i, tree in enumerate(after):
-        before = select(class_of == i, tree, before)
-    return before
+def select_by_class(class_of, previous, trees):
+    """Rows (n, ...) of the tree of their class in `trees`, of `previous` where they have none."""
+    for i, tree in enumerate(trees):
+        previous = select(class_of == i, tree, previous)
+    return previous
 
 
 def visit_classes(function, order, lengths, rows, carry):
-    """The carry of each class, after `carry = function(carry, idx, inside, length, alone)` for each
-    of its blocks.
+    """The carry of each class, after `carry = function(carry, idx, inside, length, is_only_block)`
+    for each of its blocks.
 
-    idx (w,): the documents of a block. inside (w,): which of them are to be visited. alone: whether
-    it is the only block of its class. Every class begins with the same carry and depends on no
-    other, so that a CPU can run two at a time.
+    idx (w,): the documents of a block. inside (w,): which of them are to be visited. Every class
+    begins with the same carry and depends on no other, so that a CPU can run two at a time.
     """
     order, starts, ends = order
     carries = []
