@@ -134,41 +134,44 @@ def sums_at_gamma(data: Table, gamma, weights) -> Words:
     units = arranged(data.words, data.counts, gamma.shape[1])
     gamma = gamma[units.order]
 
-    def look_at_block(block, counts, idx, inside, allowed):
-        return look_at(block, counts, data.alpha, gamma[idx])
+    def values_at_gamma(block, counts, idx, inside, allowed):
+        return block_values(block, counts, data.alpha, gamma[idx])
 
-    return over_blocks(look_at_block, data, units, weights)[1]
+    return over_blocks(values_at_gamma, data, units, weights)[1]
 
 
 @sequential_vmap
-def one_pass(data: Table, units, gamma, cold, anew, tol, most_steps, weights):
+def one_pass(data: Table, units, gamma, cold, from_cold, tol, most_steps, weights):
     """(γ (n, k), the `Words` at it) after 1 to `most_steps` steps, in one pass over the documents.
 
-    The steps begin at `gamma`. Where `anew` is True they begin at `cold`, and a document whose F is
-    then lower than at `gamma` keeps `gamma`. units: the documents in the order of `arranged`. A
-    block stops when few of its documents change by more than tol (n,), and is not visited again.
+    The steps begin at `gamma`. Where `from_cold` is True they begin at `cold`, and a document whose
+    F is then lower than at `gamma` keeps `gamma`. units: the documents in the order of `arranged`.
+    A block stops when few of its documents change by more than tol (n,), and is not visited again.
     """
     alpha = data.alpha
     gamma, cold, tol = (leaf[units.order] for leaf in (gamma, cold, tol))
 
     def step_block(block, counts, idx, inside, allowed):
         previous = gamma[idx]
-        state = jnp.where(anew, cold[idx], previous), jnp.zeros(idx.shape, jnp.int32), inside
+        state = jnp.where(from_cold, cold[idx], previous), jnp.zeros(idx.shape, jnp.int32), inside
         stepped = stepped_block(block, counts, alpha, tol[idx], most_steps, allowed, state)[0]
 
-        def is_better():  # a function of its own: XLA would inline F and compute it for every cell
+        def is_better():
+            # F stays inside this branch: XLA would fuse it with its users and compute it per cell.
             at_previous, at_stepped = (
-                look_at(block, counts, alpha, g).evidence for g in (previous, stepped)
+                block_values(block, counts, alpha, g).evidence for g in (previous, stepped)
             )
             return at_stepped >= at_previous
 
-        is_accepted = jax.lax.cond(anew, is_better, lambda: inside)
-        return look_at(block, counts, alpha, jnp.where(is_accepted[:, None], stepped, previous))
+        is_accepted = jax.lax.cond(from_cold, is_better, lambda: inside)
+        return block_values(
+            block, counts, alpha, jnp.where(is_accepted[:, None], stepped, previous)
+        )
 
     return over_blocks(step_block, data, units, weights)
 
 
-class Look(NamedTuple):
+class BlockValues(NamedTuple):
     """Quantities of the documents of a block.
 
     gamma (w, k): γ. norm (w, l): Σ_k exp ψ(γ_k) · table[word, k] of every cell. evidence (w,): F at
@@ -180,15 +183,13 @@ class Look(NamedTuple):
     evidence: jax.Array
 
 
-def look_at(block, counts, alpha, gamma):
-    """The `Look` of the documents of a block at γ."""
+def block_values(block, counts, alpha, gamma):
+    """The `BlockValues` of the documents of a block at γ."""
     norm = cell_norms(block, exp_digamma(gamma))
     is_present = counts > 0
-    log_likelihood = jnp.where(is_present, counts * jnp.log(jnp.where(is_present, norm, 1)), 0).sum(
-        -1
-    )
+    logs = jnp.where(is_present, counts * jnp.log(jnp.where(is_present, norm, 1)), 0).sum(-1)
     minus_kl = minus_kl_of_dirichlets(alpha, gamma, mean_log(gamma))
-    return Look(gamma, norm, log_likelihood + minus_kl - counts.sum(-1) * digamma(gamma.sum(-1)))
+    return BlockValues(gamma, norm, logs + minus_kl - counts.sum(-1) * digamma(gamma.sum(-1)))
 
 
 class Arranged(NamedTuple):
@@ -218,11 +219,11 @@ def arranged(words, counts, k: int) -> Arranged:
 
 
 def over_blocks(block_function, data: Table, units: Arranged, weights):
-    """(γ (n, k), `Words`) of all documents, from the `Look` of every block.
+    """(γ (n, k), `Words`) of all documents, from the `BlockValues` of every block.
 
-    block_function: (block, counts, idx (w,), inside (w,), allowed) → `Look`. idx are positions in
-    the order of `units`, inside says which of them are documents of this block, and allowed is how
-    many documents may stop before they have converged.
+    block_function: (block, counts, idx (w,), inside (w,), allowed) → `BlockValues`. idx are
+    positions in the order of `units`, inside says which of them are documents of this block, and
+    allowed is how many documents may stop before they have converged.
     """
     order, end = units.order, units.end
     n, k = order.shape[0], data.alpha.shape[0]
@@ -235,15 +236,14 @@ def over_blocks(block_function, data: Table, units: Arranged, weights):
         words, counts = (
             jax.lax.dynamic_slice(leaf, (idx[0], 0), shape) for leaf in (units.words, units.counts)
         )
-        allowed = (
-            0 if rows == [n] else inside.sum() // LEFT
-        )  # of the documents in it: the last block has few
-        block_look = block_function(table_rows(data.table, words), counts, idx, inside, allowed)
-        ratio = counts / jnp.where(block_look.norm > 0, block_look.norm, 1)
-        weighted = exp_digamma(block_look.gamma) * jnp.where(inside, weights[idx], 0)[:, None]
+        # The last block of a class may hold few documents, so they are counted.
+        allowed = 0 if rows == [n] else inside.sum() // LEFT
+        values = block_function(table_rows(data.table, words), counts, idx, inside, allowed)
+        ratio = counts / jnp.where(values.norm > 0, values.norm, 1)
+        weighted = exp_digamma(values.gamma) * jnp.where(inside, weights[idx], 0)[:, None]
         rows_to_set = jnp.where(inside, idx, n)
-        gamma = gamma.at[rows_to_set].set(block_look.gamma, mode="drop")
-        evidence = evidence.at[rows_to_set].set(block_look.evidence, mode="drop")
+        gamma = gamma.at[rows_to_set].set(values.gamma, mode="drop")
+        evidence = evidence.at[rows_to_set].set(values.evidence, mode="drop")
         return add_cells(total, weighted, words, ratio), gamma, evidence
 
     dtype = data.table.dtype
@@ -254,11 +254,9 @@ def over_blocks(block_function, data: Table, units: Arranged, weights):
     else:
         starts = jnp.concatenate([jnp.zeros(1, end.dtype), end[:-1]])
         carries = visit_classes(visit_block, (position, starts, end), lengths, rows, empty)
-        total = sum(carry_of_class[0] for carry_of_class in carries)
+        total = sum(part[0] for part in carries)
         class_of = jnp.sum(position[:, None] >= end[:-1], axis=1)
-        gamma, evidence = select_by_class(
-            class_of, empty[1:], [carry_of_class[1:] for carry_of_class in carries]
-        )
+        gamma, evidence = select_by_class(class_of, empty[1:], [part[1:] for part in carries])
         gamma, evidence = (leaf.at[order].set(leaf) for leaf in (gamma, evidence))
     return gamma, Words((total * data.table).T, evidence)
 
