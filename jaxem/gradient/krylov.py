@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.lax import Precision
 
 STORED_NUMBERS = 2**16
-"""Numbers that a solve stores as search directions. Where that is fewer than `LEAST_DIRECTIONS`
-directions it stores so many."""
+"""The size of the storage for search directions, in numbers."""
 
 LEAST_DIRECTIONS = 40
+"""The search directions that are stored at least, whatever their size."""
 
 MOST_PRODUCTS = 400
 """The most products with J in the test of a fixed point. The solve for the gradient may take four
@@ -41,6 +41,7 @@ def solve(step, point, b, inverse):
 
 
 def times(matrix, vector):
+    """The matrix product in full precision."""
     return jnp.matmul(matrix, vector, precision=Precision.HIGHEST)
 
 
@@ -69,27 +70,18 @@ def krylov(product, b, tol, most_products):
         image = product(direction)
         for _ in range(2):  # the second orthogonalisation removes the rounding error of the first
             components = times(images, image)
-            image, direction = (
-                image - times(components, images),
-                direction - times(components, directions),
-            )
+            image = image - times(components, images)
+            direction = direction - times(components, directions)
         norm = jnp.linalg.norm(image)
         image, direction = image / norm, direction / norm
         step_length = times(image, residual)
         is_reduced = jnp.abs(step_length) > 0.1 * jnp.linalg.norm(residual)
         residual = residual - step_length * image
-        directions, images = (
-            directions.at[count % capacity].set(direction),
-            images.at[count % capacity].set(image),
-        )
-        return (
-            count + 1,
-            x + step_length * direction,
-            residual,
-            jnp.where(is_reduced, residual, image),
-            directions,
-            images,
-        )
+        directions = directions.at[count % capacity].set(direction)
+        images = images.at[count % capacity].set(image)
+        x = x + step_length * direction
+        direction = jnp.where(is_reduced, residual, image)
+        return count + 1, x, residual, direction, directions, images
 
     empty = jnp.zeros((capacity, size), b.dtype)
     carry = (0, jnp.zeros_like(b), b, b, empty, empty)

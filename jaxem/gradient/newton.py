@@ -83,46 +83,30 @@ def _by_jacobians(step, origin, inside, slope):
         proposal, jvp = (step(point), None) if slope else jax.linearize(step, point)
         residual = proposal - point
         step_length = jnp.max(jnp.abs(residual))
-        is_last = (count == MOST_DENSE_STEPS) | (
-            (step_length <= ROUNDING_LENGTH * eps) & (step_length > last_length / 2)
-        )
+        is_rounding = (step_length <= ROUNDING_LENGTH * eps) & (step_length > last_length / 2)
+        is_last = (count == MOST_DENSE_STEPS) | is_rounding
         is_negligible = jnp.max(jnp.abs(times(inverse, residual))) < eps**NEGLIGIBLE_EXPONENT
-        is_recomputed = (
-            is_last
-            | is_negligible
-            | (count == 0)
-            | ~(step_length <= REDUCTION * last_length)
-            | (slope is not None)
-        )
-        columns = slope(point) if slope else _columns(jvp, origin, is_recomputed)
-        jacobian = jnp.where(is_recomputed, columns, jacobian)
-        inverse = jnp.where(is_recomputed, jnp.linalg.inv(identity - jacobian), inverse)
+        recompute = is_last | is_negligible | (count == 0) | (slope is not None)
+        recompute |= ~(step_length <= REDUCTION * last_length)
+        columns = slope(point) if slope else _columns(jvp, origin, recompute)
+        jacobian = jnp.where(recompute, columns, jacobian)
+        inverse = jnp.where(recompute, jnp.linalg.inv(identity - jacobian), inverse)
         direction = times(inverse, residual)
         newton_length = jnp.max(jnp.abs(direction))
         first_length = jnp.where(count == 0, newton_length, first_length)
         is_far = ~_is_near(first_length, point - origin)
-        is_done = is_last | (is_recomputed & (newton_length < eps**NEGLIGIBLE_EXPONENT)) | is_far
+        is_done = is_last | (recompute & (newton_length < eps**NEGLIGIBLE_EXPONENT)) | is_far
         point = jnp.where(is_done, point, inside(point + direction, point))
-        return (
-            count + 1,
-            point,
-            jacobian,
-            inverse,
-            step_length,
-            first_length,
-            (is_done, newton_length),
-        )
+        end = is_done, newton_length
+        return count + 1, point, jacobian, inverse, step_length, first_length, end
 
     zero = jnp.zeros((), origin.dtype)
     carry = (0, origin, 0 * identity, identity, zero + jnp.inf, zero, (False, zero))
-    is_done = jax.lax.while_loop(lambda carry: ~carry[-1][0], newton_step, carry)
-    _, point, jacobian, inverse, _, first_length, (_, newton_length) = is_done
+    carry = jax.lax.while_loop(lambda carry: ~carry[-1][0], newton_step, carry)
+    _, point, jacobian, inverse, _, first_length, (_, newton_length) = carry
     # Each is tested by itself, since a maximum may drop a NaN.
-    ok = (
-        jnp.all(jnp.isfinite(inverse))
-        & jnp.isfinite(newton_length)
-        & (newton_length < eps**ERROR_EXPONENT)
-    )
+    ok = jnp.all(jnp.isfinite(inverse)) & jnp.isfinite(newton_length)
+    ok &= newton_length < eps**ERROR_EXPONENT
     ok &= _rounding_amplification(inverse, 1 + jnp.abs(jacobian)) < eps**-ERROR_EXPONENT
     ok &= jnp.all(jnp.abs(_power_of_two(jacobian)) < 1)
     return point - origin, inverse, ok & _is_near(first_length, point - origin)
@@ -135,9 +119,8 @@ def _by_products(step, origin, inside):
     and the search directions whether its determinant is positive.
     """
     eps = jnp.finfo(origin.dtype).eps
-    rng = np.random.default_rng(
-        0
-    )  # unequal magnitudes: equal ones can cancel in components that are alike
+    rng = np.random.default_rng(0)
+    # Magnitudes are unequal: those of components that are alike could cancel.
     probe = rng.choice([-1.0, 1.0], origin.size) * rng.uniform(0.5, 1, origin.size)
     probe = jnp.asarray(probe, origin.dtype)
 
@@ -152,17 +135,16 @@ def _by_products(step, origin, inside):
         x, is_solved, sign = krylov(lambda v: v - jvp(v), b, PRODUCT_TOLERANCE, MOST_PRODUCTS)
         is_solved &= (sign > 0) | ~is_last
         newton_length = jnp.where(is_solved, jnp.max(jnp.abs(x)), jnp.nan)
-        newton_lengths = jnp.where(
-            is_last, newton_lengths, newton_lengths.at[count].set(newton_length)
-        )
+        extended = newton_lengths.at[count].set(newton_length)
+        newton_lengths = jnp.where(is_last, newton_lengths, extended)
         growth = jnp.where(is_solved, jnp.linalg.norm(x) / jnp.sqrt(jnp.mean(b * b)), jnp.nan)
         point = jnp.where(is_last, point, inside(point + x, point))
         return count + 1, point, newton_lengths, step_length, (is_last, growth)
 
     zero = jnp.zeros((), origin.dtype)
     carry = (0, origin, jnp.zeros(MOST_PRODUCT_STEPS, origin.dtype), zero, (False, zero))
-    is_done = jax.lax.while_loop(lambda carry: ~carry[-1][0], newton_step, carry)
-    _, point, newton_lengths, step_length, (_, growth) = is_done
+    carry = jax.lax.while_loop(lambda carry: ~carry[-1][0], newton_step, carry)
+    _, point, newton_lengths, step_length, (_, growth) = carry
     is_reduced = newton_lengths[-1] <= REDUCTION * newton_lengths[-2]
     ok = (growth < eps**-GROWTH_EXPONENT) & (growth * step_length < eps**ERROR_EXPONENT)
     ok &= (step_length <= ROUNDING_LENGTH * eps) | is_reduced
@@ -170,6 +152,7 @@ def _by_products(step, origin, inside):
 
 
 def _is_near(first_length, shift):
+    """Whether the first Newton step and the whole shift are short; see `NEAR_LENGTH`."""
     return (first_length < NEAR_LENGTH) & jnp.all(jnp.abs(shift) < 2 * NEAR_LENGTH)
 
 

@@ -79,7 +79,7 @@ class Chart:
 
 
 def dot(a, b):
-    """Σ a·b. A sum, because a matrix product would have reduced precision on accelerators."""
+    """Σ a·b. A sum, because a matrix product would have reduced precision on a GPU or TPU."""
     return jnp.sum(a * b)
 
 
@@ -137,8 +137,8 @@ class SQUAREM:
     """Squared extrapolation (Varadhan & Roland 2008), strictly monotone.
 
     From θ₀, θ₁ = M(θ₀) and θ₂ = M(θ₁), with r = θ₁ − θ₀ and v = θ₂ − θ₁ − r, a cycle evaluates
-    θ' = θ₀ + 2αr + α²v with α = −⟨r, v⟩/⟨v, v⟩, the step length S2 of that paper, which needed
-    fewer evaluations than S3 in the metric of the complete data; where residuals grow α = ‖r‖/‖v‖.
+    θ' = θ₀ + 2αr + α²v with α = −⟨r, v⟩/⟨v, v⟩, the step length S2 of that paper, which was
+    better than S3 in the metric of the complete data; where residuals grow α = ‖r‖/‖v‖.
     The next cycle begins at M(θ'). Where the objective at M(θ') is below that at θ₁ it begins at
     θ₂, and the largest α allowed is reduced.
 
@@ -188,17 +188,16 @@ class SQUAREM:
         slow, residuals_grow = slowness(whitened_r, whitened_v)
         gain = objective - state.best
         length = jnp.sqrt(jnp.maximum(gain, LEAST_GAIN * evaluation.noise) / total)
-        largest_alpha = self._largest_alpha(
-            length, slow, residuals_grow, turning_angle(whitened_r, whitened_r + whitened_v)
-        )
+        angle = turning_angle(whitened_r, whitened_r + whitened_v)
+        largest_alpha = self._largest_alpha(length, slow, residuals_grow, angle)
         alpha = jnp.minimum(jnp.minimum(slow, state.longest), largest_alpha)
         extrapolated = chart.params(state.first + 2 * alpha * r + alpha * alpha * v)
 
-        is_rejected = jnp.where(
-            is_extrapolated, ~is_finite, ~accepted
-        )  # the next cycle begins at the fallback
+        # After a rejected evaluation the next cycle begins at the fallback.
+        is_rejected = jnp.where(is_extrapolated, ~is_finite, ~accepted)
         proposal = select(is_second, extrapolated, select(is_rejected, state.fallback, image))
         slowest = jnp.where(is_second, jnp.maximum(slow, DISCOUNT * state.slowest), state.slowest)
+        phase = jnp.where(is_second, 2, jnp.where(is_first & accepted, 1, 0))
         raised = jnp.where(is_second & (alpha >= state.longest), 4 * state.longest, state.longest)
         return evaluation._replace(
             proposal=proposal,
@@ -206,9 +205,7 @@ class SQUAREM:
             gain=jnp.where(is_second, gain, jnp.nan),
             ahead=jnp.where(residuals_grow & (gain > evaluation.noise), jnp.inf, gain * slowest),
             memory=SquaremMemory(
-                phase=jnp.where(is_second, 2, jnp.where(is_first & accepted, 1, 0)).astype(
-                    jnp.int32
-                ),
+                phase=phase.astype(jnp.int32),
                 trial=is_second | (is_extrapolated & is_finite & ~accepted),
                 best=jnp.where(accepted, objective, state.best),
                 first=jnp.where(is_first, coordinates, state.first),
@@ -309,25 +306,21 @@ class Anderson:
         images = jnp.concatenate([state.images[1:], image_change[None]])
         whitened, whitened_changes = chart.white(residual), jax.vmap(chart.white)(residuals)
         squared_length, last_whitened = dot(whitened, whitened), whitened - whitened_changes[-1]
-        slow, residuals_grow = slowness(
-            chart.white(image_change - residual_change), whitened_changes[-1]
-        )
-        slow, residuals_grow = (
-            jnp.where(state.has_previous, slow, 1),
-            state.has_previous & residuals_grow,
-        )
+        whitened_step = chart.white(image_change - residual_change)
+        slow, residuals_grow = slowness(whitened_step, whitened_changes[-1])
+        slow = jnp.where(state.has_previous, slow, 1)
+        residuals_grow = state.has_previous & residuals_grow
         mixed = image - self._mix(whitened_changes, whitened) @ images
         mixed = jnp.where(residuals_grow, image + slow * residual, mixed)
 
         gain = objective - state.best
         is_plain_step = ~state.trial & state.has_previous
-        last_whitened = dot(last_whitened, last_whitened)
-        scale = jnp.where(is_plain_step, gain / jnp.where(last_whitened > 0, last_whitened, 1), 0)
+        last_squared = dot(last_whitened, last_whitened)
+        gain_per_squared = gain / jnp.where(last_squared > 0, last_squared, 1)
+        scale = jnp.where(is_plain_step, gain_per_squared, 0)
         scale = jnp.maximum(scale, DISCOUNT * state.scale)
-        is_measurable = is_plain_step & (gain > evaluation.noise) & (last_whitened > 0)
-        last_scale = jnp.where(
-            is_measurable, gain / jnp.where(last_whitened > 0, last_whitened, 1), state.last_scale
-        )
+        is_measurable = is_plain_step & (gain > evaluation.noise) & (last_squared > 0)
+        last_scale = jnp.where(is_measurable, gain_per_squared, state.last_scale)
         jump = self._bounded(chart, mixed - image, whitened, last_scale / total)
         mixture = select(state.has_previous, chart.params(image + jump), image_params)
         slowest = jnp.maximum(slow, DISCOUNT * state.slowest)
@@ -346,17 +339,14 @@ class Anderson:
         )
         next_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), next_state, state)
         expected_gain = jnp.maximum(scale, last_scale) * squared_length * slowest
-        no_changes = jnp.zeros_like(state.residuals)
-        restarted = state._replace(
-            residuals=no_changes, images=no_changes, trial=jnp.asarray(False)
-        )
+        is_predictable = (scale > 0) & ~(residuals_grow & (gain > evaluation.noise))
+        past = jnp.zeros_like(state.residuals)
+        restarted = state._replace(residuals=past, images=past, trial=jnp.asarray(False))
         return evaluation._replace(
             proposal=select(accepted, mixture, state.fallback),
             accepted=accepted,
             gain=jnp.where(accepted, gain, jnp.nan),
-            ahead=jnp.where(
-                (scale > 0) & ~(residuals_grow & (gain > evaluation.noise)), expected_gain, jnp.inf
-            ),
+            ahead=jnp.where(is_predictable, expected_gain, jnp.inf),
             memory=select(accepted, next_state, restarted),
         )
 
@@ -369,10 +359,8 @@ class Anderson:
         whitened_jump = chart.white(jump)
         distance = jnp.sqrt(gain_per_squared_length * dot(whitened_jump, whitened_jump))
         factor = jnp.minimum(self.reach / jnp.where(distance > 0, distance, 1), 1)
-        return (
-            jnp.where((distance > 0) & (dot(whitened_jump, whitened_residual) > 0), factor, 0)
-            * jump
-        )
+        is_forward = (distance > 0) & (dot(whitened_jump, whitened_residual) > 0)
+        return jnp.where(is_forward, factor, 0) * jump
 
     def _mix(self, residuals, residual):
         """The coefficients (order,) of earlier changes that minimise the predicted residual; all

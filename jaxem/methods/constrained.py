@@ -90,10 +90,9 @@ class Dual:
         q, _ = self.tilted(multipliers)
         mean = jnp.einsum("nk,nkm->nm", q, self.features, precision=Precision.HIGHEST)
         deviation = self.features - mean[:, None]
-        weighted_q = q * self.normalised_weights[:, None]
-        covariance = jnp.einsum(
-            "nk,nkm,nkl->ml", weighted_q, deviation, deviation, precision=Precision.HIGHEST
-        )
+        weight = q * self.normalised_weights[:, None]
+        product = "nk,nkm,nkl->ml"
+        covariance = jnp.einsum(product, weight, deviation, deviation, precision=Precision.HIGHEST)
         return self.bound - self.normalised_weights @ mean, covariance
 
     def minimiser(self, initial):

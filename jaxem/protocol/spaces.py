@@ -176,9 +176,8 @@ def return_time(spaces, params, proposal):
         is_growing = (margin > 0) & (margin < SMALL_MARGIN) & (next_margin > margin)
         log_rate = jnp.log(jnp.where(is_growing, next_margin / margin, jnp.e))
         log_distance = jnp.log(jnp.where(is_growing, SMALL_MARGIN / margin, 1))
-        steps.append(
-            jnp.min(jnp.where(is_growing, jnp.maximum(log_distance, 1) / log_rate, jnp.inf))
-        )
+        needed = jnp.maximum(log_distance, 1) / log_rate
+        steps.append(jnp.min(jnp.where(is_growing, needed, jnp.inf)))
     return functools.reduce(jnp.minimum, steps) if steps else None
 
 

@@ -26,9 +26,8 @@ class Start:
         """Params of `model` by an M-step at the initial responsibilities."""
         responsibilities = self.responsibilities(key, model.embed(x), weights, model.k)
         model_key = jax.random.fold_in(key, 1)
-        return model.from_responsibilities(
-            model_key, x, responsibilities.astype(weights.dtype), weights
-        )
+        responsibilities = responsibilities.astype(weights.dtype)
+        return model.from_responsibilities(model_key, x, responsibilities, weights)
 
     @staticmethod
     def default(model, x) -> "Start":

@@ -93,10 +93,8 @@ def _newton_maximum(alpha, value, direction):
         proposal = jnp.clip(proposal, LEAST, LARGEST)
         proposal_value = value(proposal)
         is_better = proposal_value >= current
-        alpha, current = (
-            jnp.where(is_better, proposal, alpha),
-            jnp.where(is_better, proposal_value, current),
-        )
+        alpha = jnp.where(is_better, proposal, alpha)
+        current = jnp.where(is_better, proposal_value, current)
         return alpha, current, jnp.where(is_better, jnp.minimum(1, 2 * length), length / 2)
 
     carry = (alpha, value(alpha), jnp.ones((), alpha.dtype))
