@@ -101,11 +101,8 @@ def coherence(result, documents, n: int = 10, measure: str = "npmi"):
 
 
 def _npmi(joint_counts, i, j, n):
-    p_both, p_first, p_second = (
-        joint_counts[i, j] / n,
-        joint_counts[i, i] / n,
-        joint_counts[j, j] / n,
-    )
+    p_both = joint_counts[i, j] / n
+    p_first, p_second = joint_counts[i, i] / n, joint_counts[j, j] / n
     is_joint = p_both > 0
     safe = np.where(is_joint, p_both, 1)
     pmi = np.log(safe / np.where(is_joint, p_first * p_second, 1))

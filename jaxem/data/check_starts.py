@@ -80,7 +80,7 @@ def check_start(start: Start, n: int, k: int) -> Start:
         values = as_array(start.values, "init=Labels", keep_integers=True)
         if values.shape != (n,):
             raise ValueError(f"init=Labels must have shape ({n},), got {values.shape}")
-        is_wrong = None if is_traced(values) else ~np.isin(np.asarray(values), np.arange(k))
+        wrong = None if is_traced(values) else ~np.isin(np.asarray(values), np.arange(k))
         accepted = f"integers from 0 to {k - 1}; for unknown labels fit jaxem.Labelled data"
         start = Labels(values.astype(np.int32))
     elif isinstance(start, Responsibilities):
@@ -89,20 +89,16 @@ def check_start(start: Start, n: int, k: int) -> Start:
             raise ValueError(
                 f"init=Responsibilities must have shape ({n}, {k}), got {values.shape}"
             )
-        concrete = None if is_traced(values) else np.asarray(values)
-        is_wrong = (
-            None
-            if concrete is None
-            else ~((concrete >= 0).all(1) & (abs(concrete.sum(1) - 1) < 1e-3))
-        )
+        host = None if is_traced(values) else np.asarray(values)
+        wrong = None if host is None else ~((host >= 0).all(1) & (abs(host.sum(1) - 1) < 1e-3))
         accepted = "rows of numbers of 0 or more that sum to 1; divide each row by its sum"
         start = Responsibilities(values)
     else:
         return start
-    if is_wrong is not None and is_wrong.any():
-        first = int(np.argmax(is_wrong))
+    if wrong is not None and wrong.any():
+        first = int(np.argmax(wrong))
         raise ValueError(
-            f"init={type(start).__name__} is wrong at {int(is_wrong.sum())} units, first at index "
+            f"init={type(start).__name__} is wrong at {int(wrong.sum())} units, first at index "
             f"{first}: {np.asarray(values)[first]}; it takes {accepted}"
         )
     return start

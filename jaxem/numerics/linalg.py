@@ -93,10 +93,8 @@ def triangular_inverse(lower):
     if d <= ONE_THREAD_FEATURES:
         eye = jnp.broadcast_to(jnp.eye(d, dtype=lower.dtype), lower.shape)
         return lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
-    inverse_a, inverse_d = (
-        triangular_inverse(lower[..., :half, :half]),
-        triangular_inverse(lower[..., half:, half:]),
-    )
+    inverse_a = triangular_inverse(lower[..., :half, :half])
+    inverse_d = triangular_inverse(lower[..., half:, half:])
     highest = lax.Precision.HIGHEST
     corner = -jnp.matmul(
         inverse_d,

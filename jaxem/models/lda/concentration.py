@@ -52,11 +52,9 @@ def asymmetric(alpha, mean_log, smooth: bool = False):
         shift = jnp.sum(slope / diagonal) / (1 / constant + jnp.sum(1 / diagonal))
         return (slope - shift) / diagonal
 
-    return (
-        alpha - direction(alpha)
-        if smooth
-        else limited_change(alpha, _newton_maximum(alpha, value, direction))
-    )
+    if smooth:
+        return alpha - direction(alpha)
+    return limited_change(alpha, _newton_maximum(alpha, value, direction))
 
 
 def symmetric(alpha, mean_log, k: int, smooth: bool = False):
@@ -74,11 +72,9 @@ def symmetric(alpha, mean_log, k: int, smooth: bool = False):
         curvature = k * k * polygamma(one, k * alpha) - k * polygamma(one, alpha)
         return slope / stop_gradient(curvature)
 
-    return (
-        alpha - direction(alpha)
-        if smooth
-        else limited_change(alpha, _newton_maximum(alpha, value, direction))
-    )
+    if smooth:
+        return alpha - direction(alpha)
+    return limited_change(alpha, _newton_maximum(alpha, value, direction))
 
 
 def _newton_maximum(alpha, value, direction):
@@ -99,7 +95,7 @@ def _newton_maximum(alpha, value, direction):
 
     carry = (alpha, value(alpha), jnp.ones((), alpha.dtype))
     alpha = jax.lax.fori_loop(0, NEWTON_STEPS, step, carry)[0]
-    last_step = direction(alpha)  # by values alone the maximiser is known to √ε
+    last_step = direction(alpha)  # values determine the maximiser only to √ε
     is_small = jnp.all(jnp.abs(last_step) < LAST_STEP * alpha)
     return jnp.where(is_small, jnp.clip(alpha - last_step, LEAST, LARGEST), alpha)
 
@@ -111,9 +107,8 @@ def limited_change(alpha, maximum):
     are still alike, leads to a worse optimum.
     """
     change = jnp.max(jnp.abs(maximum - alpha) / alpha)
-    return alpha + jnp.minimum(1, MOST_CHANGE / jnp.where(change > 0, change, 1)) * (
-        maximum - alpha
-    )
+    part = jnp.minimum(1, MOST_CHANGE / jnp.where(change > 0, change, 1))
+    return alpha + part * (maximum - alpha)
 
 
 def on_edge(alpha):
