@@ -109,8 +109,8 @@ def select(
       criterion: "bic" (Schwarz 1978), "aic" (Akaike 1974) or "icl" (Biernacki, Celeux & Govaert
         2000).
       key: a JAX key or an int, the same for every model.
-      restarts: how many starts each model climbs from, or a `Restarts` plan.
-      weights: (n,), one per unit; 0 = absent, 2 = seen twice. None: all 1.
+      restarts: the number of restarts of each model, or a `Restarts` plan.
+      weights: (n,), one per unit; 0 for an absent unit, 2 for one that counts twice. None: all 1.
       init: None, "kmeans++", "random_rows", "random", or such a rule; given params or labels would
         belong to one k.
       method, tol, max_iter: as in `fit`.

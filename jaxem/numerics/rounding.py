@@ -2,4 +2,4 @@
 
 ROUNDING = 16
 """The rounding error of an objective is at most ROUNDING · ε · Σw(|ℓ| + 1), ℓ the evidence of a
-unit in nats. Late iterations in float32 were seen to fall by up to 3 · ε · Σw(|ℓ| + 1)."""
+unit in nats. Late iterations in float32 lower the objective by up to 3 · ε · Σw(|ℓ| + 1)."""
