@@ -1,4 +1,4 @@
-"""`check_model`: what an author of a model should know before fitting with it."""
+"""`check_model`: tests of a user's model against the laws that EM needs."""
 
 from dataclasses import dataclass
 
@@ -19,20 +19,20 @@ from jaxem.protocol.units import standardized
 from jaxem.wrappers.adopt import adopt
 from jaxem.wrappers.factored import factored
 
-STEPS = 10
-"""EM steps that must not fall."""
+ASCENT_STEPS = 10
+"""The number of EM steps whose objective must not fall."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """passed: what was checked and holds; problems: one sentence for each thing that does not."""
+    """passed: the titles of the checks that hold; problems: a sentence for each that does not."""
 
     passed: tuple
     problems: tuple
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found."""
+        """Whether there are no problems."""
         return not self.problems
 
     def __str__(self):
@@ -40,41 +40,35 @@ class Findings:
         return "\n".join(lines)
 
 
-class Wrong(Exception):
-    """One thing that is wrong with a model."""
-
-
 def check_model(model, x, *, weights=None, key=0) -> Findings:
-    """What is wrong with a model, found by running each of its functions on data it should explain.
+    """Runs the functions of a model on data, and reports the laws that they break.
 
-    It checks shapes; that statistics add over units and are linear in weights; that a weight of 0
-    is as good as absence; that F(q, θ) is the evidence at the posterior and not above it elsewhere;
-    that the gradients of evidence and expected log joint agree (Fisher's identity); and that EM
-    steps do not lower the objective. A check that needs one that failed is left out.
+    The laws: shapes are right; statistics add over units and are linear in weights; a unit of
+    weight 0 counts as absent; F(q, θ) is the evidence at the posterior and not above it for any
+    other q; the gradients of the evidence and of the expected log joint agree (Fisher's identity);
+    EM steps do not lower the objective. A check is skipped where one that it depends on failed.
 
     Args:
       model: as for `fit`.  x: some units of data; a few dozen are enough.
-      weights: (n,), or None for uneven ones.  key: a JAX key or an int, for the start.
+      weights: (n,), or None for unequal ones.  key: a JAX key or an int, for the initial params.
 
     Returns:
-      `Findings`; print them. `findings.ok` says whether all is well.
+      `Findings`, which print as a list. `findings.ok` is True where every check passed.
     """
     passed, problems, failed = [], [], set()
-    trial = Trial(model, x, weights, key)
+    checks_of_model = ModelChecks(model, x, weights, key)
     for name, needs, title in CHECKS:
         if failed & set(needs):
             failed.add(name)
             continue
         try:
-            done = getattr(trial, name)()
-        except Wrong as wrong:
-            done = str(wrong)
+            problem = getattr(checks_of_model, name)()
         except Exception as error:
-            done = f"{title} could not be checked: {type(error).__name__}: {error}"
-        if done is None:
+            problem = f"{title} could not be checked: {type(error).__name__}: {error}"
+        if problem is None:
             passed.append(title)
-        elif done:
-            problems.append(done)
+        elif problem:
+            problems.append(problem)
             failed.add(name)
     return Findings(tuple(passed), tuple(problems))
 
@@ -93,22 +87,25 @@ CHECKS = (
 )
 
 
-class Trial:
-    """A model with data, weights and a start, and every check as a method: None if it holds, the
-    sentence to say if not, "" where there is nothing to check."""
+class ModelChecks:
+    """A model with data, weights and initial params, and one method for every check.
+
+    A check returns None where the model passes, a sentence on the problem where it does not, and ""
+    where the check does not apply.
+    """
 
     def __init__(self, model, x, weights, key):
         self.given, self.model = model, adopt(model)
         self.x, n = checks.as_data(x)
         self.n, self.dtype = n, float_dtype(self.x)
-        uneven = 0.5 + np.arange(n) % 3
-        self.weights = jnp.asarray(uneven if weights is None else weights, self.dtype)
+        unequal = 0.5 + np.arange(n) % 3
+        self.weights = jnp.asarray(unequal if weights is None else weights, self.dtype)
         self.key = checks.as_key(key)
         self.finite = has(self.model, FiniteLatents)
         self.bound_only = not self.finite and not defines(self.model, "posterior")
         self.several = factored(self.model) is not None
-        own = defines(self.model, "statistics", "maximize")
-        self.exact = own and (self.several or not self.bound_only)
+        has_m_step = defines(self.model, "statistics", "maximize")
+        self.exact = has_m_step and (self.several or not self.bound_only)
         self.tol = 1e3 * float(jnp.finfo(self.dtype).eps)
 
     def protocol(self):
@@ -119,17 +116,15 @@ class Trial:
 
     def starts(self):
         key = self.key if hasattr(self.key, "dtype") and self.key.ndim else jax.random.key(self.key)
-        inner = standardized(
-            self.model, self.x, self.weights
-        )  # where a fit climbs, with its floors
+        inner = standardized(self.model, self.x, self.weights)  # the units and floors of a fit
         self.model, self.x = inner.model, inner.data
         try:
             self.params = jax.jit(self.model.init)(key, self.x, self.weights)
         except jax.errors.JAXTypeError as error:
-            return f"init must be pure JAX, without Python branches on values: {_first(error)}"
-        bad = [p for p, leaf in _leaves(self.params) if not jnp.all(jnp.isfinite(leaf))]
-        if bad:
-            return f"init returned values that are not finite in params{bad[0]}"
+            return f"init must be pure JAX, without Python branches on values: {_first_line(error)}"
+        nonfinite = [p for p, leaf in _leaves(self.params) if not jnp.all(jnp.isfinite(leaf))]
+        if nonfinite:
+            return f"init returned values that are not finite in params{nonfinite[0]}"
 
     def shapes(self):
         if self.bound_only:
@@ -141,9 +136,9 @@ class Trial:
                 f"got {self.evidence.shape}"
             )
         if not jnp.all(jnp.isfinite(self.evidence)):
-            first = int(jnp.argmin(jnp.isfinite(self.evidence)))
+            unit = int(jnp.argmin(jnp.isfinite(self.evidence)))
             return (
-                f"the evidence is {float(self.evidence[first])} at unit {first}, from the start "
+                f"the evidence is {float(self.evidence[unit])} at unit {unit}, from the start "
                 "that init gave: a start must give every unit a positive probability"
             )
         r = shares(self.q)
@@ -151,38 +146,36 @@ class Trial:
             return "the responsibilities that posterior returns do not sum to 1 over components"
 
     def free_energies(self):
-        """`shapes` of a model that gives F alone."""
+        """`shapes` for a model that defines F alone."""
         self.q = q = jax.jit(self.model.init_q)(self.params, self.x)
         value = jax.jit(self.model.free_energy)(self.params, self.x, q)
         if value.shape != (self.n,):
             return f"free_energy must return shape (n,) = ({self.n},), got {value.shape}"
         if not jnp.all(jnp.isfinite(value)):
-            first = int(jnp.argmin(jnp.isfinite(value)))
-            return (
-                f"free_energy is {float(value[first])} at unit {first}, at the first params and q"
-            )
+            unit = int(jnp.argmin(jnp.isfinite(value)))
+            return f"free_energy is {float(value[unit])} at unit {unit}, at the first params and q"
 
         if self.several and not jax.jit(factored(self.model).exact)(self.params, self.x):
             return factored(self.model).refusal()
 
-        def total(params, q):
+        def weighted_sum(params, q):
             return self.weights @ self.model.free_energy(params, self.x, q)
 
-        slopes = jax.jit(jax.grad(total, (0, 1)))(self.params, q)
+        slopes = jax.jit(jax.grad(weighted_sum, (0, 1)))(self.params, q)
         for name, slope in zip(("params", "q"), slopes, strict=True):
-            bad = [p for p, leaf in _leaves(slope) if not jnp.all(jnp.isfinite(leaf))]
-            if bad:
-                return f"the gradient of free_energy by {name}{bad[0]} is not finite"
+            nonfinite = [p for p, leaf in _leaves(slope) if not jnp.all(jnp.isfinite(leaf))]
+            if nonfinite:
+                return f"the gradient of free_energy by {name}{nonfinite[0]} is not finite"
 
     def agreement(self):
         if not self.finite:
             return ""
         r, evidence = normalize(self.model.log_joint(self.params, self.x))
-        away = float(jnp.max(jnp.abs(evidence - self.evidence)))
-        if away > self.tol * (1 + float(jnp.max(jnp.abs(evidence)))):
+        difference = float(jnp.max(jnp.abs(evidence - self.evidence)))
+        if difference > self.tol * (1 + float(jnp.max(jnp.abs(evidence)))):
             return (
                 "posterior's evidence is not log Σ_k exp log_joint: they differ by up to "
-                f"{away:.3g} nats a unit; a term stands in one of them alone"
+                f"{difference:.3g} nats a unit; a term stands in one of them alone"
             )
         if jnp.max(jnp.abs(shares(self.q) - r)) > self.tol:
             return "posterior's responsibilities are not those of log_joint: Bayes' rule fails"
@@ -191,15 +184,15 @@ class Trial:
         if not self.finite:
             return ""
         r, total = shares(self.q), float(self.weights @ self.evidence)
-        noise = self.tol * float(self.weights @ (1 + jnp.abs(self.evidence)))
-        for mix in (0.0, 0.1, 0.5):
-            other = (1 - mix) * r + mix * jnp.roll(r, 1, axis=1)
-            other = jnp.where(jnp.isfinite(self.model.log_joint(self.params, self.x)), other, 0)
-            other = other / other.sum(1, keepdims=True)
-            here = float(free_energy(self.model, self.params, self.x, other, self.weights))
-            if here > total + noise:
+        rounding = self.tol * float(self.weights @ (1 + jnp.abs(self.evidence)))
+        for share in (0.0, 0.1, 0.5):
+            q = (1 - share) * r + share * jnp.roll(r, 1, axis=1)
+            q = jnp.where(jnp.isfinite(self.model.log_joint(self.params, self.x)), q, 0)
+            q = q / q.sum(1, keepdims=True)
+            value = float(free_energy(self.model, self.params, self.x, q, self.weights))
+            if value > total + rounding:
                 return (
-                    f"F(q, θ) = {here:.6g} exceeds the evidence {total:.6g}: the evidence that "
+                    f"F(q, θ) = {value:.6g} exceeds the evidence {total:.6g}: the evidence that "
                     "posterior returns lacks something that log_joint holds"
                 )
 
@@ -209,10 +202,10 @@ class Trial:
         half = self.n // 2
         parts = [self._statistics(part) for part in (slice(0, half), slice(half, self.n))]
         self.whole = self._statistics(slice(None))
-        off = _differ(self.whole, jax.tree.map(jnp.add, *parts), self.tol)
-        if off is not None:
+        path = _first_difference(self.whole, jax.tree.map(jnp.add, *parts), self.tol)
+        if path is not None:
             return (
-                f"statistics{off} of all units is not the sum over two halves: it must be a sum "
+                f"statistics{path} of all units is not the sum over two halves: it must be a sum "
                 "over units, not a mean; divide in maximize"
             )
 
@@ -220,18 +213,18 @@ class Trial:
         if not self.exact:
             return ""
         double = self._statistics(slice(None), 2 * self.weights)
-        plain = self._statistics(slice(None))
-        off = _differ(double, jax.tree.map(lambda a: 2 * a, plain), self.tol)
-        if off is not None:
+        single = self._statistics(slice(None))
+        path = _first_difference(double, jax.tree.map(lambda a: 2 * a, single), self.tol)
+        if path is not None:
             return (
-                f"statistics{off} does not double when all weights do: it must be linear in "
+                f"statistics{path} does not double when all weights do: it must be linear in "
                 "weights; a product with weights is missing, or there is one too many"
             )
         absent = self.weights.at[0].set(0)
         without = self._statistics(slice(1, None))
-        off = _differ(self._statistics(slice(None), absent), without, self.tol)
-        if off is not None:
-            return f"statistics{off} counts a unit of weight 0: every term needs its weight"
+        path = _first_difference(self._statistics(slice(None), absent), without, self.tol)
+        if path is not None:
+            return f"statistics{path} counts a unit of weight 0: every term needs its weight"
 
     def gradients(self):
         if not self.finite:
@@ -244,17 +237,17 @@ class Trial:
         def expected(p):
             return self.weights @ expectation(q, self.model.log_joint(p, self.x))
 
-        one, two = (jax.jit(jax.grad(f))(self.params) for f in (evidence, expected))
-        bad = [p for p, leaf in _leaves(one) if not jnp.all(jnp.isfinite(leaf))]
+        of_evidence, of_expected = (jax.jit(jax.grad(f))(self.params) for f in (evidence, expected))
+        bad = [p for p, leaf in _leaves(of_evidence) if not jnp.all(jnp.isfinite(leaf))]
         if bad:
             return (
                 f"the gradient of log p(x | params) by params{bad[0]} is not finite although the "
                 "value is: guard the argument of log or division inside jnp.where, not its result"
             )
-        off = _differ(one, two, 100 * self.tol)
-        if off is not None:
+        path = _first_difference(of_evidence, of_expected, 100 * self.tol)
+        if path is not None:
             return (
-                f"the gradients of the evidence and of the expected log joint by params{off} "
+                f"the gradients of the evidence and of the expected log joint by params{path} "
                 "differ (Fisher's identity): something is cut off from differentiation"
             )
 
@@ -274,19 +267,19 @@ class Trial:
 
     def ascent(self):
         params, memory, before = self.params, self.memory, -jnp.inf
-        for number in range(STEPS):
-            seen = self.step(params, memory)
-            if not jnp.isfinite(seen.objective):
-                return f"the objective is {float(seen.objective)} after {number} EM steps"
-            if seen.objective < before - 4 * float(seen.noise):
+        for number in range(ASCENT_STEPS):
+            step = self.step(params, memory)
+            if not jnp.isfinite(step.objective):
+                return f"the objective is {float(step.objective)} after {number} EM steps"
+            if step.objective < before - 4 * float(step.noise):
                 return (
                     f"EM step {number} lowered the objective from {float(before):.6g} to "
-                    f"{float(seen.objective):.6g}: maximize is not the argmax of the expected log "
+                    f"{float(step.objective):.6g}: maximize is not the argmax of the expected log "
                     "joint + log_prior; a prior must stand in log_prior and in maximize"
                 )
-            params, memory, before = seen.proposal, seen.memory, seen.objective
+            params, memory, before = step.proposal, step.memory, step.objective
             if jnp.any(jnp.asarray(self.model.degenerate(params))):
-                return None  # a floor acts from here on
+                return None  # from here on a floor changes the M-step
 
     def _statistics(self, part, weights=None):
         weights = self.weights if weights is None else weights
@@ -302,9 +295,9 @@ def _leaves(tree):
     ]
 
 
-def _differ(one, two, tol):
-    """The path of the first leaf in which two trees differ, or None."""
-    for (path, a), (_, b) in zip(_leaves(one), _leaves(two), strict=True):
+def _first_difference(first, second, tol):
+    """The path of the first leaf in which two trees differ, None where they agree."""
+    for (path, a), (_, b) in zip(_leaves(first), _leaves(second), strict=True):
         if a.shape != b.shape:
             return f"{path} (shape {a.shape} or {b.shape}, by the units)"
         if jnp.max(jnp.abs(a - b), initial=0) > tol * (1 + jnp.max(jnp.abs(a), initial=0)):
@@ -312,5 +305,5 @@ def _differ(one, two, tol):
     return None
 
 
-def _first(error) -> str:
+def _first_line(error) -> str:
     return str(error).splitlines()[0][:160]

@@ -3,7 +3,9 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.scipy.special import rel_entr
 
+from jaxem.numerics.special import safe_entr
 from jaxem.protocol.capabilities import Bound, FiniteLatents, LocalPosterior, has
 from jaxem.protocol.model import name_of
 from jaxem.protocol.posterior import expectation, shares
@@ -56,7 +58,7 @@ def free_energy(model, params, x, q, weights=None):
         raise NotImplementedError(f"{name_of(model)} must define log_joint(params, x)")
     q = shares(q)
     joint = model.log_joint(params, x)
-    return _total(expectation(q, joint) - expectation(q, _log(q)), weights)
+    return _total(expectation(q, joint) + _entropy(q), weights)
 
 
 def decompose(model, params, x, q, weights=None) -> FreeEnergy:
@@ -68,13 +70,12 @@ def decompose(model, params, x, q, weights=None) -> FreeEnergy:
     q, model = shares(q), adopt(model)
     joint = model.log_joint(params, x)
     posterior, evidence = model.posterior(params, x)
-    relative = _log(q) - _log(shares(posterior))
     return FreeEnergy(
         free_energy(model, params, x, q, weights),
         _total(expectation(q, joint), weights),
-        _total(-expectation(q, _log(q)), weights),
+        _total(_entropy(q), weights),
         _total(evidence, weights),
-        _total(expectation(q, relative), weights),
+        _total(rel_entr(q, shares(posterior)).sum(-1), weights),
     )
 
 
@@ -95,12 +96,13 @@ def ascent(model, before, after, x, weights=None) -> Ascent:
     return Ascent(
         _total(new - old, weights),
         _total(moved, weights),
-        _total(expectation(q, _log(q) - _log(shares(second))), weights),
+        _total(rel_entr(q, shares(second)).sum(-1), weights),
     )
 
 
-def _log(q):
-    return jnp.where(q > 0, jnp.log(jnp.where(q > 0, q, 1)), -jnp.inf)
+def _entropy(q):
+    """−Σ_k q_ik log q_ik per unit (n,)."""
+    return safe_entr(q).sum(-1)
 
 
 def _total(per_unit, weights):

@@ -1,4 +1,4 @@
-"""`select`: many models of one data set, compared by an information criterion."""
+"""`select`: several models of one data set, compared by an information criterion."""
 
 import dataclasses
 import math
@@ -28,16 +28,17 @@ from jaxem.solver.restarts import Restarts
 CRITERIA = ("bic", "aic", "icl")
 OPTIONS = ("criterion", "key", "restarts", "weights", "init", "method", "tol", "max_iter")
 SOUND = (Status.CONVERGED, Status.MAX_ITER)
-"""Statuses of fits whose likelihood can be compared: only these can be chosen."""
+"""The statuses of fits whose likelihoods can be compared. Only such a fit can be chosen."""
 
 NAMED_IN_WARNING = 4
+"""The most models that a warning names."""
 
 
 class Row(NamedTuple):
     """One model of a `Selection`.
 
-    k: the number of components, None where the model has none. score: the criterion, lower is
-    better. status: a `Status`.
+    k: the number of components, None where the model has none. score: the value of the criterion;
+    lower is better. status: a `Status`.
     """
 
     name: str
@@ -51,11 +52,11 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Selection:
-    """Fitted models side by side, in the order given; `print` shows the table.
+    """Fitted models in the order given; `print` shows the table.
 
-    criterion: "bic", "aic" or "icl". table: a `Row` for every model. results: a `Result` each, as
-    `fit` returns it. winner: the index of the lowest score among sound fits (CONVERGED or
-    MAX_ITER), the first of equals; None where no fit is sound.
+    criterion: "bic", "aic" or "icl". table: a `Row` for every model. results: the `Result` of every
+    model. winner: the index of the lowest score among sound fits, which are those that ended as
+    CONVERGED or MAX_ITER; the first of equal scores; None where no fit is sound.
     """
 
     criterion: str
@@ -69,11 +70,15 @@ class Selection:
         return None if self.winner is None else self.results[self.winner]
 
     def __str__(self):
-        lines = [f"{self.criterion.upper()}, lower is better", "", *(_grid(self) or _list(self))]
-        seen = {_mark(self, i).strip() for i in range(len(self.table))}
+        lines = [
+            f"{self.criterion.upper()}, lower is better",
+            "",
+            *(_grid_lines(self) or _table_lines(self)),
+        ]
+        marks = {_mark(self, i).strip() for i in range(len(self.table))}
         legend = ["none is sound" if self.winner is None else f"* {self.table[self.winner].name}"]
-        legend += ["~ not converged within max_iter"] * bool(seen & {"~", "*~"})
-        legend += ["! not sound, never chosen"] * ("!" in seen)
+        legend += ["~ not converged within max_iter"] * bool(marks & {"~", "*~"})
+        legend += ["! not sound, never chosen"] * ("!" in marks)
         return "\n".join([*lines, "", "; ".join(legend)])
 
     __repr__ = __str__
@@ -93,7 +98,7 @@ def select(
     max_iter: int = 2000,
     **unknown,
 ) -> Selection:
-    """Fits every model to the same data and chooses the lowest criterion.
+    """Fits every model to the same data and chooses the one with the lowest criterion.
 
     bic = −2·log-likelihood + n_parameters·log Σw; aic = −2·log-likelihood + 2·n_parameters;
     icl = bic + 2·entropy of the responsibilities.
@@ -104,16 +109,16 @@ def select(
       criterion: "bic" (Schwarz 1978), "aic" (Akaike 1974) or "icl" (Biernacki, Celeux & Govaert
         2000).
       key: a JAX key or an int, the same for every model.
-      restarts: how many starts each model climbs from, or a `Restarts` plan.
-      weights: (n,), one per unit; 0 = absent, 2 = seen twice. None: all 1.
+      restarts: the number of restarts of each model, or a `Restarts` plan.
+      weights: (n,), one per unit; 0 for an absent unit, 2 for one that counts twice. None: all 1.
       init: None, "kmeans++", "random_rows", "random", or such a rule; given params or labels would
         belong to one k.
       method, tol, max_iter: as in `fit`.
 
     Returns:
       A `Selection`. Its results are those of `fit(model, x, key=key, restarts=restarts, ...)`, up
-      to rounding: mixtures that differ in k alone are climbed in one compiled program, padded with
-      components of weight 0, where that saves more compilation than it costs.
+      to rounding. Mixtures that differ in k alone are fitted by one compiled program, padded with
+      components of weight 0, where that saves more compile time than it costs.
 
     Raises:
       ValueError, TypeError: data, models or options that cannot be used, here or in `fit`.
@@ -121,8 +126,10 @@ def select(
     Warns once, with `FitWarning`, for all the models whose fit did not converge.
     """
     for word in unknown:
-        meant = checks.ELSEWHERE.get(word, word)
-        raise TypeError(f"select() has no argument {word!r}" + checks.suggestion(meant, OPTIONS))
+        known_name = checks.ALIASES.get(word, word)
+        raise TypeError(
+            f"select() has no argument {word!r}" + checks.suggestion(known_name, OPTIONS)
+        )
     names, models = _as_models(models)
     criterion = checks.one_of(criterion, "criterion", CRITERIA)
     if isinstance(x, Batch):
@@ -147,8 +154,8 @@ def select(
     x, _ = checks.as_data(x)
     options = {"restarts": restarts, "weights": weights, "method": method}
     options |= {"tol": tol, "max_iter": max_iter}
-    results = _quietly(_fit_all, names, models, x, key, init, options)
-    total = _total(x, weights)
+    results = _without_convergence_warnings(_fit_all, names, models, x, key, init, options)
+    total = _total_weight(x, weights)
     table = tuple(
         _row(name, model, result, criterion, total, x, weights)
         for name, model, result in zip(names, models, results, strict=True)
@@ -156,7 +163,7 @@ def select(
     sound = [i for i, row in enumerate(table) if row.status in SOUND and math.isfinite(row.score)]
     winner = min(sound, key=lambda i: table[i].score, default=None)
     selection = Selection(criterion, table, tuple(results), winner)
-    _warn(selection, tol)
+    _warn_of_failed(selection, tol)
     return selection
 
 
@@ -171,7 +178,7 @@ def _as_models(models):
                 "select(x, [model, ...])"
             )
         models = list(models)
-        names = [_name(model) for model in models]
+        names = [_model_name(model) for model in models]
     if not models:
         raise ValueError("models are empty: pass at least one model to choose from")
     for i, model in enumerate(models):
@@ -183,43 +190,48 @@ def _as_models(models):
 
 
 def _fit_all(names, models, x, key, init, options):
-    """The result of every model, compiled and run side by side on the cores of the host."""
-    together = groups(models, x, options["restarts"], options["method"])
-    alone = set(range(len(models))) - {i for group in together for i in group}
+    """The result of every model. Models are compiled and fitted in parallel on the host's cores."""
+    padded_groups = groups(models, x, options["restarts"], options["method"])
+    single_models = set(range(len(models))) - {i for group in padded_groups for i in group}
 
-    def run(group):
+    def fit_group(group):
         try:
-            if group[0] in alone:
+            if group[0] in single_models:
                 return [fit(models[group[0]], x, key=key, init=init, **options)]
             return fit_padded([models[i] for i in group], x, key, init, **options)
         except (TypeError, ValueError) as error:
             error.add_note(f"while fitting {', '.join(names[i] for i in group)}")
             raise
 
-    jobs = [*together, *([i] for i in sorted(alone))]
+    jobs = [*padded_groups, *([i] for i in sorted(single_models))]
     with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
-        found = [*pool.map(run, jobs)]
-    pairs = zip(jobs, found, strict=True)
-    every = {i: r for job, fits in pairs for i, r in zip(job, fits, strict=True)}
-    return [every[i] for i in range(len(models))]
+        fitted = [*pool.map(fit_group, jobs)]
+    pairs = zip(jobs, fitted, strict=True)
+    by_model = {i: r for job, fits in pairs for i, r in zip(job, fits, strict=True)}
+    return [by_model[i] for i in range(len(models))]
 
 
-def _quietly(function, *args):
-    """`function(*args)` without a warning for every fit; other warnings are given afterwards."""
+def _without_convergence_warnings(function, *args):
+    """`function(*args)` without the warnings that single fits did not converge.
+
+    Any other warning is given afterwards, a `FitWarning` of one text once.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FitWarning)
-        out = function(*args)
-    said = set()
-    for each in caught:
-        if not issubclass(each.category, FitWarning):
-            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-        elif "did not converge" not in str(each.message) and str(each.message) not in said:
-            said.add(str(each.message))
-            warnings.warn(str(each.message), FitWarning, stacklevel=3)
-    return out
+        result = function(*args)
+    given = set()
+    for warning in caught:
+        if not issubclass(warning.category, FitWarning):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+        elif "did not converge" not in str(warning.message) and str(warning.message) not in given:
+            given.add(str(warning.message))
+            warnings.warn(str(warning.message), FitWarning, stacklevel=3)
+    return result
 
 
-def _total(x, weights) -> float:
+def _total_weight(x, weights) -> float:
     """Σw."""
     if weights is None:
         return float(jax.tree.leaves(x)[0].shape[0])
@@ -227,73 +239,81 @@ def _total(x, weights) -> float:
 
 
 def _row(name, model, result, criterion, total, x, weights):
-    score, free = -2 * float(result.log_likelihood), int(result.n_parameters)
-    score += 2 * free if criterion == "aic" else free * math.log(total)
+    """The `Row` of a fitted model."""
+    score, n_parameters = -2 * float(result.log_likelihood), int(result.n_parameters)
+    score += 2 * n_parameters if criterion == "aic" else n_parameters * math.log(total)
     if criterion == "icl":
         score += 2 * float(result.entropy(x, weights))
     k = model.k if isinstance(model, FiniteMixture) else None
     status = Status(int(result.status))
-    return Row(name, model, k, free, float(result.log_likelihood), score, status)
+    return Row(name, model, k, n_parameters, float(result.log_likelihood), score, status)
 
 
-def _warn(selection: Selection, tol) -> None:
-    """One warning for all the fits that did not converge, unless that was asked for."""
+def _warn_of_failed(selection: Selection, tol) -> None:
+    """One warning for all fits that did not converge, except those that asked for no convergence
+    by tol=0 or max_iter=0."""
     pairs = zip(selection.table, selection.results, strict=True)
-    bad = [
+    failed = [
         row
         for row, result in pairs
         if row.status != Status.CONVERGED
         and not (row.status == Status.MAX_ITER and (tol == 0 or int(result.n_iter) == 0))
     ]
-    if not bad:
+    if not failed:
         return
-    listed = ", ".join(f"{row.name} {row.status.name}" for row in bad[:NAMED_IN_WARNING])
-    more = f" and {len(bad) - NAMED_IN_WARNING} more" if len(bad) > NAMED_IN_WARNING else ""
-    told = "; ".join(
-        f"{status.name}: {MEANING[status]}" for status in Counter(row.status for row in bad)
+    listed = ", ".join(f"{row.name} {row.status.name}" for row in failed[:NAMED_IN_WARNING])
+    unnamed = (
+        f" and {len(failed) - NAMED_IN_WARNING} more" if len(failed) > NAMED_IN_WARNING else ""
     )
-    none = "" if selection.winner is not None else "; none is sound, so best is None"
+    meanings = "; ".join(
+        f"{status.name}: {MEANING[status]}" for status in Counter(row.status for row in failed)
+    )
+    no_winner = "" if selection.winner is not None else "; none is sound, so best is None"
     warnings.warn(
-        f"{len(bad)} of {len(selection.table)} models did not converge ({listed}{more}): {told}"
-        + none,
+        f"{len(failed)} of {len(selection.table)} models did not converge ({listed}{unnamed}): "
+        + meanings
+        + no_winner,
         FitWarning,
         stacklevel=3,
     )
 
 
-def _name(model) -> str:
+def _model_name(model) -> str:
     """`Normal('full'), k=3` for a mixture, else the type."""
     if not isinstance(model, Mixture):
         return type(model).__name__
     prior = "" if model.prior is None else f", {type(model.prior).__name__}"
-    return f"{_label(model.components)}, k={model.k}{prior}"
+    return f"{_bank_name(model.components)}, k={model.k}{prior}"
 
 
-def _label(part) -> str:
-    """A bank in a few characters: its type, the strings it holds, and what is not the default."""
+def _bank_name(part) -> str:
+    """A short name of a bank: its type, its options that are strings, and those not at their
+    default."""
     if not dataclasses.is_dataclass(part):
         return repr(part) if len(repr(part)) < 40 else type(part).__name__
-    inside = []
+    options = []
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if isinstance(value, str):
-            inside.append(repr(value))
+            options.append(repr(value))
         elif dataclasses.is_dataclass(value):
-            inside.append(type(value).__name__)
+            options.append(type(value).__name__)
         elif value is not field.default and value is not None:
-            inside.append(f"{field.name}={value}" if np.ndim(value) == 0 else field.name)
-    return f"{type(part).__name__}({', '.join(inside)})"
+            options.append(f"{field.name}={value}" if np.ndim(value) == 0 else field.name)
+    return f"{type(part).__name__}({', '.join(options)})"
 
 
 def _mark(selection, i) -> str:
+    """The mark of model i in the table: * the winner, ~ not converged, ! not sound."""
     status = selection.table[i].status
     if i == selection.winner:
         return "*" if status == Status.CONVERGED else "*~"
     return {Status.CONVERGED: "", Status.MAX_ITER: "~"}.get(status, "!")
 
 
-def _grid(selection):
-    """Lines of a table of banks by k; None where the models are not such a grid."""
+def _grid_lines(selection):
+    """The lines of a table with a row a bank and a column a k; None where the models do not form
+    one."""
     cells, labels = {}, []
     for i, (row, model) in enumerate((row, row.model) for row in selection.table):
         suffix = f", k={row.k}"
@@ -304,21 +324,26 @@ def _grid(selection):
             return None
         labels.append(label)
         cells[label, row.k] = f"{row.score:.2f}{_mark(selection, i) or ' '}"
-    labels, ks = list(dict.fromkeys(labels)), sorted({row.k for row in selection.table})
-    left, width = max(map(len, labels)), max(11, *(len(cell) + 2 for cell in cells.values()))
-    lines = ["k".rjust(left) + "".join(f"{k:>{width - 1}} " for k in ks).rstrip()]
+    labels, columns = list(dict.fromkeys(labels)), sorted({row.k for row in selection.table})
+    label_width, cell_width = (
+        max(map(len, labels)),
+        max(11, *(len(cell) + 2 for cell in cells.values())),
+    )
+    lines = ["k".rjust(label_width) + "".join(f"{k:>{cell_width - 1}} " for k in columns).rstrip()]
     for label in labels:
-        row = "".join(f"{cells.get((label, k), ''):>{width}}" for k in ks)
-        lines.append(f"{label:>{left}}{row}".rstrip())
+        row = "".join(f"{cells.get((label, k), ''):>{cell_width}}" for k in columns)
+        lines.append(f"{label:>{label_width}}{row}".rstrip())
     return lines
 
 
-def _list(selection):
-    """Lines of a table with a row for every model."""
-    left = max(len(row.name) for row in selection.table)
-    head = f"{'':>{left}}{'parameters':>12}{'log-likelihood':>16}{selection.criterion:>14}   status"
+def _table_lines(selection):
+    """The lines of a table with a row for every model."""
+    width = max(len(row.name) for row in selection.table)
+    head = (
+        f"{'':>{width}}{'parameters':>12}{'log-likelihood':>16}{selection.criterion:>14}   status"
+    )
     return [head] + [
-        f"{row.name:>{left}}{row.n_parameters:>12}{row.log_likelihood:>16.2f}{row.score:>14.2f}"
+        f"{row.name:>{width}}{row.n_parameters:>12}{row.log_likelihood:>16.2f}{row.score:>14.2f}"
         f"{_mark(selection, i):<3}{row.status.name}"
         for i, row in enumerate(selection.table)
     ]

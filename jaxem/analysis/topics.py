@@ -1,4 +1,4 @@
-"""What topics are asked: their parts in documents, their words, how they predict and cohere."""
+"""Quantities of fitted topics: shares in documents, top words, held-out perplexity, coherence."""
 
 import numpy as np
 
@@ -8,14 +8,14 @@ MEASURES = ("npmi", "umass")
 
 
 def transform(result, documents):
-    """E[θ] (n, k) under the mean-field posterior: what part of each document every topic has."""
+    """E[θ] (n, k) under the mean-field posterior: the share of every topic in each document."""
     return result.predict_proba(documents)
 
 
 def top_words(result, n: int = 10, vocabulary=None):
     """The n most probable words of every topic, best first: a list of k lists.
 
-    vocabulary: what the words are, a sequence; None: their numbers.
+    vocabulary: a sequence of the words; None: words are given as their column numbers.
     """
     topics = np.asarray(result.params.topics)
     order = np.argsort(-topics, axis=1, kind="stable")[:, :n]
@@ -30,82 +30,93 @@ def top_words(result, n: int = 10, vocabulary=None):
 
 
 def completed(documents, key: int = 0):
-    """Two `Documents`: half of the tokens of each document, drawn at random, and the other half."""
+    """Two `Documents`: a random half of the tokens of each document, and the other half."""
     counts = np.asarray(documents.counts, np.int64)
     rng = np.random.default_rng(key)
-    size = counts.sum(1)
-    halves = np.zeros_like(counts)
-    for i, total in enumerate(size):
+    tokens = counts.sum(1)
+    first_half = np.zeros_like(counts)
+    for i, total in enumerate(tokens):
         row = counts[i]
-        halves[i] = rng.multivariate_hypergeometric(row, total // 2, method="marginals")
+        first_half[i] = rng.multivariate_hypergeometric(row, total // 2, method="marginals")
     words, vocabulary = np.asarray(documents.words), documents.vocabulary
     return tuple(
         Documents(
-            [list(zip(w, c, strict=True)) for w, c in zip(words, part, strict=True)], vocabulary
+            [list(zip(w, c, strict=True)) for w, c in zip(words, half_counts, strict=True)],
+            vocabulary,
         )
-        for part in (halves, counts - halves)
+        for half_counts in (first_half, counts - first_half)
     )
 
 
 def perplexity(result, documents, key: int = 0) -> float:
-    """Held-out perplexity by document completion: exp(−mean log p(word)) over unseen tokens.
+    """Held-out perplexity by document completion: exp(−mean log p(word)) over held-out tokens.
 
-    Topic shares come from a random half of each document's tokens; the other half is predicted by
-    p(word) = Σ_k E[θ_k] topics_k,word. Lower is better; the vocabulary's size is what no knowledge
-    at all gives. Infinite where a word is unseen that no topic holds.
+    The topic shares of each document are estimated from a random half of its tokens. The other half
+    is predicted by p(word) = Σ_k E[θ_k] topics_k,word. Lower is better; uniform words have the size
+    of the vocabulary. Infinite where a held-out word has probability 0 in every topic.
 
     Args:
-      documents: `Documents` that the fit has not seen.  key: an int, of the halves.
+      documents: `Documents` that were not part of the fit.  key: an int, which draws the halves.
     """
-    seen, unseen = completed(documents, key)
-    theta = np.asarray(transform(result, seen), np.float64)
+    observed, held_out = completed(documents, key)
+    topic_shares = np.asarray(transform(result, observed), np.float64)
     topics = np.asarray(result.params.topics, np.float64)
-    counts, words = np.asarray(unseen.counts, np.float64), np.asarray(unseen.words)
+    counts, words = np.asarray(held_out.counts, np.float64), np.asarray(held_out.words)
     total = 0.0
-    for shares, row, count in zip(theta, words, counts, strict=True):
-        some = count > 0
+    for shares, row, count in zip(topic_shares, words, counts, strict=True):
+        is_present = count > 0
         with np.errstate(divide="ignore"):
-            total += count[some] @ np.log(shares @ topics[:, row[some]])
+            total += count[is_present] @ np.log(shares @ topics[:, row[is_present]])
     return float(np.exp(-total / counts.sum()))
 
 
 def coherence(result, documents, n: int = 10, measure: str = "npmi"):
-    """How often the n top words of each topic share documents: (k,), higher is better.
+    """How often the n top words of each topic occur in the same documents: (k,), higher is better.
 
-    "npmi": the mean over pairs of log(p_ij / (p_i p_j)) / −log p_ij, from −1, never together, to 1
-    (Bouma 2009; Lau, Newman & Baldwin 2014). "umass": the mean over pairs of
-    log((D_ij + 1) / D_j), j the more probable word (Mimno et al. 2011). p and D count the documents
-    that hold both words, or one. With a word in no document a pair counts −1, or is left out.
+    "npmi": the mean over pairs of words of log(p_ij / (p_i p_j)) / −log p_ij, from −1, never in one
+    document, to 1 (Bouma 2009; Lau, Newman & Baldwin 2014). "umass": the mean over pairs of
+    log((D_ij + 1) / D_j), where j is the more probable word (Mimno et al. 2011). D is the number
+    and p the proportion of documents that hold both words, or one. A pair with a word that is in no
+    document counts −1 in "npmi" and is left out of "umass".
     """
     if measure not in MEASURES:
         raise ValueError(
             f"measure must be one of {', '.join(map(repr, MEASURES))}, got {measure!r}"
         )
     top = np.array(top_words(result, n))
-    among = np.unique(top)
-    place = np.full(documents.vocabulary, -1)
-    place[among] = np.arange(len(among))
-    held = np.zeros((len(documents), len(among)))
+    distinct = np.unique(top)
+    column_of = np.full(documents.vocabulary, -1)
+    column_of[distinct] = np.arange(len(distinct))
+    occurs = np.zeros((len(documents), len(distinct)))
     words, counts = np.asarray(documents.words), np.asarray(documents.counts)
-    at = place[words]
-    row, column = np.nonzero((counts > 0) & (at >= 0))
-    held[row, at[row, column]] = 1
-    together = held.T @ held
-    better, worse = np.triu_indices(top.shape[1], 1)
-    of = _npmi if measure == "npmi" else _umass
-    return np.array([of(together[np.ix_(t, t)], better, worse, len(held)) for t in place[top]])
+    columns = column_of[words]
+    document, column = np.nonzero((counts > 0) & (columns >= 0))
+    occurs[document, columns[document, column]] = 1
+    joint_counts = occurs.T @ occurs
+    first, second = np.triu_indices(top.shape[1], 1)
+    score = _npmi if measure == "npmi" else _umass
+    return np.array(
+        [score(joint_counts[np.ix_(t, t)], first, second, len(occurs)) for t in column_of[top]]
+    )
 
 
-def _npmi(together, i, j, n):
-    both, one, other = together[i, j] / n, together[i, i] / n, together[j, j] / n
-    some = both > 0
-    safe = np.where(some, both, 1)
-    pmi = np.log(safe / np.where(some, one * other, 1))
-    always = both == 1
-    return np.mean(np.where(some, pmi / np.where(always | ~some, 1, -np.log(safe)) + always, -1))
+def _npmi(joint_counts, i, j, n):
+    p_both = joint_counts[i, j] / n
+    p_first, p_second = joint_counts[i, i] / n, joint_counts[j, j] / n
+    is_joint = p_both > 0
+    safe = np.where(is_joint, p_both, 1)
+    pmi = np.log(safe / np.where(is_joint, p_first * p_second, 1))
+    in_every_document = p_both == 1
+    return np.mean(
+        np.where(
+            is_joint,
+            pmi / np.where(in_every_document | ~is_joint, 1, -np.log(safe)) + in_every_document,
+            -1,
+        )
+    )
 
 
-def _umass(together, i, j, n):
-    known = together[i, i] > 0
-    ratio = (together[i, j] + 1) / np.where(known, together[i, i], 1)
-    return np.mean(np.log(ratio)[known]) if known.any() else np.nan
+def _umass(joint_counts, i, j, n):
+    is_present = joint_counts[i, i] > 0
+    ratio = (joint_counts[i, j] + 1) / np.where(is_present, joint_counts[i, i], 1)
+    return np.mean(np.log(ratio)[is_present]) if is_present.any() else np.nan

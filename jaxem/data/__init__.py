@@ -1,1 +1,1 @@
-"""What a user hands in, as arrays with one unit axis."""
+"""Data and other arguments of a fit, checked and converted to arrays with one unit axis."""

@@ -1,4 +1,4 @@
-"""The only place that inspects what a user hands in: data, weights, keys, options."""
+"""Checks and conversion of arguments: data, weights, keys and options."""
 
 import difflib
 import math
@@ -36,11 +36,11 @@ def as_data(data):
         if leaf.ndim == 0:
             raise ValueError(f"{name} is a single number: pass an array of shape (n, d)")
         if 0 in leaf.shape:
-            what = "unit" if leaf.shape[0] == 0 else "feature"
-            raise ValueError(f"{name} is empty, with shape {leaf.shape}: pass at least one {what}")
+            axis = "unit" if leaf.shape[0] == 0 else "feature"
+            raise ValueError(f"{name} is empty, with shape {leaf.shape}: pass at least one {axis}")
     if len({leaf.shape[0] for _, leaf in leaves}) > 1:
-        listed = ", ".join(f"{name}: {leaf.shape[0]}" for name, leaf in leaves)
-        raise ValueError(f"the arrays in data must have one leading size, got {listed}")
+        sizes = ", ".join(f"{name}: {leaf.shape[0]}" for name, leaf in leaves)
+        raise ValueError(f"the arrays in data must have one leading size, got {sizes}")
     return data, leaves[0][1].shape[0]
 
 
@@ -52,12 +52,12 @@ def _is_tree(data) -> bool:
 
 
 def as_array(value, name: str, keep_integers: bool = False):
-    """One array in a dtype that JAX computes in; the input is never written to."""
+    """An array in a dtype that JAX computes in. The input is not changed."""
     if isinstance(value, jax.Array):
         if not _is_real(value.dtype):
             raise TypeError(f"{name} has dtype {value.dtype}: pass real numbers")
         return value if keep_integers and _is_integer(value.dtype) else _cast(value)
-    _refuse(value, name)
+    _require_array_like(value, name)
     try:
         array = np.asarray(value)
     except (ValueError, TypeError) as error:
@@ -78,7 +78,7 @@ def as_array(value, name: str, keep_integers: bool = False):
     return _cast(array)
 
 
-def _refuse(value, name):
+def _require_array_like(value, name):
     if value is None or isinstance(value, (str, bytes)):
         raise TypeError(f"{name} must be an array of numbers, got {value!r:.40}")
     if isinstance(value, np.ma.MaskedArray):
@@ -107,7 +107,7 @@ def _small_integers(array, name):
 
 
 def _cast(array):
-    """To float32 or, when it is wider or an integer, to JAX's default float."""
+    """To JAX's default float where the dtype is an integer or has 64 bits, else to float32."""
     with np.errstate(over="ignore"):
         if array.dtype.itemsize >= 8 or _is_integer(array.dtype):
             _warn_about_x64(array)
@@ -141,26 +141,26 @@ def as_weights(weights, n: int, dtype):
         return weights.astype(dtype)
 
 
-LOOK = 2**16
-"""Units that are looked at together: a look makes several arrays as large as they are."""
+CHECKED_UNITS = 2**16
+"""Units that are checked at a time: a check allocates several arrays of the size of its units."""
 
 
 def is_clean(model, x) -> bool:
-    """Whether data that lie on the host are valid throughout, at the cost of one look."""
+    """Whether the data lie on the host and every value is in the model's support, in one pass."""
     if not all(map(_on_host, jax.tree.leaves(x))):
         return False
     x = jax.tree.map(np.asarray, x)
     leaves = jax.tree.leaves(x)
     with np.errstate(invalid="ignore"):  # inf % 1
-        for begin in range(0, len(leaves[0]), LOOK):
-            some = jax.tree.map(lambda leaf: leaf[begin : begin + LOOK], x)  # noqa: B023
-            if not all(np.all(mask) for mask in jax.tree.leaves(model.domain.valid(some))):
+        for first in range(0, len(leaves[0]), CHECKED_UNITS):
+            chunk = jax.tree.map(lambda leaf: leaf[first : first + CHECKED_UNITS], x)  # noqa: B023
+            if not all(np.all(mask) for mask in jax.tree.leaves(model.domain.valid(chunk))):
                 return False
     return True
 
 
 def _on_host(leaf) -> bool:
-    """Whether NumPy reads an array where it lies."""
+    """Whether NumPy can read an array without a copy from a device."""
     if isinstance(leaf, np.ndarray):
         return True
     if not isinstance(leaf, jax.Array) or is_traced(leaf) or leaf.is_deleted():
@@ -170,7 +170,8 @@ def _on_host(leaf) -> bool:
 
 
 def as_key(key):
-    """A typed key passes; an int or a legacy uint32 key becomes what `_solve` turns into one."""
+    """A typed or a legacy uint32 key as it is; an int as a uint32 seed, of which the compiled fit
+    makes a key."""
     if isinstance(key, jax.Array):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             if key.ndim:
@@ -190,7 +191,7 @@ def as_key(key):
 
 
 def tolerance(value) -> float:
-    """A tolerance per unit of weight: a number of 0 or more, or a traced scalar."""
+    """A tolerance in nats per unit of weight: a number of 0 or more, or a traced scalar."""
     if isinstance(value, jax.core.Tracer):
         return value
     try:
@@ -203,7 +204,8 @@ def tolerance(value) -> float:
 
 
 def plan_to_unroll(max_iter, restarts) -> None:
-    """TypeError where a fit cannot be unrolled: its length is fixed, and no restart is dropped."""
+    """TypeError where a fit cannot be unrolled: an unrolled fit takes a fixed number of steps and
+    keeps all its restarts."""
     if isinstance(max_iter, jax.core.Tracer):
         raise TypeError('gradient="unrolled" takes exactly max_iter steps: pass a Python int')
     if not isinstance(restarts, int):
@@ -211,7 +213,7 @@ def plan_to_unroll(max_iter, restarts) -> None:
 
 
 def one_of(value, name: str, allowed):
-    """An option from a list of strings, with the nearest one suggested."""
+    """An option from a list of strings. The ValueError for any other suggests the nearest one."""
     if isinstance(value, str) and value in allowed:
         return value
     raise ValueError(
@@ -221,11 +223,12 @@ def one_of(value, name: str, allowed):
 
 
 def suggestion(word, allowed) -> str:
-    close = difflib.get_close_matches(str(word), list(allowed), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """The end of a message that suggests the nearest allowed word, "" where none is near."""
+    matches = difflib.get_close_matches(str(word), list(allowed), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-ELSEWHERE = {
+ALIASES = {
     "n_init": "restarts",
     "random_state": "key",
     "seed": "key",
@@ -233,52 +236,53 @@ ELSEWHERE = {
     "sample_weight": "weights",
     "n_iter": "max_iter",
 }
-"""What other libraries call an argument of `fit`."""
+"""The arguments of `fit` by the names that other libraries give them."""
 
 
 def refuse_unknown(unknown, allowed):
     """TypeError for keyword arguments that do not exist."""
     for word in unknown:
-        meant = ELSEWHERE.get(word, word)
-        raise TypeError(f"fit() has no argument {word!r}" + suggestion(meant, allowed))
+        known_name = ALIASES.get(word, word)
+        raise TypeError(f"fit() has no argument {word!r}" + suggestion(known_name, allowed))
 
 
 def explain_bad_weights(weights) -> str | None:
-    """What is wrong with weights (n,), None where nothing is."""
-    w = np.asarray(weights)
-    wrong = ~(np.isfinite(w) & (w >= 0))
-    if wrong.any():
-        first = int(np.argmax(wrong))
+    """A sentence that says what is wrong with weights (n,), None where they are sound."""
+    values = np.asarray(weights)
+    is_wrong = ~(np.isfinite(values) & (values >= 0))
+    if is_wrong.any():
+        first = int(np.argmax(is_wrong))
         return (
-            f"weights hold {int(wrong.sum())} negative or non-finite values, the first at index "
-            f"{first}: {w[first]}; weights are 0 for an absent unit, else positive"
+            f"weights hold {int(is_wrong.sum())} negative or non-finite values, the first at index "
+            f"{first}: {values[first]}; weights are 0 for an absent unit, else positive"
         )
-    if not (w > 0).any():
+    if not (values > 0).any():
         return "weights are all zero: there is nothing to fit; give at least one unit weight"
     return None
 
 
 def explain_bad_input(model, x, weights) -> str:
-    """Where the values lie that made a fit end as BAD_INPUT or EMPTY: count and first position."""
+    """A sentence on the values that made a fit end as BAD_INPUT or EMPTY: how many they are, and
+    the position of the first."""
     n = jax.tree.leaves(x)[0].shape[0]
-    w = np.ones(n) if weights is None else np.asarray(weights)
-    if (wrong := explain_bad_weights(w)) is not None:
-        return wrong
+    weight = np.ones(n) if weights is None else np.asarray(weights)
+    if (explanation := explain_bad_weights(weight)) is not None:
+        return explanation
     with np.errstate(invalid="ignore"):
-        masks = jax.tree_util.tree_leaves_with_path(model.domain.valid(jax.tree.map(np.asarray, x)))
-    for (path, mask), leaf in zip(masks, jax.tree.leaves(x), strict=True):
-        mask, leaf = np.asarray(mask), np.asarray(leaf)
-        wrong = ~mask & (w > 0).reshape((n,) + (1,) * (mask.ndim - 1))
-        if wrong.any():
+        valid = jax.tree_util.tree_leaves_with_path(model.domain.valid(jax.tree.map(np.asarray, x)))
+    for (path, is_valid), leaf in zip(valid, jax.tree.leaves(x), strict=True):
+        is_valid, leaf = np.asarray(is_valid), np.asarray(leaf)
+        is_wrong = ~is_valid & (weight > 0).reshape((n,) + (1,) * (is_valid.ndim - 1))
+        if is_wrong.any():
             name = jax.tree_util.keystr(path)
-            takes = model.domain.words
+            accepted = model.domain.words
             if name == ".labels":
-                takes = f"-1 where unknown, else 0 to {model.domain.components - 1}"
-            first = tuple(int(i) for i in np.argwhere(wrong)[0])
-            many = int(wrong.sum())
+                accepted = f"-1 where unknown, else 0 to {model.domain.components - 1}"
+            at = tuple(int(i) for i in np.argwhere(is_wrong)[0])
+            count = int(is_wrong.sum())
             return (
-                f"data{name} holds {many} value{'s' * (many > 1)} outside the model's support, the "
-                f"first at index {first if len(first) > 1 else first[0]}: {leaf[first]}; it takes "
-                f"{takes}: give such units weight 0 or remove them"
+                f"data{name} holds {count} value{'s' * (count > 1)} outside the model's support, "
+                f"the first at index {at if len(at) > 1 else at[0]}: {leaf[at]}; it takes "
+                f"{accepted}: give such units weight 0 or remove them"
             )
     return "the data hold values outside the model's support"

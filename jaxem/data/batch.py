@@ -1,4 +1,4 @@
-"""Many data sets in one call: an array of equal ones, or ragged ones padded to a few lengths."""
+"""`Batch`: many data sets in one call, of one length or padded to few lengths."""
 
 import math
 from typing import Any, NamedTuple
@@ -19,21 +19,25 @@ class Batch:
       data: an array (b, n, d); a list of arrays (n_i, d) of one width d and any lengths; or a list
         of `Documents` of one vocabulary.
 
-    A list is padded with absent units to a few lengths, each at most `GRID` times the one before.
-    Memory while it runs: a copy of the (padded) data, about five times the params of every fit, and
-    the work of as many fits as there are lanes.
+    The data sets of a list are padded with units of weight 0 to few lengths, each at most 1.5 times
+    the one before. Memory during a fit: a copy of the padded data, about five times the params of
+    every fit, and the temporaries of as many fits as there are lanes.
     """
 
     def __init__(self, data):
         self.data = data
 
 
-GRID = 1.5
+LENGTH_RATIO = 1.5
+"""The ratio of one padded length to the one before."""
 
 
 class Block(NamedTuple):
-    """Data sets of one padded length: x (b, n, d) or a tree of such arrays, weights (b, n) or None,
-    their place in order, and the number of units of the shortest."""
+    """Data sets of one padded length.
+
+    x: (b, n, d), or a tree of such arrays. weights: (b, n), or None for 1. index: the position of
+    each data set in the batch. shortest: the number of units of the shortest data set.
+    """
 
     x: Any
     weights: Any
@@ -61,76 +65,80 @@ def as_blocks(batch: Batch, weights) -> list[Block]:
         raise TypeError(
             "Batch takes an array (b, n, d), a list of arrays (n, d) or a list of Documents"
         )
-    if any(isinstance(one, Documents) for one in data):
-        return _by_length(_corpora(data), weights)
-    sets = [as_array(one, f"Batch data[{i}]") for i, one in enumerate(data)]
-    sets = [one if is_traced(one) else np.asarray(one) for one in sets]
-    for i, one in enumerate(sets):
-        if one.ndim != 2 or 0 in one.shape or one.shape[1] != sets[0].shape[1]:
+    if any(isinstance(dataset, Documents) for dataset in data):
+        return _padded_blocks(_documents_of_one_width(data), weights)
+    sets = [as_array(dataset, f"Batch data[{i}]") for i, dataset in enumerate(data)]
+    sets = [dataset if is_traced(dataset) else np.asarray(dataset) for dataset in sets]
+    for i, dataset in enumerate(sets):
+        if dataset.ndim != 2 or 0 in dataset.shape or dataset.shape[1] != sets[0].shape[1]:
             raise ValueError(
-                f"Batch data[{i}] has shape {one.shape}: every data set must be (n, d) with at "
+                f"Batch data[{i}] has shape {dataset.shape}: every data set must be (n, d) with at "
                 f"least one unit and the width of the first, {sets[0].shape[-1]}"
             )
-    return _by_length(sets, weights)
+    return _padded_blocks(sets, weights)
 
 
-def _corpora(data):
-    """`Documents` of one vocabulary, all with as many cells as the longest document."""
-    for i, one in enumerate(data):
-        if not isinstance(one, Documents):
+def _documents_of_one_width(data):
+    """`Documents` of one vocabulary, all padded to the number of cells of the longest document."""
+    for i, documents in enumerate(data):
+        if not isinstance(documents, Documents):
             raise TypeError(
-                f"Batch data[{i}] is {type(one).__name__}, others are Documents: give one kind"
+                f"Batch data[{i}] is {type(documents).__name__}, others are Documents: give one "
+                "kind"
             )
-        if one.vocabulary != data[0].vocabulary:
+        if documents.vocabulary != data[0].vocabulary:
             raise ValueError(
-                f"Batch data[{i}] has a vocabulary of {one.vocabulary} words, data[0] one of "
+                f"Batch data[{i}] has a vocabulary of {documents.vocabulary} words, data[0] one of "
                 f"{data[0].vocabulary}: build all with the same jaxem.Documents(..., vocabulary=)"
             )
-    cells = max(one.words.shape[1] for one in data)
+    cells = max(documents.words.shape[1] for documents in data)
 
-    def widened(leaf):
+    def padded(leaf):
         xp = jnp if is_traced(leaf) else np
         return leaf if leaf.ndim < 2 else xp.pad(leaf, ((0, 0), (0, cells - leaf.shape[1])))
 
-    return [jax.tree.map(widened, one) for one in data]
+    return [jax.tree.map(padded, documents) for documents in data]
 
 
-def _by_length(sets, weights) -> list[Block]:
-    """Data sets as blocks of a few padded lengths."""
+def _padded_blocks(sets, weights) -> list[Block]:
+    """Data sets as blocks of few padded lengths."""
     if weights is None:
-        weights = [np.ones(len(one), float_dtype(one)) for one in sets]
+        weights = [np.ones(len(dataset), float_dtype(dataset)) for dataset in sets]
     if len(weights) != len(sets):
         raise ValueError(f"weights must be a list of {len(sets)}, one a data set")
     pairs = zip(weights, sets, strict=True)
-    weights = [as_weights(w, len(one), float_dtype(one)) for w, one in pairs]
-    longest = max(len(one) for one in sets)
-    lengths: dict[int, list[int]] = {}
-    for i, one in enumerate(sets):
-        lengths.setdefault(min(padded_length(len(one)), longest), []).append(i)
-    return [_stack(sets, weights, n, np.array(index)) for n, index in sorted(lengths.items())]
+    weights = [as_weights(w, len(dataset), float_dtype(dataset)) for w, dataset in pairs]
+    longest = max(len(dataset) for dataset in sets)
+    members: dict[int, list[int]] = {}
+    for i, dataset in enumerate(sets):
+        members.setdefault(min(padded_length(len(dataset)), longest), []).append(i)
+    return [
+        _padded_block(sets, weights, length, np.array(positions))
+        for length, positions in sorted(members.items())
+    ]
 
 
 def padded_length(n: int) -> int:
-    """The least length of the grid 8, 12, 18, 27, ... that holds n units."""
+    """The least of the lengths 8, 12, 18, 27, … that is n or more."""
     length = 8
     while length < n:
-        length = math.ceil(GRID * length)
+        length = math.ceil(LENGTH_RATIO * length)
     return length
 
 
-def _stack(sets, weights, n: int, index) -> Block:
-    def stacked(*arrays):
-        """Arrays padded with zeros to n rows, on the host unless some are traced."""
+def _padded_block(sets, weights, n: int, index) -> Block:
+    def pad_and_stack(*arrays):
+        """Arrays padded with zeros to n rows and stacked, on the host unless one is traced."""
         dtype = np.result_type(*(a.dtype for a in arrays))
         if is_traced(arrays):
-            blank = [jnp.zeros((n - len(a), *a.shape[1:]), a.dtype) for a in arrays]
-            full = [jnp.concatenate(pair) for pair in zip(arrays, blank, strict=True)]
-            return jnp.stack(full).astype(dtype)
-        out = np.zeros((len(arrays), n, *arrays[0].shape[1:]), dtype)
-        for row, array in zip(out, arrays, strict=True):
+            padding = [jnp.zeros((n - len(a), *a.shape[1:]), a.dtype) for a in arrays]
+            padded = [jnp.concatenate(pair) for pair in zip(arrays, padding, strict=True)]
+            return jnp.stack(padded).astype(dtype)
+        stack = np.zeros((len(arrays), n, *arrays[0].shape[1:]), dtype)
+        for row, array in zip(stack, arrays, strict=True):
             row[: len(array)] = array
-        return out
+        return stack
 
-    x = jax.tree.map(stacked, *(sets[i] for i in index))
-    w = stacked(*(weights[i] for i in index)).astype(float_dtype(x))
-    return Block(x, w, index, min(len(sets[i]) for i in index))
+    x = jax.tree.map(pad_and_stack, *(sets[i] for i in index))
+    padded_weights = pad_and_stack(*(weights[i] for i in index)).astype(float_dtype(x))
+    return Block(x, padded_weights, index, min(len(sets[i]) for i in index))

@@ -1,4 +1,4 @@
-"""Checks of given starts, and of what a step returns, against the model that is to climb."""
+"""Checks of initial params, labels and responsibilities against the model that is fitted."""
 
 import math
 
@@ -11,12 +11,13 @@ from jaxem.numerics.tree import in_dtype, is_traced, merge, split
 from jaxem.protocol.derived import check_params
 from jaxem.protocol.starts import Labels, Responsibilities, Start
 
-MOST = 64
-"""Given starts looked at one by one before a fit; the status speaks for the others."""
+MOST_CHECKED = 64
+"""The most initial params that are checked one by one before a fit. Errors in the others show in
+the status of their fits."""
 
 
 def check_init(model, init, x, lead: tuple[int, ...], dtype):
-    """Given params, every leaf with the leading axes `lead`, in the model's dtypes.
+    """Initial params in the model's dtypes, every leaf with the leading axes `lead`.
 
     Raises ValueError that names the leaf where the tree, a shape or a value is not one that
     `model.init` could have returned.
@@ -24,20 +25,20 @@ def check_init(model, init, x, lead: tuple[int, ...], dtype):
 
     numeric, structure = split(model)
 
-    def shaped(x):
+    def initial(x):
         model = merge([in_dtype(leaf, dtype) for leaf in numeric], structure)
         return model.init(jax.random.key(0), x, jnp.ones(jax.tree.leaves(x)[0].shape[0], dtype))
 
     if isinstance(init, type) and issubclass(init, Start):
         raise TypeError(f"init must be an instance, got the class: write {init.__name__}(...)")
-    expected = jax.eval_shape(shaped, x)
+    expected = jax.eval_shape(initial, x)
     if jax.tree.structure(expected) != jax.tree.structure(init):
         hint = "the params of an earlier result, or model.init(key, x, weights)"
         if hasattr(init, "params"):
             hint = "init=result.params"
         raise ValueError(f"init must be {listed(expected)}; got {listed(init)}: pass {hint}")
 
-    def ready(path, leaf, like):
+    def checked(path, leaf, like):
         name = "init" + jax.tree_util.keystr(path)
         shape = lead + like.shape
         if jnp.shape(leaf) != shape:
@@ -50,32 +51,32 @@ def check_init(model, init, x, lead: tuple[int, ...], dtype):
                 leaf = np.asarray(leaf, like.dtype)
             wrong = ~np.isfinite(leaf)
             if wrong.any():
-                first = tuple(int(i) for i in np.argwhere(wrong)[0])
+                position = tuple(int(i) for i in np.argwhere(wrong)[0])
                 raise ValueError(
                     f"{name} holds {int(wrong.sum())} values that are not finite in {like.dtype}, "
-                    f"the first at index {first}: give finite values"
+                    f"the first at index {position}: give finite values"
                 )
         else:
             leaf = leaf.astype(like.dtype)
         return leaf
 
-    init = jax.tree_util.tree_map_with_path(ready, init, expected)
+    init = jax.tree_util.tree_map_with_path(checked, init, expected)
     if not is_traced(init):
-        flat = jax.tree.map(lambda leaf, like: leaf.reshape(-1, *like.shape), init, expected)
-        for i in range(min(math.prod(lead), MOST)):
-            check_params(model, jax.tree.map(lambda leaf: leaf[i], flat))  # noqa: B023
+        flattened = jax.tree.map(lambda leaf, like: leaf.reshape(-1, *like.shape), init, expected)
+        for i in range(min(math.prod(lead), MOST_CHECKED)):
+            check_params(model, jax.tree.map(lambda leaf: leaf[i], flattened))  # noqa: B023
     return init
 
 
 def listed(tree) -> str:
-    """The type of a tree, and its leaves with their shapes."""
+    """A description of a tree: its type, and its leaves with their shapes."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    inside = ", ".join(f"{jax.tree_util.keystr(path)} {np.shape(leaf)}" for path, leaf in leaves)
-    return f"{type(tree).__name__} with leaves {inside}" if leaves[0][0] else repr(tree)[:80]
+    shapes = ", ".join(f"{jax.tree_util.keystr(path)} {np.shape(leaf)}" for path, leaf in leaves)
+    return f"{type(tree).__name__} with leaves {shapes}" if leaves[0][0] else repr(tree)[:80]
 
 
 def check_start(start: Start, n: int, k: int) -> Start:
-    """Labels and responsibilities as arrays of the right shape and, where concrete, values."""
+    """Labels and responsibilities as arrays, checked for shape and, unless traced, for values."""
     if isinstance(start, Labels):
         values = as_array(start.values, "init=Labels", keep_integers=True)
         if values.shape != (n,):

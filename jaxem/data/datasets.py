@@ -1,4 +1,4 @@
-"""One small published table, for the demonstration and the examples."""
+"""A small published data set for the demonstration and the examples."""
 
 import numpy as np
 

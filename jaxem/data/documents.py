@@ -1,4 +1,4 @@
-"""`Documents`: bags of words of any length, the units of one topic model."""
+"""`Documents`: word counts of documents of any length, the units of a topic model."""
 
 import operator
 
@@ -9,19 +9,20 @@ from jaxem.numerics.tree import register
 
 
 class Documents:
-    """Counts of words, document by document; each document is a unit.
+    """Word counts of documents; each document is a unit.
 
     Args:
       data: a scipy sparse matrix or dense array of counts, (documents, vocabulary); or a list with
-        one list of (word, count) pairs for every document, words coded from 0. A word that a
-        document lists twice is counted with both.
-      vocabulary: how many words there are. None: the columns of a matrix, or one more than the
-        largest word of the lists; give it where others must fit the same model.
+        one list of (word, count) pairs for every document, words coded from 0. The counts of a
+        word that a document lists twice are added.
+      vocabulary: the number of words. None: the number of columns of a matrix, or one more than the
+        largest word of the lists. Give it where several `Documents` must have one vocabulary.
 
-    Fields: size (n,), the tokens of each document; words (n, L) and counts (n, L), its distinct
-    words in front, then cells of count 0, L for the longest document; vocabulary, an int.
-    Memory: 8 bytes a cell in float32. A fit cuts documents to a few lengths of its own, so that
-    short ones do not wait for the longest. `documents[rows]` are some of them. A pytree.
+    Fields: size (n,), the number of tokens of each document; words (n, L) and counts (n, L), the
+    distinct words of each document followed by cells of count 0, where L is the number of distinct
+    words of the longest; vocabulary, an int. Memory: 8 bytes a cell in float32. A fit groups
+    documents by length, so that short ones cost less than the longest. `documents[rows]` selects
+    documents. A pytree.
 
     Raises ValueError or TypeError where counts are negative, fractional or not finite, or words are
     no integers from 0 to vocabulary − 1.
@@ -32,15 +33,15 @@ class Documents:
             vocabulary = integer(vocabulary, "vocabulary", 1)
         if isinstance(data, Documents):
             raise TypeError("data are Documents already: use them as they are")
-        read = _from_matrix if hasattr(data, "tocsr") or hasattr(data, "shape") else _from_lists
-        start, words, counts, found = read(data)
-        vocabulary = found if vocabulary is None else vocabulary
-        if len(start) < 2:
+        reader = _from_matrix if hasattr(data, "tocsr") or hasattr(data, "shape") else _from_lists
+        offsets, words, counts, observed_vocabulary = reader(data)
+        vocabulary = observed_vocabulary if vocabulary is None else vocabulary
+        if len(offsets) < 2:
             raise ValueError("data hold no document: pass at least one")
         if vocabulary < 1:
             raise ValueError("the vocabulary is empty: pass vocabulary= or documents with words")
-        _check(start, words, counts, vocabulary)
-        self._set(*_packed(start, words, counts), vocabulary)
+        _check(offsets, words, counts, vocabulary)
+        self._set(*_packed(offsets, words, counts), vocabulary)
 
     def _set(self, size, words, counts, vocabulary):
         self.__dict__.update(size=size, words=words, counts=counts, vocabulary=vocabulary)
@@ -74,7 +75,10 @@ register(Documents, ("size", "words", "counts"), ("vocabulary",))
 
 
 def _from_matrix(data):
-    """Where each document starts, its words and counts, and the vocabulary, from a matrix."""
+    """(offsets (n + 1,), words, counts, vocabulary) of a matrix of counts.
+
+    The words and counts of document i are those from offsets[i] to offsets[i + 1].
+    """
     if len(data.shape) != 2:
         raise ValueError(
             f"data must have shape (documents, vocabulary), got {tuple(data.shape)}: "
@@ -85,25 +89,25 @@ def _from_matrix(data):
         if not rows.has_canonical_format:
             rows = rows.copy()
             rows.sum_duplicates()
-        start, words, counts = rows.indptr, rows.indices, _numbers(rows.data)
+        offsets, words, counts = rows.indptr, rows.indices, _numbers(rows.data)
     else:
         if isinstance(data, np.ma.MaskedArray):
             raise TypeError("data are a masked array: fill it, with 0 where a word is absent")
         dense = _numbers(np.asarray(data))
         row, words = np.nonzero(dense)
-        start = np.searchsorted(row, np.arange(dense.shape[0] + 1))
+        offsets = np.searchsorted(row, np.arange(dense.shape[0] + 1))
         counts = dense[row, words]
-    return np.asarray(start, np.int64), np.asarray(words, np.int64), counts, data.shape[1]
+    return np.asarray(offsets, np.int64), np.asarray(words, np.int64), counts, data.shape[1]
 
 
 def _from_lists(data):
-    """The same from lists of (word, count)."""
+    """The same as `_from_matrix` for lists of (word, count) pairs."""
     if not isinstance(data, (list, tuple)):
         raise TypeError(
             f"data must be a matrix of counts or a list of lists of (word, count), got "
             f"{type(data).__name__}"
         )
-    start, words, counts = [0], [], []
+    offsets, words, counts = [0], [], []
     for i, document in enumerate(data):
         try:
             pairs = [(operator.index(word), count) for word, count in document]
@@ -117,11 +121,11 @@ def _from_lists(data):
             merged[word] = merged.get(word, 0) + count
         words += sorted(merged)
         counts += [merged[word] for word in sorted(merged)]
-        start.append(len(words))
+        offsets.append(len(words))
     words = np.array(words, np.int64)
-    found = int(words.max()) + 1 if words.size else 0
+    observed_vocabulary = int(words.max()) + 1 if words.size else 0
     counts = _numbers(np.array(counts or [0.0])[: len(words)])
-    return np.array(start, np.int64), words, counts, found
+    return np.array(offsets, np.int64), words, counts, observed_vocabulary
 
 
 def _numbers(array):
@@ -131,39 +135,39 @@ def _numbers(array):
     return array.astype(np.float64) if wide else array
 
 
-def _check(start, words, counts, vocabulary):
-    """ValueError that names the first document with a count or word that cannot be."""
+def _check(offsets, words, counts, vocabulary):
+    """ValueError that names the first document with an invalid count or word."""
 
-    def refuse(wrong, what, values, remedy):
-        at = int(np.argmax(wrong))
-        document = int(np.searchsorted(start, at, side="right")) - 1
+    def refuse(is_wrong, what, values, remedy):
+        position = int(np.argmax(is_wrong))
+        document = int(np.searchsorted(offsets, position, side="right")) - 1
         raise ValueError(
-            f"data hold {int(wrong.sum())} {what}, the first in document {document}, word "
-            f"{int(words[at])}: {values[at]}; {remedy}"
+            f"data hold {int(is_wrong.sum())} {what}, the first in document {document}, word "
+            f"{int(words[position])}: {values[position]}; {remedy}"
         )
 
     with np.errstate(invalid="ignore"):
-        wrong = ~((counts >= 0) & (counts % 1 == 0))
-    if wrong.any():
-        refuse(wrong, "counts that are negative, fractional or not finite", counts, TAKES)
-    wrong = (words < 0) | (words >= vocabulary)
-    if wrong.any():
+        is_wrong = ~((counts >= 0) & (counts % 1 == 0))
+    if is_wrong.any():
+        refuse(is_wrong, "counts that are negative, fractional or not finite", counts, VALID_COUNTS)
+    is_wrong = (words < 0) | (words >= vocabulary)
+    if is_wrong.any():
         remedy = f"words are integers from 0 to {vocabulary - 1}: pass a larger vocabulary="
-        refuse(wrong, "words outside the vocabulary", words, remedy)
+        refuse(is_wrong, "words outside the vocabulary", words, remedy)
 
 
-TAKES = "counts are 0, 1, 2, ...; to count a document in part give it a weight in fit"
+VALID_COUNTS = "counts are 0, 1, 2, ...; to count a document in part give it a weight in fit"
 
 
-def _packed(start, words, counts):
-    """Sizes (n,), words and counts (n, L), from documents one after the other."""
-    document = np.repeat(np.arange(len(start) - 1), np.diff(start))
-    some = counts > 0
-    document, words, counts = document[some], words[some], counts[some]
-    length = np.bincount(document, minlength=len(start) - 1)
-    place = np.arange(len(words)) - np.repeat(np.cumsum(length) - length, length)
+def _packed(offsets, words, counts):
+    """Sizes (n,), words (n, L) and counts (n, L), from the form that `_from_matrix` returns."""
+    document = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    is_present = counts > 0
+    document, words, counts = document[is_present], words[is_present], counts[is_present]
+    length = np.bincount(document, minlength=len(offsets) - 1)
+    column = np.arange(len(words)) - np.repeat(np.cumsum(length) - length, length)
     shape = (len(length), max(1, int(length.max())))
     padded = np.zeros(shape, np.int32), np.zeros(shape, counts.dtype)
-    padded[0][document, place] = words
-    padded[1][document, place] = counts
+    padded[0][document, column] = words
+    padded[1][document, column] = counts
     return padded[1].sum(1), *padded

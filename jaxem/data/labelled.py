@@ -1,4 +1,4 @@
-"""Data of which some units have a known component."""
+"""`Labelled`: data in which the component of some units is known."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from jaxem.numerics.tree import pytree
 
 @pytree(eq=False)
 class Labelled:
-    """Data of which some units have a known component.
+    """Data in which the component of some units is known.
 
     x: the data, n units; labels (n,): the component 0 … k−1 of a unit, or −1 where it is unknown.
     The evidence of a labelled unit is its joint log p(x, z = label).
@@ -18,5 +18,5 @@ class Labelled:
 
 
 def unlabelled(data):
-    """The data and the labels, None where there are none."""
+    """(x, labels) of `Labelled` data, (data, None) of any other."""
     return (data.x, data.labels) if isinstance(data, Labelled) else (data, None)

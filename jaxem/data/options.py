@@ -1,4 +1,4 @@
-"""Options as a caller gives them, checked."""
+"""Checks of integer options."""
 
 import operator
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def integer(value, name: str, least: int) -> int:
-    """An int option of at least `least`."""
+    """`value` as an int, at most 2^31 − 1. TypeError or ValueError unless it is `least` or more."""
     try:
         number = operator.index(value)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""`kmeans`: hard EM of normals of one fixed spherical variance, which is Lloyd's algorithm."""
+"""`kmeans`: Lloyd's algorithm, which is hard EM of normals of one fixed spherical variance."""
 
 import warnings
 from dataclasses import replace
@@ -26,10 +26,11 @@ from jaxem.protocol.units import Standardized
 
 @pytree(static=("k",))
 class Centres(Model):
-    """k normals of equal weights and unit variance: params are their means (k, d).
+    """k normals of equal weights and unit variance; params are their means (k, d).
 
-    With `Hard()` the variance σ² does not matter: it divides every squared distance alike, so each
-    step is that of the limit σ → 0, and F = −½ Σ_i w_i min_k ‖x_i − mean_k‖²/σ² + a constant.
+    With `Hard()` the steps do not depend on the variance σ², which divides all squared distances
+    alike, so that each step is that of the limit σ → 0.
+    F = −½ Σ_i w_i min_k ‖x_i − mean_k‖²/σ² + a constant.
     """
 
     k: int
@@ -45,8 +46,8 @@ class Centres(Model):
         r = KMeansPlusPlus().responsibilities(key, x, weights, self.k)
         nearest = jax.nn.one_hot(jnp.argmax(r, axis=1), self.k, dtype=x.dtype)
         stats = self.statistics(None, x, nearest, weights)
-        middle = jnp.broadcast_to(stats[1].sum(0) / weights.sum(), (self.k, x.shape[1]))
-        return self.maximize(middle, stats)
+        mean = jnp.broadcast_to(stats[1].sum(0) / weights.sum(), (self.k, x.shape[1]))
+        return self.maximize(mean, stats)
 
     def log_joint(self, params, x):
         cross = jnp.matmul(x, params.T, precision=Precision.HIGHEST)
@@ -54,8 +55,8 @@ class Centres(Model):
         return -0.5 * (distance + x.shape[1] * LOG_2PI) - jnp.log(self.k).astype(x.dtype)
 
     def statistics(self, params, x, q, weights):
-        r = q * weights[:, None]
-        return r.sum(0), jnp.matmul(r.T, x, precision=Precision.HIGHEST)
+        weighted = q * weights[:, None]
+        return weighted.sum(0), jnp.matmul(weighted.T, x, precision=Precision.HIGHEST)
 
     def maximize(self, params, stats):
         count, total = stats
@@ -76,10 +77,11 @@ class Centres(Model):
 
 @pytree(eq=False)
 class Clusters:
-    """Centres, and how the climb to them ended.
+    """The result of `kmeans`.
 
-    centres (k, d); labels (n,): each unit's nearest centre; sum_of_squares: Σ_i w_i ‖x_i − its
-    centre‖²; n_iter: updates of the centres; status: a `Status`, as an integer.
+    centres (k, d); labels (n,): the index of the nearest centre of each unit; sum_of_squares:
+    Σ_i w_i ‖x_i − its centre‖²; n_iter: the number of updates of the centres; status: a `Status`,
+    as an integer.
     """
 
     centres: Any
@@ -90,7 +92,7 @@ class Clusters:
 
     @property
     def converged(self):
-        """Whether no update lowers the sum of squares by more than rounding."""
+        """Whether a further update would lower the sum of squares by no more than rounding."""
         return self.status == int(Status.CONVERGED)
 
     def predict(self, x):
@@ -99,23 +101,23 @@ class Clusters:
 
 
 def kmeans(x, k: int, *, key=None, init=None, restarts=1, weights=None, max_iter=300) -> Clusters:
-    """k-means by Lloyd's algorithm from k-means++ starts: the best of all restarts.
+    """k-means by Lloyd's algorithm from k-means++ seeds: the best of all restarts.
 
-    Hard EM in the limit of a vanishing variance, in the loop of `fit`: under `jit` and `vmap` too,
-    and with all restarts at once. A centre that no unit is nearest to stays where it is. Sources:
-    Lloyd 1982; Arthur & Vassilvitskii 2007.
+    Hard EM in the limit of a vanishing variance, by the loop of `fit`: it works under `jit` and
+    `vmap`, and runs all restarts at once. A centre that is nearest to no unit keeps its place.
+    Sources: Lloyd 1982; Arthur & Vassilvitskii 2007.
 
     Args:
       x: (n, d).  k: the number of centres.  key: a JAX key or an int; needed unless init is given.
       init: centres (k, d) to start from, or (restarts, k, d) where restarts > 1; None: k-means++.
-      restarts: how many starts, or a `Restarts` plan.  weights: (n,), or None for 1.
+      restarts: the number of restarts, or a `Restarts` plan.  weights: (n,), or None for 1.
       max_iter: the most updates.
 
     Raises ValueError or TypeError for arguments that cannot be used.
     """
     model = Centres(integer(k, "k", 1))
     with warnings.catch_warnings():
-        # The loop raises the smallest tolerance to the rounding of the objective: as wanted here.
+        # `fit` raises this tolerance to the rounding error of the objective, as intended here.
         warnings.filterwarnings("ignore", "tol=.* is below the rounding", FitWarning)
         result = fit(
             model,
@@ -138,7 +140,10 @@ def kmeans(x, k: int, *, key=None, init=None, restarts=1, weights=None, max_iter
 
 @jax.jit
 def _nearest(x, centres):
-    """The nearest centre (n,), and the squared distance to it, by differences, not products."""
+    """The nearest centre of each unit (n,), and the squared distance to it (n,).
+
+    Distances are computed from differences: a product of x and centres would lose digits.
+    """
 
     def squares(centre):
         return jnp.square(x - centre).sum(1)

@@ -20,7 +20,7 @@ from jax.lax import stop_gradient
 
 from jaxem.gradient.krylov import solve
 from jaxem.gradient.newton import to_fixed_point
-from jaxem.gradient.tangents import Motion, still
+from jaxem.gradient.tangents import DataTangents, zero_tangent
 from jaxem.methods.stationary import StationaryMap
 from jaxem.numerics.tree import in_dtype, merge
 from jaxem.passes.chunks import row_sum
@@ -90,9 +90,9 @@ def attach(plan, rule, data, found):
 def _rule(plan, rule, primals, tangents):
     data, found = primals
     out = attach(plan, rule, data, found)  # at which a second derivative finds the first
-    motion = Motion(data, tangents[0])
+    motion = DataTangents(data, tangents[0])
     if not motion.tangents:
-        return out, jax.tree.map(still, out)
+        return out, jax.tree.map(zero_tangent, out)
     if rule.refusal is not None:
         raise TypeError(rule.refusal)
     params, _, _, converged, q = out
@@ -124,7 +124,7 @@ def _rule(plan, rule, primals, tangents):
         drift = motion.where(ok)(lambda data: jnp.asarray(log_prior(data, params), out[2].dtype))
         drift += jax.jvp(lambda p: jnp.asarray(log_prior(data, p)), (params,), (inside,))[1]
         log_likelihood = objective - motion.outlet(ok, drift)
-    tangents = motion.outlet(ok, inside), log_likelihood, objective, still(ok)
+    tangents = motion.outlet(ok, inside), log_likelihood, objective, zero_tangent(ok)
     return (*out[:3], ok, q), (*tangents, motion.outlet(ok, of_q))
 
 
@@ -136,8 +136,8 @@ def barred(data, fits):
 
 @partial(barred.defjvp, symbolic_zeros=True)
 def _bar(primals, tangents):
-    motion = Motion(primals[0], tangents[0])
-    held = jax.tree.map(still, primals[1])
+    motion = DataTangents(primals[0], tangents[0])
+    held = jax.tree.map(zero_tangent, primals[1])
     return primals[1], motion.outlet(jnp.zeros((), bool), held) if motion.tangents else held
 
 

@@ -1,4 +1,4 @@
-"""Linear systems known by their products alone; a residual says whether they are solved."""
+"""Linear systems (I − J) x = b, solved by products with J alone, with a check of the residual."""
 
 from functools import partial
 
@@ -7,71 +7,82 @@ import jax.numpy as jnp
 
 from jaxem.numerics.linalg import times
 
-BASIS = 2**16
-"""Numbers in the directions that a solve remembers, of which it keeps all or at least `FEWEST`."""
+STORED_NUMBERS = 2**16
+"""The size of the storage for search directions, in numbers."""
 
-FEWEST = 40
+LEAST_DIRECTIONS = 40
+"""The search directions that are stored at least, whatever their size."""
 
-PATIENCE = 400
-"""The most products of the test; the solve of the gradient may take four times more."""
+MOST_PRODUCTS = 400
+"""The most products with J in the test of a fixed point. The solve for the gradient may take four
+times as many."""
 
 
 def solve(step, point, b, inverse):
-    """(I − J)⁻¹ b, J = ∂step/∂point, in either direction and differentiable: by the inverse, or
-    where that is None by products; NaN where the residual says that it was not reached."""
-    _, push = jax.linearize(step, point)
+    """(I − J)⁻¹ b with J = ∂step/∂point, differentiable in forward and reverse mode.
+
+    inverse: (I − J)⁻¹; None: the system is solved by products with J. The solution is NaN where the
+    norm of its residual is above 10·ε^0.8·‖b‖.
+    """
+    _, jvp = jax.linearize(step, point)
     tol = jnp.finfo(b.dtype).eps ** 0.8
 
-    def known(inverse, product, b):
+    def by_inverse(inverse, product, b):
         return times(inverse, b)
 
-    def sought(_, product, b):
-        x, *_ = krylov(product, b, tol, 4 * PATIENCE)
-        away = jnp.linalg.norm(product(x) - b)
-        return jnp.where(away <= 10 * tol * jnp.linalg.norm(b), x, jnp.nan)
+    def by_products(_, product, b):
+        x, *_ = krylov(product, b, tol, 4 * MOST_PRODUCTS)
+        error = jnp.linalg.norm(product(x) - b)
+        return jnp.where(error <= 10 * tol * jnp.linalg.norm(b), x, jnp.nan)
 
-    ways = (partial(sought, None),) * 2
+    solvers = (partial(by_products, None),) * 2
     if inverse is not None:
-        ways = (partial(known, matrix) for matrix in (inverse, inverse.T))
-    return jax.lax.custom_linear_solve(lambda v: v - push(v), b, *ways)
+        solvers = (partial(by_inverse, matrix) for matrix in (inverse, inverse.T))
+    return jax.lax.custom_linear_solve(lambda v: v - jvp(v), b, *solvers)
 
 
-def krylov(product, b, tol, most):
-    """(x, whether ‖b − product(x)‖ ≤ tol·‖b‖, sign) by at most `most` products. sign: of the
-    determinant of the inverse on the space that was searched, which holds a random b's part along
-    any direction that is not small.
+def krylov(product, b, tol, most_products):
+    """(x, whether ‖b − product(x)‖ ≤ tol·‖b‖, sign) by at most `most_products` products.
+
+    sign: the sign of the determinant of the inverse, restricted to the span of the first
+    `LEAST_DIRECTIONS` search directions. The image of all search directions contains b to within
+    tol·‖b‖, so that a random b leaves out no direction in which its component is larger.
 
     The generalised conjugate residual method (Eisenstat, Elman & Schultz 1983), which minimises the
-    residual over the same spaces as GMRES. Where a residual hardly fell it is a poor direction, and
-    the last product is taken instead (Jiránek, Rozložník & Gutknecht 2008). The oldest directions
-    are forgotten where the memory is full.
+    residual over the same Krylov spaces as GMRES. The next search direction is the residual; where
+    the residual fell by too little, it is the last product instead (Jiránek, Rozložník & Gutknecht
+    2008). Where the storage is full the oldest direction is overwritten.
     """
     size = b.size
-    room = min(size, most, max(FEWEST, BASIS // size))
-    goal = tol * jnp.linalg.norm(b)
+    capacity = min(size, most_products, max(LEAST_DIRECTIONS, STORED_NUMBERS // size))
+    target = tol * jnp.linalg.norm(b)
 
-    def going(carry):
-        count, _, rest, *_ = carry
-        return (count < most) & (jnp.linalg.norm(rest) > goal)
+    def unsolved(carry):
+        count, _, residual, *_ = carry
+        return (count < most_products) & (jnp.linalg.norm(residual) > target)
 
     def body(carry):
-        count, x, rest, way, ways, images = carry
-        image = product(way)
-        for _ in range(2):
-            along = times(images, image)
-            image, way = image - times(along, images), way - times(along, ways)
-        length = jnp.linalg.norm(image)
-        image, way = image / length, way / length
-        part = times(image, rest)
-        falls = jnp.abs(part) > 0.1 * jnp.linalg.norm(rest)
-        rest = rest - part * image
-        ways, images = ways.at[count % room].set(way), images.at[count % room].set(image)
-        return count + 1, x + part * way, rest, jnp.where(falls, rest, image), ways, images
+        count, x, residual, direction, directions, images = carry
+        image = product(direction)
+        for _ in range(2):  # the second orthogonalisation removes the rounding error of the first
+            components = times(images, image)
+            image = image - times(components, images)
+            direction = direction - times(components, directions)
+        norm = jnp.linalg.norm(image)
+        image, direction = image / norm, direction / norm
+        step_length = times(image, residual)
+        is_reduced = jnp.abs(step_length) > 0.1 * jnp.linalg.norm(residual)
+        residual = residual - step_length * image
+        directions = directions.at[count % capacity].set(direction)
+        images = images.at[count % capacity].set(image)
+        x = x + step_length * direction
+        direction = jnp.where(is_reduced, residual, image)
+        return count + 1, x, residual, direction, directions, images
 
-    none = jnp.zeros((room, size), b.dtype)
-    carry = (0, jnp.zeros_like(b), b, b, none, none)
-    count, x, rest, _, ways, images = jax.lax.while_loop(going, body, carry)
-    few = min(room, FEWEST)
-    unused = jnp.diag((jnp.arange(few) >= count).astype(b.dtype))
-    sign, _ = jnp.linalg.slogdet(times(images[:few], ways[:few].T) + unused)
-    return x, jnp.linalg.norm(rest) <= goal, sign
+    empty = jnp.zeros((capacity, size), b.dtype)
+    carry = (0, jnp.zeros_like(b), b, b, empty, empty)
+    count, x, residual, _, directions, images = jax.lax.while_loop(unsolved, body, carry)
+    tested = min(capacity, LEAST_DIRECTIONS)
+    unused = jnp.diag((jnp.arange(tested) >= count).astype(b.dtype))
+    sign, _ = jnp.linalg.slogdet(times(images[:tested], directions[:tested].T) + unused)
+    return x, jnp.linalg.norm(residual) <= target, sign

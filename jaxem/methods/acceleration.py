@@ -1,14 +1,15 @@
 """Accelerators of the EM map: extrapolations that are kept only where the objective does not fall.
 
-Both work in the coordinates of `Model.spaces`, where a guard keeps shares and variances positive,
-and measure lengths by the information of the complete data (`Model.information`), in which the
-derivative of the EM map is symmetric. `advance` is told of every evaluation, and says whether its
-params are kept and which are evaluated next.
+Both work in the coordinates of `Model.spaces`, where a guard keeps probabilities and variances
+positive. They measure lengths by the information of the complete data (`Model.information`), in
+which the Jacobian of the EM map is symmetric. `advance` takes the evaluation of the EM map at some
+params, and returns whether these params are kept and which are evaluated next.
 
-Extrapolations are lines, and the path of EM bends while the climb is early: one that goes far leads
-to another basin, which may be a lower one. So each has a `reach`, in standard errors of a unit of
-complete data: to second order a step of EM gains as many nats a unit as the square of its length.
-That measure needs no units of the params, and shrinks to nothing where EM crawls in one direction.
+An extrapolation follows a straight line, but the path of EM is curved in its early steps, and a
+long extrapolation ends in the basin of another optimum, which may be a lower one. So each is
+bounded by a `reach`, in standard errors of a unit of complete data: to second order an EM step of
+length l in this measure gains l² nats a unit. The measure does not depend on the units of the
+params, and the length of an EM step goes to 0 where EM is slow in a single direction.
 """
 
 from typing import Any, NamedTuple
@@ -24,20 +25,25 @@ from jaxem.numerics.tree import is_traced, pytree, select
 from jaxem.protocol.derived import whitened
 from jaxem.wrappers.restricted import settled
 
-FADE = 0.9
-"""How much of the slowest mode seen is remembered from one measurement to the next."""
+DISCOUNT = 0.9
+"""The maximum of 1/(1 − λ) over past steps is multiplied by this at every measurement, so that old
+measurements are forgotten."""
 
-FAINT = 1 / 16
-"""The part of the bound on rounding below which no gain can be told from none."""
+LEAST_GAIN = 1 / 16
+"""Gains below this part of the rounding error bound of the objective are replaced by it."""
 
-BEND = 0.1
-"""Radians by which the path may bend along an extrapolation, however far that reaches: on straight
-paths EM crawls most. Chosen with `reach` on fits of three normals; README has figures of others.
+STRAIGHT_ANGLE = 0.1
+"""An extrapolation may exceed `reach` while the path turns by no more than this angle along it, in
+radians: EM is slowest on straight paths. The value was chosen together with those of `reach`, on
+fits of three normals; README has figures of other models.
 """
 
 
 class Chart:
-    """Params as one vector, around params that are legal."""
+    """Coordinates of params as one vector, in a neighbourhood of legal params.
+
+    `origin` is the vector of the legal params.
+    """
 
     def __init__(self, model, legal):
         self.model, self.start = model, legal
@@ -55,60 +61,67 @@ class Chart:
         return jax.tree.map(lambda space, leaf: space.chart(leaf), self.spaces, params)
 
     def vector(self, params):
+        """The coordinates of params."""
         return ravel_pytree(self._chart(params))[0]
 
     def params(self, vector):
-        """Legal params near a vector."""
+        """Params at a vector, moved to legal values by the guards of the spaces."""
 
-        def back(space, proposal, legal):
+        def legal_leaf(space, proposal, legal):
             return space.leaf(space.guard(proposal, legal))
 
-        near = jax.tree.map(back, self.spaces, self._unravel(vector), self.legal)
-        return settled(self.model, near, self.start)
+        guarded = jax.tree.map(legal_leaf, self.spaces, self._unravel(vector), self.legal)
+        return settled(self.model, guarded, self.start)
 
     def white(self, step):
-        """A step in standard errors of a unit of complete data, the metric of accelerators."""
+        """A step in standard errors of a unit of complete data: a whitened step, whose Euclidean
+        length is the length used by the accelerators."""
         return ravel_pytree(whitened(self.model, self.start, self._unravel(step)))[0]
 
 
 def dot(a, b):
-    """Σ a·b, in full precision anywhere."""
+    """Σ a·b. A sum, because a matrix product would have reduced precision on a GPU or TPU."""
     return jnp.sum(a * b)
 
 
 def slowness(step, change):
-    """1 / |1 − λ| of the EM map along a white step between two points, at least 1, and whether
-    λ > 1.
+    """(1 / |1 − λ|, at least 1; whether λ > 1), where λ is the rate of convergence of the EM map
+    along a whitened step between two points.
 
-    λ is its rate there; `change` is what became of the residual M(θ) − θ. Steps that grow lead away
-    from a saddle: there a long step forward is right too.
+    change: the change of the residual M(θ) − θ from one point to the other. Residuals that grow
+    (λ > 1) lead away from a saddle point, where a long step forward is right too.
     """
-    size, along = dot(change, change), dot(change, step)
-    size = jnp.where(size > 0, size, 1)
-    forward = jnp.sqrt(dot(step, step) / size)
-    return jnp.maximum(jnp.where(along < 0, -along / size, forward), 1), along > 0
+    squared_change, product = dot(change, change), dot(change, step)
+    squared_change = jnp.where(squared_change > 0, squared_change, 1)
+    ratio = jnp.sqrt(dot(step, step) / squared_change)
+    return jnp.maximum(jnp.where(product < 0, -product / squared_change, ratio), 1), product > 0
 
 
-def bend(a, b):
-    """The angle between two white steps, as a chord."""
+def turning_angle(a, b):
+    """The angle between two whitened steps, in radians, by its chord."""
 
-    def unit(step):
+    def normalised(step):
         size = jnp.sqrt(dot(step, step))
         return step / jnp.where(size > 0, size, 1)
 
-    apart = unit(a) - unit(b)
-    return jnp.sqrt(dot(apart, apart))
+    chord = normalised(a) - normalised(b)
+    return jnp.sqrt(dot(chord, chord))
 
 
-def checked_reach(reach):
-    """ValueError unless `reach` is above 0."""
+def require_reach(reach):
+    """ValueError unless `reach` is a number above 0."""
     if not is_traced(reach) and not (np.ndim(reach) == 0 and reach > 0):
         raise ValueError(f"reach must be a number above 0, got {reach!r}: jnp.inf knows no limit")
 
 
 class SquaremMemory(NamedTuple):
-    """Where in the cycle a climb is; the objective and the first point of the cycle; where to go on
-    from if an extrapolation fails; the longest step allowed, and the slowest mode seen lately."""
+    """The state of `SQUAREM` between evaluations.
+
+    phase: 0, 1 or 2, the next evaluation of the cycle. trial: whether its params were extrapolated.
+    best: the objective that it must reach. first: the coordinates of θ₀. fallback: the params to
+    evaluate next where an extrapolation fails. longest: the largest α allowed. last: the α of the
+    last extrapolation. slowest: the maximum of 1/|1 − λ|, discounted by `DISCOUNT` a cycle.
+    """
 
     phase: Any
     trial: Any
@@ -124,15 +137,16 @@ class SquaremMemory(NamedTuple):
 class SQUAREM:
     """Squared extrapolation (Varadhan & Roland 2008), strictly monotone.
 
-    From θ₀, θ₁ = M(θ₀), θ₂ = M(θ₁) with r = θ₁ − θ₀ and v = θ₂ − θ₁ − r, the cycle tries
-    θ' = θ₀ + 2αr + α²v with α = −⟨r, v⟩/⟨v, v⟩ (their S2, which in the metric of the complete data
-    beat S3; ‖r‖/‖v‖ where residuals grow), and goes on from M(θ'). Where that lies below θ₁ it
-    goes on from θ₂, and steps get shorter for a while.
+    From θ₀, θ₁ = M(θ₀) and θ₂ = M(θ₁), with r = θ₁ − θ₀ and v = θ₂ − θ₁ − r, a cycle evaluates
+    θ' = θ₀ + 2αr + α²v with α = −⟨r, v⟩/⟨v, v⟩, the step length S2 of that paper, which was
+    better than S3 in the metric of the complete data; where residuals grow α = ‖r‖/‖v‖.
+    The next cycle begins at M(θ'). Where the objective at M(θ') is below that at θ₁ it begins at
+    θ₂, and the largest α allowed is reduced.
 
     Args:
-      reach: how far θ' may be from θ₀, in standard errors of a unit of complete data; any way while
-        the path is straight. jnp.inf: anywhere, which takes fewer evaluations and may end in
-        another optimum than EM, lower or higher.
+      reach: the largest distance from θ₀ to θ', in standard errors of a unit of complete data; a
+        straight path may go further. jnp.inf: no bound, which takes fewer evaluations and may end
+        in another optimum than EM, lower or higher.
 
     Raises ValueError where reach is not above 0.
     """
@@ -140,10 +154,10 @@ class SQUAREM:
     reach: Any = 0.01
 
     def __post_init__(self):
-        checked_reach(self.reach)
+        require_reach(self.reach)
 
     def start(self, model, params):
-        """The memory of a climb that has evaluated nothing."""
+        """The state before the first evaluation."""
         first = Chart(model, params).origin
         one = jnp.ones((), first.dtype)
         return SquaremMemory(
@@ -157,72 +171,84 @@ class SQUAREM:
             one,
         )
 
-    def advance(self, model, params, seen, memory: SquaremMemory, total):
-        """An evaluation in terms of the cycle: 0 evaluates θ₀, 1 evaluates θ₁, 2 evaluates θ'.
-        `total`: the sum of weights."""
-        m, objective, after = memory, seen.objective, seen.proposal
-        sound = jnp.isfinite(objective)
-        accepted = ~m.trial | (sound & (objective >= m.best - seen.noise))
-        begin, middle, trying = (m.phase == phase for phase in range(3))
+    def advance(self, model, params, evaluation, memory: SquaremMemory, total):
+        """The evaluation with the params to evaluate next.
 
-        chart = Chart(model, after)
-        here = chart.vector(params)
-        r = here - m.first
-        v = chart.origin - here - r
-        white_r, white_v = chart.white(r), chart.white(v)
-        slow, growing = slowness(white_r, white_v)
-        gain = objective - m.best
-        length = jnp.sqrt(jnp.maximum(gain, FAINT * seen.noise) / total)
-        most = self._most(length, slow, growing, bend(white_r, white_r + white_v))
-        alpha = jnp.minimum(jnp.minimum(slow, m.longest), most)
-        there = chart.params(m.first + 2 * alpha * r + alpha * alpha * v)
+        Phases: 0 evaluates θ₀, 1 evaluates θ₁, 2 evaluates θ'. total: the sum of weights.
+        """
+        state, objective, image = memory, evaluation.objective, evaluation.proposal
+        is_finite = jnp.isfinite(objective)
+        accepted = ~state.trial | (is_finite & (objective >= state.best - evaluation.noise))
+        is_first, is_second, is_extrapolated = (state.phase == phase for phase in range(3))
 
-        back = jnp.where(trying, ~sound, ~accepted)  # to the fallback
-        proposal = select(middle, there, select(back, m.fallback, after))
-        slowest = jnp.where(middle, jnp.maximum(slow, FADE * m.slowest), m.slowest)
-        stretched = jnp.where(middle & (alpha >= m.longest), 4 * m.longest, m.longest)
-        return seen._replace(
+        chart = Chart(model, image)
+        coordinates = chart.vector(params)
+        r = coordinates - state.first
+        v = chart.origin - coordinates - r
+        whitened_r, whitened_v = chart.white(r), chart.white(v)
+        slow, residuals_grow = slowness(whitened_r, whitened_v)
+        gain = objective - state.best
+        length = jnp.sqrt(jnp.maximum(gain, LEAST_GAIN * evaluation.noise) / total)
+        angle = turning_angle(whitened_r, whitened_r + whitened_v)
+        largest_alpha = self._largest_alpha(length, slow, residuals_grow, angle)
+        alpha = jnp.minimum(jnp.minimum(slow, state.longest), largest_alpha)
+        extrapolated = chart.params(state.first + 2 * alpha * r + alpha * alpha * v)
+
+        # After a rejected evaluation the next cycle begins at the fallback.
+        is_rejected = jnp.where(is_extrapolated, ~is_finite, ~accepted)
+        proposal = select(is_second, extrapolated, select(is_rejected, state.fallback, image))
+        slowest = jnp.where(is_second, jnp.maximum(slow, DISCOUNT * state.slowest), state.slowest)
+        phase = jnp.where(is_second, 2, jnp.where(is_first & accepted, 1, 0))
+        raised = jnp.where(is_second & (alpha >= state.longest), 4 * state.longest, state.longest)
+        return evaluation._replace(
             proposal=proposal,
             accepted=accepted,
-            gain=jnp.where(middle, gain, jnp.nan),
-            ahead=jnp.where(growing & (gain > seen.noise), jnp.inf, gain * slowest),
+            gain=jnp.where(is_second, gain, jnp.nan),
+            ahead=jnp.where(residuals_grow & (gain > evaluation.noise), jnp.inf, gain * slowest),
             memory=SquaremMemory(
-                phase=jnp.where(middle, 2, jnp.where(begin & accepted, 1, 0)).astype(jnp.int32),
-                trial=middle | (trying & sound & ~accepted),
-                best=jnp.where(accepted, objective, m.best),
-                first=jnp.where(begin, here, m.first),
-                fallback=select(middle, after, m.fallback),
-                longest=jnp.where(back, jnp.maximum(m.last / 4, 1), stretched),
-                last=jnp.where(middle, alpha, m.last),
+                phase=phase.astype(jnp.int32),
+                trial=is_second | (is_extrapolated & is_finite & ~accepted),
+                best=jnp.where(accepted, objective, state.best),
+                first=jnp.where(is_first, coordinates, state.first),
+                fallback=select(is_second, image, state.fallback),
+                longest=jnp.where(is_rejected, jnp.maximum(state.last / 4, 1), raised),
+                last=jnp.where(is_second, alpha, state.last),
                 slowest=slowest,
             ),
         )
 
-    def _most(self, length, slow, growing, angle):
-        """The largest α within reach, at least 1: θ' is α(2 ± α / slow) lengths of r away."""
-        share = self.reach / (length * slow)
-        short = 1 - jnp.sqrt(jnp.maximum(1 - share, 0))
-        near = slow * jnp.where(growing, jnp.sqrt(1 + share) - 1, short)
-        straight = BEND / jnp.where(angle > 0, angle, BEND)
-        return jnp.maximum(jnp.maximum(near, straight), 1)
+    def _largest_alpha(self, length, slow, residuals_grow, angle):
+        """The largest α within reach, at least 1: θ' is α(2 ± α/slow)·‖r‖ away from θ₀.
+
+        length: of r, in standard errors. slow: 1/|1 − λ|. angle: by which the path turned.
+        """
+        relative_reach = self.reach / (length * slow)
+        shrinking = 1 - jnp.sqrt(jnp.maximum(1 - relative_reach, 0))
+        within_reach = slow * jnp.where(residuals_grow, jnp.sqrt(1 + relative_reach) - 1, shrinking)
+        while_straight = STRAIGHT_ANGLE / jnp.where(angle > 0, angle, STRAIGHT_ANGLE)
+        return jnp.maximum(jnp.maximum(within_reach, while_straight), 1)
 
 
 class AndersonMemory(NamedTuple):
-    """The last changes of residual and image, (order, p) each; the last residual and image; whether
-    there is one; the rest as in `SquaremMemory`; a plain step's gain per squared length, as it was
-    when the map slowed most lately, and when measured last."""
+    """The state of `Anderson` between evaluations; images are M(θ), residuals M(θ) − θ.
+
+    residuals, images (order, p): their last changes. residual, image (p,): the last ones.
+    has_previous: whether there are any. trial, best, fallback, slowest: as in `SquaremMemory`.
+    scale: the gain of a plain EM step per squared length, its maximum discounted by `DISCOUNT`.
+    last_scale: the last measurement of that gain.
+    """
 
     residuals: Any
     images: Any
     residual: Any
     image: Any
-    known: Any
+    has_previous: Any
     trial: Any
     best: Any
     fallback: Any
     slowest: Any
     scale: Any
-    unit: Any
+    last_scale: Any
 
 
 @pytree(static=("order",))
@@ -230,11 +256,12 @@ class Anderson:
     """Anderson's mixing (1965; Walker & Ni 2011), strictly monotone, restarted at every failure.
 
     Args:
-      order: how many earlier steps are mixed; each costs 2p numbers of memory for p parameters.
-      reach: how far a mixture may be from the plain image, in standard errors as in `SQUAREM`.
+      order: the number of earlier steps that are mixed; each takes 2p numbers of memory for p
+        parameters.
+      reach: the largest distance of a mixture from M(θ), in standard errors as in `SQUAREM`.
 
-    A mixture that leads backwards, as those near a saddle do, gives way to the plain image. Still
-    more fits than with `SQUAREM` end in another optimum than EM.
+    Where a mixture lies against the direction of the EM step, as near a saddle point, M(θ) is
+    evaluated in its place. More fits than with `SQUAREM` end in another optimum than EM.
 
     Raises ValueError where reach is not above 0.
     """
@@ -243,86 +270,106 @@ class Anderson:
     reach: Any = 0.02
 
     def __post_init__(self):
-        checked_reach(self.reach)
+        require_reach(self.reach)
 
     def start(self, model, params):
-        """The memory of a climb that has evaluated nothing."""
+        """The state before the first evaluation."""
         zero = jnp.zeros_like(Chart(model, params).origin)
-        past = jnp.zeros((self.order, *zero.shape), zero.dtype)
+        no_changes = jnp.zeros((self.order, *zero.shape), zero.dtype)
         one = jnp.ones((), zero.dtype)
         false = jnp.asarray(False)
         return AndersonMemory(
-            past, past, zero, zero, false, false, -jnp.inf * one, params, one, 0 * one, 0 * one
+            no_changes,
+            no_changes,
+            zero,
+            zero,
+            false,
+            false,
+            -jnp.inf * one,
+            params,
+            one,
+            0 * one,
+            0 * one,
         )
 
-    def advance(self, model, params, seen, memory: AndersonMemory, total):
-        """An evaluation, and the mixture of the last images that shrinks the residual most.
-        `total`: the sum of weights."""
-        m, objective, after = memory, seen.objective, seen.proposal
-        accepted = ~m.trial | (objective >= m.best - seen.noise)
+    def advance(self, model, params, evaluation, memory: AndersonMemory, total):
+        """The evaluation with the params to evaluate next: the mixture of the last images whose
+        residual is predicted to be smallest. total: the sum of weights."""
+        state, objective, image_params = memory, evaluation.objective, evaluation.proposal
+        accepted = ~state.trial | (objective >= state.best - evaluation.noise)
 
-        chart = Chart(model, after)
+        chart = Chart(model, image_params)
         image = chart.origin
         residual = image - chart.vector(params)
-        change = jnp.where(m.known, residual - m.residual, 0)
-        moved = jnp.where(m.known, image - m.image, 0)
-        residuals = jnp.concatenate([m.residuals[1:], change[None]])
-        images = jnp.concatenate([m.images[1:], moved[None]])
-        white, white_past = chart.white(residual), jax.vmap(chart.white)(residuals)
-        size, before = dot(white, white), white - white_past[-1]
-        slow, growing = slowness(chart.white(moved - change), white_past[-1])
-        slow, growing = jnp.where(m.known, slow, 1), m.known & growing
-        mixed = image - self._mix(white_past, white) @ images
-        mixed = jnp.where(growing, image + slow * residual, mixed)
+        residual_change = jnp.where(state.has_previous, residual - state.residual, 0)
+        image_change = jnp.where(state.has_previous, image - state.image, 0)
+        residuals = jnp.concatenate([state.residuals[1:], residual_change[None]])
+        images = jnp.concatenate([state.images[1:], image_change[None]])
+        whitened, whitened_changes = chart.white(residual), jax.vmap(chart.white)(residuals)
+        squared_length, last_whitened = dot(whitened, whitened), whitened - whitened_changes[-1]
+        whitened_step = chart.white(image_change - residual_change)
+        slow, residuals_grow = slowness(whitened_step, whitened_changes[-1])
+        slow = jnp.where(state.has_previous, slow, 1)
+        residuals_grow = state.has_previous & residuals_grow
+        mixed = image - self._mix(whitened_changes, whitened) @ images
+        mixed = jnp.where(residuals_grow, image + slow * residual, mixed)
 
-        gain = objective - m.best
-        plain = ~m.trial & m.known
-        before = dot(before, before)
-        scale = jnp.where(plain, gain / jnp.where(before > 0, before, 1), 0)
-        scale = jnp.maximum(scale, FADE * m.scale)
-        told = plain & (gain > seen.noise) & (before > 0)
-        unit = jnp.where(told, gain / jnp.where(before > 0, before, 1), m.unit)
-        jump = self._bounded(chart, mixed - image, white, unit / total)
-        there = select(m.known, chart.params(image + jump), after)
-        slowest = jnp.maximum(slow, FADE * m.slowest)
-        kept = AndersonMemory(
+        gain = objective - state.best
+        is_plain_step = ~state.trial & state.has_previous
+        last_squared = dot(last_whitened, last_whitened)
+        gain_per_squared = gain / jnp.where(last_squared > 0, last_squared, 1)
+        scale = jnp.where(is_plain_step, gain_per_squared, 0)
+        scale = jnp.maximum(scale, DISCOUNT * state.scale)
+        is_measurable = is_plain_step & (gain > evaluation.noise) & (last_squared > 0)
+        last_scale = jnp.where(is_measurable, gain_per_squared, state.last_scale)
+        jump = self._bounded(chart, mixed - image, whitened, last_scale / total)
+        mixture = select(state.has_previous, chart.params(image + jump), image_params)
+        slowest = jnp.maximum(slow, DISCOUNT * state.slowest)
+        next_state = AndersonMemory(
             residuals,
             images,
             residual,
             image,
             True,
-            m.known,
+            state.has_previous,
             objective,
-            after,
+            image_params,
             slowest,
             scale,
-            unit,
+            last_scale,
         )
-        kept = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), kept, m)
-        ahead = jnp.maximum(scale, unit) * size * slowest
-        past = jnp.zeros_like(m.residuals)
-        restarted = m._replace(residuals=past, images=past, trial=jnp.asarray(False))
-        return seen._replace(
-            proposal=select(accepted, there, m.fallback),
+        next_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), next_state, state)
+        expected_gain = jnp.maximum(scale, last_scale) * squared_length * slowest
+        is_predictable = (scale > 0) & ~(residuals_grow & (gain > evaluation.noise))
+        past = jnp.zeros_like(state.residuals)
+        restarted = state._replace(residuals=past, images=past, trial=jnp.asarray(False))
+        return evaluation._replace(
+            proposal=select(accepted, mixture, state.fallback),
             accepted=accepted,
             gain=jnp.where(accepted, gain, jnp.nan),
-            ahead=jnp.where((scale > 0) & ~(growing & (gain > seen.noise)), ahead, jnp.inf),
-            memory=select(accepted, kept, restarted),
+            ahead=jnp.where(is_predictable, expected_gain, jnp.inf),
+            memory=select(accepted, next_state, restarted),
         )
 
-    def _bounded(self, chart, jump, white, unit):
-        """A jump within reach; none that leads backwards, and none where lengths are not known."""
-        white_jump = chart.white(jump)
-        far = jnp.sqrt(unit * dot(white_jump, white_jump))
-        share = jnp.minimum(self.reach / jnp.where(far > 0, far, 1), 1)
-        return jnp.where((far > 0) & (dot(white_jump, white) > 0), share, 0) * jump
+    def _bounded(self, chart, jump, whitened_residual, gain_per_squared_length):
+        """The jump from M(θ) to a mixture, shortened to `reach`.
+
+        It is 0 where it points against the EM step, and where the gain per squared length is not
+        known.
+        """
+        whitened_jump = chart.white(jump)
+        distance = jnp.sqrt(gain_per_squared_length * dot(whitened_jump, whitened_jump))
+        factor = jnp.minimum(self.reach / jnp.where(distance > 0, distance, 1), 1)
+        is_forward = (distance > 0) & (dot(whitened_jump, whitened_residual) > 0)
+        return jnp.where(is_forward, factor, 0) * jump
 
     def _mix(self, residuals, residual):
-        """The shares (order,) of earlier changes, all white, that shrink the residual most."""
-        used = jnp.sum(jnp.square(residuals), axis=1)
-        length = jnp.sqrt(jnp.where(used > 0, used, 1))
-        unit = residuals / length[:, None]
-        gram = jnp.matmul(unit, unit.T, precision=Precision.HIGHEST)
-        ridge = 64 * jnp.finfo(gram.dtype).eps + jnp.where(used > 0, 0, 1)
-        right = jnp.matmul(unit, residual, precision=Precision.HIGHEST)
-        return solve_positive(gram + jnp.diag(ridge), right) / length
+        """The coefficients (order,) of earlier changes that minimise the predicted residual; all
+        whitened."""
+        squared_lengths = jnp.sum(jnp.square(residuals), axis=1)
+        lengths = jnp.sqrt(jnp.where(squared_lengths > 0, squared_lengths, 1))
+        normalised = residuals / lengths[:, None]
+        gram = jnp.matmul(normalised, normalised.T, precision=Precision.HIGHEST)
+        ridge = 64 * jnp.finfo(gram.dtype).eps + jnp.where(squared_lengths > 0, 0, 1)
+        right_side = jnp.matmul(normalised, residual, precision=Precision.HIGHEST)
+        return solve_positive(gram + jnp.diag(ridge), right_side) / lengths

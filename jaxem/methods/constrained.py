@@ -1,4 +1,4 @@
-"""Constraints on q: posterior regularisation, the nearest q whose expected features are bounded."""
+"""`Constrained`: posterior regularisation, an E-step with bounds on expected features."""
 
 from typing import Any
 
@@ -12,23 +12,25 @@ from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import float_dtype, pytree
 from jaxem.protocol.posterior import with_shares
 
-MOST = 60
-"""Newton steps in the dual; from the multipliers of the step before, two or three are enough."""
+MOST_NEWTON_STEPS = 60
+"""The most Newton steps in the dual problem. Two or three are enough from the multipliers of the
+EM step before."""
 
 
 @pytree(static=("equal",))
 class Constrained(Exact):
-    """The q nearest to the posterior whose features have bounded expectations.
+    """The q nearest to the posterior among those whose expected features are bounded.
 
     q = argmin KL(q ‖ p(z | x, θ)) subject to Σ_i w_i E_q[φ(z_i)] / Σ_i w_i ≤ bound, or = bound. So
-    q ∝ p(x, z | θ) exp(−λ·φ(z)), with λ from the dual, min over λ (≥ 0) of Σ_i w_i log Z_i(λ) +
-    Σw λ·bound, whose value is the objective: F at that q, which never falls. Result.log_likelihood
-    is still log p(x | θ). Source: Ganchev, Graça, Gillenwater & Taskar 2010.
+    q ∝ p(x, z | θ) exp(−λ·φ(z)), with λ from the dual problem: min over λ (≥ 0 for bounds from
+    above) of Σ_i w_i log Z_i(λ) + Σw λ·bound. Its value is F at that q, the objective, which no EM
+    step lowers. Result.log_likelihood is log p(x | θ). Source: Ganchev, Graça, Gillenwater & Taskar
+    2010.
 
     Args:
-      features: φ, (k, m): m features of every component; or (n, k, m), of every unit too.
-      bound: (m,), per unit of weight. It must be attainable: else the objective grows without end.
-      equal: whether expectations must equal the bound.
+      features: φ, (k, m), m features of every component; or (n, k, m), of every unit and component.
+      bound: (m,), per unit of weight. Some q must satisfy it; else the dual has no minimum.
+      equal: whether expectations must equal the bound; else they may be below it.
     """
 
     features: Any
@@ -39,7 +41,7 @@ class Constrained(Exact):
 
     @classmethod
     def sizes(cls, shares):
-        """Components that hold exactly these shares (k,) of the weight; even ones for balance."""
+        """The constraint that components hold exactly these shares (k,) of the total weight."""
         shares = jnp.asarray(shares, jnp.result_type(float))
         return cls(jnp.eye(shares.shape[0]), shares, equal=True)
 
@@ -52,76 +54,94 @@ class Constrained(Exact):
         q, _ = model.posterior(params, x)
         return Expectation(with_shares(q, r), value, multipliers)
 
-    def project(self, joint, weights, start=None):
+    def project(self, joint, weights, initial=None):
         """(q (n, k), F per unit (n,), multipliers (m,)) for log p(x, z | θ) (n, k)."""
         features, bound = (jnp.asarray(a, joint.dtype) for a in (self.features, self.bound))
         features = jnp.broadcast_to(features, (*joint.shape, bound.shape[0]))
-        share = weights / weights.sum()
-        dual = Dual(joint, features, bound, share, self.equal)
-        start = jnp.zeros_like(bound) if start is None else start
-        multipliers = dual.minimised(start)
+        normalised_weights = weights / weights.sum()
+        dual = Dual(joint, features, bound, normalised_weights, self.equal)
+        initial = jnp.zeros_like(bound) if initial is None else initial
+        multipliers = dual.minimiser(initial)
         q, log_z = dual.tilted(multipliers)
         return q, log_z + multipliers @ bound, multipliers
 
 
 class Dual:
-    """min over λ of Σ_i share_i log Σ_k exp(joint_ik − λ·φ_ik) + λ·bound: convex and smooth."""
+    """The dual problem: min over λ of Σ_i w_i log Σ_k exp(joint_ik − λ·φ_ik) + λ·bound.
 
-    def __init__(self, joint, features, bound, share, equal):
+    It is convex and smooth. normalised_weights (n,): w, with the sum 1.
+    """
+
+    def __init__(self, joint, features, bound, normalised_weights, equal):
         self.joint, self.features, self.bound = joint, features, bound
-        self.share, self.equal = share, equal
+        self.normalised_weights, self.equal = normalised_weights, equal
 
     def tilted(self, multipliers):
-        """q (n, k) and log Z (n,)."""
+        """q (n, k) ∝ exp(joint − λ·φ) and its log normaliser log Z (n,)."""
         tilt = jnp.einsum("nkm,m->nk", self.features, multipliers, precision=Precision.HIGHEST)
         return normalize(self.joint - tilt)
 
     def value(self, multipliers):
-        log_z = jnp.where(self.share > 0, self.tilted(multipliers)[1], 0)
-        return jnp.sum(self.share * log_z) + multipliers @ self.bound
+        log_z = jnp.where(self.normalised_weights > 0, self.tilted(multipliers)[1], 0)
+        return jnp.sum(self.normalised_weights * log_z) + multipliers @ self.bound
 
     def slopes(self, multipliers):
-        """Gradient (m,) and Hessian (m, m): bound − E[φ], and the covariance of φ."""
+        """The gradient (m,), bound − E[φ], and the Hessian (m, m), the covariance of φ under q."""
         q, _ = self.tilted(multipliers)
         mean = jnp.einsum("nk,nkm->nm", q, self.features, precision=Precision.HIGHEST)
-        away = self.features - mean[:, None]
-        weight = q * self.share[:, None]
-        cov = jnp.einsum("nk,nkm,nkl->ml", weight, away, away, precision=Precision.HIGHEST)
-        return self.bound - self.share @ mean, cov
+        deviation = self.features - mean[:, None]
+        weight = q * self.normalised_weights[:, None]
+        product = "nk,nkm,nkl->ml"
+        covariance = jnp.einsum(product, weight, deviation, deviation, precision=Precision.HIGHEST)
+        return self.bound - self.normalised_weights @ mean, covariance
 
-    def minimised(self, start):
-        """λ by Newton's method, projected on λ ≥ 0 where expectations are bounded from above."""
-        eps = jnp.finfo(start.dtype).eps
-        precise = 8 * eps * (1 + jnp.abs(self.features).max())
+    def minimiser(self, initial):
+        """The minimiser λ by Newton's method, projected on λ ≥ 0 for bounds from above."""
+        eps = jnp.finfo(initial.dtype).eps
+        tolerance = 8 * eps * (1 + jnp.abs(self.features).max())
 
         def project(multipliers):
             return multipliers if self.equal else jnp.maximum(multipliers, 0)
 
-        def body(carry):
-            step, here, _ = carry
-            gradient, cov = self.slopes(here)
-            held = jnp.zeros(here.shape, bool) if self.equal else (here <= 0) & (gradient > 0)
-            free = ~held
-            ridge = 8 * eps * (jnp.trace(cov) + eps)
-            cov = jnp.where(free[:, None] & free, cov, 0) + jnp.diag(jnp.where(held, 1, ridge))
-            newton = solve_positive(cov, jnp.where(free, gradient, 0))
-            there = self.searched(here, project, newton)
-            left = jnp.max(jnp.where(free, jnp.abs(gradient), 0))
-            return step + 1, there, (left > precise) & jnp.any(there != here)
+        def newton_step(carry):
+            step, multipliers, _ = carry
+            gradient, hessian = self.slopes(multipliers)
+            is_active = (
+                jnp.zeros(multipliers.shape, bool)
+                if self.equal
+                else (multipliers <= 0) & (gradient > 0)
+            )
+            is_free = ~is_active
+            ridge = 8 * eps * (jnp.trace(hessian) + eps)
+            hessian = jnp.where(is_free[:, None] & is_free, hessian, 0) + jnp.diag(
+                jnp.where(is_active, 1, ridge)
+            )
+            newton = solve_positive(hessian, jnp.where(is_free, gradient, 0))
+            updated = self.line_search(multipliers, project, newton)
+            largest_gradient = jnp.max(jnp.where(is_free, jnp.abs(gradient), 0))
+            return (
+                step + 1,
+                updated,
+                (largest_gradient > tolerance) & jnp.any(updated != multipliers),
+            )
 
-        def going(carry):
-            return (carry[0] < MOST) & carry[2]
+        def unconverged(carry):
+            return (carry[0] < MOST_NEWTON_STEPS) & carry[2]
 
-        return jax.lax.while_loop(going, body, (0, project(start), jnp.asarray(True)))[1]
+        return jax.lax.while_loop(
+            unconverged, newton_step, (0, project(initial), jnp.asarray(True))
+        )[1]
 
-    def searched(self, here, project, newton):
-        """The first of here − newton · 1, ½, ... that does not raise the dual beyond rounding."""
-        value = self.value(here)
-        slack = 4 * jnp.finfo(value.dtype).eps * (1 + jnp.abs(value))
+    def line_search(self, multipliers, project, newton):
+        """multipliers − s · newton, projected, for the first step length s = 1, ½, ¼, … that does
+        not raise the dual by more than its rounding error; the multipliers where no s > 1e-12 is
+        found."""
+        value = self.value(multipliers)
+        rounding = 4 * jnp.finfo(value.dtype).eps * (1 + jnp.abs(value))
 
-        def worse(size):
-            raised = self.value(project(here - size * newton)) > value + slack
-            return (size > 1e-12) & raised
+        def raises(length):
+            raised = self.value(project(multipliers - length * newton)) > value + rounding
+            return (length > 1e-12) & raised
 
-        size = jax.lax.while_loop(worse, lambda size: size / 2, jnp.ones((), value.dtype))
-        return jnp.where(size > 1e-12, project(here - size * newton), here)
+        length = jax.lax.while_loop(raises, lambda length: length / 2, jnp.ones((), value.dtype))
+        return jnp.where(length > 1e-12, project(multipliers - length * newton), multipliers)

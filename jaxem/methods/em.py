@@ -171,7 +171,7 @@ class EM:
         """What the method remembers of a climb that has evaluated nothing; `Variational` asks for
         the data."""
         foreseen = self.foresees(model, x) and is_floating(params)
-        follower = _foresight() if foreseen else self.accelerator
+        follower = _gain_from_steps() if foreseen else self.accelerator
         last = () if follower is None else follower.start(model, params)
         options = (model, params, x, weights)
         return Memory(self.e_step.start(*options), self.m_step.start(*options), last)
@@ -182,13 +182,13 @@ class EM:
         seen = self.map(model, params, x, weights, memory)
         if self.accelerator is None and not memory.accelerator:
             return seen
-        follower = _foresight() if self.accelerator is None else self.accelerator
+        follower = _gain_from_steps() if self.accelerator is None else self.accelerator
         seen = follower.advance(model, params, seen, memory.accelerator, weights.sum())
         return seen._replace(memory=memory._replace(accelerator=seen.memory))
 
     def foresees(self, model, x) -> bool:
-        """Whether gains are read from steps too (`Foresight`): with many units in float32 they are
-        lost in the noise of the objective long before."""
+        """Whether gains are measured by steps too (`GainFromSteps`): with many units in float32
+        rounding hides them in the objective long before convergence."""
         if self.accelerator is not None or not self.plain or x is None:
             return False
         return float_dtype(x) == jnp.float32 and is_large(model, x)
@@ -258,10 +258,10 @@ def is_floating(params) -> bool:
     return all(jnp.issubdtype(jnp.result_type(a), jnp.floating) for a in jax.tree.leaves(params))
 
 
-def _foresight():
-    from jaxem.methods.foresight import Foresight  # small fits start sooner without it
+def _gain_from_steps():
+    from jaxem.methods.gain_from_steps import GainFromSteps  # small fits start sooner without it
 
-    return Foresight()
+    return GainFromSteps()
 
 
 def summed(weights, value):

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxem.numerics.descent import descend, fresh
+from jaxem.numerics.descent import descend, initial_state
 from jaxem.numerics.tree import pytree, select
 from jaxem.protocol.derived import expected_log_joint
 from jaxem.wrappers.restricted import coordinates
@@ -47,7 +47,7 @@ class Gradient:
 
     def start(self, model, params, x, weights):
         """The optimizer's state."""
-        return fresh(self.transform, coordinates(model, params).origin)
+        return initial_state(self.transform, coordinates(model, params).origin)
 
     def improve(self, model, params, x, weights, q, memory):
         """(params, memory) after the steps, from params at which q was taken."""

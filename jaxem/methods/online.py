@@ -1,4 +1,4 @@
-"""Online EM: an M-step after every minibatch, on statistics averaged with decreasing steps."""
+"""Online EM: an M-step after every minibatch, at averaged statistics with decreasing step sizes."""
 
 from typing import Any, NamedTuple
 
@@ -17,8 +17,8 @@ from jaxem.protocol.capabilities import LocalPosterior, has
 class Decay:
     """The step size (t + offset)^−power of minibatch t = 0, 1, …
 
-    Convergence wants a power above ½ and at most 1 (Cappé & Moulines 2009, assumption 4).
-    Raises ValueError where the power is not that, or the offset below 1.
+    Convergence needs a power above ½ and at most 1 (Cappé & Moulines 2009, assumption 4).
+    Raises ValueError for another power, or an offset below 1.
     """
 
     offset: Any = 2.0
@@ -34,25 +34,30 @@ class Decay:
         return (t + self.offset) ** -self.power
 
 
-LATE = 7
-"""Minibatch t counts for t^LATE in the mean of s, so that all but the last eighth is forgotten.
-Nats below the batch answer after 1, 2, 3 and 5 passes over 100,000 rows, means of two data sets:
-with 3 107, 2.5, 0.9 and 0.5; with 7 26, 6.7, 3.0 and 0.8; with 15 38, 15, 11 and 2.0; the last s
-alone 80, 45, 31 and 19."""
+AVERAGING_POWER = 7
+"""Minibatch t has weight t^AVERAGING_POWER in the mean of s, so that two thirds of
+the weight are on the last eighth of the minibatches. Nats by which the result is below that of
+batch EM after 1, 2, 3 and 5 passes over 100,000 rows, means of two data sets: 107, 2.5, 0.9 and 0.5
+with power 3; 26, 6.7, 3.0 and 0.8 with 7; 38, 15, 11 and 2.0 with 15; 80, 45, 31 and 19 with the
+last s alone."""
 
 
 class Average(NamedTuple):
-    """Statistics averaged over minibatches, and the weight of their units, averaged alike."""
+    """Statistics averaged over minibatches, and the total weight of a minibatch, averaged alike."""
 
     statistics: Any
     mass: Any
 
 
 class Passes(NamedTuple):
-    """How many passes are over, the params that statistics are taken about, s, and its mean."""
+    """The state of `OnlineEM` between passes.
+
+    number: how many passes are done. centre: the params that statistics are centred at. average: s.
+    mean: the weighted mean of s over minibatches.
+    """
 
     number: Any
-    about: Any
+    centre: Any
     average: Any
     mean: Any
 
@@ -61,28 +66,28 @@ class Passes(NamedTuple):
 class OnlineEM:
     """Stepwise EM (Cappé & Moulines 2009): s ← s + γ_t (s(minibatch) − s), then an M-step at s.
 
-    A step of `fit` is a pass: the units in a new order, cut into minibatches, each one seen once.
-    s begins at 0, and is divided by the part of it that is data. What a pass returns is the M-step
-    at the mean of s over all minibatches so far, the later ones weighing more (Shamir & Zhang 2013,
-    polynomial-decay averaging). Any model takes it that has `statistics` and `maximize` which, like
-    those of exponential families, add across q of different params; all of a fit are taken about
-    the params that it began at.
+    A step of `fit` is one pass: the units are put in random order and cut into minibatches, each
+    used once. s begins at 0; an M-step divides it by the weight averaged alike. A pass returns the
+    M-step at the mean of s over all minibatches so far, where later ones weigh more (Shamir & Zhang
+    2013, polynomial-decay averaging). The model needs `statistics` and `maximize` whose statistics
+    add across q of different params, like those of exponential families; in a fit all are centred
+    at its initial params.
 
-    After `passes` passes come steps of exact EM, and the fit can end as CONVERGED; without `passes`
-    all are online, and it is MAX_ITER. Nothing is said of a fall while passes are online. What
-    `fit` returns is the objective of all units at the params returned, whichever step was the last:
-    `max_iter=1` is one pass and one look.
+    After `passes` passes follow steps of exact EM, and the fit can end as CONVERGED. Without
+    `passes` all steps are online, and it ends as MAX_ITER. A fall of the objective between online
+    passes is not reported. `fit` returns the objective of all units at the returned params, so that
+    `max_iter=1` is one online pass and one evaluation.
 
     Args:
-      step_size: t → γ_t in (0, 1], from the number of minibatches seen: a `Decay`, or a function of
-        your own, such as an optax schedule; keep one object, since two equal functions compile
-        twice.
-      batch: units in a minibatch; enough that each component has some dozens of them.
-      passes: how many passes are online; None: all.
-      seed: of the orders.
+      step_size: t → γ_t in (0, 1], from the number t of minibatches so far: a `Decay`, or another
+        function, such as an optax schedule. Pass the same object every time: two equal functions
+        compile twice.
+      batch: the number of units in a minibatch; enough for some dozens of each component.
+      passes: the number of online passes; None: all.
+      seed: an int, of the random orders.
 
-    Raises TypeError where step_size is no function or batch or passes no int, ValueError where one
-    of these is below 1.
+    Raises TypeError where step_size is no function, or batch or passes is no int; ValueError where
+    batch or passes is below 1.
     """
 
     step_size: Any = Decay()
@@ -106,7 +111,7 @@ class OnlineEM:
             integer(value, name, 1)
 
     def suited(self, model, x):
-        """This method. Raises TypeError where the model has no M-step from its statistics."""
+        """This method; TypeError where the model has no M-step from its statistics."""
         if not model.closed(x):
             raise TypeError(
                 "OnlineEM averages a model's statistics: define statistics and maximize, or use "
@@ -119,14 +124,19 @@ class OnlineEM:
         return None if self.passes is None else suited(EM(), model, x).stationary(model, x)
 
     def start(self, model, params, x, weights):
-        """`Passes`, none of them taken."""
-        like = jax.eval_shape(lambda *args: _collected(model, *args), params, params, x, weights)[0]
-        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
-        nothing = Average(nothing, jnp.zeros((), weights.dtype))
-        return Passes(jnp.asarray(0, jnp.int32), params, nothing, nothing)
+        """The state before the first pass."""
+        args = (params, params, x, weights)
+        shapes, _ = jax.eval_shape(lambda *args: _collected(model, *args), *args)
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        zeros = Average(zeros, jnp.zeros((), weights.dtype))
+        return Passes(jnp.asarray(0, jnp.int32), params, zeros, zeros)
 
     def evaluate(self, model, params, x, weights, memory=()):
-        """One pass; its objective is that of units each seen at other params, until `passes`."""
+        """One online pass, or after `passes` of them one step of exact EM.
+
+        The objective of an online pass adds the evidence of each unit at the params of its own
+        minibatch.
+        """
         memory = memory or self.start(model, params, x, weights)
         if self.passes is None:
             return self._online(model, params, x, weights, memory)
@@ -135,9 +145,9 @@ class OnlineEM:
             return self._online(model, params, x, weights, memory)
 
         def exact():
-            after = memory._replace(number=memory.number + 1)
-            seen = self.map(model, params, x, weights)
-            return seen._replace(memory=after, fresh=memory.number == self.passes)
+            next_state = memory._replace(number=memory.number + 1)
+            evaluation = self.map(model, params, x, weights)
+            return evaluation._replace(memory=next_state, fresh=memory.number == self.passes)
 
         return jax.lax.cond(memory.number < self.passes, online, exact)
 
@@ -146,61 +156,68 @@ class OnlineEM:
         return suited(EM(), model, x).map(model, params, x, weights)
 
     def measures(self, n_iter):
-        """Whether the objective of step n_iter was that of all units at the params kept."""
+        """Whether the objective of step n_iter was that of all units at the params it kept."""
         return jnp.asarray(False) if self.passes is None else n_iter >= self.passes
 
     def log_likelihood(self, model, params, x, weights):
+        """None: the objective is the log-likelihood + log prior."""
         return None
 
     def _online(self, model, params, x, weights, memory):
-        """A pass over minibatches."""
-        number, about, average, mean = memory
+        """One pass over the minibatches."""
+        number, centre, average, mean = memory
         n = weights.shape[0]
         batch = min(self.batch, n)
         count = -(-n // batch)
         key = jax.random.fold_in(jax.random.key(self.seed), number)
         order = jnp.pad(jax.random.permutation(key, n), (0, count * batch - n))
 
-        def seen(i, at):
-            """The sums of minibatch i with q at params `at`, and its Σ w·F and Σ w·(|F| + 1)."""
+        def minibatch_sums(i, theta):
+            """The `Average` of minibatch i with q at params `theta`; (Σ w·F, Σ w·(|F| + 1))."""
             rows = jax.lax.dynamic_slice_in_dim(order, i * batch, batch)
-            here = jax.tree.map(lambda a: a[rows], x)
-            w = jnp.where(i * batch + jnp.arange(batch) < n, weights[rows], 0)
-            statistics, value = _collected(model, about, at, here, w)
-            value = jnp.where(w > 0, value, 0)
-            sums = Average(statistics, w.sum())
-            return sums, jnp.stack([row_sum(w, value), row_sum(w, jnp.abs(value) + 1)])
+            values_of_minibatch = jax.tree.map(lambda a: a[rows], x)
+            batch_weights = jnp.where(i * batch + jnp.arange(batch) < n, weights[rows], 0)
+            statistics, value = _collected(model, centre, theta, values_of_minibatch, batch_weights)
+            value = jnp.where(batch_weights > 0, value, 0)
+            sums = Average(statistics, batch_weights.sum())
+            return sums, jnp.stack(
+                [row_sum(batch_weights, value), row_sum(batch_weights, jnp.abs(value) + 1)]
+            )
 
-        def estimate(average, old):
-            some = average.mass > 0
-            scale = weights.sum() / jnp.where(some, average.mass, 1)
+        def estimate(average, current):
+            has_weight = average.mass > 0
+            scale = weights.sum() / jnp.where(has_weight, average.mass, 1)
             scaled = jax.tree.map(lambda a: a * scale, average.statistics)
-            return select(some, model.maximize(about, scaled), old)
+            return select(has_weight, model.maximize(centre, scaled), current)
 
-        def toward(new, old, part):
-            part = jnp.clip(jnp.asarray(part, weights.dtype), 0, 1)
-            return jax.tree.map(lambda new, old: old + part * (new - old), new, old)
+        def interpolated(target, current, fraction):
+            fraction = jnp.clip(jnp.asarray(fraction, weights.dtype), 0, 1)
+            return jax.tree.map(
+                lambda target, current: current + fraction * (target - current), target, current
+            )
 
         def step(i, carry):
-            at, average, mean, value = carry
-            sums, here = seen(i, at)
+            theta, average, mean, value = carry
+            sums, values_of_minibatch = minibatch_sums(i, theta)
             t = number * count + i
-            average = toward(sums, average, self.step_size(t))
-            mean = toward(average, mean, (LATE + 1) / (t + (LATE + 1.0)))
-            return estimate(average, at), average, mean, value + here
+            average = interpolated(sums, average, self.step_size(t))
+            mean = interpolated(
+                average, mean, (AVERAGING_POWER + 1) / (t + (AVERAGING_POWER + 1.0))
+            )
+            return estimate(average, theta), average, mean, value + values_of_minibatch
 
         carry = estimate(average, params), average, mean, jnp.zeros(2, weights.dtype)
         _, average, mean, (value, magnitude) = jax.lax.fori_loop(0, count, step, carry)
-        after = Passes(number + 1, about, average, mean)
-        told = measured(model, params, value, magnitude, estimate(mean, params), after)
-        return told._replace(fresh=jnp.asarray(True))
+        next_state = Passes(number + 1, centre, average, mean)
+        evaluation = measured(model, params, value, magnitude, estimate(mean, params), next_state)
+        return evaluation._replace(fresh=jnp.asarray(True))
 
 
-def _collected(model, about, params, x, weights):
-    """(statistics, F (n,)) of a minibatch: q at `params`, statistics about the params `about`,
+def _collected(model, centre, params, x, weights):
+    """(statistics, F (n,)) of a minibatch: q at `params`, statistics about the params `centre`,
     which those of many minibatches have in common. A q without a closed form begins anew."""
     if has(model, LocalPosterior):
         _, statistics, value = model.improve_q(params, x, model.init_q(params, x), weights)
         return statistics, value
     q, value = model.posterior(params, x)
-    return model.statistics(about, x, q, weights), value
+    return model.statistics(centre, x, q, weights), value

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxem.methods.em import Exact, Expectation
 from jaxem.methods.stationary import StationaryMap, summed_over
 from jaxem.numerics.curvature import Curvature
-from jaxem.numerics.descent import descend, fresh, lbfgs
+from jaxem.numerics.descent import descend, initial_state, lbfgs
 from jaxem.numerics.tree import float_dtype, pytree
 from jaxem.protocol.capabilities import FiniteLatents, defines, has
 from jaxem.protocol.model import IMPOSSIBLE
@@ -63,7 +63,7 @@ class Variational(Exact):
             q = jnp.maximum(model.log_joint(params, x), IMPOSSIBLE)
         else:
             q = model.init_q(params, x)
-        return VariationalMemory(q, fresh(self._transform, ravel_pytree(q)[0]))
+        return VariationalMemory(q, initial_state(self._transform, ravel_pytree(q)[0]))
 
     def expect(self, model, params, x, weights, memory):
         flat, unravel = ravel_pytree(memory.q)

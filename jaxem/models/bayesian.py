@@ -4,11 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.lax import digamma
 
 from jaxem.data.labelled import unlabelled
 from jaxem.models.mixture import FiniteMixture
 from jaxem.numerics import divergence
+from jaxem.numerics.special import digamma, safe_entr
 from jaxem.numerics.tree import pytree
 from jaxem.passes.chunks import total_of
 from jaxem.protocol.capabilities import Conjugate, has
@@ -142,8 +142,7 @@ class BayesianMixture(FiniteMixture):
         r, joint = q.responsibilities, model.log_joint(standard, data)
         energy = jnp.where(w > 0, w * expectation(r, joint), 0).sum()
         energy = energy - total_of(w, w.sum(), inner.log_volume)
-        logs = jnp.log(jnp.where(r > 0, r, 1))
-        entropy = -jnp.where(w > 0, w * expectation(r, logs), 0).sum()
+        entropy = jnp.where(w > 0, w * safe_entr(r).sum(-1), 0).sum()
         of_weights = self._divergence(params)
         of_components = -self.bank.log_prior(params.components)
         value = energy + entropy - of_weights - of_components

@@ -13,7 +13,7 @@ from jax.lax import Precision
 
 from jaxem.data.labelled import Labelled, unlabelled
 from jaxem.data.options import integer
-from jaxem.numerics.softmax import normalize, shares
+from jaxem.numerics.softmax import normalize, softmax_parts
 from jaxem.numerics.tree import pytree
 from jaxem.passes.linear import FusedPass
 from jaxem.protocol.capabilities import LinearBank, has
@@ -162,7 +162,7 @@ class FiniteMixture(Model):
         columns, labels, base = units
         features = linear.features(columns if linear.room else linear.columns(columns))
         joint = jnp.matmul(slopes, features, precision=Precision.HIGHEST)
-        share, total, evidence = shares(self._known(joint, labels, 0), linear.lowest)
+        share, total, evidence = softmax_parts(self._known(joint, labels, 0), linear.lowest)
         weighted = share * (weights / total)
         sums = lax.dot_general(features, weighted, UNITS, precision=Precision.HIGHEST)
         return sums, evidence if base is None else evidence + base

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxem.numerics.descent import FLAT
+from jaxem.numerics.descent import LEAST_CURVATURE
 from jaxem.numerics.linalg import times
 
 FULL = 256
@@ -40,7 +40,7 @@ class Curvature(NamedTuple):
             curvature = unit[:, None] * (curvature + curvature.T) / 2 * unit
             values, axes = jnp.linalg.eigh(jnp.where(jnp.isfinite(curvature), curvature, 0))
             values = jnp.abs(values)
-            flat = values <= max(FLAT, 8 * size * eps) * values.max()
+            flat = values <= max(LEAST_CURVATURE, 8 * size * eps) * values.max()
             axes = unit[:, None] * axes
             return cls(times(axes / jnp.where(flat, jnp.inf, values), axes.T), alive)
 

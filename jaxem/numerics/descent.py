@@ -1,4 +1,4 @@
-"""Steps of a minimiser that never raise the loss: a backtracking search around any direction."""
+"""Minimisation that never raises the loss: a backtracking line search along any direction."""
 
 from functools import lru_cache
 
@@ -8,78 +8,93 @@ from jax.lax import Precision
 
 from jaxem.numerics.tree import select
 
-SUFFICIENT, HALVINGS = 1e-4, 40
-"""A step must gain this part of what the slope promises (Armijo), after so many halvings."""
+SUFFICIENT_DECREASE, MOST_HALVINGS = 1e-4, 40
+"""The line search accepts a step that lowers the loss by this part of what the slope predicts
+(Armijo), and gives up after so many halvings."""
 
-FLAT = 1e-8
-"""Curvatures below this part of the largest are taken for it."""
+LEAST_CURVATURE = 1e-8
+"""Smaller curvatures of a Newton step are raised to this part of the largest one."""
 
 
-def descend(transform, loss, vector, memory, steps: int):
-    """(vector, memory) after steps of an optax transformation that do not raise the loss."""
+def descend(transform, loss, vector, state, steps: int):
+    """(vector, optimizer state) after `steps` line searches, none of which raises the loss.
+
+    transform: an optax transformation that gives the directions; None: Newton's directions. Where
+    a direction does not lead downhill the gradient is followed and the optimizer's state is reset.
+    """
 
     def step(_, carry):
-        vector, memory = carry
+        vector, state = carry
         value, slope = jax.value_and_grad(loss)(vector)
         if transform is None:
-            return searched(loss, vector, value, slope, newton(loss, vector, slope)), memory
+            return line_search(loss, vector, value, slope, newton(loss, vector, slope)), state
         options = {"value": value, "grad": slope, "value_fn": loss}
-        move, after = _with_extra(transform).update(slope, memory, vector, **options)
-        down = slope @ move < 0
-        there = searched(loss, vector, value, slope, jnp.where(down, move, -slope))
-        return there, select(down, after, fresh(transform, vector))
+        direction, next_state = _with_value_arguments(transform).update(
+            slope, state, vector, **options
+        )
+        is_descent = slope @ direction < 0
+        next_vector = line_search(
+            loss, vector, value, slope, jnp.where(is_descent, direction, -slope)
+        )
+        return next_vector, select(is_descent, next_state, initial_state(transform, vector))
 
     if not vector.size:
-        return vector, memory
-    return jax.lax.fori_loop(0, steps, step, (vector, memory))
+        return vector, state
+    return jax.lax.fori_loop(0, steps, step, (vector, state))
 
 
-def fresh(transform, vector):
-    """The state of an optimizer that has seen nothing."""
+def initial_state(transform, vector):
+    """The state of an optimizer before its first step."""
     return () if transform is None or not vector.size else transform.init(vector)
 
 
 @lru_cache(maxsize=1)
 def lbfgs():
-    """optax's L-BFGS with full steps, one object, so that nothing compiles twice."""
+    """optax's L-BFGS with steps of length 1. It is one object, so that nothing compiles twice."""
     import optax
 
     return optax.lbfgs(1.0, memory_size=10, linesearch=None)
 
 
 def newton(loss, vector, slope):
-    """−|H|⁻¹ slope: Newton's step where the loss is convex, downhill anywhere."""
+    """−|H|⁻¹ slope: Newton's step where the loss is convex, and a descent direction everywhere.
+
+    |H| is the Hessian with the absolute values of its eigenvalues.
+    """
     hessian = jax.hessian(loss)(vector)
-    sound = jnp.all(jnp.isfinite(hessian))
-    hessian = jnp.where(sound, (hessian + hessian.T) / 2, jnp.eye(vector.shape[0]))
-    curvature, axes = jnp.linalg.eigh(hessian.astype(vector.dtype))
+    is_finite = jnp.all(jnp.isfinite(hessian))
+    hessian = jnp.where(is_finite, (hessian + hessian.T) / 2, jnp.eye(vector.shape[0]))
+    curvature, eigenvectors = jnp.linalg.eigh(hessian.astype(vector.dtype))
     curvature = jnp.abs(curvature)
-    curvature = jnp.maximum(curvature, FLAT * curvature.max())
-    along = jnp.matmul(axes.T, slope, precision=Precision.HIGHEST)
-    along = along / jnp.where(curvature > 0, curvature, 1)
-    return -jnp.matmul(axes, along, precision=Precision.HIGHEST)
+    curvature = jnp.maximum(curvature, LEAST_CURVATURE * curvature.max())
+    components = jnp.matmul(eigenvectors.T, slope, precision=Precision.HIGHEST)
+    components = components / jnp.where(curvature > 0, curvature, 1)
+    return -jnp.matmul(eigenvectors, components, precision=Precision.HIGHEST)
 
 
-def searched(loss, vector, value, slope, move):
-    """vector + move · 1, ½, ¼, ...: the first that gains enough; vector itself if none does."""
-    promised = SUFFICIENT * (slope @ move)
+def line_search(loss, vector, value, slope, direction):
+    """vector + s · direction for the first step length s = 1, ½, ¼, … of sufficient decrease.
 
-    def gains(size):
-        return loss(vector + size * move) <= value + size * promised
+    The vector itself where no step length has one.
+    """
+    predicted = SUFFICIENT_DECREASE * (slope @ direction)
 
-    def body(carry):
-        size, tries, _ = carry
-        return size / 2, tries + 1, gains(size / 2)
+    def decreases(length):
+        return loss(vector + length * direction) <= value + length * predicted
 
-    def going(carry):
-        return ~carry[2] & (carry[1] < HALVINGS)
+    def halve(carry):
+        length, halvings, _ = carry
+        return length / 2, halvings + 1, decreases(length / 2)
+
+    def searching(carry):
+        return ~carry[2] & (carry[1] < MOST_HALVINGS)
 
     one = jnp.ones((), vector.dtype)
-    size, _, found = jax.lax.while_loop(going, body, (one, 0, gains(one)))
-    return jnp.where(found, vector + size * move, vector)
+    length, _, is_found = jax.lax.while_loop(searching, halve, (one, 0, decreases(one)))
+    return jnp.where(is_found, vector + length * direction, vector)
 
 
-def _with_extra(transform):
+def _with_value_arguments(transform):
     import optax
 
     return optax.with_extra_args_support(transform)

@@ -1,11 +1,13 @@
 """Kullback–Leibler divergences of conjugate posteriors from their priors, in nats.
 
-Γ and ψ are written as Stirling's formula and its remainder, and what is large in both cancels on
-paper: a posterior that has seen a million units is 10 nats from its prior, and float32 shows it.
+Γ and ψ are written as Stirling's formula plus a remainder, and the large terms of both are
+cancelled algebraically. So float32 resolves the divergence of a posterior of a million units: about
+10 nats, a difference of terms of some 1e7 nats. With `jax.scipy.special` alone log a − ψ(a) would
+have a relative error of 1 there, and a log a − a − log Γ(a) an error of 0.9 nats.
 """
 
 import jax.numpy as jnp
-from jax.lax import lgamma
+from jax.scipy.special import gammaln
 
 from jaxem.numerics.special import log_minus_digamma, stirling_term
 
@@ -13,44 +15,44 @@ from jaxem.numerics.special import log_minus_digamma, stirling_term
 def dirichlet(a, prior, real=None):
     """Σ KL(Dirichlet(a) ‖ Dirichlet(prior)) over all vectors (..., v).
 
-    real: booleans that broadcast to (..., v); entries that are not are left out of their vector.
+    real: booleans that broadcast to (..., v), False for padding, which is left out of its vector.
     """
     c = jnp.broadcast_to(jnp.asarray(prior, a.dtype), a.shape)
     real = jnp.broadcast_to(True if real is None else real, a.shape)
 
-    def total(values):
+    def sum_over_real(values):
         return jnp.where(real, values, 0).sum(-1, keepdims=True)
 
     a, c = jnp.where(real, a, 1), jnp.where(real, c, 1)
-    whole = total(a)
-    each = stirling_term(a) + lgamma(c) - c * jnp.log(a / whole)
-    each -= (a - c) * (log_minus_digamma(a) - log_minus_digamma(whole))
-    return jnp.sum(total(each) - stirling_term(whole) - lgamma(total(c)))
+    mass = sum_over_real(a)
+    per_entry = stirling_term(a) + gammaln(c) - c * jnp.log(a / mass)
+    per_entry -= (a - c) * (log_minus_digamma(a) - log_minus_digamma(mass))
+    return jnp.sum(sum_over_real(per_entry) - stirling_term(mass) - gammaln(sum_over_real(c)))
 
 
 def gamma(shape, rate, prior_shape, prior_rate):
     """Σ KL(gamma(shape, rate) ‖ gamma(prior_shape, prior_rate)) over all entries."""
     c = jnp.broadcast_to(jnp.asarray(prior_shape, shape.dtype), shape.shape)
     ratio = prior_rate / rate
-    known = stirling_term(shape) - (shape - c) * log_minus_digamma(shape) + lgamma(c)
-    return jnp.sum(known - c * jnp.log(shape * ratio) + shape * ratio)
+    per_entry = stirling_term(shape) - (shape - c) * log_minus_digamma(shape) + gammaln(c)
+    return jnp.sum(per_entry - c * jnp.log(shape * ratio) + shape * ratio)
 
 
 def wishart(df, log_det, prior_df, prior_log_det, trace, steps):
     """KL(Wishart(df, (df·C)⁻¹) ‖ Wishart(prior_df, S⁻¹)), the shape of df.
 
-    C is the inverse of the expected precision matrix and S the prior's scale, (d, d).
+    C is the inverse of the expected precision matrix and S the scale of the prior, both (d, d).
 
     Args:
       log_det: log |C|.  prior_log_det: log |S|.  trace: tr(S C⁻¹).
-      steps: (d,), 0 1 … d−1. With zeros in their place, C and S diagonal, it is the divergence of d
-        precisions, each gamma(df/2, df·C/2) from gamma(prior_df/2, S/2).
+      steps: (d,), 0 1 … d−1. With zeros in their place, and C and S diagonal, the result is the
+        divergence of d precisions, each gamma(df/2, df·C/2) from gamma(prior_df/2, S/2).
     """
     d, half = len(steps), df / 2
     prior_df = jnp.asarray(prior_df, df.dtype)
-    known = prior_df / 2 * (d * jnp.log(df) + log_det - prior_log_det) + trace / 2
-    for j in steps:
-        a, c = half - j / 2, (prior_df - j) / 2
-        known += stirling_term(a) + lgamma(c) - c * jnp.log(a) - j / 2
-        known -= (df - prior_df) / 2 * log_minus_digamma(a)
-    return known
+    divergence = prior_df / 2 * (d * jnp.log(df) + log_det - prior_log_det) + trace / 2
+    for step in steps:
+        a, c = half - step / 2, (prior_df - step) / 2
+        divergence += stirling_term(a) + gammaln(c) - c * jnp.log(a) - step / 2
+        divergence -= (df - prior_df) / 2 * log_minus_digamma(a)
+    return divergence

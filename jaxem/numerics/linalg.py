@@ -1,6 +1,6 @@
-"""Factors of small covariance matrices, and the floor that keeps them positive definite.
+"""Cholesky factors of small covariance matrices, and the floor that keeps them positive definite.
 
-Axes: `...` any batch, `d` features, `n` units (minor, so that elementwise code vectorises).
+Axes: `...` any batch, `d` features, `n` units (last, so that elementwise code vectorises).
 """
 
 from functools import partial
@@ -10,16 +10,17 @@ import jax.numpy as jnp
 from jax import lax
 from jax.lax import Precision
 
-UNROLL = 8
-"""Up to this many features the Cholesky factor is unrolled into elementwise code: a LAPACK call
-costs about 0.3 microseconds whatever its size, and a custom call stops fusion."""
+UNROLLED_FEATURES = 8
+"""The most features whose Cholesky factor is unrolled into elementwise code. A LAPACK call costs
+about 0.3 µs at any size, and XLA does not fuse across it."""
 
-SERIAL = 16
-"""Up to this many features LAPACK solves triangular systems in one thread. Its threads wait for one
-another in a loop: where other work holds a core, 16 systems of 64 took 500 ms instead of 0.5."""
+ONE_THREAD_FEATURES = 16
+"""The most features for which LAPACK solves a triangular system in one thread. Several threads wait
+for one another in a busy loop: 16 systems of 64 unknowns took 500 ms instead of 0.5 ms while other
+work held a core."""
 
-RAISE = 2.0
-"""What a singular matrix is raised by, in roundings of its variances."""
+RAISE_IN_ROUNDINGS = 2.0
+"""By how much the diagonal of a singular matrix is raised, in rounding errors of its variances."""
 
 
 def entries(a):
@@ -37,7 +38,7 @@ class Factor:
     def __init__(self, covariance):
         self.d = covariance.shape[-1]
         self.diagonal = jnp.stack([covariance[..., i, i] for i in range(self.d)], axis=-1)
-        if self.d <= UNROLL:
+        if self.d <= UNROLLED_FEATURES:
             self.pivots, self.unit = _unrolled_ldl(entries(covariance))
         else:
             lower = lax.linalg.cholesky(covariance, symmetrize_input=False)
@@ -51,9 +52,9 @@ class Factor:
 
     def mahalanobis(self, centred):
         """x' covariance⁻¹ x for `centred` of shape (..., d, n); returns (..., n)."""
-        if self.d > UNROLL:
-            white = jnp.matmul(self.inverse, centred, precision=lax.Precision.HIGHEST)
-            return jnp.square(white).sum(-2)
+        if self.d > UNROLLED_FEATURES:
+            whitened = jnp.matmul(self.inverse, centred, precision=lax.Precision.HIGHEST)
+            return jnp.square(whitened).sum(-2)
         total, solved = 0.0, []
         for i in range(self.d):
             z = centred[..., i, :]
@@ -64,8 +65,8 @@ class Factor:
         return total
 
     def singular(self):
-        """Whether some pivot is lost in the rounding of the moments it came from, shape (...)."""
-        tolerance = rounding(self.d, self.diagonal.dtype)
+        """Whether any pivot is within the rounding error of the moments it came from, (...)."""
+        tolerance = pivot_rounding(self.d, self.diagonal.dtype)
         return ~jnp.all(self.pivots > tolerance * self.diagonal, axis=-1)
 
 
@@ -87,49 +88,59 @@ def _unrolled_ldl(a):
 
 
 def triangular_inverse(lower):
-    """The inverse of lower triangular (..., d, d) matrices, by halves."""
-    d, h = lower.shape[-1], lower.shape[-1] // 2
-    if d <= SERIAL:
+    """The inverse of lower triangular (..., d, d) matrices, by recursion on halves:
+    [[A, 0], [C, D]]⁻¹ = [[A⁻¹, 0], [−D⁻¹ C A⁻¹, D⁻¹]]."""
+    d, half = lower.shape[-1], lower.shape[-1] // 2
+    if d <= ONE_THREAD_FEATURES:
         eye = jnp.broadcast_to(jnp.eye(d, dtype=lower.dtype), lower.shape)
         return lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
-    a, c = triangular_inverse(lower[..., :h, :h]), triangular_inverse(lower[..., h:, h:])
-    high = lax.Precision.HIGHEST
-    b = -jnp.matmul(c, jnp.matmul(lower[..., h:, :h], a, precision=high), precision=high)
-    top = jnp.concatenate([a, jnp.zeros_like(b).swapaxes(-1, -2)], axis=-1)
-    return jnp.concatenate([top, jnp.concatenate([b, c], axis=-1)], axis=-2)
+    inverse_a = triangular_inverse(lower[..., :half, :half])
+    inverse_d = triangular_inverse(lower[..., half:, half:])
+    highest = lax.Precision.HIGHEST
+    corner = -jnp.matmul(
+        inverse_d,
+        jnp.matmul(lower[..., half:, :half], inverse_a, precision=highest),
+        precision=highest,
+    )
+    upper_rows = jnp.concatenate([inverse_a, jnp.zeros_like(corner).swapaxes(-1, -2)], axis=-1)
+    return jnp.concatenate([upper_rows, jnp.concatenate([corner, inverse_d], axis=-1)], axis=-2)
 
 
-def rounding(d: int, dtype) -> float:
-    """The relative size of a pivot of a (d, d) matrix of moments that is rounding and no more."""
+def pivot_rounding(d: int, dtype) -> float:
+    """A bound on the rounding error of a pivot of a (d, d) matrix of moments, as a part of the
+    variance of its feature."""
     return 8.0 * d * float(jnp.finfo(dtype).eps)
 
 
 def floored(covariance, floor):
-    """`covariance` where it is sound, else with its diagonal raised until it is.
+    """`covariance` with a diagonal raised as far as needed to make it positive definite.
 
-    A matrix is left alone, bit for bit, unless a variance is below `floor` (a scalar or (d,)) or a
-    pivot is lost in rounding. A variance is raised to the floor; for a lost pivot every eigenvalue
-    of the correlation matrix is raised by `RAISE` roundings.
+    A matrix is returned bit for bit unless a variance is below `floor` (a scalar or (d,)) or a
+    pivot is within rounding error. A variance below the floor is raised to the floor. Where a pivot
+    is within rounding error, every eigenvalue of the correlation matrix is raised by
+    `RAISE_IN_ROUNDINGS` times `pivot_rounding`.
     """
     factor = Factor(covariance)
     diagonal, d = factor.diagonal, covariance.shape[-1]
-    lost = factor.singular()[..., None]
-    sound = ~lost & jnp.all(diagonal >= floor, axis=-1, keepdims=True)
+    is_lost = factor.singular()[..., None]
+    is_sound = ~is_lost & jnp.all(diagonal >= floor, axis=-1, keepdims=True)
     target = jnp.maximum(diagonal, floor)
-    target = jnp.where(lost, (1 + RAISE * rounding(d, covariance.dtype)) * target, target)
+    target = jnp.where(
+        is_lost, (1 + RAISE_IN_ROUNDINGS * pivot_rounding(d, covariance.dtype)) * target, target
+    )
     raised = covariance + (target - diagonal)[..., None] * jnp.eye(d, dtype=covariance.dtype)
-    return jnp.where(sound[..., None], covariance, raised)
+    return jnp.where(is_sound[..., None], covariance, raised)
 
 
 def is_floored(covariance, floor):
-    """Whether a covariance is one that `floored` raised, or as close to singular; shape (...).
+    """Whether `floored` raised a covariance, or it is as close to singular as that; shape (...).
 
-    A lost pivot bounds the smallest eigenvalue of the correlation matrix from above, so what was
-    raised stays below RAISE + 1 roundings; pivots after the raise can be of any size.
+    A pivot bounds the smallest eigenvalue of the correlation matrix from above. So that eigenvalue
+    stays below RAISE_IN_ROUNDINGS + 1 roundings after the raise, while pivots can be of any size.
     """
     d = covariance.shape[-1]
     diagonal = jnp.stack([covariance[..., i, i] for i in range(d)], axis=-1)
-    margin = (RAISE + 1.5) * rounding(d, covariance.dtype)
+    margin = (RAISE_IN_ROUNDINGS + 1.5) * pivot_rounding(d, covariance.dtype)
     lowered = covariance - (margin * diagonal)[..., None] * jnp.eye(d, dtype=covariance.dtype)
     positive = jnp.all(Factor(lowered).pivots > 0, axis=-1)
     return ~positive | jnp.any(diagonal <= floor * (1 + 2 * margin), axis=-1)
@@ -138,7 +149,7 @@ def is_floored(covariance, floor):
 def lower_factor(covariance):
     """The lower Cholesky factor of (..., d, d); NaN where a matrix is not positive definite."""
     d = covariance.shape[-1]
-    if d > UNROLL:
+    if d > UNROLLED_FEATURES:
         return lax.linalg.cholesky(covariance, symmetrize_input=False)
     pivots, unit = _unrolled_ldl(entries(covariance))
     zero = jnp.zeros_like(pivots[..., 0])
@@ -149,7 +160,7 @@ def lower_factor(covariance):
 def lower_solve(lower, b):
     """lower⁻¹ b for lower triangular (..., d, d) and b (..., d, m)."""
     d = lower.shape[-1]
-    if d > UNROLL:
+    if d > UNROLLED_FEATURES:
         return jnp.matmul(triangular_inverse(lower), b, precision=lax.Precision.HIGHEST)
     rows = []
     for i in range(d):
@@ -161,30 +172,32 @@ def lower_solve(lower, b):
 
 
 def solve_positive(a, b):
-    """a⁻¹ b for positive definite a (m, m) and b (m,), unrolled: for a handful of unknowns."""
+    """a⁻¹ b for positive definite a (m, m) and b (m,), unrolled: for few unknowns m."""
     m = a.shape[0]
     pivots, unit = _unrolled_ldl(entries(a))
-    y = []
+    forward = []
     for i in range(m):
-        y.append(b[i] - sum(unit[i][j] * y[j] for j in range(i)))
-    z = [None] * m
+        forward.append(b[i] - sum(unit[i][j] * forward[j] for j in range(i)))
+    solution = [None] * m
     for i in reversed(range(m)):
-        z[i] = y[i] / pivots[i] - sum(unit[j][i] * z[j] for j in range(i + 1, m))
-    return jnp.stack(z)
+        solution[i] = forward[i] / pivots[i] - sum(
+            unit[j][i] * solution[j] for j in range(i + 1, m)
+        )
+    return jnp.stack(solution)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def copies(x, size: int):
-    """x `size` times along a new leading axis, as a matrix product where it is differentiated.
+    """x repeated `size` times along a new leading axis, with a matrix product as its derivative.
 
-    In reverse a broadcast is a sum over the leading axis, which XLA may spend 20 times longer on
-    than on the product ((4, 8, 5000), jaxlib 0.10.2: 1.3 ms against 0.05).
+    The reverse derivative of a broadcast is a sum over the leading axis. XLA may need 20 times
+    longer for that sum than for the product ((4, 8, 5000), jaxlib 0.10.2: 1.3 ms against 0.05 ms).
     """
     return jnp.broadcast_to(x[None], (size, *x.shape))
 
 
 @copies.defjvp
-def _copied(size, primals, tangents):
+def _copies_jvp(size, primals, tangents):
     (x,), (tangent,) = primals, tangents
     ones = jnp.ones((size, 1), tangent.dtype)
     flat = jnp.matmul(ones, tangent.reshape(1, -1), precision=lax.Precision.HIGHEST)

@@ -1,4 +1,5 @@
-"""How far rounding moves an objective."""
+"""The bound on the rounding error of an objective."""
 
 ROUNDING = 16
-"""The objective is known to ROUNDING · eps · Σw(|ℓ|+1): late float32 iterations fall by up to 3."""
+"""The rounding error of an objective is at most ROUNDING · ε · Σw(|ℓ| + 1), ℓ the evidence of a
+unit in nats. Late iterations in float32 lower the objective by up to 3 · ε · Σw(|ℓ| + 1)."""

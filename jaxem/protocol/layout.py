@@ -1,5 +1,4 @@
-"""Which entries of params are held and which are equal, and what the spaces of the leaves make of
-it: paths, blocks (a simplex, a matrix), free parameters, checks."""
+"""`Layout`: params as one flat vector, with paths to entries and checks of fixed and tied ones."""
 
 import math
 import re
@@ -11,15 +10,18 @@ import numpy as np
 from jaxem.protocol.held import Held
 from jaxem.protocol.spaces import Positive, PositiveDefinite, Simplex, UnitInterval
 
-OFF = 1e-5
-"""How far from 1 the sum of fixed shares may be."""
+SUM_TOLERANCE = 1e-5
+"""The largest deviation from 1 of the sum of the fixed entries of a probability vector."""
 
 
 class Layout:
     """The leaves of params in one flat vector, in the order of `ravel_pytree`.
 
-    A block is what a space takes as one: the last axis of a simplex, the last two of a positive
-    definite matrix, else a single entry.
+    A block is the set of entries that a space constrains jointly: the last axis of a simplex, the
+    last two axes of a positive definite matrix, else a single entry.
+
+    A group is a set of tied entries. It is given as an integer array (p,) with, for every entry,
+    the first flat index of its group: that of the entry itself where it is not tied.
     """
 
     def __init__(self, params, spaces):
@@ -33,38 +35,50 @@ class Layout:
         self.size = int(self.starts[-1])
 
     def leaves(self):
-        """(name, space, flat indices in the leaf's shape) of every leaf."""
+        """(name, space, flat indices in the shape of the leaf) of every leaf."""
         for i, (name, space) in enumerate(zip(self.names, self.spaces, strict=True)):
-            at = np.arange(self.starts[i], self.starts[i + 1]).reshape(self.shapes[i])
-            yield name, space, at
+            entries = np.arange(self.starts[i], self.starts[i + 1]).reshape(self.shapes[i])
+            yield name, space, entries
 
     def places(self, path: str):
-        """Flat indices of what a path names, one array a leaf. ValueError where that is nothing."""
+        """The flat indices of the entries that a path names, one array a leaf.
+
+        ValueError where it names none.
+        """
         matched = re.fullmatch(r"([^\[\]]*)(?:\[([-\d\s:,]*)\])?", path)
-        listed = ", ".join(f"{n} {s}" for n, s in zip(self.names, self.shapes, strict=True))
+        known_leaves = ", ".join(f"{n} {s}" for n, s in zip(self.names, self.shapes, strict=True))
         if not matched:
             raise ValueError(f"{path!r} is no path such as 'components.mean[0]' or 'weights'")
         name, index = matched.groups()
-        under = [
-            at for n, _, at in self.leaves() if not name or n == name or n.startswith(name + ".")
+        leaves = [
+            entries
+            for n, _, entries in self.leaves()
+            if not name or n == name or n.startswith(name + ".")
         ]
         try:
-            places = [at[_index(index)] if index else at for at in under]
+            places = [entries[_parsed_index(index)] if index else entries for entries in leaves]
         except (IndexError, ValueError):
             places = []
-        if not places or any(at.size == 0 for at in places):
-            raise ValueError(f"{path!r} names no entry of the params, which are: {listed}")
+        if not places or any(entries.size == 0 for entries in places):
+            raise ValueError(f"{path!r} names no entry of the params, which are: {known_leaves}")
         return places
 
     def tie(self, group, tie) -> None:
-        """Joins what a tie names, in place: (p,) first entries."""
+        """Joins the groups of the entries that a tie names, in place.
+
+        tie: a path, whose first axis is tied, or several paths to entries of the same shapes.
+        """
         if isinstance(tie, str):
-            parts = [[at[i] for i in range(len(at))] for at in self.places(tie) if at.ndim]
+            parts = [
+                [entries[i] for i in range(len(entries))]
+                for entries in self.places(tie)
+                if entries.ndim
+            ]
             if not parts:
                 raise ValueError(f"tied: {tie!r} has no axis along which it could be equal")
         else:
             named = [self.places(path) for path in tie]
-            shapes = [[at.shape for at in places] for places in named]
+            shapes = [[entries.shape for entries in places] for places in named]
             if len(named) < 2 or any(s != shapes[0] for s in shapes):
                 raise ValueError(
                     f"tied: {tie} must be two or more paths to entries of the same shapes, got "
@@ -79,76 +93,84 @@ class Layout:
                         group[group == high] = low
 
     def held(self, mask, group):
-        """A tree like params of `Held`, or None where a tie joins two leaves."""
-        found = []
-        for _, _, at in self.leaves():
-            local = group[at] - (at.flat[0] if at.size else 0)
-            if ((local < 0) | (local >= at.size)).any():
+        """A tree like params with a `Held` for every leaf; None where a tie joins two leaves."""
+        held = []
+        for _, _, entries in self.leaves():
+            local_group = group[entries] - (entries.flat[0] if entries.size else 0)
+            if ((local_group < 0) | (local_group >= entries.size)).any():
                 return None
-            found.append(Held(mask[at], local))
-        return jax.tree.unflatten(self.tree, found)
+            held.append(Held(mask[entries], local_group))
+        return jax.tree.unflatten(self.tree, held)
 
     def require(self, held, given, group) -> None:
-        """ValueError where entries cannot be held as they are."""
+        """ValueError where these entries cannot be fixed or tied together.
+
+        held (p,): all fixed entries. given (p,): those with a given value; the other fixed entries
+        keep their initial values.
+        """
         tied = np.bincount(group, minlength=self.size)[group] > 1
-        part = np.bincount(group[held], minlength=self.size)[group]
-        whole = part == np.bincount(group, minlength=self.size)[group]
-        for name, space, at in self.leaves():
-            if (tied & (given | (part > 0) & ~whole))[at].any():
+        held_in_group = np.bincount(group[held], minlength=self.size)[group]
+        all_held = held_in_group == np.bincount(group, minlength=self.size)[group]
+        for name, space, entries in self.leaves():
+            if (tied & (given | (held_in_group > 0) & ~all_held))[entries].any():
                 raise ValueError(
                     f"{name} has entries that are both fixed and tied to others: fix every one of "
                     "them instead"
                 )
-            block = _block(space, at.shape)
+            block = _block_size(space, entries.shape)
             if block == 1:
                 continue
-            rows = at.reshape(-1, block)
+            rows = entries.reshape(-1, block)
             leader = group[rows]
-            apart = leader - leader[:, :1]
-            aligned = (apart == np.arange(block)).all(1) & (
+            offset = leader - leader[:, :1]
+            whole_rows = (offset == np.arange(block)).all(1) & (
                 (leader[:, 0] - rows[0, 0]) % block == 0
             )
-            inside = ((leader >= rows[:, :1]) & (leader <= rows[:, -1:])).all(1)
+            within_row = ((leader >= rows[:, :1]) & (leader <= rows[:, -1:])).all(1)
             if isinstance(space, PositiveDefinite):
-                some = held[rows].any(1) & ~held[rows].all(1)
-                if some.any() or not aligned.all():
+                partly_held = held[rows].any(1) & ~held[rows].all(1)
+                if partly_held.any() or not whole_rows.all():
                     raise ValueError(
-                        f"{name} holds matrices of shape {at.shape[-2:]}: fix or tie whole ones, "
-                        "not a part of one"
+                        f"{name} holds matrices of shape {entries.shape[-2:]}: fix or tie whole "
+                        "ones, not a part of one"
                     )
-            elif not (aligned | inside).all():
+            elif not (whole_rows | within_row).all():
                 raise ValueError(
                     f"{name} holds shares: tie entries of one row of them, or whole rows"
                 )
 
     def require_columns(self, group) -> None:
-        """ValueError where a tie joins entries that a change of units moves differently."""
-        for name, _, at in self.leaves():
-            width = max(1, math.prod(at.shape[1:]))
-            local = group[at] - (at.flat[0] if at.size else 0)
-            column = np.arange(at.size).reshape(at.shape) % width
-            if ((local < 0) | (local >= at.size) | (local % width != column)).any():
+        """ValueError where a tie joins entries that standardised data transform differently."""
+        for name, _, entries in self.leaves():
+            width = max(1, math.prod(entries.shape[1:]))
+            local_group = group[entries] - (entries.flat[0] if entries.size else 0)
+            column = np.arange(entries.size).reshape(entries.shape) % width
+            if (
+                (local_group < 0) | (local_group >= entries.size) | (local_group % width != column)
+            ).any():
                 raise ValueError(
                     f"tied: {name} is tied to another column or leaf, which jaxem standardises "
                     "differently: tie entries of different components"
                 )
 
     def require_values(self, values, mask) -> None:
-        """ValueError where a fixed value lies outside its space."""
-        for name, space, at in self.leaves():
-            v, some = values[at], mask[at]
+        """ValueError where a fixed value is outside the space of its leaf."""
+        for name, space, entries in self.leaves():
+            value, is_fixed = values[entries], mask[entries]
             low, high = {Positive: (0, np.inf), UnitInterval: (0, 1), Simplex: (0, 1)}.get(
                 type(space), (-np.inf, np.inf)
             )
-            wrong = some & ~((v >= low) & (v <= high) & np.isfinite(v))
-            if wrong.any():
+            is_wrong = is_fixed & ~((value >= low) & (value <= high) & np.isfinite(value))
+            if is_wrong.any():
                 raise ValueError(
-                    f"fixed: {name} must be finite and in [{low}, {high}], got {v[wrong][0]}"
+                    f"fixed: {name} must be finite and in [{low}, {high}], got {value[is_wrong][0]}"
                 )
-            if isinstance(space, Simplex) and some.any():
-                total = np.where(some, v, 0).sum(-1)
-                full = some.all(-1)
-                if (full & (abs(total - 1) > OFF)).any() or (~full & (total >= 1)).any():
+            if isinstance(space, Simplex) and is_fixed.any():
+                total = np.where(is_fixed, value, 0).sum(-1)
+                all_fixed = is_fixed.all(-1)
+                if (all_fixed & (abs(total - 1) > SUM_TOLERANCE)).any() or (
+                    ~all_fixed & (total >= 1)
+                ).any():
                     raise ValueError(
                         f"fixed: {name} must sum to 1 where all are fixed, and to less where some "
                         f"are, got {np.ravel(total)[0]:.6g}"
@@ -162,44 +184,46 @@ class Layout:
                 raise ValueError(f"init {name} {wrong}")
 
     def freedom(self, held=None, group=None) -> int:
-        """The number of free parameters, by the spaces of the leaves."""
+        """The number of free parameters: a simplex of v entries has v − 1, a symmetric matrix
+        d (d + 1) / 2; fixed entries have none and a group counts once."""
         held = np.zeros(self.size, bool) if held is None else held
         group = np.arange(self.size) if group is None else group
-        count, single = 0, []
-        for _, space, at in self.leaves():
-            block = _block(space, at.shape)
-            rows = at.reshape(-1, block)
-            own = (group[rows] >= rows[:, :1]).all(1)
+        count, scalars = 0, []
+        for _, space, entries in self.leaves():
+            block = _block_size(space, entries.shape)
+            rows = entries.reshape(-1, block)
+            is_leader = (group[rows] >= rows[:, :1]).all(1)
             if block == 1 and not isinstance(space, (Simplex, PositiveDefinite)):
-                single.append(at[~held[at]])
+                scalars.append(entries[~held[entries]])
             elif isinstance(space, PositiveDefinite):
-                d = at.shape[-1]
-                count += int((own & ~held[rows].any(1)).sum()) * d * (d + 1) // 2
+                d = entries.shape[-1]
+                count += int((is_leader & ~held[rows].any(1)).sum()) * d * (d + 1) // 2
             else:
-                for row in rows[own]:
+                for row in rows[is_leader]:
                     count += max(len(np.unique(group[row[~held[row]]])) - 1, 0)
-        return count + len(np.unique(group[np.concatenate(single)])) if single else count
+        return count + len(np.unique(group[np.concatenate(scalars)])) if scalars else count
 
     def rescaled(self, params, held):
-        """params whose free shares fill what the held ones of their row leave."""
+        """params in which the free entries of a probability vector are scaled so that they and the
+        fixed ones sum to 1."""
         leaves = []
-        for leaf, (_, space, at) in zip(jax.tree.leaves(params), self.leaves(), strict=True):
-            mask = held[at]
+        for leaf, (_, space, entries) in zip(jax.tree.leaves(params), self.leaves(), strict=True):
+            mask = held[entries]
             if isinstance(space, Simplex):
-                part = mask.any(-1, keepdims=True) & ~mask
-                if part.any():
-                    left = 1 - jnp.where(mask, leaf, 0).sum(-1, keepdims=True)
+                to_rescale = mask.any(-1, keepdims=True) & ~mask
+                if to_rescale.any():
+                    remainder = 1 - jnp.where(mask, leaf, 0).sum(-1, keepdims=True)
                     total = jnp.where(mask, 0, leaf).sum(-1, keepdims=True)
-                    even = left / np.maximum((~mask).sum(-1, keepdims=True), 1)
-                    scaled = leaf * (left / jnp.where(total > 0, total, 1))
-                    leaf = jnp.where(part, jnp.where(total > 0, scaled, even), leaf)
+                    even = remainder / np.maximum((~mask).sum(-1, keepdims=True), 1)
+                    scaled = leaf * (remainder / jnp.where(total > 0, total, 1))
+                    leaf = jnp.where(to_rescale, jnp.where(total > 0, scaled, even), leaf)
             leaves.append(leaf)
         return jax.tree.unflatten(self.tree, leaves)
 
     def neutral(self, like):
-        """Legal params of these shapes and dtypes."""
+        """Some legal params with the shapes and dtypes of `like`."""
 
-        def one(leaf, space):
+        def legal_leaf(leaf, space):
             value = 1.0 if isinstance(space, Positive) else 0.0
             value = 0.5 if isinstance(space, UnitInterval) else value
             value = 1 / leaf.shape[-1] if isinstance(space, Simplex) else value
@@ -208,17 +232,17 @@ class Layout:
             return jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape)
 
         pairs = zip(jax.tree.leaves(like), self.spaces, strict=True)
-        return jax.tree.unflatten(self.tree, [one(*pair) for pair in pairs])
+        return jax.tree.unflatten(self.tree, [legal_leaf(*pair) for pair in pairs])
 
 
-def _block(space, shape) -> int:
+def _block_size(space, shape) -> int:
     if isinstance(space, Simplex):
         return shape[-1]
     return shape[-1] * shape[-2] if isinstance(space, PositiveDefinite) else 1
 
 
-def _index(text: str):
-    """The index that is written between brackets."""
+def _parsed_index(text: str):
+    """The index of a text such as "0, 1:3"."""
     parts = [part.strip() for part in text.split(",")]
 
     def one(part):

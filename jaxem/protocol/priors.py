@@ -3,15 +3,21 @@
 Every class gives a log density, with its normalising constant, in the parametrisation of the
 params themselves; the family adds the matching pseudo-statistics in its M-step. The mode found is
 the mode in that parametrisation.
+
+The densities are written out because those of `jax.scipy.stats` fail on the boundary, where a mode
+may lie: at a concentration of 1 and a probability of 0 the Dirichlet's is −∞ and the slope of the
+beta's is NaN, as is the gamma's at a shape of 1 and a rate of 0. The Dirichlet's is also −∞ where
+rounding moves the sum of the probabilities from 1 by 1e-6.
 """
 
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.lax import lgamma
+from jax.scipy.special import gammaln, multigammaln
 
 from jaxem.numerics.linalg import Factor
+from jaxem.numerics.special import betaln, safe_xlog1py, safe_xlogy
 from jaxem.numerics.tree import is_traced, pytree
 
 
@@ -86,7 +92,7 @@ class GammaPrior:
     def log_density(self, value):
         """The sum of a·log b − log Γ(a) + (a−1) log value − b·value over all entries."""
         a, b = jnp.asarray(self.shape, value.dtype), jnp.asarray(self.rate, value.dtype)
-        return jnp.sum(a * jnp.log(b) - lgamma(a) + xlog(a - 1, value) - b * value)
+        return jnp.sum(a * jnp.log(b) - gammaln(a) + safe_xlogy(a - 1, value) - b * value)
 
 
 @pytree
@@ -102,8 +108,8 @@ class BetaPrior:
     def log_density(self, value):
         """The sum of the log beta density over all entries."""
         a, b = jnp.asarray(self.a, value.dtype), jnp.asarray(self.b, value.dtype)
-        constant = lgamma(a + b) - lgamma(a) - lgamma(b)
-        return jnp.sum(constant + xlog(a - 1, value) + xlog(b - 1, 1 - value))
+        logs = safe_xlogy(a - 1, value) + safe_xlog1py(b - 1, -value)
+        return jnp.sum(logs - betaln(a, b))
 
 
 @pytree
@@ -127,8 +133,8 @@ class DirichletPrior:
         if alpha.ndim:
             raise ValueError(f"concentration must be one number, got shape {alpha.shape}")
         real = jnp.arange(v) < levels[..., None]
-        constant = lgamma(alpha * levels) - levels * lgamma(alpha)
-        logs = jnp.where(real, xlog(alpha - 1, jnp.where(real, probs, 1)), 0).sum(-1)
+        constant = gammaln(alpha * levels) - levels * gammaln(alpha)
+        logs = jnp.where(real, safe_xlogy(alpha - 1, jnp.where(real, probs, 1)), 0).sum(-1)
         return jnp.sum(constant + logs)
 
 
@@ -154,7 +160,7 @@ class GammaConjugatePrior:
             )
 
     def log_density(self, shape, rate):
-        per_unit = shape * jnp.log(rate) - lgamma(shape) + (shape - 1) * self.mean_log
+        per_unit = shape * jnp.log(rate) - gammaln(shape) + (shape - 1) * self.mean_log
         return jnp.sum(self.count * (per_unit - rate * self.mean))
 
 
@@ -189,18 +195,11 @@ def require_proper(prior, d: int, whole: bool) -> None:
         )
 
 
-def xlog(factor, value):
-    """factor · log value, 0 where factor is 0 even if value is 0."""
-    zero = factor == 0
-    return jnp.where(zero, 0, factor * jnp.log(jnp.where(zero, 1, value)))
-
-
 def inverse_wishart(df, scale, covariance):
     """log inverse-Wishart density of (..., d, d) covariances, summed over the batch."""
     d = covariance.shape[-1]
     df = jnp.asarray(df, covariance.dtype)
-    multigamma = d * (d - 1) / 4 * jnp.log(jnp.pi) + sum(lgamma((df - j) / 2) for j in range(d))
-    constant = df / 2 * Factor(scale).log_det - df * d / 2 * jnp.log(2.0) - multigamma
+    constant = df / 2 * Factor(scale).log_det - df * d / 2 * jnp.log(2.0) - multigammaln(df / 2, d)
     factor = Factor(covariance)
     root = jnp.broadcast_to(jnp.linalg.cholesky(scale), covariance.shape)
     trace = factor.mahalanobis(root).sum(-1)
@@ -211,4 +210,4 @@ def inverse_gamma(df, scale, variance):
     """log density of variance ~ inverse gamma(df/2, scale/2), summed over all entries."""
     a = jnp.asarray(df, variance.dtype) / 2
     b = jnp.asarray(scale, variance.dtype) / 2
-    return jnp.sum(a * jnp.log(b) - lgamma(a) - (a + 1) * jnp.log(variance) - b / variance)
+    return jnp.sum(a * jnp.log(b) - gammaln(a) - (a + 1) * jnp.log(variance) - b / variance)

@@ -1,7 +1,7 @@
-"""The set that each leaf of params lives in: how to move in it, and how to leave constraints out.
+"""The set of values of each leaf of params, with two coordinate systems and a metric.
 
-A model declares one `Space` per leaf (`Model.spaces`). A space acts on the trailing axes of its
-leaf, so that any leading axes (components, lanes) may precede them.
+A model declares one `Space` a leaf (`Model.spaces`). A space acts on the trailing axes of its leaf;
+any axes may precede them, such as components and lanes.
 """
 
 import functools
@@ -16,29 +16,29 @@ from jax.lax import Precision
 
 from jaxem.numerics.linalg import lower_factor
 
-KEEP = 0.2
-"""An extrapolated coordinate keeps this part of what a plain step gives: EM on probabilities is
-multiplicative, so one that is set to 0 never returns."""
+LEAST_RATIO = 0.2
+"""The least ratio of an extrapolated coordinate to that of the plain EM step. EM multiplies
+probabilities, so that one which is set to 0 stays 0."""
 
+LEAST_IN_METRIC = 1e-6
+"""Smaller probabilities, and smaller variances of a probability, are raised to this in a metric."""
 
-TRACE = 1e-6
-"""The least share that still counts in a metric."""
+SHARES_OFF = 1e-3
+"""How far from 1 the sum of given probabilities may be."""
 
-OFF = 1e-3
-"""How far from 1 the sum of given shares may be."""
-
-SMALL = 1e-3
-"""The part of its natural size below which a number is next to 0, and its gain too small to see."""
+SMALL_MARGIN = 1e-3
+"""The margin (see `Space`) below which an entry counts as close to its bound, where its growth
+gains too little to be measured."""
 
 
 class Space:
     """All real numbers.
 
-    chart/leaf: coordinates in which straight lines are followed, and back. guard: coordinates that
-    are legal, from a proposal and from legal ones. free/bound: coordinates without any constraint,
-    and back. metric: the information that a unit of weight holds on every entry, in the
-    coordinates of the chart, more or less. margin: how far every entry is from 0 or another bound
-    at which EM stands still, as a part of its natural size; None: there is no such bound.
+    chart, leaf: to the coordinates in which accelerators extrapolate, and back. guard: legal
+    coordinates, from proposed and from legal ones. free, bound: to unconstrained coordinates, and
+    back. metric: the approximate information of a unit of weight on every entry, in the coordinates
+    of `chart`. margin: the distance of every entry from 0 or another bound that is a fixed point of
+    EM, relative to the natural size of the entry; None: there is no such bound.
     """
 
     def chart(self, leaf):
@@ -85,7 +85,7 @@ class Positive(Space):
         return f"must be {bound}, got {np.asarray(leaf)[~inside][0]:g}"
 
     def guard(self, proposal, legal):
-        return jnp.clip(proposal, jnp.maximum(KEEP * legal, self.least), self.most)
+        return jnp.clip(proposal, jnp.maximum(LEAST_RATIO * legal, self.least), self.most)
 
     def free(self, leaf):
         return jnp.log(leaf)
@@ -99,7 +99,7 @@ class Positive(Space):
     def margin(self, leaf):
         if self.least > 0 or leaf.ndim == 0:
             return None
-        largest = leaf.max(0)  # of all components
+        largest = leaf.max(0)  # over the components
         return leaf / jnp.where(largest > 0, largest, 1)
 
 
@@ -111,8 +111,8 @@ class UnitInterval(Space):
         return None if np.all(inside) else f"must be between 0 and 1, got {leaf[~inside][0]:g}"
 
     def guard(self, proposal, legal):
-        proposal = jnp.maximum(proposal, KEEP * legal)
-        return 1 - jnp.maximum(1 - proposal, KEEP * (1 - legal))
+        proposal = jnp.maximum(proposal, LEAST_RATIO * legal)
+        return 1 - jnp.maximum(1 - proposal, LEAST_RATIO * (1 - legal))
 
     def free(self, leaf):
         return jnp.log(leaf) - jnp.log1p(-leaf)
@@ -121,22 +121,23 @@ class UnitInterval(Space):
         return jax.nn.sigmoid(free)
 
     def metric(self, leaf):
-        return 1 / jnp.maximum(leaf * (1 - leaf), TRACE)
+        return 1 / jnp.maximum(leaf * (1 - leaf), LEAST_IN_METRIC)
 
     def margin(self, leaf):
         return 2 * jnp.minimum(leaf, 1 - leaf)
 
 
 class Simplex(Space):
-    """Shares along the last axis: of 0 or more, with the sum 1. A share of 0 stays 0."""
+    """Probability vectors along the last axis: entries of 0 or more that sum to 1. EM keeps an
+    entry that is 0."""
 
     def outside(self, leaf):
-        if np.all(leaf >= 0) and np.all(abs(leaf.sum(-1) - 1) <= OFF):
+        if np.all(leaf >= 0) and np.all(abs(leaf.sum(-1) - 1) <= SHARES_OFF):
             return None
         return f"must be 0 or more and sum to 1, got {leaf}: divide by their sum"
 
     def guard(self, proposal, legal):
-        return _shares(jnp.maximum(proposal, KEEP * legal))
+        return _normalised(jnp.maximum(proposal, LEAST_RATIO * legal))
 
     def free(self, leaf):
         return jnp.log(leaf)
@@ -145,14 +146,14 @@ class Simplex(Space):
         return jax.nn.softmax(free, axis=-1)
 
     def metric(self, leaf):
-        return 1 / jnp.maximum(leaf, TRACE)
+        return 1 / jnp.maximum(leaf, LEAST_IN_METRIC)
 
     def margin(self, leaf):
         return leaf / leaf.max(-1, keepdims=True)
 
 
 class PositiveDefinite(Space):
-    """Symmetric positive definite matrices in the last two axes, by their Cholesky factor."""
+    """Symmetric positive definite matrices in the last two axes, by their Cholesky factors."""
 
     def outside(self, leaf):
         with jax.ensure_compile_time_eval():  # params are known, even where a caller is traced
@@ -169,7 +170,7 @@ class PositiveDefinite(Space):
 
     def guard(self, proposal, legal):
         diagonal = jnp.eye(legal.shape[-1], dtype=bool)
-        return jnp.where(diagonal, jnp.maximum(proposal, KEEP * legal), proposal)
+        return jnp.where(diagonal, jnp.maximum(proposal, LEAST_RATIO * legal), proposal)
 
     def free(self, leaf):
         lower = lower_factor(leaf)
@@ -192,27 +193,31 @@ SIMPLEX, POSITIVE_DEFINITE = Simplex(), PositiveDefinite()
 
 
 def return_time(spaces, params, proposal):
-    """How many steps such as this one bring a number that grows from next to 0 back to size.
+    """The least number of steps by which a growing entry reaches the margin `SMALL_MARGIN`.
 
-    EM multiplies probabilities and rates: one that is nearly 0, but should not be, grows by a
-    constant factor, at first with no gain to be seen. Infinite where none grows; None where the
-    spaces have no such bound.
+    Only entries with smaller margins count, and every further step is assumed to multiply them by
+    as much as the step from params to proposal. EM multiplies probabilities and rates: one that is
+    nearly 0 but should not be grows by a constant factor a step, at first without a measurable gain
+    of the objective. Infinite where no such entry grows; None where the spaces have no such bound.
     """
-    times = []
-    for space, before, after in zip(*map(jax.tree.leaves, (spaces, params, proposal)), strict=True):
-        margin = space.margin(before)
+    steps = []
+    for space, leaf, proposed_leaf in zip(
+        *map(jax.tree.leaves, (spaces, params, proposal)), strict=True
+    ):
+        margin = space.margin(leaf)
         if margin is None:
             continue
-        grown = space.margin(after)
-        growing = (margin > 0) & (margin < SMALL) & (grown > margin)
-        rate = jnp.log(jnp.where(growing, grown / margin, jnp.e))
-        way = jnp.log(jnp.where(growing, SMALL / margin, 1))
-        times.append(jnp.min(jnp.where(growing, jnp.maximum(way, 1) / rate, jnp.inf)))
-    return functools.reduce(jnp.minimum, times) if times else None
+        next_margin = space.margin(proposed_leaf)
+        is_growing = (margin > 0) & (margin < SMALL_MARGIN) & (next_margin > margin)
+        log_rate = jnp.log(jnp.where(is_growing, next_margin / margin, jnp.e))
+        log_distance = jnp.log(jnp.where(is_growing, SMALL_MARGIN / margin, 1))
+        needed = jnp.maximum(log_distance, 1) / log_rate
+        steps.append(jnp.min(jnp.where(is_growing, needed, jnp.inf)))
+    return functools.reduce(jnp.minimum, steps) if steps else None
 
 
 class Coordinates:
-    """Params as one vector without constraints, and the way back."""
+    """Params as one unconstrained vector, `origin`, and the map back."""
 
     def __init__(self, spaces, params):
         self.spaces = spaces
@@ -220,11 +225,11 @@ class Coordinates:
         self.origin, self._unravel = ravel_pytree(free)
 
     def params(self, vector):
-        """The params at a vector."""
+        """The params with the unconstrained coordinates `vector`."""
         return jax.tree.map(
             lambda space, leaf: space.bound(leaf), self.spaces, self._unravel(vector)
         )
 
 
-def _shares(leaf):
+def _normalised(leaf):
     return leaf / leaf.sum(-1, keepdims=True)

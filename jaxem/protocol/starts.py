@@ -1,4 +1,4 @@
-"""Where a fit begins: rules that give every unit a first share in every component. Pure JAX."""
+"""Rules for the initial params of a fit: initial responsibilities of every unit. Pure JAX."""
 
 from typing import Any
 
@@ -8,32 +8,41 @@ import jax.numpy as jnp
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.counts import is_empty
 
-BLEND = 0.1
-"""The part of every unit that a seeded start spreads evenly over all components, so that none
-begins on a handful of identical units."""
+EVEN_PART = 0.1
+"""The part of every unit that a seeded rule spreads evenly over all components, so that no
+component begins with few identical units alone."""
 
 
 class Start:
-    """A rule `responsibilities(key, points, weights, k) -> (n, k)`; points (n, e) or None."""
+    """A rule for initial responsibilities, `responsibilities(key, points, weights, k) -> (n, k)`.
+
+    points: (n, e), the units as points in space; None where the model has none. random: whether the
+    rule depends on the key.
+    """
 
     random = True
 
     def params(self, model, key, x, weights):
-        """Params of `model` at the responsibilities that the rule gives."""
-        r = self.responsibilities(key, model.embed(x), weights, model.domain.components)
-        other = jax.random.fold_in(key, 1)
-        return model.from_responsibilities(other, x, r.astype(weights.dtype), weights)
+        """Params of `model` by an M-step at the initial responsibilities."""
+        k = model.domain.components
+        responsibilities = self.responsibilities(key, model.embed(x), weights, k)
+        model_key = jax.random.fold_in(key, 1)
+        responsibilities = responsibilities.astype(weights.dtype)
+        return model.from_responsibilities(model_key, x, responsibilities, weights)
 
     @staticmethod
     def default(model, x) -> "Start":
-        """k-means++ where the model can place units in space, else random responsibilities."""
+        """k-means++ where the units of the model are points in space, else random
+        responsibilities."""
         return RandomResponsibilities() if model.embed(x) is None else KMeansPlusPlus()
 
 
 @pytree
 class KMeansPlusPlus(Start):
-    """Seeds drawn with probability ∝ squared distance to the seeds so far; each unit joins the
-    nearest. Source: Arthur & Vassilvitskii 2007."""
+    """Seeds drawn with probability ∝ squared distance to the nearest earlier seed.
+
+    Each unit belongs to the nearest seed. Source: Arthur & Vassilvitskii 2007.
+    """
 
     def responsibilities(self, key, points, weights, k):
         return _seeded(key, points, weights, k, lambda distance: distance)
@@ -41,7 +50,10 @@ class KMeansPlusPlus(Start):
 
 @pytree
 class RandomRows(Start):
-    """Seeds drawn evenly from the units unlike the seeds so far; each unit joins the nearest."""
+    """Seeds drawn evenly from the units that differ from all earlier seeds.
+
+    Each unit belongs to the nearest seed.
+    """
 
     def responsibilities(self, key, points, weights, k):
         return _seeded(key, points, weights, k, lambda distance: (distance > 0) * 1.0)
@@ -49,16 +61,16 @@ class RandomRows(Start):
 
 @pytree
 class RandomResponsibilities(Start):
-    """Every unit's shares drawn from the flat Dirichlet distribution."""
+    """Responsibilities of every unit drawn from the uniform Dirichlet distribution."""
 
     def responsibilities(self, key, points, weights, k):
-        shares = jax.random.exponential(key, (weights.shape[0], k), weights.dtype)
-        return shares / shares.sum(-1, keepdims=True)
+        draws = jax.random.exponential(key, (weights.shape[0], k), weights.dtype)
+        return draws / draws.sum(-1, keepdims=True)
 
 
 @pytree(eq=False)
 class Responsibilities(Start):
-    """Given shares: (n, k), not negative, every row summing to 1."""
+    """Given responsibilities: (n, k), not negative, every row summing to 1."""
 
     values: Any
     random = False
@@ -93,27 +105,32 @@ NAMED = {
 
 
 def fill_empty(responsibilities, weights):
-    """Even shares in every component that no unit belongs to, so that it has a place to start."""
+    """Responsibilities (n, k) with 1/k for every unit in each component of total weight 0, so that
+    an M-step is defined for it."""
     empty = is_empty((responsibilities * weights[:, None]).sum(0))
     return jnp.where(empty, 1 / responsibilities.shape[1], responsibilities)
 
 
 def _seeded(key, points, weights, k, preference):
-    """k seeds one after the other, the first by weight alone; then the units' nearest seeds."""
+    """Responsibilities (n, k) by the nearest of k seeds, which are drawn one after the other.
+
+    A unit is drawn with probability ∝ weight · preference(squared distance to the nearest seed),
+    the first one ∝ weight.
+    """
     if points is None:
         raise ValueError('this model cannot place its units in space: use init="random"')
-    draws = jax.random.uniform(key, (k,), points.dtype)
+    uniforms = jax.random.uniform(key, (k,), points.dtype)
 
     def add(j, carry):
         nearest, label = carry
-        share = jnp.cumsum(weights * preference(nearest))
-        row = jnp.sum(share <= draws[j] * share[-1])
+        cumulative = jnp.cumsum(weights * preference(nearest))
+        row = jnp.sum(cumulative <= uniforms[j] * cumulative[-1])
         seed = points[jnp.minimum(row, points.shape[0] - 1)]
         distance = jnp.square(points - seed).sum(-1)
-        closer = (distance < nearest) | (j == 0)
-        return jnp.where(closer, distance, nearest), jnp.where(closer, j, label)
+        is_closer = (distance < nearest) | (j == 0)
+        return jnp.where(is_closer, distance, nearest), jnp.where(is_closer, j, label)
 
-    even = jnp.ones(points.shape[0], points.dtype)
+    ones = jnp.ones(points.shape[0], points.dtype)
     label = jnp.zeros(points.shape[0], jnp.int32)
-    _, label = jax.lax.fori_loop(0, k, add, (even, label))
-    return jnp.where(label[:, None] == jnp.arange(k), 1 - BLEND + BLEND / k, BLEND / k)
+    _, label = jax.lax.fori_loop(0, k, add, (ones, label))
+    return jnp.where(label[:, None] == jnp.arange(k), 1 - EVEN_PART + EVEN_PART / k, EVEN_PART / k)

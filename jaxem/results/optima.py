@@ -1,4 +1,4 @@
-"""The optima that restarts reached: their objectives, and how often each was found."""
+"""`Optima`: the distinct objectives at which restarts converged, and how often each was reached."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -14,8 +14,8 @@ from jaxem.protocol.status import Status
 class Optimum(NamedTuple):
     """One optimum among the restarts of a fit.
 
-    objective: the highest value reached there. count: how many restarts ended there. share: count
-    over the number of all restarts. index: the restart that reached the value, so that its params
+    objective: the highest objective of its restarts, in nats. count: the number of its restarts.
+    share: count over the number of all restarts. index: the restart with that objective; its params
     are `jax.tree.map(lambda leaf: leaf[index], result.restarts.params)`.
     """
 
@@ -26,16 +26,17 @@ class Optimum(NamedTuple):
 
 
 class Optima(tuple):
-    """`Optimum` after `Optimum`, the best first; prints as a table.
+    """A tuple of `Optimum`, the best first; prints as a table.
 
-    unfinished: how many restarts ended with which `Status` other than CONVERGED. They count in no
-    optimum, but every share is of all restarts: shares and these together sum to one.
+    unfinished: the number of restarts by `Status`, for statuses other than CONVERGED. They belong
+    to no optimum. Shares are of all restarts, so that the shares of the optima and of the
+    unfinished restarts sum to 1.
     """
 
     unfinished: dict
 
-    def __new__(cls, found, unfinished=()):
-        self = super().__new__(cls, found)
+    def __new__(cls, entries, unfinished=()):
+        self = super().__new__(cls, entries)
         self.unfinished = dict(unfinished)
         return self
 
@@ -44,10 +45,13 @@ class Optima(tuple):
 
     def __repr__(self):
         lines = ["    objective  count   share  restart"]
-        lines += [f"{o.objective:13.7g} {o.count:6d} {o.share:7.1%} {o.index:8d}" for o in self]
-        total = sum(o.count for o in self) + sum(self.unfinished.values())
-        for status, many in self.unfinished.items():
-            lines.append(f"{status.name:>13} {many:6d} {many / total:7.1%}")
+        lines += [
+            f"{optimum.objective:13.7g} {optimum.count:6d} {optimum.share:7.1%} {optimum.index:8d}"
+            for optimum in self
+        ]
+        total = sum(optimum.count for optimum in self) + sum(self.unfinished.values())
+        for status, count in self.unfinished.items():
+            lines.append(f"{status.name:>13} {count:6d} {count / total:7.1%}")
         return "\n".join(lines)
 
     __str__ = __repr__
@@ -56,9 +60,9 @@ class Optima(tuple):
 def optima(restarts, units: float, tol: float) -> Optima:
     """Groups the restarts that converged by their final objectives.
 
-    The best restart opens the first optimum and takes in all within tol·units below it; the best
-    of the others opens the second, and so on. The width is raised to the rounding of the objective
-    where that is larger.
+    The first optimum holds the best restart and all at most tol·units below it. The second holds
+    the best of the others and all at most tol·units below that one, and so on. Where the rounding
+    error bound of the objective is larger than tol·units, that bound is used.
 
     Args:
       restarts: a `Fit` with one leading axis of restarts.
@@ -75,16 +79,16 @@ def optima(restarts, units: float, tol: float) -> Optima:
         raise ValueError(f"units must be the total weight, a finite number above 0, got {units!r}")
     status, objective = np.asarray(restarts.status), np.asarray(restarts.objective)
     rounding = ROUNDING * float(np.finfo(objective.dtype).eps)
-    sound = np.flatnonzero(status == Status.CONVERGED)
-    order = sound[np.argsort(-objective[sound], kind="stable")]
-    values = objective[order].astype(float)
-    found, at = [], 0
-    while at < len(order):
-        top = values[at]
-        width = max(tol * units, rounding * (abs(top) + units))
-        end = int(np.searchsorted(-values, width - top, side="right"))
-        count = end - at
-        found.append(Optimum(float(top), count, count / len(status), int(order[at])))
-        at = end
-    others = Counter(Status(int(s)) for s in status if s != Status.CONVERGED)
-    return Optima(found, others.most_common())
+    converged = np.flatnonzero(status == Status.CONVERGED)
+    order = converged[np.argsort(-objective[converged], kind="stable")]
+    sorted_objectives = objective[order].astype(float)
+    grouped, first = [], 0
+    while first < len(order):
+        best = sorted_objectives[first]
+        width = max(tol * units, rounding * (abs(best) + units))
+        end = int(np.searchsorted(-sorted_objectives, width - best, side="right"))
+        count = end - first
+        grouped.append(Optimum(float(best), count, count / len(status), int(order[first])))
+        first = end
+    unfinished = Counter(Status(int(s)) for s in status if s != Status.CONVERGED)
+    return Optima(grouped, unfinished.most_common())

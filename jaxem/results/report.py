@@ -1,4 +1,4 @@
-"""The last word of an eager fit: errors for bad input, one warning for what did not converge."""
+"""Errors and warnings after an eager fit: bad input, and fits that did not converge."""
 
 import dataclasses
 import warnings
@@ -14,72 +14,83 @@ from jaxem.results.result import Result
 from jaxem.wrappers.factored import factored
 
 
-def report(result: Result, model, x, weights, tol, quiet=False) -> Result:
-    """An eager fit's last word: errors for bad input, one warning for what did not converge.
+def report(result: Result, model, x, weights, tol, resolves_small_gains=False) -> Result:
+    """The result with its scalars on the host; raises and warns by its status.
 
-    quiet: whether gains below the rounding of the objective were told (`EM.foresees`).
+    ValueError for bad input; one `FitWarning` for fits that did not converge, or for a tolerance
+    below the rounding error of the objective.
+
+    resolves_small_gains: whether the fit measured gains below that rounding error, as large float32
+    fits do (`EM.foresees`), so that such a tolerance needs no warning.
     """
-    small = ("log_likelihood", "objective", "n_iter", "status")
-    host = jax.device_get({name: getattr(result, name) for name in small})
-    every = jax.device_get({name: getattr(result.restarts, name) for name in small})
-    restarts = dataclasses.replace(result.restarts, **every)
-    ok = result.gradient_ok
-    ok = np.asarray(host["status"] == Status.CONVERGED) if ok is None else jax.device_get(ok)
-    result = dataclasses.replace(result, restarts=restarts, gradient_ok=ok, **host)
+    scalars = ("log_likelihood", "objective", "n_iter", "status")
+    host = jax.device_get({name: getattr(result, name) for name in scalars})
+    of_restarts = jax.device_get({name: getattr(result.restarts, name) for name in scalars})
+    restarts = dataclasses.replace(result.restarts, **of_restarts)
+    gradient_ok = result.gradient_ok
+    gradient_ok = (
+        np.asarray(host["status"] == Status.CONVERGED)
+        if gradient_ok is None
+        else jax.device_get(gradient_ok)
+    )
+    result = dataclasses.replace(result, restarts=restarts, gradient_ok=gradient_ok, **host)
     if np.ndim(result.status):
         return _report_batch(result, tol)
     status = int(result.status)
     if status in (Status.BAD_INPUT, Status.EMPTY):
         raise ValueError(checks.explain_bad_input(model, x, weights))
-    asked = status == Status.MAX_ITER and (tol == 0 or int(result.n_iter) == 0)
-    several = factored(model) if status == Status.NONFINITE else None
-    if several is not None and not jax.jit(several.exact)(result.params, x):
-        raise TypeError(several.refusal())
-    if status != Status.CONVERGED and not asked:
-        many = len(result.restarts.status)
-        what = "the fit" if many == 1 else f"the best of {many} restarts"
-        told = f"{what} did not converge: {sentence(status)}"
-        told += _impossible(result, x, weights) if status == Status.NONFINITE else ""
-        warnings.warn(told, FitWarning, stacklevel=3)
-    elif tol and not quiet:
-        _warn_of_floor(result, weights, tol)
+    is_requested = status == Status.MAX_ITER and (tol == 0 or int(result.n_iter) == 0)
+    mean_field_model = factored(model) if status == Status.NONFINITE else None
+    if mean_field_model is not None and not jax.jit(mean_field_model.exact)(result.params, x):
+        raise TypeError(mean_field_model.refusal())
+    if status != Status.CONVERGED and not is_requested:
+        count = len(result.restarts.status)
+        subject = "the fit" if count == 1 else f"the best of {count} restarts"
+        message = f"{subject} did not converge: {sentence(status)}"
+        message += _impossible_units(result, x, weights) if status == Status.NONFINITE else ""
+        warnings.warn(message, FitWarning, stacklevel=3)
+    elif tol and not resolves_small_gains:
+        _warn_of_rounding(result, weights, tol)
     return result
 
 
 def _report_batch(result, tol) -> Result:
-    """One warning for all the data sets of a batch whose fit did not converge."""
-    asked = (result.status == Status.MAX_ITER) & ((tol == 0) | (result.n_iter == 0))
-    wrong = result.status[(result.status != Status.CONVERGED) & ~asked]
-    if wrong.size:
-        counts = Counter(wrong.tolist()).most_common()
-        told = "; ".join(sentence(code, many) for code, many in counts)
+    """The result of a batch, with one warning for all its fits that did not converge."""
+    is_requested = (result.status == Status.MAX_ITER) & ((tol == 0) | (result.n_iter == 0))
+    failed = result.status[(result.status != Status.CONVERGED) & ~is_requested]
+    if failed.size:
+        counts = Counter(failed.tolist()).most_common()
+        sentences = "; ".join(sentence(code, many) for code, many in counts)
         warnings.warn(
-            f"{wrong.size} of {result.status.size} fits did not converge: {told}",
+            f"{failed.size} of {result.status.size} fits did not converge: {sentences}",
             FitWarning,
             stacklevel=4,
         )
     return result
 
 
-def _impossible(result, x, weights) -> str:
-    """Names the first present unit that the returned params give probability zero."""
-    score = np.asarray(result._ask("scores", x))
-    present = True if weights is None else np.asarray(weights) > 0
-    wrong = (score == -np.inf) & present
-    if not wrong.any():
+def _impossible_units(result, x, weights) -> str:
+    """The end of a message that names the first unit of probability 0, "" where there is none."""
+    evidence = np.asarray(result._ask("scores", x))
+    has_weight = True if weights is None else np.asarray(weights) > 0
+    is_impossible = (evidence == -np.inf) & has_weight
+    if not is_impossible.any():
         return ""
-    first = int(np.argmax(wrong))
-    return f" ({int(wrong.sum())} have probability zero here, the first at index {first})"
+    first = int(np.argmax(is_impossible))
+    return f" ({int(is_impossible.sum())} have probability zero here, the first at index {first})"
 
 
-def _warn_of_floor(result, weights, tol):
-    total = result.data_shape[0] if weights is None else float(np.sum(np.asarray(weights)))
+def _warn_of_rounding(result, weights, tol):
+    """A warning where `tol` is below the rounding error of the objective per unit of weight."""
+    total_weight = result.data_shape[0] if weights is None else float(np.sum(np.asarray(weights)))
     dtype = result.log_likelihood.dtype
-    least = ROUNDING * float(np.finfo(dtype).eps) * abs(float(result.log_likelihood)) / total
-    if tol < least:
+    smallest = (
+        ROUNDING * float(np.finfo(dtype).eps) * abs(float(result.log_likelihood)) / total_weight
+    )
+    if tol < smallest:
         warnings.warn(
             f"tol={tol:g} per unit is below the rounding of a {dtype} objective here; about "
-            f"{least:.1g} was used"
+            f"{smallest:.1g} was used"
             + (": give float64 data, with x64 enabled, for more" * (dtype == np.float32)),
             FitWarning,
             stacklevel=4,

@@ -1,4 +1,4 @@
-"""What a fit returns, what it can be asked, and what it tells people."""
+"""`Result`: what a fit returns, with predictions, scores and information criteria."""
 
 import dataclasses
 from collections import Counter
@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxem.data import arrays as checks
 from jaxem.data.options import integer
+from jaxem.numerics.special import safe_entr
 from jaxem.numerics.tree import Structure, float_dtype, is_traced, merge, pytree, split
 from jaxem.protocol.capabilities import Sampled, has
 from jaxem.protocol.model import name_of
@@ -21,14 +22,15 @@ from jaxem.solver.problem import Fit
 
 @pytree(static=("_structure", "data_shape"), eq=False)
 class Result(Fit):
-    """The best restart's `Fit`, every restart's in `restarts`, and the model, ready to be asked.
+    """The fields of the best restart's `Fit`, the `Fit` of all `restarts`, and the model.
 
     gradient_ok: whether the gradient of params can be trusted; where it is False that gradient is
-    NaN. Outside a transformation it says that the fit converged; inside one that differentiates,
-    also that I − J is regular and the fixed point near.
+    NaN. Outside a transformation it says whether the fit converged. Inside one that differentiates
+    it says also that I − J is regular and the fixed point near, where J is the Jacobian of the EM
+    map at the params.
 
-    A pytree, so that it passes through `jit` and `vmap`. Nothing of the data is kept: methods that
-    need data take them.
+    A pytree, so that it passes through `jit` and `vmap`. It keeps no data: methods that need data
+    take them as an argument.
     """
 
     restarts: Fit
@@ -38,15 +40,15 @@ class Result(Fit):
     data_shape: tuple
 
     @classmethod
-    def of(cls, model, best: Fit, every: Fit, data_shape: tuple, gradient_ok=None):
-        """A result; `gradient_ok` None: it says whether the fit converged, once that is known."""
+    def of(cls, model, best: Fit, restarts: Fit, data_shape: tuple, gradient_ok=None):
+        """A result. gradient_ok None: whether the fit converged, if its status is on the host."""
         if gradient_ok is None and isinstance(best.status, (np.ndarray, np.generic)):
             gradient_ok = np.asarray(best.status == Status.CONVERGED)
         numeric, structure = split(model)
         fields = {f.name: getattr(best, f.name) for f in dataclasses.fields(Fit)}
         return cls(
             **fields,
-            restarts=every,
+            restarts=restarts,
             gradient_ok=gradient_ok,
             _numeric=numeric,
             _structure=structure,
@@ -95,7 +97,7 @@ class Result(Fit):
         return -2 * self._score(x, weights)[0] + 2 * self.n_parameters
 
     def entropy(self, x, weights=None):
-        """−Σ_i w_i Σ_k r_ik log r_ik: how undecided the responsibilities are, in nats."""
+        """−Σ_i w_i Σ_k r_ik log r_ik: the entropy of the responsibilities, in nats."""
         return self._ask("entropy", x, weights)
 
     def icl(self, x, weights=None):
@@ -125,45 +127,45 @@ class Result(Fit):
         return optima(self.restarts, self.data_shape[0] if units is None else units, tol)
 
     def raise_if_failed(self):
-        """Returns self if the fit converged, else raises `FitError` that says what happened."""
+        """Returns self if the fit converged, else raises `FitError` with the reason."""
         status = Counter(np.atleast_1d(np.asarray(self.status)).ravel().tolist())
-        bad = {code: many for code, many in status.items() if code != Status.CONVERGED}
-        if bad:
-            raise FitError("; ".join(sentence(code, many) for code, many in bad.items()))
+        failed = {code: count for code, count in status.items() if code != Status.CONVERGED}
+        if failed:
+            raise FitError("; ".join(sentence(code, count) for code, count in failed.items()))
         return self
 
     def save(self, path) -> None:
-        """Writes arrays (npz) and structure (JSON) to one file, for `jaxem.load`."""
+        """Writes the result to a file, arrays as npz and structure as JSON, for `jaxem.load`."""
         from jaxem.results.files import save
 
         save(self, path)
 
     def __getitem__(self, index):
-        """One fit of a batch, as a result of its own."""
+        """The `Result` of one fit of a batch."""
         if not np.ndim(self.status):
             raise TypeError("this is one fit, not a batch: it cannot be indexed")
         names = [f.name for f in dataclasses.fields(Fit)]
         best = Fit(*(jax.tree.map(lambda a: a[index], getattr(self, n)) for n in names))
-        every = jax.tree.map(lambda a: a[index], self.restarts)
-        return Result.of(self.model, best, every, self.data_shape[1:], self.gradient_ok[index])
+        restarts = jax.tree.map(lambda a: a[index], self.restarts)
+        return Result.of(self.model, best, restarts, self.data_shape[1:], self.gradient_ok[index])
 
     def __reduce__(self):
         best = Fit(*(getattr(self, f.name) for f in dataclasses.fields(Fit)))
         return Result.of, (self.model, best, self.restarts, self.data_shape, self.gradient_ok)
 
     def __str__(self):
-        model = jax.tree.map(_Brief, self.model)
+        model = jax.tree.map(_PrintedLeaf, self.model)
         if is_traced(self.status):
             return f"Result({model!r}, batch shape {np.shape(self.status)})"
         n = self.data_shape[0]
         status = np.asarray(self.restarts.status).ravel()
         counts = Counter(Status(int(s)).name for s in status)
-        ended = ", ".join(f"{many} {name}" for name, many in counts.most_common())
+        ended = ", ".join(f"{count} {name}" for name, count in counts.most_common())
         if np.ndim(self.status):
-            good = int(np.sum(np.asarray(self.converged)))
+            converged = int(np.sum(np.asarray(self.converged)))
             return (
                 f"{model!r}: batch shape {np.shape(self.status)}\n"
-                f"{good} of {np.size(self.status)} CONVERGED\nrestarts: {ended}"
+                f"{converged} of {np.size(self.status)} CONVERGED\nrestarts: {ended}"
             )
         lines = [
             f"{model!r}: {n} units",
@@ -176,30 +178,30 @@ class Result(Fit):
     __repr__ = __str__
 
     def _score(self, x, weights):
-        score = self._ask("scores", x)
+        evidence = self._ask("scores", x)
         if weights is None:
-            return score.sum(), score.shape[0]
-        weights = _sound_weights(weights, score.shape[0], score.dtype)
-        return jnp.where(weights > 0, weights * score, 0).sum(), weights.sum()
+            return evidence.sum(), evidence.shape[0]
+        weights = _checked_weights(weights, evidence.shape[0], evidence.dtype)
+        return jnp.where(weights > 0, weights * evidence, 0).sum(), weights.sum()
 
-    def _ask(self, what: str, x, weights=None):
+    def _ask(self, quantity: str, x, weights=None):
         if np.ndim(self.status):
             raise TypeError("a batch answers one fit at a time: result[i].predict(x[i])")
         x, n = checks.as_data(x)
         self.model.domain.check(x, name_of(self.model))
-        known = self.data_shape[1:]
+        expected = self.data_shape[1:]
         got = tuple(jax.tree.leaves(x)[0].shape[1:])
-        if got != known:
+        if got != expected:
             raise ValueError(
                 f"X has {got[0] if got else 0} features, but the model was fitted with "
-                f"{known[0] if known else 0} features as input"
+                f"{expected[0] if expected else 0} features as input"
             )
-        weights = _sound_weights(weights, n, float_dtype(x))
-        return _answer(self._numeric, self.params, x, weights, self._structure, what)
+        weights = _checked_weights(weights, n, float_dtype(x))
+        return _answer(self._numeric, self.params, x, weights, self._structure, quantity)
 
 
-class _Brief:
-    """A leaf of a model as it is printed: an array by its type and shape."""
+class _PrintedLeaf:
+    """A leaf of a model in print: an array is shown by its dtype and shape."""
 
     def __init__(self, leaf):
         self.leaf = leaf
@@ -213,26 +215,27 @@ class _Brief:
         return f"{leaf.item():.6g}"
 
 
-def _sound_weights(weights, n, dtype):
-    """Weights (n,) or None; ValueError where they are known and negative, not finite or all 0."""
+def _checked_weights(weights, n, dtype):
+    """Weights (n,) or None. ValueError where they are not traced and are negative, not finite or
+    all 0."""
     weights = checks.as_weights(weights, n, dtype)
     if weights is not None and not is_traced(weights):
-        wrong = checks.explain_bad_weights(weights)
-        if wrong is not None:
-            raise ValueError(wrong)
+        explanation = checks.explain_bad_weights(weights)
+        if explanation is not None:
+            raise ValueError(explanation)
     return weights
 
 
 @partial(jax.jit, static_argnums=(4, 5))
-def _answer(numeric, params, x, weights, structure, what):
+def _answer(numeric, params, x, weights, structure, quantity):
     model = merge(numeric, structure)
     q, evidence = model.posterior(params, x)
-    if what == "scores":
+    if quantity == "scores":
         return evidence
     r = shares(q)
-    if what == "responsibilities":
+    if quantity == "responsibilities":
         return r
-    if what == "labels":
+    if quantity == "labels":
         return jnp.where(jnp.isnan(r).any(-1), -1, jnp.argmax(r, axis=-1))
-    terms = -(r * jnp.log(jnp.where(r == 0, 1, r))).reshape(len(r), -1).sum(-1)
-    return terms.sum() if weights is None else jnp.where(weights > 0, weights * terms, 0).sum()
+    entropy = safe_entr(r).reshape(len(r), -1).sum(-1)
+    return entropy.sum() if weights is None else jnp.where(weights > 0, weights * entropy, 0).sum()

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.numerics.special import safe_entr
 from jaxem.numerics.tree import float_dtype, pytree, select
 from jaxem.protocol.capabilities import defines
 from jaxem.protocol.posterior import expectation
@@ -186,7 +187,7 @@ class Factored(Adopted):
 
 def entropy(q):
     """−Σ_m Σ_k q_mk log q_mk per unit (n,)."""
-    return expectation(q, -jnp.log(jnp.where(q > 0, q, 1))).sum(-1)
+    return safe_entr(q).sum((-2, -1))
 
 
 def factored(model):

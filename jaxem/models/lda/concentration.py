@@ -1,4 +1,4 @@
-"""The concentration of a Dirichlet: as given, or from the mean logarithms of what it drew."""
+"""The concentration of a Dirichlet: a given one, or the estimate from mean logarithms of shares."""
 
 import jax
 import jax.numpy as jnp
@@ -6,34 +6,39 @@ import numpy as np
 from jax.lax import lgamma, polygamma, stop_gradient
 
 from jaxem.data.options import integer
-from jaxem.models.lda.posterior import digamma, log_normalizer
+from jaxem.models.lda.posterior import log_normalizer
+from jaxem.numerics.special import digamma
 from jaxem.numerics.tree import is_traced
 
 LEARNT = ("symmetric", "asymmetric")
 
-STEPS = 30
-"""Newton steps; from a start of the same order six are enough."""
+NEWTON_STEPS = 30
+"""Newton steps. Six are enough from an initial value of the same order of magnitude."""
 
-NEAR = 1e-3
-"""The part of itself below which a last step is taken unseen."""
+LAST_STEP = 1e-3
+"""A last Newton step is taken without a comparison of values where it changes every entry by less
+than this part of it."""
 
 LEAST, LARGEST = 1e-4, 1e4
-"""The range of a learnt concentration: on its edges a fit is degenerate."""
+"""The range of an estimated concentration. A fit that reaches its bounds is degenerate."""
 
-SHRINK = 0.2
-"""An entry falls to no less than this part of itself in a step."""
+LEAST_RATIO = 0.2
+"""The least ratio of an entry after a Newton step to the entry before."""
 
-PACE = 0.05
-"""The part of itself by which a concentration may change from one sweep to the next."""
+MOST_CHANGE = 0.05
+"""The largest relative change of a concentration from one EM step to the next."""
 
 
 def asymmetric(alpha, mean_log, smooth: bool = False):
     """argmax over α (k,) of log Γ(Σα) − Σ log Γ(α) + Σ (α − 1)·mean_log, which is concave.
 
-    The Hessian is diagonal plus a constant, so a step costs O(k). A step that does not gain is
-    halved. smooth: one full Newton step instead, a map with the same fixed point that can be
-    differentiated, as if what the slope is divided by stood still. Source: Minka 2000, Estimating a
-    Dirichlet distribution, section 1.
+    The Hessian is diagonal plus a constant matrix, so a Newton step costs O(k). A step that does
+    not raise the function is halved.
+
+    smooth: one full Newton step in place of the maximiser. It is a differentiable map with the same
+    fixed point; its derivative takes the Hessian as constant.
+
+    Source: Minka 2000, Estimating a Dirichlet distribution, section 1.
     """
 
     def value(alpha):
@@ -47,13 +52,15 @@ def asymmetric(alpha, mean_log, smooth: bool = False):
         shift = jnp.sum(slope / diagonal) / (1 / constant + jnp.sum(1 / diagonal))
         return (slope - shift) / diagonal
 
-    return alpha - direction(alpha) if smooth else towards(alpha, _climb(alpha, value, direction))
+    if smooth:
+        return alpha - direction(alpha)
+    return limited_change(alpha, _newton_maximum(alpha, value, direction))
 
 
 def symmetric(alpha, mean_log, k: int, smooth: bool = False):
-    """argmax over one α of log Γ(kα) − k log Γ(α) + α·mean_log, with the sum of k mean logs.
+    """argmax over a number α of log Γ(kα) − k log Γ(α) + α·mean_log.
 
-    smooth: as for `asymmetric`.
+    mean_log: the sum of the k mean logarithms.  smooth: as for `asymmetric`.
     """
 
     def value(alpha):
@@ -65,42 +72,52 @@ def symmetric(alpha, mean_log, k: int, smooth: bool = False):
         curvature = k * k * polygamma(one, k * alpha) - k * polygamma(one, alpha)
         return slope / stop_gradient(curvature)
 
-    return alpha - direction(alpha) if smooth else towards(alpha, _climb(alpha, value, direction))
+    if smooth:
+        return alpha - direction(alpha)
+    return limited_change(alpha, _newton_maximum(alpha, value, direction))
 
 
-def _climb(alpha, value, direction):
-    """Newton's method on a concave function of positive numbers."""
+def _newton_maximum(alpha, value, direction):
+    """The maximiser of a concave function of positive numbers, by Newton's method.
+
+    direction: alpha → −(Newton step).
+    """
 
     def step(_, carry):
-        alpha, best, size = carry
-        new = jnp.maximum(alpha - size * direction(alpha), SHRINK * alpha)
-        new = jnp.clip(new, LEAST, LARGEST)
-        reached = value(new)
-        gains = reached >= best
-        alpha, best = jnp.where(gains, new, alpha), jnp.where(gains, reached, best)
-        return alpha, best, jnp.where(gains, jnp.minimum(1, 2 * size), size / 2)
+        alpha, current, length = carry
+        proposal = jnp.maximum(alpha - length * direction(alpha), LEAST_RATIO * alpha)
+        proposal = jnp.clip(proposal, LEAST, LARGEST)
+        proposal_value = value(proposal)
+        is_better = proposal_value >= current
+        alpha = jnp.where(is_better, proposal, alpha)
+        current = jnp.where(is_better, proposal_value, current)
+        return alpha, current, jnp.where(is_better, jnp.minimum(1, 2 * length), length / 2)
 
     carry = (alpha, value(alpha), jnp.ones((), alpha.dtype))
-    alpha = jax.lax.fori_loop(0, STEPS, step, carry)[0]
-    last = direction(alpha)  # a gain too small to see: values alone know alpha to √ε
-    near = jnp.all(jnp.abs(last) < NEAR * alpha)
-    return jnp.where(near, jnp.clip(alpha - last, LEAST, LARGEST), alpha)
+    alpha = jax.lax.fori_loop(0, NEWTON_STEPS, step, carry)[0]
+    last_step = direction(alpha)  # values determine the maximiser only to √ε
+    is_small = jnp.all(jnp.abs(last_step) < LAST_STEP * alpha)
+    return jnp.where(is_small, jnp.clip(alpha - last_step, LEAST, LARGEST), alpha)
 
 
-def towards(old, new):
-    """new, or on the way there: no entry changes by more than `PACE`. Concave, so a part of the way
-    gains too; all of it at once, while topics are still alike, leads to the wrong end."""
-    far = jnp.max(jnp.abs(new - old) / old)
-    return old + jnp.minimum(1, PACE / jnp.where(far > 0, far, 1)) * (new - old)
+def limited_change(alpha, maximum):
+    """A point between alpha and maximum; no entry changes by more than `MOST_CHANGE` of itself.
+
+    The function is concave, so a shorter step raises it too. The full step, taken while the topics
+    are still alike, leads to a worse optimum.
+    """
+    change = jnp.max(jnp.abs(maximum - alpha) / alpha)
+    part = jnp.minimum(1, MOST_CHANGE / jnp.where(change > 0, change, 1))
+    return alpha + part * (maximum - alpha)
 
 
 def on_edge(alpha):
-    """Whether a learnt concentration lies on the edge of its range."""
+    """Whether an estimated concentration lies on a bound of its range."""
     return jnp.any((alpha <= LEAST) | (alpha >= LARGEST))
 
 
-def count(topics) -> int:
-    """The number of topics; TypeError or ValueError where it is none."""
+def checked_topics(topics) -> int:
+    """`topics` as an int; TypeError or ValueError unless it is an int of 1 or more."""
     if isinstance(topics, str) and topics == "bayes":
         raise TypeError(
             'topics must be an int of 1 or more, got "bayes"; for topics with a posterior use '
@@ -109,23 +126,26 @@ def count(topics) -> int:
     return integer(topics, "topics", 1)
 
 
-def given(value, name: str, k: int | None = None):
-    """None, the name of a rule, a number, or k numbers as a tuple; else TypeError, ValueError."""
+def checked(value, name: str, k: int | None = None):
+    """`value`: None, the name of a rule in `LEARNT`, a number above 0, or k of them as a tuple.
+
+    TypeError or ValueError for anything else.
+    """
     rules = ", ".join(map(repr, LEARNT))
     if value is None or (isinstance(value, str) and value in LEARNT):
         return value
-    each = "" if k is None else f", {k} of them, one a topic"
-    accepted = f"{name} must be a number above 0{each}, or one of {rules}"
+    lengths = "" if k is None else f", {k} of them, one a topic"
+    accepted = f"{name} must be a number above 0{lengths}, or one of {rules}"
     if isinstance(value, (str, bool)):
         raise ValueError(f"{accepted}; got {value!r}")
-    many = isinstance(value, (list, tuple)) or np.ndim(value) > 0
-    if many and (k is None or np.shape(value) != (k,)):
+    is_sequence = isinstance(value, (list, tuple)) or np.ndim(value) > 0
+    if is_sequence and (k is None or np.shape(value) != (k,)):
         raise ValueError(f"{accepted}; got shape {np.shape(value)}")
     if is_traced(value):
-        return tuple(value) if many else value
+        return tuple(value) if is_sequence else value
     numbers = np.asarray(value)
     if numbers.dtype.kind not in "iuf":
         raise TypeError(f"{accepted}; got {value!r}")
     if not (np.isfinite(numbers) & (numbers > 0)).all():
         raise ValueError(f"{accepted}; got {value!r}")
-    return tuple(numbers.tolist()) if many else value
+    return tuple(numbers.tolist()) if is_sequence else value

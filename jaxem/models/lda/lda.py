@@ -15,11 +15,11 @@ from jaxem.models.lda.posterior import (
     LDAPosterior,
     Table,
     arranged,
-    collect,
+    converged_gamma,
     mean_log,
-    of_dirichlets,
-    settle,
-    swept,
+    minus_kl_of_dirichlets,
+    one_pass,
+    sums_at_gamma,
 )
 from jaxem.numerics.special import exp_digamma
 from jaxem.numerics.tree import pytree
@@ -139,12 +139,12 @@ class LDA(Model):
     def __post_init__(self):
         if self.inference not in ("map", "bayes"):
             raise ValueError(f'inference must be "map" or "bayes", got {self.inference!r}')
-        object.__setattr__(self, "topics", concentration.count(self.topics))
+        object.__setattr__(self, "topics", concentration.checked_topics(self.topics))
         usual = 1 / self.topics
         alpha = usual if self.alpha is None else self.alpha
         eta = usual if self.eta is None and self.bayes else self.eta
-        object.__setattr__(self, "alpha", concentration.given(alpha, "alpha", self.topics))
-        object.__setattr__(self, "eta", concentration.given(eta, "eta"))
+        object.__setattr__(self, "alpha", concentration.checked(alpha, "alpha", self.topics))
+        object.__setattr__(self, "eta", concentration.checked(eta, "eta"))
         least = 0 if self.bayes else 1
         if isinstance(self.eta, str) and not self.bayes:
             raise ValueError(f'eta={self.eta!r} needs inference="bayes": the mode has no best eta')
@@ -190,7 +190,7 @@ class LDA(Model):
     def statistics(self, params, x, q, weights):
         data = self.table(params, x)
         if q.shares is None:
-            topics = collect(data, q.gamma, weights).topics
+            topics = sums_at_gamma(data, q.gamma, weights).topics
         else:
             cells = q.shares * (x.counts * weights[:, None])[..., None]
             flat = cells.reshape(-1, self.topics)
@@ -201,12 +201,12 @@ class LDA(Model):
         """F(q, params) of every document (n,), whatever q is."""
         data, logs = self.table(params, x), mean_log(q.gamma)
         if q.shares is None:
-            return collect(data, q.gamma, jnp.ones_like(x.size)).evidence
+            return sums_at_gamma(data, q.gamma, jnp.ones_like(x.size)).evidence
         some = q.shares > 0
         joint = logs[:, None] + jnp.log(jnp.where(some, data.table[x.words], 1))
         joint = joint - jnp.log(jnp.where(some, q.shares, 1))
         words = jnp.sum(x.counts[..., None] * jnp.where(some, q.shares * joint, 0), (1, 2))
-        return words + of_dirichlets(data.alpha, q.gamma, logs)
+        return words + minus_kl_of_dirichlets(data.alpha, q.gamma, logs)
 
     def init_q(self, params, x):
         """The `LDALocal` of documents about which nothing is known."""
@@ -261,7 +261,7 @@ class LDA(Model):
             return 0.0 if flat else DirichletPrior(self.eta).log_density(params.topics)
         eta = jnp.broadcast_to(self._eta(params), params.topics.shape[1:])
         scale = params.topics * params.mass[:, None]
-        return jnp.sum(of_dirichlets(eta, scale, mean_log(scale)))
+        return jnp.sum(minus_kl_of_dirichlets(eta, scale, mean_log(scale)))
 
     def spaces(self, params):
         return LDAParams(
@@ -313,7 +313,9 @@ class LDA(Model):
     def settled(self, params, x):
         """γ (n, k) at rest, from nothing."""
         gamma = self.cold(params, x)
-        return settle(self.table(params, x), gamma, _tight(gamma), jnp.asarray(LONG, jnp.int32))
+        return converged_gamma(
+            self.table(params, x), gamma, _tight(gamma), jnp.asarray(LONG, jnp.int32)
+        )
 
     def arranged(self, x):
         """The documents as `swept` takes them."""
@@ -326,7 +328,7 @@ class LDA(Model):
         limit = jnp.maximum(_tight(cold), tol)
         most = jnp.asarray(most, jnp.int32)
         data = self.table(params, x)
-        gamma, (topics, evidence) = swept(data, units, gamma, cold, anew, limit, most, weights)
+        gamma, (topics, evidence) = one_pass(data, units, gamma, cold, anew, limit, most, weights)
         return gamma, self.sums(topics, mean_log(gamma), weights), evidence
 
     def _fixed_alpha(self, params):

@@ -1,10 +1,13 @@
-"""The mean-field posterior of documents: q(θ_d) = Dirichlet(γ_d), each document to its own end.
+"""The mean-field posterior of documents, q(θ_d) = Dirichlet(γ_d), by coordinate ascent.
 
 Given γ the best q(z) is φ_lk ∝ exp(ψ(γ_k)) · table[word l, k], and given φ the best γ is
-α_k + Σ_l counts_l φ_lk. Documents are taken in blocks of similar length that fit a cache. A block
-ends when few of its documents still move, and those of all blocks are packed into new ones.
+α_k + Σ_l counts_l φ_lk. A step computes both. Documents are taken in blocks of similar length that
+fit a cache. The loop over a block stops when few of its documents have not converged; those of all
+blocks are then packed into new blocks.
 
-Axes: `n` documents, `l` their cells, `k` topics, `w` documents of a block.
+A cell of a document is one of its distinct words with its count.
+
+Axes: `n` documents, `l` cells, `k` topics, `v` words of the vocabulary, `w` documents of a block.
 """
 
 from typing import Any, NamedTuple
@@ -14,25 +17,27 @@ import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 from jax.lax import Precision, lgamma
 
-from jaxem.numerics.special import digamma_parts, exp_digamma
+from jaxem.numerics.special import digamma, exp_digamma
 from jaxem.numerics.tree import select
 
 SHORTEST, GRID, CLASSES = 16, 1.5, 6
-"""Lengths to which blocks are padded: the longest document's, and at most so many below it."""
+"""Blocks are padded to at most CLASSES lengths: that of the longest document, and each further one
+shorter by the factor GRID, down to SHORTEST cells."""
 
 BLOCK = 2**16
-"""Numbers of a (w, k, l) block on a CPU (20 topics, 4,000 documents of 112 words, an E-step from
-nothing: 94 ms; blocks of 2**17 98 ms, of 2**18 128 ms: more documents wait for the last)."""
+"""Numbers of a (w, k, l) block on a CPU. A first E-step of 20 topics and 4,000 documents of 112
+words took 94 ms, with 2**17 numbers 98 ms and with 2**18 128 ms: in a larger block more documents
+wait for the last one to converge."""
 
 FEWEST, MOST = 16, 512
-"""Documents of a block there."""
+"""The least and the largest number of documents of a block on a CPU."""
 
 LEFT = 4
-"""A block is left when fewer than one document in so many still moves."""
+"""The loop over a block stops when at most one document in LEFT has not converged."""
 
 SPARSE = 64
-"""Words of the vocabulary a cell of a document, above which statistics are added cell by cell; on a
-CPU they always are."""
+"""Statistics are scattered cell by cell where the vocabulary has more than SPARSE words for every
+cell of the longest document, and always on a CPU; else they are a dense matrix product."""
 
 
 class Table(NamedTuple):
@@ -45,9 +50,9 @@ class Table(NamedTuple):
 
 
 class Words(NamedTuple):
-    """What the words of the documents add up to.
+    """Sums over the words of the documents.
 
-    topics (k, v): Σ w·counts·φ; evidence (n,): F of each document at γ and the best φ.
+    topics (k, v): Σ w·counts·φ; evidence (n,): F of each document at γ and the best φ, in nats.
     """
 
     topics: jax.Array
@@ -55,115 +60,145 @@ class Words(NamedTuple):
 
 
 class LDAPosterior(NamedTuple):
-    """gamma (n, k): q(θ_d) = Dirichlet(gamma_d). shares (n, L, k): q(z) of the cells, or
-    None for the best one given gamma, ∝ exp(ψ(gamma_k)) · exp(E[log topics_k,word])."""
+    """The variational posterior of documents.
+
+    gamma (n, k): q(θ_d) = Dirichlet(gamma_d). shares (n, L, k): q(z) of every cell; None: the best
+    one given gamma, ∝ exp(ψ(gamma_k)) · exp(E[log topics_k,word]).
+    """
 
     gamma: Any
     shares: Any = None
 
     @property
     def responsibilities(self):
-        """E[θ] (n, k): what part of each document every topic has."""
+        """E[θ] (n, k): the share of every topic in each document."""
         return self.gamma / self.gamma.sum(-1, keepdims=True)
 
 
 @sequential_vmap
-def settle(data: Table, gamma, tol, most):
-    """γ (n, k) after at least one step each, at most `most`, until its mean change is at most tol
-    (n,). Documents do not wait for one another, and none depends on its neighbours."""
+def converged_gamma(data: Table, gamma, tol, most_steps):
+    """γ (n, k) after 1 to `most_steps` steps from `gamma`.
+
+    A document stops when the mean change of its γ is at most its tol (n,). The result of a document
+    does not depend on the others.
+    """
     n = gamma.shape[0]
     lengths, rows = layout(data.words.shape, gamma.shape[1])
     state = (gamma, jnp.zeros(n, jnp.int32), jnp.ones(n, bool))
     if rows == [n]:
-        block = entries(data.table, data.words)
-        return moved(block, data.counts, data.alpha, tol, most, 0, state)[0]
+        block = table_rows(data.table, data.words)
+        return stepped_block(block, data.counts, data.alpha, tol, most_steps, 0, state)[0]
 
-    def visited(state, idx, inside, length, alone):
+    def visit_block(state, idx, inside, length, is_only_block):
         words, counts = cells(data, idx, length)
-        left = jnp.where(alone, 0, idx.shape[0] // LEFT)
+        allowed = jnp.where(is_only_block, 0, idx.shape[0] // LEFT)
         gamma, steps, live = (leaf[idx] for leaf in state)
-        here = (gamma, steps, live & inside)
-        block = entries(data.table, words)
-        found = moved(block, counts, data.alpha, tol[idx], most, left, here)
-        at = jnp.where(inside, idx, n)
-        return tuple(a.at[at].set(b, mode="drop") for a, b in zip(state, found, strict=True))
+        live_state = (gamma, steps, live & inside)
+        block = table_rows(data.table, words)
+        stepped = stepped_block(
+            block, counts, data.alpha, tol[idx], most_steps, allowed, live_state
+        )
+        rows_to_set = jnp.where(inside, idx, n)
+        return tuple(
+            a.at[rows_to_set].set(b, mode="drop") for a, b in zip(state, stepped, strict=True)
+        )
 
-    def packed(state):
-        order, which = in_classes(data.counts, lengths, state[2])
-        return by_class(which, state, visit(visited, order, lengths, rows, state))
+    def step_packed(state):
+        order, class_of = sorted_by_class(data.counts, lengths, state[2])
+        return select_by_class(
+            class_of, state, visit_classes(visit_block, order, lengths, rows, state)
+        )
 
-    return jax.lax.while_loop(lambda state: jnp.any(state[2]), packed, state)[0]
+    return jax.lax.while_loop(lambda state: jnp.any(state[2]), step_packed, state)[0]
 
 
-def moved(block, counts, alpha, tol, most, left, state):
-    """(γ (w, k), steps taken (w,), who still moves (w,)) of a block once at most `left` do."""
+def stepped_block(block, counts, alpha, tol, most_steps, allowed, state):
+    """The state of a block after steps until at most `allowed` documents have not converged.
+
+    The state is (γ (w, k), the number of steps (w,), whether a document has not converged (w,)).
+    """
 
     def step(state):
         gamma, steps, live = state
-        new = improved(block, counts, alpha, gamma)
+        stepped = stepped_gamma(block, counts, alpha, gamma)
         steps = steps + live
-        again = live & (jnp.abs(new - gamma).mean(-1) > tol) & (steps < most)
-        return jnp.where(live[:, None], new, gamma), steps, again
+        still_live = live & (jnp.abs(stepped - gamma).mean(-1) > tol) & (steps < most_steps)
+        return jnp.where(live[:, None], stepped, gamma), steps, still_live
 
-    return jax.lax.while_loop(lambda state: state[2].sum() > left, step, state)
+    return jax.lax.while_loop(lambda state: state[2].sum() > allowed, step, state)
 
 
 @sequential_vmap
-def collect(data: Table, gamma, weights) -> Words:
+def sums_at_gamma(data: Table, gamma, weights) -> Words:
     """The `Words` of documents at γ (n, k), with weights (n,)."""
-
     units = arranged(data.words, data.counts, gamma.shape[1])
     gamma = gamma[units.order]
 
-    def found(block, counts, idx, inside, left):
-        return look(block, counts, data.alpha, gamma[idx])
+    def values_at_gamma(block, counts, idx, inside, allowed):
+        return block_values(block, counts, data.alpha, gamma[idx])
 
-    return over_blocks(found, data, units, weights)[1]
+    return over_blocks(values_at_gamma, data, units, weights)[1]
 
 
 @sequential_vmap
-def swept(data: Table, units, gamma, cold, anew, tol, most, weights):
-    """(γ (n, k), `Words` there) after 1 to `most` steps from γ or, where `anew`, from `cold` unless
-    F then is lower than at γ. The words, `arranged`, are looked at once: a block ends when few of
-    its documents move more than tol (n,), and no document comes back.
+def one_pass(data: Table, units, gamma, cold, from_cold, tol, most_steps, weights):
+    """(γ (n, k), the `Words` at it) after 1 to `most_steps` steps, in one pass over the documents.
+
+    The steps begin at `gamma`. Where `from_cold` is True they begin at `cold`, and a document whose
+    F is then lower than at `gamma` keeps `gamma`. units: the documents in the order of `arranged`.
+    A block stops when few of its documents change by more than tol (n,), and is not visited again.
     """
     alpha = data.alpha
     gamma, cold, tol = (leaf[units.order] for leaf in (gamma, cold, tol))
 
-    def found(block, counts, idx, inside, left):
-        old = gamma[idx]
-        state = jnp.where(anew, cold[idx], old), jnp.zeros(idx.shape, jnp.int32), inside
-        new = moved(block, counts, alpha, tol[idx], most, left, state)[0]
+    def step_block(block, counts, idx, inside, allowed):
+        previous = gamma[idx]
+        state = jnp.where(from_cold, cold[idx], previous), jnp.zeros(idx.shape, jnp.int32), inside
+        stepped = stepped_block(block, counts, alpha, tol[idx], most_steps, allowed, state)[0]
 
-        def better():  # only this leaves the branch: F, if inlined, is computed anew for every cell
-            before, after = (look(block, counts, alpha, g).evidence for g in (old, new))
-            return after >= before
+        def is_better():
+            # F stays inside this branch: XLA would fuse it with its users and compute it per cell.
+            at_previous, at_stepped = (
+                block_values(block, counts, alpha, g).evidence for g in (previous, stepped)
+            )
+            return at_stepped >= at_previous
 
-        keep = jax.lax.cond(anew, better, lambda: inside)
-        return look(block, counts, alpha, jnp.where(keep[:, None], new, old))
+        is_accepted = jax.lax.cond(from_cold, is_better, lambda: inside)
+        return block_values(
+            block, counts, alpha, jnp.where(is_accepted[:, None], stepped, previous)
+        )
 
-    return over_blocks(found, data, units, weights)
+    return over_blocks(step_block, data, units, weights)
 
 
-class Look(NamedTuple):
-    """γ of some documents, Σ_k exp ψ(γ_k) · table[word, k] of their cells, and F at the best φ."""
+class BlockValues(NamedTuple):
+    """Quantities of the documents of a block.
+
+    gamma (w, k): γ. norm (w, l): Σ_k exp ψ(γ_k) · table[word, k] of every cell. evidence (w,): F at
+    the best φ, in nats.
+    """
 
     gamma: jax.Array
     norm: jax.Array
     evidence: jax.Array
 
 
-def look(block, counts, alpha, gamma):
-    norm = shares(block, exp_digamma(gamma))
-    some = counts > 0
-    logs = jnp.where(some, counts * jnp.log(jnp.where(some, norm, 1)), 0).sum(-1)
-    kl = of_dirichlets(alpha, gamma, mean_log(gamma))
-    return Look(gamma, norm, logs + kl - counts.sum(-1) * digamma(gamma.sum(-1)))
+def block_values(block, counts, alpha, gamma):
+    """The `BlockValues` of the documents of a block at γ."""
+    norm = cell_norms(block, exp_digamma(gamma))
+    is_present = counts > 0
+    logs = jnp.where(is_present, counts * jnp.log(jnp.where(is_present, norm, 1)), 0).sum(-1)
+    minus_kl = minus_kl_of_dirichlets(alpha, gamma, mean_log(gamma))
+    return BlockValues(gamma, norm, logs + minus_kl - counts.sum(-1) * digamma(gamma.sum(-1)))
 
 
 class Arranged(NamedTuple):
-    """Documents class by class of length: order (n,), where each class ends (c,), and words and
-    counts (n, L) in that order, with rows below them so that every block is a slice."""
+    """Documents sorted by class of length.
+
+    order (n,): the documents, class by class. end (c,): the position after the last document of
+    each class. words, counts (n + w, L): in that order, followed by rows of 0, so that every block
+    is a slice.
+    """
 
     order: jax.Array
     end: jax.Array
@@ -172,59 +207,64 @@ class Arranged(NamedTuple):
 
 
 def arranged(words, counts, k: int) -> Arranged:
-    """What every sweep over documents with k topics has in common."""
+    """The documents in the order in which every pass with k topics visits them."""
     n = words.shape[0]
     lengths, rows = layout(words.shape, k)
     if rows == [n]:
         return Arranged(jnp.arange(n), jnp.full(1, n), words, counts)
-    (order, _, end), _ = in_classes(counts, lengths, jnp.ones(n, bool))
-    below = ((0, max(rows)), (0, 0))
-    words, counts = (jnp.pad(jnp.asarray(leaf)[order], below) for leaf in (words, counts))
+    (order, _, end), _ = sorted_by_class(counts, lengths, jnp.ones(n, bool))
+    padding = ((0, max(rows)), (0, 0))
+    words, counts = (jnp.pad(jnp.asarray(leaf)[order], padding) for leaf in (words, counts))
     return Arranged(order, end, words, counts)
 
 
-def over_blocks(found, data: Table, units: Arranged, weights):
-    """(γ (n, k), `Words`) of the `Look`s that `found(block, counts, idx, inside, left)` has, where
-    idx are places in the order of the units."""
+def over_blocks(block_function, data: Table, units: Arranged, weights):
+    """(γ (n, k), `Words`) of all documents, from the `BlockValues` of every block.
+
+    block_function: (block, counts, idx (w,), inside (w,), allowed) → `BlockValues`. idx are
+    positions in the order of `units`, inside says which of them are documents of this block, and
+    allowed is how many documents may stop before they have converged.
+    """
     order, end = units.order, units.end
     n, k = order.shape[0], data.alpha.shape[0]
     lengths, rows = layout((n, units.words.shape[1]), k)
     weights = weights[order]
 
-    def visited(carry, idx, inside, length, alone):
+    def visit_block(carry, idx, inside, length, is_only_block):
         total, gamma, evidence = carry
         shape = idx.shape[0], length
         words, counts = (
             jax.lax.dynamic_slice(leaf, (idx[0], 0), shape) for leaf in (units.words, units.counts)
         )
-        left = 0 if rows == [n] else inside.sum() // LEFT  # of those here: the last are few
-        seen = found(entries(data.table, words), counts, idx, inside, left)
-        ratio = counts / jnp.where(seen.norm > 0, seen.norm, 1)
-        e = exp_digamma(seen.gamma) * jnp.where(inside, weights[idx], 0)[:, None]
-        at = jnp.where(inside, idx, n)
-        gamma = gamma.at[at].set(seen.gamma, mode="drop")
-        evidence = evidence.at[at].set(seen.evidence, mode="drop")
-        return added(total, e, words, ratio), gamma, evidence
+        # The last block of a class may hold few documents, so they are counted.
+        allowed = 0 if rows == [n] else inside.sum() // LEFT
+        values = block_function(table_rows(data.table, words), counts, idx, inside, allowed)
+        ratio = counts / jnp.where(values.norm > 0, values.norm, 1)
+        weighted = exp_digamma(values.gamma) * jnp.where(inside, weights[idx], 0)[:, None]
+        rows_to_set = jnp.where(inside, idx, n)
+        gamma = gamma.at[rows_to_set].set(values.gamma, mode="drop")
+        evidence = evidence.at[rows_to_set].set(values.evidence, mode="drop")
+        return add_cells(total, weighted, words, ratio), gamma, evidence
 
     dtype = data.table.dtype
     empty = jnp.zeros(data.table.shape, dtype), jnp.zeros((n, k), dtype), jnp.zeros(n, dtype)
-    place = jnp.arange(n)
+    position = jnp.arange(n)
     if rows == [n]:
-        total, gamma, evidence = visited(empty, place, place >= 0, lengths[0], True)
+        total, gamma, evidence = visit_block(empty, position, position >= 0, lengths[0], True)
     else:
-        start = jnp.concatenate([jnp.zeros(1, end.dtype), end[:-1]])
-        parts = visit(visited, (place, start, end), lengths, rows, empty)
-        total = sum(part[0] for part in parts)
-        which = jnp.sum(place[:, None] >= end[:-1], axis=1)
-        gamma, evidence = by_class(which, empty[1:], [part[1:] for part in parts])
+        starts = jnp.concatenate([jnp.zeros(1, end.dtype), end[:-1]])
+        carries = visit_classes(visit_block, (position, starts, end), lengths, rows, empty)
+        total = sum(part[0] for part in carries)
+        class_of = jnp.sum(position[:, None] >= end[:-1], axis=1)
+        gamma, evidence = select_by_class(class_of, empty[1:], [part[1:] for part in carries])
         gamma, evidence = (leaf.at[order].set(leaf) for leaf in (gamma, evidence))
     return gamma, Words((total * data.table).T, evidence)
 
 
-def of_dirichlets(alpha, gamma, logs):
+def minus_kl_of_dirichlets(alpha, gamma, logs):
     """−KL(Dirichlet(γ) ‖ Dirichlet(alpha)) over the last axis; logs: E[log θ] under the first."""
-    inside = ((alpha - gamma) * logs).sum(-1)
-    return log_normalizer(alpha) - log_normalizer(gamma) + inside
+    cross = ((alpha - gamma) * logs).sum(-1)
+    return log_normalizer(alpha) - log_normalizer(gamma) + cross
 
 
 def log_normalizer(alpha):
@@ -232,25 +272,26 @@ def log_normalizer(alpha):
     return lgamma(alpha.sum(-1)) - lgamma(alpha).sum(-1)
 
 
-def entries(table, words):
-    """The table's rows of a block of words (w, l), as (w, k, l): products of these are quick."""
+def table_rows(table, words):
+    """The rows of the table for a block of words (w, l), as (w, k, l), the fastest layout for the
+    products with them."""
     return jnp.swapaxes(jnp.take(table, words, axis=0, mode="clip"), 1, 2)
 
 
-def shares(block, e):
+def cell_norms(block, e):
     """Σ_k e_wk block_wkl: (w, l)."""
     return jnp.einsum("wk,wkl->wl", e, block, precision=Precision.HIGHEST)
 
 
-def improved(block, counts, alpha, gamma):
-    """γ after one step: α + Σ_l counts φ, from block (w, k, l), counts (w, l) and γ (w, k)."""
-    e = exp_digamma(gamma)
-    norm = shares(block, e)
+def stepped_gamma(block, counts, alpha, gamma):
+    """γ (w, k) after one step: α + Σ_l counts φ, from block (w, k, l), counts (w, l) and γ."""
+    exp_psi = exp_digamma(gamma)
+    norm = cell_norms(block, exp_psi)
     ratio = counts / jnp.where(norm > 0, norm, 1)
-    return alpha + e * jnp.einsum("wl,wkl->wk", ratio, block, precision=Precision.HIGHEST)
+    return alpha + exp_psi * jnp.einsum("wl,wkl->wk", ratio, block, precision=Precision.HIGHEST)
 
 
-def added(total, e, words, ratio):
+def add_cells(total, e, words, ratio):
     """total (v, k) + Σ_w e_wk Σ_l ratio_wl [words_wl = word]."""
     (w, length), v = words.shape, total.shape[0]
     if jax.default_backend() == "cpu" or v > SPARSE * length:
@@ -261,7 +302,10 @@ def added(total, e, words, ratio):
 
 
 def layout(shape, k: int):
-    """The lengths of the classes of documents (n, L), rising, and the rows of a block of each."""
+    """(the length of each class of documents, ascending; the number of documents of its blocks).
+
+    shape: (n, L) of the documents.
+    """
     n, longest = shape
     lengths = [longest]
     while len(lengths) < CLASSES and lengths[-1] / GRID >= SHORTEST:
@@ -276,59 +320,57 @@ def layout(shape, k: int):
     return lengths, [min(n, r) for r in rows]
 
 
-def in_classes(counts, lengths, live):
-    """(order, start (c,), end (c,)): the documents that are live, class by class of length; and the
-    class of each (n,)."""
-    cells = jnp.arange(1, counts.shape[1] + 1)
-    longest = jnp.max(jnp.where(counts > 0, cells, 0), axis=1)
-    which = jnp.sum(longest[:, None] > jnp.asarray(lengths[:-1], int)[None], axis=1)
-    which = jnp.where(live, which, len(lengths))
-    count = jnp.sum(which[:, None] == jnp.arange(len(lengths)), axis=0)
+def sorted_by_class(counts, lengths, live):
+    """((order (n,), start (c,), end (c,)), class of each document (n,)).
+
+    order[start[i]:end[i]] are the live documents of class i; those that are not live come last.
+    """
+    column = jnp.arange(1, counts.shape[1] + 1)
+    n_cells = jnp.max(jnp.where(counts > 0, column, 0), axis=1)
+    class_of = jnp.sum(n_cells[:, None] > jnp.asarray(lengths[:-1], int)[None], axis=1)
+    class_of = jnp.where(live, class_of, len(lengths))
+    count = jnp.sum(class_of[:, None] == jnp.arange(len(lengths)), axis=0)
     end = jnp.cumsum(count)
-    return (jnp.argsort(which), end - count, end), which
+    return (jnp.argsort(class_of), end - count, end), class_of
 
 
-def by_class(which, before, after):
-    """Rows (n, ...) of the trees `after`, one for each class, where it is theirs, else `before`."""
-    for c, tree in enumerate(after):
-        before = select(which == c, tree, before)
-    return before
+def select_by_class(class_of, previous, trees):
+    """Rows (n, ...) of the tree of their class in `trees`, of `previous` where they have none."""
+    for i, tree in enumerate(trees):
+        previous = select(class_of == i, tree, previous)
+    return previous
 
 
-def visit(function, order, lengths, rows, carry):
-    """`carry = function(carry, idx (w,), inside (w,), length, alone)` over the blocks of a class.
+def visit_classes(function, order, lengths, rows, carry):
+    """The carry of each class, after `carry = function(carry, idx, inside, length, is_only_block)`
+    for each of its blocks.
 
-    Every class begins with the same carry: none waits for another, and a CPU takes two at once.
+    idx (w,): the documents of a block. inside (w,): which of them are to be visited. Every class
+    begins with the same carry and depends on no other, so that a CPU can run two at a time.
     """
     order, starts, ends = order
     carries = []
-    for c, (length, w) in enumerate(zip(lengths, rows, strict=True)):
-        start, end = starts[c], ends[c]
+    for i, (length, w) in enumerate(zip(lengths, rows, strict=True)):
+        start, end = starts[i], ends[i]
 
-        def one(i, carry, start=start, end=end, length=length, w=w):
-            slot = start + i * w + jnp.arange(w)
-            idx = order[jnp.minimum(slot, order.shape[0] - 1)]
-            return function(carry, idx, slot < end, length, end - start <= w)
+        def visit_block(i, carry, start=start, end=end, length=length, w=w):
+            position = start + i * w + jnp.arange(w)
+            idx = order[jnp.minimum(position, order.shape[0] - 1)]
+            return function(carry, idx, position < end, length, end - start <= w)
 
-        carries.append(jax.lax.fori_loop(0, (end - start + w - 1) // w, one, carry))
+        carries.append(jax.lax.fori_loop(0, (end - start + w - 1) // w, visit_block, carry))
     return carries
 
 
 def cells(data: Table, idx, length: int):
-    """Words and counts (w, length) of some documents."""
+    """Words and counts (w, length) of the documents idx (w,)."""
 
-    def some(leaf):
+    def rows(leaf):
         return jax.vmap(lambda i: jax.lax.dynamic_slice(leaf, (i, 0), (1, length))[0])(idx)
 
-    return some(data.words), some(data.counts)
+    return rows(data.words), rows(data.counts)
 
 
 def mean_log(gamma):
     """E[log θ] (n, k) under Dirichlet(γ)."""
     return digamma(gamma) - digamma(gamma.sum(-1, keepdims=True))
-
-
-def digamma(x):
-    """ψ(x) for x > 0."""
-    y, t = digamma_parts(x)
-    return jnp.log(y) + t

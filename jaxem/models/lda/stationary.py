@@ -12,14 +12,13 @@ from jax.lax import Precision
 
 from jaxem.models.lda.posterior import (
     Table,
-    digamma,
-    entries,
+    cell_norms,
+    converged_gamma,
     mean_log,
-    of_dirichlets,
-    settle,
-    shares,
+    minus_kl_of_dirichlets,
+    table_rows,
 )
-from jaxem.numerics.special import exp_digamma
+from jaxem.numerics.special import digamma, exp_digamma
 
 TIGHT, SLACK = 0.7, 10
 """γ is at rest where a step moves it by less than SLACK·ε^TIGHT of its mean."""
@@ -53,7 +52,7 @@ class LDAMap:
     def rested(self, problem, params, q):
         table = problem.model.table(params, problem.x)
         tol = jnp.finfo(q.dtype).eps ** TIGHT * q.mean(-1)
-        gamma = settle(table, q, tol, jnp.asarray(LONG, jnp.int32))
+        gamma = converged_gamma(table, q, tol, jnp.asarray(LONG, jnp.int32))
         moved = jnp.abs(passed(table, gamma, problem.weights)[0] - gamma).mean(-1)
         return gamma, jnp.all(moved <= SLACK * tol)
 
@@ -80,16 +79,16 @@ def passed(data: Table, gamma, weights):
 
     @jax.checkpoint
     def block(table, alpha, words, counts, gamma, weights):
-        here = entries(table, words)
+        here = table_rows(table, words)
         e = exp_digamma(gamma)
-        norm = shares(here, e)
+        norm = cell_norms(here, e)
         norm = jnp.where(norm > 0, norm, 1)
         ratio = counts / norm
         sums = jnp.einsum("wl,wkl->wk", ratio, here, precision=Precision.HIGHEST)
         logs = (counts * jnp.log(norm)).sum(-1) - counts.sum(-1) * digamma(gamma.sum(-1))
         cells = (e * weights[:, None])[:, None] * ratio[..., None]
         total = jnp.zeros_like(table).at[words.reshape(-1)].add(cells.reshape(-1, k))
-        value = logs + of_dirichlets(alpha, gamma, mean_log(gamma))
+        value = logs + minus_kl_of_dirichlets(alpha, gamma, mean_log(gamma))
         return total, (alpha + e * sums, value)
 
     leaves = data.words, data.counts, gamma, weights
