@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 import jaxem
 from benchmarks.cold import machine
 from jaxem.families.normal.structures import STRUCTURES
-from jaxem.models.mixture import FEWEST, MOST, UNITS, WIDE
+from jaxem.models.mixture import UNITS, product_rows
 
 try:
     import gmmx
@@ -144,7 +144,7 @@ def ceilings(x, k, covariance):
     the chunks that are used."""
     n, d = x.shape
     m = STRUCTURES[covariance].form.size(d)
-    rows = min(MOST, max(FEWEST, WIDE // (m + 2 * k)))
+    rows = product_rows(m + 2 * k)
     features = jnp.zeros((m, rows), x.dtype)
     slopes, r = jnp.ones((k, m), x.dtype), jnp.ones((k, rows), x.dtype)
     total = jnp.zeros((m, k), x.dtype)

@@ -17,6 +17,7 @@ from jaxem.families.product import Product
 from jaxem.fit import fit
 from jaxem.methods.em import EM
 from jaxem.models.mixture import Mixture, MixtureParams
+from jaxem.numerics import tuning
 from jaxem.numerics.tree import float_dtype, pytree, split
 from jaxem.protocol.model import Model, name_of
 from jaxem.protocol.spaces import REAL
@@ -25,10 +26,6 @@ from jaxem.solver.axes import each_start
 from jaxem.solver.problem import Fit, Plan, Problem, rank
 from jaxem.solver.programs import Program
 from jaxem.solver.stopping import Aitken
-
-WORTH = 2**22
-"""The most units × features² × restarts × absent components that are climbed for each compilation
-saved. On 2 cores both ways took equally long at twice this (jax 0.10.2)."""
 
 
 @pytree(eq=False)
@@ -133,7 +130,7 @@ def groups(models, x, restarts, method) -> list[list[int]]:
     def worth(group):
         sizes = [models[i].k for i in group]
         absent = len(sizes) * max(sizes) - sum(sizes)
-        return 0 < work * absent <= WORTH * (len(set(sizes)) - 1)
+        return 0 < work * absent <= tuning.WORTH * (len(set(sizes)) - 1)
 
     return [group for group in alike.values() if worth(group)]
 
@@ -158,7 +155,7 @@ def fit_padded(models, x, key, init, *, weights, restarts, method, **limits) -> 
     banked = tuple(a.shape != b.shape for a, b in zip(few, many, strict=True))
     parts = [split((model, method, init)) for model in models]
     starts = BEGIN(
-        "tiny" if jax.default_backend() == "cpu" else "full",  # it runs once
+        "tiny" if tuning.platform() == "cpu" else "full",  # it runs once
         [numeric for numeric, _ in parts],
         x,
         weights,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.numerics import tuning
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.status import FitWarning
 
@@ -141,10 +142,6 @@ def as_weights(weights, n: int, dtype):
         return weights.astype(dtype)
 
 
-CHECKED_UNITS = 2**16
-"""Units that are checked at a time: a check allocates several arrays of the size of its units."""
-
-
 def is_clean(model, x) -> bool:
     """Whether the data lie on the host and every value is in the model's support, in one pass."""
     if not all(map(_on_host, jax.tree.leaves(x))):
@@ -152,8 +149,8 @@ def is_clean(model, x) -> bool:
     x = jax.tree.map(np.asarray, x)
     leaves = jax.tree.leaves(x)
     with np.errstate(invalid="ignore"):  # inf % 1
-        for first in range(0, len(leaves[0]), CHECKED_UNITS):
-            chunk = jax.tree.map(lambda leaf: leaf[first : first + CHECKED_UNITS], x)  # noqa: B023
+        for first in range(0, len(leaves[0]), tuning.CHECKED_UNITS):
+            chunk = jax.tree.map(lambda leaf: leaf[first : first + tuning.CHECKED_UNITS], x)  # noqa: B023
             if not all(np.all(mask) for mask in jax.tree.leaves(model.domain.valid(chunk))):
                 return False
     return True

@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision, stop_gradient
 
+from jaxem.numerics import tuning
 from jaxem.numerics.linalg import copies
 from jaxem.passes.linear import roomy
-
-SLAB = 2**15
-"""Rows of a chunk in which such data are surveyed."""
 
 
 class Affine(NamedTuple):
@@ -81,18 +79,19 @@ def frame(x, weights, common: bool) -> Frame:
 def over_rows(function, combine, x, weights):
     """`function(x, weights)` of all rows; many go in chunks, as XLA stores what it reduces."""
     n = x.shape[0]
-    if roomy(x) or n <= SLAB:
+    rows = tuning.SURVEY_ROWS
+    if roomy(x) or n <= rows:
         return function(x, weights)
 
     def chunk(i):
-        begin = jnp.minimum(i * SLAB, n - SLAB)
-        here, w = (jax.lax.dynamic_slice_in_dim(a, begin, SLAB) for a in (x, weights))
-        return function(here, jnp.where(begin + jnp.arange(SLAB) >= i * SLAB, w, 0))
+        begin = jnp.minimum(i * rows, n - rows)
+        block, w = (jax.lax.dynamic_slice_in_dim(a, begin, rows) for a in (x, weights))
+        return function(block, jnp.where(begin + jnp.arange(rows) >= i * rows, w, 0))
 
     def add(seen, i):
         return combine(seen, chunk(i)), None
 
-    return jax.lax.scan(add, chunk(0), jnp.arange(1, -(-n // SLAB)))[0]
+    return jax.lax.scan(add, chunk(0), jnp.arange(1, -(-n // rows)))[0]
 
 
 def column_scale(x, weights):

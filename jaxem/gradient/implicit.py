@@ -22,6 +22,7 @@ from jaxem.gradient.krylov import solve
 from jaxem.gradient.newton import to_fixed_point
 from jaxem.gradient.tangents import DataTangents, zero_tangent
 from jaxem.methods.stationary import StationaryMap
+from jaxem.numerics import tuning
 from jaxem.numerics.tree import in_dtype, merge
 from jaxem.passes.chunks import row_sum
 from jaxem.protocol.spaces import UnitInterval
@@ -255,7 +256,7 @@ def in_blocks(function, tree, size: int, width: int):
     """`function` of each of `size` entries, an eighth of the lanes of a fit at a time on a CPU: J
     takes more memory than a step, and a block waits for the slowest. All blocks are equal, filled
     up with the last entry: a rest would be compiled again."""
-    if jax.default_backend() == "cpu":
+    if tuning.platform() == "cpu":
         width = min(width, max(4, width // 8))
     blocks = -(-size // width)
     each = -(-size // blocks)

@@ -5,13 +5,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jaxem.numerics import tuning
 from jaxem.numerics.linalg import times
-
-STORED_NUMBERS = 2**16
-"""The size of the storage for search directions, in numbers."""
-
-LEAST_DIRECTIONS = 40
-"""The search directions that are stored at least, whatever their size."""
 
 MOST_PRODUCTS = 400
 """The most products with J in the test of a fixed point. The solve for the gradient may take four
@@ -54,7 +49,7 @@ def krylov(product, b, tol, most_products):
     2008). Where the storage is full the oldest direction is overwritten.
     """
     size = b.size
-    capacity = min(size, most_products, max(LEAST_DIRECTIONS, STORED_NUMBERS // size))
+    capacity = min(size, most_products, max(tuning.LEAST_DIRECTIONS, tuning.STORED_NUMBERS // size))
     target = tol * jnp.linalg.norm(b)
 
     def unsolved(carry):
@@ -82,7 +77,7 @@ def krylov(product, b, tol, most_products):
     empty = jnp.zeros((capacity, size), b.dtype)
     carry = (0, jnp.zeros_like(b), b, b, empty, empty)
     count, x, residual, _, directions, images = jax.lax.while_loop(unsolved, body, carry)
-    tested = min(capacity, LEAST_DIRECTIONS)
+    tested = min(capacity, tuning.LEAST_DIRECTIONS)
     unused = jnp.diag((jnp.arange(tested) >= count).astype(b.dtype))
     sign, _ = jnp.linalg.slogdet(times(images[:tested], directions[:tested].T) + unused)
     return x, jnp.linalg.norm(residual) <= target, sign

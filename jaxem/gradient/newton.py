@@ -9,11 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.gradient.krylov import MOST_PRODUCTS, krylov
+from jaxem.numerics import tuning
 from jaxem.numerics.linalg import times
-
-DENSE_SIZE = 32
-"""The most parameters for which J and (I − J)⁻¹ are formed. Each column of J costs one product; a
-solve by products takes fewer products than there are parameters."""
 
 MOST_DENSE_STEPS = 8
 """The most Newton steps with a formed J from the params of a fit to its fixed point."""
@@ -64,7 +61,7 @@ def to_fixed_point(step, origin, inside, slope=None):
       inside: (point, before) → the point of a Newton step, moved to where `step` is defined.
       slope: point → J, where J has a closed form; None: J is taken from products.
     """
-    if origin.size > DENSE_SIZE:
+    if origin.size > tuning.DENSE_SIZE:
         return _by_products(step, origin, inside)
     return _by_jacobians(step, origin, inside, slope)
 
@@ -163,7 +160,7 @@ def _columns(jvp, point, is_wanted):
     A CPU computes one column at a time, because several together do not fit its caches. Where J is
     not wanted the loop has no iterations and costs nothing, in a batch too.
     """
-    if jax.default_backend() != "cpu":
+    if tuning.platform() != "cpu":
         return jax.vmap(jvp)(jnp.eye(point.size, dtype=point.dtype)).T
 
     def column(i, rows):

@@ -13,6 +13,7 @@ from jax.lax import Precision
 
 from jaxem.data.labelled import Labelled, unlabelled
 from jaxem.data.options import integer
+from jaxem.numerics import tuning
 from jaxem.numerics.softmax import normalize, softmax_parts
 from jaxem.numerics.tree import pytree
 from jaxem.passes.linear import FusedPass
@@ -27,15 +28,6 @@ from jaxem.protocol.starts import Start, fill_empty
 from jaxem.protocol.status import FitWarning
 from jaxem.protocol.units import inward, outward, standardized
 from jaxem.wrappers.adopted import AdoptedBank
-
-WIDE = 3 * 2**18
-"""Numbers of a chunk that is swept by matrix products: features, joint and responsibilities. Twice
-as many leave the cache (one core, d = k = 16, full, float64: 40 ms against 47)."""
-
-FEWEST, MOST = 256, 10240
-"""Rows of such a chunk: products of fewer rows are slow, and more leave the cache (one core,
-16,384 × 64, full, float64: 256 rows 55 ms, 512 rows 74 ms, 1,024 rows 88 ms; two cores, 200,000 ×
-8, k = 8, spherical, float32: 6,144 rows 2.8 ms, 8,192 rows 2.6, 10,240 and 12,288 rows 2.2)."""
 
 UNITS = (((1,), (1,)), ((), ()))
 """Features · responsibilities over the units. In this order the small one is packed: a core
@@ -152,7 +144,7 @@ class FiniteMixture(Model):
             sums=partial(self._sums, linear),
             statistics=statistics,
             terms=lambda params: linear.terms(params.components),
-            rows=min(MOST, max(FEWEST, WIDE // (linear.size + 2 * self.k))),
+            rows=product_rows(linear.size + 2 * self.k),
             axis=-1 if linear.room else 0,
             room=linear.room,
         )
@@ -200,6 +192,12 @@ class FiniteMixture(Model):
         labels = jnp.expand_dims(labels, axis)
         component = jnp.expand_dims(jnp.arange(self.k), 1 - axis)
         return jnp.where((labels >= 0) & (labels != component), -jnp.inf, joint)
+
+
+def product_rows(numbers: int) -> int:
+    """Rows of a chunk for matrix products, for so many numbers a unit."""
+    rows = max(tuning.LEAST_PRODUCT_ROWS, tuning.PRODUCT_NUMBERS // numbers)
+    return min(tuning.MOST_PRODUCT_ROWS, rows)
 
 
 @dataclasses.dataclass(frozen=True)

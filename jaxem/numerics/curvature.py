@@ -5,15 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxem.numerics import tuning
 from jaxem.numerics.descent import LEAST_CURVATURE
 from jaxem.numerics.linalg import times
 
-FULL = 256
-"""Numbers up to which the curvature is formed and inverted; above it its rows are measured."""
 """Numbers up to which the curvature is formed and inverted; above it its rows are measured."""
 
-PROBES = 8
-"""Random products from which they are."""
 """Random products from which they are."""
 
 
@@ -32,7 +29,7 @@ class Curvature(NamedTuple):
         size, eps = origin.size, float(jnp.finfo(origin.dtype).eps)
         if size == 0:
             return cls(jnp.zeros(0), jnp.zeros(0, bool))
-        if size <= FULL:
+        if size <= tuning.FORMED_CURVATURE:
             curvature = -jax.hessian(gain)(origin)
             alive = jnp.any(curvature != 0, axis=0)
             unit = jnp.sqrt(jnp.abs(jnp.diagonal(curvature)))
@@ -48,5 +45,6 @@ class Curvature(NamedTuple):
             probe = jax.random.rademacher(key, (size,), origin.dtype)
             return jnp.square(jax.jvp(jax.grad(gain), (origin,), (probe,))[1])
 
-        rows = jax.lax.map(squared, jax.random.split(jax.random.key(0), PROBES)).mean(0)
+        keys = jax.random.split(jax.random.key(0), tuning.CURVATURE_PROBES)
+        rows = jax.lax.map(squared, keys).mean(0)
         return cls(jnp.where(rows > 0, 1 / jnp.sqrt(jnp.where(rows > 0, rows, 1)), 0), rows > 0)

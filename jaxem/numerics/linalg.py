@@ -10,14 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.lax import Precision
 
-UNROLLED_FEATURES = 8
-"""The most features whose Cholesky factor is unrolled into elementwise code. A LAPACK call costs
-about 0.3 µs at any size, and XLA does not fuse across it."""
-
-ONE_THREAD_FEATURES = 16
-"""The most features for which LAPACK solves a triangular system in one thread. Several threads wait
-for one another in a busy loop: 16 systems of 64 unknowns took 500 ms instead of 0.5 ms while other
-work held a core."""
+from jaxem.numerics import tuning
 
 RAISE_IN_ROUNDINGS = 2.0
 """By how much the diagonal of a singular matrix is raised, in rounding errors of its variances."""
@@ -38,7 +31,7 @@ class Factor:
     def __init__(self, covariance):
         self.d = covariance.shape[-1]
         self.diagonal = jnp.stack([covariance[..., i, i] for i in range(self.d)], axis=-1)
-        if self.d <= UNROLLED_FEATURES:
+        if self.d <= tuning.UNROLLED_FEATURES:
             self.pivots, self.unit = _unrolled_ldl(entries(covariance))
         else:
             lower = lax.linalg.cholesky(covariance, symmetrize_input=False)
@@ -52,7 +45,7 @@ class Factor:
 
     def mahalanobis(self, centred):
         """x' covariance⁻¹ x for `centred` of shape (..., d, n); returns (..., n)."""
-        if self.d > UNROLLED_FEATURES:
+        if self.d > tuning.UNROLLED_FEATURES:
             whitened = jnp.matmul(self.inverse, centred, precision=lax.Precision.HIGHEST)
             return jnp.square(whitened).sum(-2)
         total, solved = 0.0, []
@@ -91,7 +84,7 @@ def triangular_inverse(lower):
     """The inverse of lower triangular (..., d, d) matrices, by recursion on halves:
     [[A, 0], [C, D]]⁻¹ = [[A⁻¹, 0], [−D⁻¹ C A⁻¹, D⁻¹]]."""
     d, half = lower.shape[-1], lower.shape[-1] // 2
-    if d <= ONE_THREAD_FEATURES:
+    if d <= tuning.ONE_THREAD_FEATURES:
         eye = jnp.broadcast_to(jnp.eye(d, dtype=lower.dtype), lower.shape)
         return lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
     inverse_a = triangular_inverse(lower[..., :half, :half])
@@ -149,7 +142,7 @@ def is_floored(covariance, floor):
 def lower_factor(covariance):
     """The lower Cholesky factor of (..., d, d); NaN where a matrix is not positive definite."""
     d = covariance.shape[-1]
-    if d > UNROLLED_FEATURES:
+    if d > tuning.UNROLLED_FEATURES:
         return lax.linalg.cholesky(covariance, symmetrize_input=False)
     pivots, unit = _unrolled_ldl(entries(covariance))
     zero = jnp.zeros_like(pivots[..., 0])
@@ -160,7 +153,7 @@ def lower_factor(covariance):
 def lower_solve(lower, b):
     """lower⁻¹ b for lower triangular (..., d, d) and b (..., d, m)."""
     d = lower.shape[-1]
-    if d > UNROLLED_FEATURES:
+    if d > tuning.UNROLLED_FEATURES:
         return jnp.matmul(triangular_inverse(lower), b, precision=lax.Precision.HIGHEST)
     rows = []
     for i in range(d):

@@ -6,11 +6,7 @@ import operator
 import jax
 import jax.numpy as jnp
 
-FEW_TERMS, MANY_SUMS = 16, 1024
-"""A sum of at most FEW_TERMS terms is written as additions where there are at least MANY_SUMS sums.
-On a CPU XLA hands a plain sum to a library whose threads wait for one another. The additions took a
-pass over 1e6 × 12 units in float32, k = 8, from 23 to 20 ms for diagonal normals and from 28 to
-22 ms for 4 levels; k = 16 made no difference, and k = 32 was a tenth slower."""
+from jaxem.numerics import tuning
 
 
 def normalize(joint):
@@ -47,4 +43,6 @@ def _maximum_over_rows(a):
 
 def _sum_over_rows(a):
     k, n = a.shape
-    return functools.reduce(operator.add, a) if k <= FEW_TERMS and n >= MANY_SUMS else a.sum(0)
+    if k <= tuning.FEW_TERMS and n >= tuning.MANY_SUMS:
+        return functools.reduce(operator.add, a)
+    return a.sum(0)

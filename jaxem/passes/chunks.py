@@ -7,21 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-EVEN = 64
-"""Chunks are of equal size but for this: the last one repeats few rows, and vectors fit."""
-
-BLOCK = 1024
-"""Numbers of a block of `row_sum`, more or less."""
-
-CHAINS = 2
-"""Chunks at work at once on a CPU: XLA runs in two threads what does not depend on each other; of
-one chunk, products and loops keep two cores busy for half of the time (a pass in float32 over
-131,072 × 16, k = 16, full: 13.3 to 10.4 ms; 524,288 × 16, k = 32, diagonal: 37 to 28 ms; four at
-once 11.4 and 32)."""
-
-SEVERAL = 8
-"""Up to so many chunks go one after another: two at once take longer to compile, by a quarter and
-more. Not so just two: then there is no loop (10,000 × 16, k = 32, diagonal: 1.4 to 1.1 ms)."""
+from jaxem.numerics import tuning
 
 
 class Sums(NamedTuple):
@@ -42,10 +28,10 @@ def in_chunks(function, rows: int, params, x, weights, axis=0) -> Sums:
     n = weights.shape[0]
     if n <= rows:
         return sums_of(function, params, x, weights)
-    few = CHAINS * rows < n <= SEVERAL * rows
-    chains = CHAINS if jax.default_backend() == "cpu" and not few else 1
+    few = tuning.CHAINS * rows < n <= tuning.SEVERAL_CHUNKS * rows
+    chains = tuning.CHAINS if tuning.platform() == "cpu" and not few else 1
     count = -(-n // (rows * chains))
-    rows = min(n, -(-n // (count * chains * EVEN)) * EVEN)
+    rows = min(n, -(-n // (count * chains * tuning.CHUNK_MULTIPLE)) * tuning.CHUNK_MULTIPLE)
 
     @jax.checkpoint  # a reverse pass keeps nothing of a chunk
     def chunk(i, params, x, weights):
@@ -110,8 +96,9 @@ def row_sum(weights, values):
     A product of matrices: sums along a minor axis do not vectorise on a CPU.
     """
     n = values.shape[0]
-    if n > BLOCK:
-        count = 1 << (-(-n // BLOCK) - 1).bit_length()  # it divides the rows of a chunk: no copy
+    if n > tuning.SUM_BLOCK:
+        least = -(-n // tuning.SUM_BLOCK)
+        count = 1 << (least - 1).bit_length()  # it divides the rows of a chunk: no copy
         blocks = [jnp.pad(a, (0, -n % count)).reshape(count, -1) for a in (weights, values)]
         weights, values = blocks
     sums = jnp.einsum("...n,...n->...", weights, values, precision=Precision.HIGHEST)

@@ -10,19 +10,10 @@ import jax
 import jax.custom_batching
 import jax.numpy as jnp
 
+from jaxem.numerics import tuning
 from jaxem.numerics.tree import pytree
 from jaxem.passes.chunks import Sums, in_chunks, sums_of
 from jaxem.protocol.capabilities import Fused, has
-
-CHUNKED = 2**20
-"""Units × features × components from which a pass is cut into chunks."""
-
-CACHED = 2**17
-"""Numbers of a (k, d, rows) block of centred rows: a chunk that stays in cache (4 lanes,
-n = 20,000, d = k = 8: 1.0 ms a lane against 1.8 to 2.7)."""
-
-FEWEST = 256
-"""Rows of the smallest chunk."""
 
 TRUSTED = 3e-4
 """The rounding error, in nats, of the terms of a log density up to which a fused pass is taken.
@@ -60,7 +51,7 @@ def fused_pass(model, x):
 
 def is_large(model, x) -> bool:
     """Whether a pass over the data is cut into chunks."""
-    return _numbers(model, x.x if isinstance(x, Prepared) else x) >= CHUNKED
+    return _numbers(model, x.x if isinstance(x, Prepared) else x) >= tuning.CHUNKED
 
 
 def _numbers(model, x) -> int:
@@ -71,7 +62,7 @@ def _numbers(model, x) -> int:
 def chunk_rows(model, x) -> int:
     """Rows of a chunk that stays in cache."""
     n = jax.tree.leaves(x)[0].shape[0]
-    return max(FEWEST, CACHED * n // _numbers(model, x))
+    return max(tuning.LEAST_CHUNK_ROWS, tuning.CACHED * n // _numbers(model, x))
 
 
 def collect(model, params, x, weights) -> Sums:

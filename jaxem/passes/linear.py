@@ -6,11 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-ROOM = 2**26
-"""Bytes up to which data are copied; beyond they are standardised chunk by chunk in every pass."""
-
-SPARE = 2
-"""Features above the number of columns up to which they are kept in place of the columns."""
+from jaxem.numerics import tuning
 
 
 class FusedPass(NamedTuple):
@@ -61,7 +57,8 @@ class Linear(NamedTuple):
     def hoisted(self, x):
         """The same with its features kept in the place of the columns, where these are hardly fewer
         (1e5 × 8, k = 8, spherical, float64: 4.1 to 3.0 ms)."""
-        if not self.room or self.size > jax.eval_shape(self.columns, x).shape[0] + SPARE:
+        columns = jax.eval_shape(self.columns, x).shape[0]
+        if not self.room or self.size > columns + tuning.SPARE_FEATURES:
             return self
         return self._replace(
             columns=lambda x: self.features(self.columns(x)), features=lambda columns: columns
@@ -70,4 +67,4 @@ class Linear(NamedTuple):
 
 def roomy(x) -> bool:
     """Whether there is room for a copy of x."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(x)) <= ROOM
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(x)) <= tuning.ROOM

@@ -8,18 +8,13 @@ import time
 
 import numpy as np
 
+from jaxem.numerics import tuning
 from jaxem.protocol.status import Status
-
-SLICE = 0.3
-"""Seconds that a slice should take: Ctrl-C waits for the end of one."""
-
-PACE = 1e-9
-"""Seconds that one unit × feature² × component costs in a step, roughly; only a first guess."""
 
 
 def is_long(work: int, steps: int) -> bool:
     """Whether `steps` steps that cost `work` each could take more than a second."""
-    return work * steps * PACE > 1
+    return work * steps * tuning.PACE > 1
 
 
 def run(advance, queue, work: int, what: str, total: int):
@@ -29,7 +24,7 @@ def run(advance, queue, work: int, what: str, total: int):
       work: what a round of steps costs, in units × features² × components.
       what: "fits" or "steps", whichever `total` counts.
     """
-    budget = max(1, int(SLICE / (work * PACE)))
+    budget = max(1, int(tuning.SLICE / (work * tuning.PACE)))
     with _bar(total, what) as bar:
         warm = False
         while True:
@@ -42,7 +37,7 @@ def run(advance, queue, work: int, what: str, total: int):
             if not np.any(status == Status.RUNNING):
                 return queue
             if warm:  # the first slice may have been compiled first
-                budget = max(1, int(budget * min(4.0, max(0.25, SLICE / took))))
+                budget = max(1, int(budget * min(4.0, max(0.25, tuning.SLICE / took))))
             warm = True
 
 

@@ -11,15 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.data.options import integer
+from jaxem.numerics import tuning
 from jaxem.numerics.tree import select
 from jaxem.protocol.status import Status
 from jaxem.solver import loop
-
-CACHE = 2**19
-"""Bytes of work that the lanes of a CPU share: about half of a core's level-2 cache."""
-
-LONG = 2**15
-"""Numbers in a fit's widest array beyond which a step takes longer than a look at who is done."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +40,18 @@ class Lanes:
         """The lanes for `count` fits whose widest intermediate array holds `floats` numbers."""
         if self.width is not None:
             return min(count, self.width)
-        if jax.default_backend() != "cpu":
-            return min(count, 4096)
-        return min(count, 64, max(4, CACHE // (floats * 4)))
+        if tuning.platform() != "cpu":
+            return min(count, tuning.ACCELERATOR_LANES)
+        fitting = max(tuning.LEAST_LANES, tuning.LANES_BYTES // (floats * 4))
+        return min(count, tuning.MOST_LANES, fitting)
 
     def interval(self, floats: int) -> int:
         """EM steps between looks at who has finished, for fits as in `width_for`."""
         if self.steps is not None:
             return self.steps
-        if jax.default_backend() != "cpu":
-            return 8
-        return 4 if floats < LONG else 1
+        if tuning.platform() != "cpu":
+            return tuning.ACCELERATOR_INTERVAL
+        return tuning.INTERVAL if floats < tuning.LONG_STEP else 1
 
 
 def run(queue, work, ends, *, stopping, width: int, steps: int, budget=None):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxem.numerics import tuning
 from jaxem.numerics.tree import Structure, float_dtype, in_dtype, merge, pytree, split
 from jaxem.passes.chunks import in_chunks, total_of
 from jaxem.passes.collect import Prepared, chunk_rows, prepared
@@ -13,8 +14,6 @@ from jaxem.protocol.status import Status
 from jaxem.protocol.units import inward, outward, standardized
 from jaxem.solver import loop
 from jaxem.solver.lanes import Lanes
-
-FOLDED = 4096
 
 
 class Plan(NamedTuple):
@@ -262,7 +261,7 @@ def finish(problem: Problem, state) -> Fit:
 def _ones(n, dtype):
     """Weights of 1. XLA folds constants: welcome for small n, seconds of compile time for large."""
     ones = jnp.ones(n, dtype)
-    return ones if n <= FOLDED else jax.lax.optimization_barrier(ones)
+    return ones if n <= tuning.FOLDED else jax.lax.optimization_barrier(ones)
 
 
 def _clip(leaf):

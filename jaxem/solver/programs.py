@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.numerics import tuning
 from jaxem.numerics.tree import is_traced, merge, split
 from jaxem.passes.collect import CHUNKED
 from jaxem.solver import host
@@ -15,10 +16,6 @@ from jaxem.solver.axes import as_sets, best_of, canonical, typed
 from jaxem.solver.host import is_long
 from jaxem.solver.restarts import Restarts, continued, promising
 from jaxem.solver.solve import advance, begin, end, lane_plan, many, single, transformable
-
-CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_llvm_disable_expensive_passes": True}
-TINY = 4096
-"""Units × features² × components × restarts below which a step takes under 0.1 ms however built."""
 
 
 def search(numeric, x, weights, start, tol, most, *, plan):
@@ -60,8 +57,8 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     k = merge(numeric, plan.structure)[0].domain.components
     cost = n * features**2 * k
     effort = "full"
-    if not batched and jax.default_backend() == "cpu":
-        effort = "tiny" if cost * restarts <= TINY else "less"
+    if not batched and tuning.platform() == "cpu":
+        effort = "tiny" if cost * restarts <= tuning.TINY else "less"
         effort = "full" if n * features * k >= CHUNKED else effort
     fits = sets * restarts
     if not is_long(cost * fits, max_iter):
@@ -151,8 +148,11 @@ class Program:
         return self.jitted[key]
 
 
-TINY_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
-EFFORTS = {"full": {}, "less": CPU_OPTIONS, "tiny": CPU_OPTIONS | TINY_OPTIONS}
+EFFORTS = {
+    "full": {},
+    "less": tuning.QUICK_OPTIONS,
+    "tiny": tuning.QUICK_OPTIONS | tuning.TINY_OPTIONS,
+}
 SOLVE = Program(_solve, "plan", "transformed")
 BEGIN = Program(_begin, "plan")
 ADVANCE = Program(_advance, "batched")

@@ -9,28 +9,17 @@ from jax.lax import Precision
 from jaxem.families.normal.gaussian import Form, Structure
 from jaxem.families.normal.moments import LOG_2PI, centre, weighted_sums
 from jaxem.families.normal.products import append_one, inverse, packed, pairs, products, unpacked
+from jaxem.numerics import tuning
 from jaxem.numerics.linalg import Factor, floored, is_floored, lower_factor, lower_solve
 from jaxem.protocol.priors import inverse_wishart
 from jaxem.protocol.spaces import POSITIVE_DEFINITE
-
-STACKED = 4
-"""Up to this many features full moments are one product with stacked rows: matrices of few rows
-are slow (in lanes, d = 2: 2.3 µs against 5.6)."""
-
-CACHED = 2**17
-"""Numbers of a (k, d, rows) block of centred rows: beyond that, moments are summed over blocks that
-stay in cache (4 lanes, n = 20,000, d = k = 8: 1.0 ms a lane against 1.8 to 2.7)."""
-
-WIDEST = 96
-"""Features up to which full covariances take all products (n = 65,536, k = 16, float32: d = 32
-32 ms against 200 on centred rows, d = 40 45 against 113, d = 64 130 against 210)."""
 
 
 class FullForm(Form):
     """All products of two features of z."""
 
     def pays(self, d):
-        return d <= WIDEST
+        return d <= tuning.WIDEST_PRODUCTS
 
     def size(self, d):
         return (d + 1) * ((d + 1) // 2 + 1)
@@ -95,9 +84,9 @@ class Full(Structure):
         c = x − mean; weights (k, n), x (n, d), mean (k, d).
         """
         (n, d), k = x.shape, mean.shape[0]
-        if d <= STACKED:
+        if d <= tuning.STACKED_FEATURES:
             return self._stacked(weights, centre(x, mean))
-        block = max(256, CACHED // (k * d))
+        block = max(256, tuning.CACHED // (k * d))
         if n < 2 * block:
             return self._products(weights, centre(x, mean))
 

@@ -17,27 +17,9 @@ import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 from jax.lax import Precision, lgamma
 
+from jaxem.numerics import tuning
 from jaxem.numerics.special import digamma, exp_digamma
 from jaxem.numerics.tree import select
-
-SHORTEST, GRID, CLASSES = 16, 1.5, 6
-"""Blocks are padded to at most CLASSES lengths: that of the longest document, and each further one
-shorter by the factor GRID, down to SHORTEST cells."""
-
-BLOCK = 2**16
-"""Numbers of a (w, k, l) block on a CPU. A first E-step of 20 topics and 4,000 documents of 112
-words took 94 ms, with 2**17 numbers 98 ms and with 2**18 128 ms: in a larger block more documents
-wait for the last one to converge."""
-
-FEWEST, MOST = 16, 512
-"""The least and the largest number of documents of a block on a CPU."""
-
-LEFT = 4
-"""The loop over a block stops when at most one document in LEFT has not converged."""
-
-SPARSE = 64
-"""Statistics are scattered cell by cell where the vocabulary has more than SPARSE words for every
-cell of the longest document, and always on a CPU; else they are a dense matrix product."""
 
 
 class Table(NamedTuple):
@@ -91,7 +73,7 @@ def converged_gamma(data: Table, gamma, tol, most_steps):
 
     def visit_block(state, idx, inside, length, is_only_block):
         words, counts = cells(data, idx, length)
-        allowed = jnp.where(is_only_block, 0, idx.shape[0] // LEFT)
+        allowed = jnp.where(is_only_block, 0, idx.shape[0] // tuning.LEFT)
         gamma, steps, live = (leaf[idx] for leaf in state)
         live_state = (gamma, steps, live & inside)
         block = table_rows(data.table, words)
@@ -237,7 +219,7 @@ def over_blocks(block_function, data: Table, units: Arranged, weights):
             jax.lax.dynamic_slice(leaf, (idx[0], 0), shape) for leaf in (units.words, units.counts)
         )
         # The last block of a class may hold few documents, so they are counted.
-        allowed = 0 if rows == [n] else inside.sum() // LEFT
+        allowed = 0 if rows == [n] else inside.sum() // tuning.LEFT
         values = block_function(table_rows(data.table, words), counts, idx, inside, allowed)
         ratio = counts / jnp.where(values.norm > 0, values.norm, 1)
         weighted = exp_digamma(values.gamma) * jnp.where(inside, weights[idx], 0)[:, None]
@@ -294,7 +276,7 @@ def stepped_gamma(block, counts, alpha, gamma):
 def add_cells(total, e, words, ratio):
     """total (v, k) + Σ_w e_wk Σ_l ratio_wl [words_wl = word]."""
     (w, length), v = words.shape, total.shape[0]
-    if jax.default_backend() == "cpu" or v > SPARSE * length:
+    if tuning.platform() == "cpu" or v > tuning.SPARSE * length:
         cells = (e[:, None, :] * ratio[:, :, None]).reshape(-1, e.shape[1])
         return total.at[words.reshape(-1)].add(cells)
     dense = jnp.zeros((w, v), e.dtype).at[jnp.arange(w)[:, None], words].add(ratio)
@@ -308,13 +290,15 @@ def layout(shape, k: int):
     """
     n, longest = shape
     lengths = [longest]
-    while len(lengths) < CLASSES and lengths[-1] / GRID >= SHORTEST:
-        lengths.append(int(lengths[-1] / GRID))
+    ratio, shortest = tuning.LENGTH_RATIO, tuning.SHORTEST
+    while len(lengths) < tuning.LENGTH_CLASSES and lengths[-1] / ratio >= shortest:
+        lengths.append(int(lengths[-1] / ratio))
     lengths = lengths[::-1]
-    if jax.default_backend() == "cpu":
-        rows = [min(max(FEWEST, BLOCK // (k * length)), MOST) for length in lengths]
+    if tuning.platform() == "cpu":
+        fitting = [tuning.DOCUMENT_NUMBERS // (k * length) for length in lengths]
+        rows = [min(max(tuning.LEAST_DOCUMENTS, r), tuning.MOST_DOCUMENTS) for r in fitting]
     else:
-        rows = [2**13] * len(lengths)
+        rows = [tuning.ACCELERATOR_DOCUMENTS] * len(lengths)
     if n <= min(rows):
         return [longest], [n]
     return lengths, [min(n, r) for r in rows]

@@ -18,13 +18,12 @@ from jaxem.models.lda.posterior import (
     minus_kl_of_dirichlets,
     table_rows,
 )
+from jaxem.numerics import tuning
 from jaxem.numerics.special import digamma, exp_digamma
 
 TIGHT, SLACK = 0.7, 10
 """γ is at rest where a step moves it by less than SLACK·ε^TIGHT of its mean."""
 
-CELLS = 2**20
-"""Numbers of a (w, k, l) block of documents."""
 
 LONG = 3000
 """The most steps in which γ comes to rest."""
@@ -75,7 +74,7 @@ def passed(data: Table, gamma, weights):
     Every document has as many cells as the longest. A reverse pass keeps nothing of a block.
     """
     n, k = gamma.shape
-    rows = min(n, max(1, CELLS // (k * data.words.shape[1])))
+    rows = min(n, max(1, tuning.CELLS // (k * data.words.shape[1])))
 
     @jax.checkpoint
     def block(table, alpha, words, counts, gamma, weights):
