@@ -16,6 +16,7 @@ from jaxem.passes.sweep import CHUNKED, TRUSTED, in_chunks, prepared, row_sum, s
 from jaxem.solver.problem import Spec
 from jaxem.solver.solve import single
 
+pytestmark = pytest.mark.shipped
 N, K = 120_003, 3
 ROWS = 1_000
 NAMES = ["full", "tied", "diagonal", "spherical"]

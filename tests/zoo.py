@@ -128,6 +128,25 @@ def usually(names):
     return [pytest.param(n, marks=pytest.mark.slow if n in SELDOM else ()) for n in names]
 
 
+def alternating(cases, law=0):
+    """(case, dtype) pairs of a law: precision alternates over the cases, the other half is slow.
+
+    With law=0 for some laws and law=1 for others, every case is seen in both precisions.
+    """
+    pairs = []
+    for i, case in enumerate(cases):
+        param = (
+            case if hasattr(case, "marks") else pytest.param(case, id=getattr(case, "name", None))
+        )
+        for j, dtype in enumerate((np.float32, np.float64)):
+            marks = [*param.marks, *[pytest.mark.slow] * ((i + j + law) % 2)]
+            label = param.id or str(param.values[0])
+            pairs.append(
+                pytest.param(*param.values, dtype, marks=marks, id=f"{label}-{dtype.__name__}")
+            )
+    return pairs
+
+
 def cast(data, dtype):
     """Float leaves of the data in another precision."""
     return jax.tree.map(lambda a: a.astype(dtype) if a.dtype.kind == "f" else a, data)
