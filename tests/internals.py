@@ -1,32 +1,124 @@
 """Uses of what jaxem does not make public, in one place, and the listener for compilations."""
 
 import contextlib
+import importlib
 
 import jax.monitoring
 
 import jaxem
+from jaxem.analysis import padded_mixtures as padded
 from jaxem.analysis.free_energy import ascent, decompose
+from jaxem.data import arrays
+from jaxem.data.arrays import as_data
+from jaxem.data.batch import padded_length
+from jaxem.estimators.kmeans import Centres
+from jaxem.families.gamma import solve_shape
+from jaxem.families.normal.products import packed, pairs, products, unpacked
+from jaxem.families.normal.structures import CACHED
+from jaxem.gradient.krylov import krylov
+from jaxem.methods.acceleration import Chart
+from jaxem.methods.e_steps import parted, sampled
+from jaxem.methods.suited import suited
+from jaxem.models.lda import climb as lda_climb
+from jaxem.models.lda import concentration
+from jaxem.models.lda import posterior as lda_posterior
+from jaxem.numerics import special
+from jaxem.numerics.linalg import Factor, floored, is_floored
+from jaxem.numerics.softmax import normalize
+from jaxem.numerics.special import exp_digamma
+from jaxem.numerics.tree import merge, pytree, split
+from jaxem.passes.sweep import CHUNKED, TRUSTED, in_chunks, prepared, row_sum, sweep
+from jaxem.protocol.posterior import expectation, shares
+from jaxem.protocol.spaces import POSITIVE, REAL, SIMPLEX
+from jaxem.protocol.status import Status
+from jaxem.results.optima import Optimum, optima
+from jaxem.solver import host as slices
+from jaxem.solver import loop
+from jaxem.solver.problem import Spec
+from jaxem.solver.solve import single
+from jaxem.wrappers.adopt import adopt
+from jaxem.wrappers.factored import Factored
 
-__all__ = ["ascent", "compilations", "decompose", "evaluate"]
+__all__ = [
+    "CACHED",
+    "CHUNKED",
+    "CLIMBS",
+    "POSITIVE",
+    "REAL",
+    "SIMPLEX",
+    "TRUSTED",
+    "Centres",
+    "Chart",
+    "Factor",
+    "Factored",
+    "Optimum",
+    "Spec",
+    "Status",
+    "adopt",
+    "arrays",
+    "as_data",
+    "ascent",
+    "compilations",
+    "concentration",
+    "decompose",
+    "evaluate",
+    "exp_digamma",
+    "expectation",
+    "floored",
+    "in_chunks",
+    "is_floored",
+    "krylov",
+    "lda_climb",
+    "lda_posterior",
+    "loop",
+    "merge",
+    "normalize",
+    "optima",
+    "packed",
+    "padded",
+    "padded_length",
+    "pairs",
+    "parted",
+    "prepared",
+    "products",
+    "pytree",
+    "row_sum",
+    "sampled",
+    "shares",
+    "single",
+    "slices",
+    "solve_shape",
+    "special",
+    "split",
+    "suited",
+    "sweep",
+    "sweep_module",
+    "unpacked",
+]
 
-_COMPILED = "/jax/core/compile/backend_compile_duration"
-_durations = []
+sweep_module = importlib.import_module("jaxem.passes.sweep")
 
-
-@jax.monitoring.register_event_duration_secs_listener
-def _listen(event, duration, **_):
-    if event == _COMPILED:
-        _durations.append(duration)
-
-
-@contextlib.contextmanager
-def compilations():
-    """Counts the programs that JAX compiles, or loads from its cache, inside the block."""
-    counted, before = [], len(_durations)
-    yield counted
-    counted.append(len(_durations) - before)
+CLIMBS = "jit(_solve)"
+"""The program that climbs, as JAX's events name it."""
 
 
 def evaluate(model, params, data, weights):
     """One evaluation by exact EM: the objective at params and the proposal of the M-step."""
     return jaxem.EM().evaluate(model, params, data, weights)
+
+
+_compiled = []
+
+
+@jax.monitoring.register_event_duration_secs_listener
+def _listen(event, duration, fun_name="", **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiled.append(fun_name)
+
+
+@contextlib.contextmanager
+def compilations():
+    """The names of the programs that are compiled, or loaded from JAX's cache, in the block."""
+    seen, before = [], len(_compiled)
+    yield seen
+    seen.extend(_compiled[before:])

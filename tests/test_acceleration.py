@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from internals import Chart, loop
 from oracles import covariances, published
 from scipy import special
 from zoo import MODELS, SELDOM
 
 import jaxem
-from jaxem.methods.acceleration import Chart
 
 ACCELERATORS = {"squarem": jaxem.SQUAREM(), "anderson": jaxem.Anderson()}
 USUAL = {
@@ -30,11 +30,11 @@ def accelerated(name):
 def climbed(method, model, params, x, weights):
     """After each of 120 evaluations: the objective kept, the length of the map's step there, the
     rounding of the objective, and whether a component has collapsed."""
-    start = jaxem.solver.loop.start(params, weights.dtype, 0, method.start(model, params))
+    start = loop.start(params, weights.dtype, 0, method.start(model, params))
 
     def body(state, _):
         seen = method.evaluate(model, state.proposal, x, weights, state.method)
-        state = jaxem.solver.loop.step(state, seen, 0.0, 10**6, "aitken")
+        state = loop.step(state, seen, 0.0, 10**6, "aitken")
         image = method.map(model, state.params, x, weights).proposal
         change = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), image, state.params)
         length = jnp.sqrt(sum(jax.tree.leaves(change)))

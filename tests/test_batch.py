@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
+from internals import padded_length
 
 import jaxem
-from jaxem.data.batch import padded_length
 
 K, N, D = 2, 60, 2
 MODEL = jaxem.Mixture(jaxem.Normal(), k=K)

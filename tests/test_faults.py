@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
+from internals import arrays, as_data
 
 import jaxem
 from jaxem import Status
-from jaxem.data.arrays import as_data
 
 N, K = 40, 2
 RNG = np.random.default_rng(0)
@@ -186,7 +186,7 @@ def test_what_is_accepted_gives_the_same_bits():
 
 
 def test_x64_off_warns_once_and_refuses_integers_that_wrap(monkeypatch):
-    monkeypatch.setattr(jaxem.data.arrays, "_warned_about_x64", False)
+    monkeypatch.setattr(arrays, "_warned_about_x64", False)
     with jax.enable_x64(False):
         with pytest.warns(jaxem.FitWarning, match="float64 data are fitted in float32.*enable_x64"):
             assert as_data(X)[0].dtype == np.float32

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from internals import merge, split
 from zoo import MODELS, N
 
 import jaxem
-from jaxem.numerics.tree import merge, split
 
 pytestmark = pytest.mark.filterwarnings("ignore::jaxem.FitWarning")
 RNG = np.random.default_rng(3)

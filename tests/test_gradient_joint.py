@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from internals import merge, pytree, split
 from test_gradient import FAST, TIGHT, difference, dotted, inner
 from test_gradient_rules import FIRST, MODEL, groups
 from test_mean_field import Graph, graph
 
 import jaxem
-from jaxem.numerics.tree import merge, pytree, split
 
 pytestmark = pytest.mark.filterwarnings("ignore::jaxem.FitWarning")
 DOCUMENTS, WORDS, TOPICS = 24, 7, 2

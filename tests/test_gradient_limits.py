@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from internals import krylov
 from jax.flatten_util import ravel_pytree
 from test_gradient import TIGHT, difference, dotted
 from test_gradient_rules import FIRST, MODEL, OTHER, X, fast, groups, loss
 
 import jaxem
-from jaxem.gradient.krylov import krylov
 
 START = dataclasses.replace(
     FIRST, components=dataclasses.replace(FIRST.components, mean=FIRST.components.mean + 0.2)

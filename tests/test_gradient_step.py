@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from internals import adopt
 from jax.scipy.special import gammaln
 from oracles import published
 from zoo import MODELS
 
 import jaxem
-from jaxem.wrappers.adopt import adopt
 
 ADAM, DESCENT = optax.adam(0.1), optax.sgd(10.0)
 RULES = {

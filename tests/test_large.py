@@ -7,14 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from internals import (
+    CHUNKED,
+    TRUSTED,
+    Spec,
+    in_chunks,
+    packed,
+    pairs,
+    prepared,
+    products,
+    row_sum,
+    single,
+    split,
+    sweep,
+    sweep_module,
+    unpacked,
+)
 from zoo import BANKS, usually
 
 import jaxem
-from jaxem.families.normal.products import packed, pairs, products, unpacked
-from jaxem.numerics.tree import split
-from jaxem.passes.sweep import CHUNKED, TRUSTED, in_chunks, prepared, row_sum, sweep
-from jaxem.solver.problem import Spec
-from jaxem.solver.solve import single
 
 pytestmark = pytest.mark.shipped
 N, K = 120_003, 3
@@ -296,7 +307,7 @@ def test_data_standardised_in_every_pass_give_what_a_copy_gives(covariance, monk
         return jaxem.fit(model, x, **options)
 
     copied = run()
-    monkeypatch.setattr(jaxem.passes.sweep, "ROOM", 2**10)
+    monkeypatch.setattr(sweep_module, "ROOM", 2**10)
     jax.clear_caches()
     lazy = run()
     jax.clear_caches()

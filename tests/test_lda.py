@@ -12,13 +12,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.sparse
+from internals import concentration, exp_digamma, lda_climb, lda_posterior, sweep_module
 from scipy.special import digamma, gammaln
 
 import jaxem
-from jaxem.models.lda import climb as lda_climb
-from jaxem.models.lda import concentration
-from jaxem.models.lda import posterior as lda_posterior
-from jaxem.numerics.special import exp_digamma
 
 PUBLISHED = pathlib.Path(__file__).parents[2] / "shared" / "published" / "cases.json"
 N, V, K = 12, 9, 3
@@ -613,8 +610,6 @@ def test_coherence_by_hand():
 
 def test_a_large_corpus_goes_the_same_way(monkeypatch):
     """From CHUNKED numbers on a climb prepares its data and sweeps by `fused`."""
-    import jaxem.passes.sweep as sweep_module
-
     rng = np.random.default_rng(0)
     documents = jaxem.Documents(rng.poisson(0.4, size=(40, 20)))
     small = jaxem.fit(jaxem.LDA(2), documents, key=0, tol=0, max_iter=5)

@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from internals import POSITIVE, REAL, SIMPLEX, Factored, suited
 from scipy.special import logsumexp
 
 import jaxem
-from jaxem.methods.suited import suited
-from jaxem.protocol.spaces import POSITIVE, REAL, SIMPLEX
-from jaxem.wrappers.factored import Factored
 
 STATES, N, D = (2, 3, 2), 60, 4
 

@@ -9,10 +9,10 @@ import time
 import jax
 import numpy as np
 import pytest
+from internals import Optimum, optima
 from scipy.stats import chi2_contingency
 
 import jaxem
-from jaxem.results.optima import Optimum, optima
 
 FOLDER = pathlib.Path(__file__).parents[2] / "shared" / "published"
 published = pytest.mark.skipif(not FOLDER.exists(), reason="../shared/published is absent")

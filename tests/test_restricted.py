@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from internals import expectation, shares, suited
 from jax.flatten_util import ravel_pytree
 from zoo import COUNTS, MODELS, REAL, K
 
 import jaxem
-from jaxem.methods.suited import suited
-from jaxem.protocol.posterior import expectation, shares
 
 TIE = [("components.mean[0]", "components.mean[2]")]
 PAIR = [("components[0]", "components[2]")]

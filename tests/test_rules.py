@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from internals import normalize, parted, sampled
 from oracles import published
 from zoo import BANKS, MODELS
 
 import jaxem
-from jaxem.methods.e_steps import parted, sampled
-from jaxem.numerics.softmax import normalize
 
 EVEN = jaxem.Constrained.sizes(np.full(3, 1 / 3))
 RULES = {

@@ -9,10 +9,10 @@ import time
 import jax
 import numpy as np
 import pytest
+from internals import slices
 from zoo import REAL, K
 
 import jaxem
-from jaxem.solver import host as slices
 
 MODEL = jaxem.Mixture(jaxem.Normal(), k=K)
 

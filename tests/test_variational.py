@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from internals import loop
 
 import jaxem
 
@@ -232,11 +233,11 @@ def test_accelerated_rules_are_monotone_and_end_where_plain_ones_do(rule, name):
         assert fast.n_iter < plain.n_iter
     method = jaxem.EM(e_step, m_step, ACCELERATORS[name])
     weights = jnp.ones(len(x))
-    state = jaxem.solver.loop.start(start, weights.dtype, 0, method.start(model, start, x, weights))
+    state = loop.start(start, weights.dtype, 0, method.start(model, start, x, weights))
 
     def body(state, _):
         seen = method.evaluate(model, state.proposal, x, weights, state.method)
-        state = jaxem.solver.loop.step(state, seen, 0.0, 10**6, "aitken")
+        state = loop.step(state, seen, 0.0, 10**6, "aitken")
         return state, (state.objective, seen.noise)
 
     objective, noise = jax.jit(lambda: jax.lax.scan(body, state, None, length=60)[1])()
