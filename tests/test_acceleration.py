@@ -252,7 +252,8 @@ def test_batches_restarts_and_vmap_give_the_single_fits(name):
     batch = fit(jaxem.Batch(sets), init=stacked)
     mapped = jax.vmap(lambda x, p: fit(x, init=p))(sets, stacked)
     for many in (batch, mapped):  # how far a step reaches is read from gains: rounding grows
-        assert list(many.n_iter) == [int(one.n_iter) for one in alone]
+        assert np.asarray(many.converged).all() and all(one.converged for one in alone)
+        assert np.abs(many.n_iter - np.array([int(one.n_iter) for one in alone])).max() <= 2
         away = np.asarray(many.log_likelihood) - [float(one.log_likelihood) for one in alone]
         assert np.abs(away).max() < 0.01 * 1e-6 * sets.shape[1]  # of what tol promises
     several = fit(sets[0], key=4, restarts=5)

@@ -1,5 +1,6 @@
 """Variational Bayes for mixtures: scikit-learn's iterates, exact evidence, promises of a fit."""
 
+import chex
 import exact
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ def scale_of(structure, wide):
 
 
 def close(a, b, rtol=1e-6, atol=0.0):
-    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=rtol, atol=atol), a, b)
+    chex.assert_trees_all_close(a, b, rtol=rtol, atol=atol)
 
 
 PAIRS = [(structure, "dirichlet") for structure in NAMES]

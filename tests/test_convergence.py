@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compare import quiet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -131,12 +132,12 @@ def test_converged_is_true(bank, first):
     for seed in range(first, first + 40):
         x = draw(bank, seed, n=200, spread=[0.5, 1.0, 2.0][seed % 3])
         begun = jaxem.fit(model, x, key=seed, max_iter=0, tol=0)
-        short = quiet(model, x, init=begun.params, max_iter=20_000)
+        short = quiet(jaxem.fit, model, x, init=begun.params, max_iter=20_000)
         if not short.converged:
             assert short.status in (jaxem.Status.DEGENERATE, jaxem.Status.MAX_ITER)
             continue
         steps = int(short.n_iter)
-        long = quiet(model, x, init=begun.params, tol=0, max_iter=10 * steps)
+        long = quiet(jaxem.fit, model, x, init=begun.params, tol=0, max_iter=10 * steps)
         converged += 1
         slow += steps > 100
         if long.log_likelihood - short.log_likelihood >= tol * len(x):
@@ -151,10 +152,10 @@ def test_a_rate_that_grows_from_a_false_zero_is_not_the_end():
     x = draw("poisson", 8004, n=200, spread=0.5)
     model = jaxem.Mixture(BANKS["poisson"], k=3)
     start = jaxem.fit(model, x, key=8004, max_iter=0, tol=0).params
-    short = quiet(model, x, init=start)
+    short = quiet(jaxem.fit, model, x, init=start)
     assert short.status == jaxem.Status.MAX_ITER
     assert float(short.params.components.rate.min()) < 1e-8
-    long = quiet(model, x, init=start, max_iter=20_000)
+    long = quiet(jaxem.fit, model, x, init=start, max_iter=20_000)
     assert long.converged
     assert float(long.params.components.rate.min()) > 0.05
     assert long.log_likelihood - short.log_likelihood > 1e-6 * len(x)
@@ -166,12 +167,3 @@ def test_a_true_zero_does_not_keep_a_fit_from_its_end():
     fit = jaxem.fit(jaxem.Mixture(BANKS["categorical"], k=2), x, key=1)
     assert fit.converged
     assert float(fit.params.components.probs.min()) < 1e-8
-
-
-def quiet(model, x, **options):
-    """A fit whose status is looked at by the test, not by a warning."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", jaxem.FitWarning)
-        return jaxem.fit(model, x, **options)

@@ -4,12 +4,12 @@ All Normal cases share one shape; the scales are powers of two, so that data are
 """
 
 import functools
-import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compare import quiet
 
 import jaxem
 from jaxem import Status
@@ -45,9 +45,7 @@ DEGENERATE = {
 
 
 def fit(x, model, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", jaxem.FitWarning)
-        return jaxem.fit(model, x, key=0, **options)
+    return quiet(jaxem.fit, model, x, key=0, **options)
 
 
 @functools.cache

@@ -1,9 +1,11 @@
 """`fit` as a function: pairs, limits, restarts, weights, starts, labels, transformations."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compare import lane
 from internals import adopt, compilations
 from zoo import COUNTS, GROUP, REAL, K, geometric
 
@@ -66,7 +68,7 @@ def test_absent_units_may_hold_anything():
     weights = np.concatenate([np.ones(len(REAL)), np.zeros(7)])
     a = jaxem.fit(MODEL, padded, key=0, weights=weights)
     b = jaxem.fit(MODEL, zeros, key=0, weights=weights)
-    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    chex.assert_trees_all_equal(a.params, b.params)
     plain = jaxem.fit(MODEL, REAL, init=jaxem.fit(MODEL, REAL, key=0, max_iter=0).params)
     assert plain.converged and a.converged
 
@@ -166,11 +168,11 @@ def test_vmap_over_weights_is_a_bootstrap():
     fits = jax.vmap(lambda w: jaxem.fit(MODEL, REAL, init=start, weights=w))(weights)
     means = np.asarray(fits.params.components.mean)
     assert means.shape == (4, K, 3)
-    for lane, w in enumerate(weights):
+    for i, w in enumerate(weights):
         copies = np.repeat(REAL, w.astype(int), axis=0)
         alone = jaxem.fit(MODEL, copies, init=start)
-        np.testing.assert_allclose(fits.log_likelihood[lane], alone.log_likelihood, rtol=1e-9)
-        np.testing.assert_allclose(means[lane], alone.params.components.mean, rtol=1e-6)
+        np.testing.assert_allclose(fits.log_likelihood[i], alone.log_likelihood, rtol=1e-9)
+        np.testing.assert_allclose(means[i], alone.params.components.mean, rtol=1e-6)
     assert np.ptp(means, axis=0).max() > 0.1
 
 
@@ -179,12 +181,8 @@ def test_a_bad_lane_disturbs_no_other():
     fits = jax.vmap(lambda x: jaxem.fit(MODEL, x, key=0))(data)
     clean = jax.vmap(lambda x: jaxem.fit(MODEL, x, key=0))(np.stack([REAL, REAL, REAL * 3]))
     assert fits.status.tolist() == [1, int(jaxem.Status.BAD_INPUT), 1]
-    for lane in (0, 2):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_array_equal(a[lane], b[lane]),  # noqa: B023
-            fits.params,
-            clean.params,
-        )
+    others = np.array([0, 2])
+    chex.assert_trees_all_equal(*(lane(f.params, others) for f in (fits, clean)))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fits.params))
 
 

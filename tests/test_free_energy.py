@@ -1,5 +1,6 @@
 """F(q, θ) and its decompositions, on every model."""
 
+import chex
 import numpy as np
 import pytest
 from quantities import WEIGHTS, quantities
@@ -7,7 +8,7 @@ from zoo import MODELS, usually
 
 
 def close(a, b):
-    np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-8)
+    chex.assert_trees_all_close(a, b, rtol=1e-9, atol=1e-8)
 
 
 every_model = pytest.mark.parametrize("name", usually(MODELS))

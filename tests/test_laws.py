@@ -3,15 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from compare import close
 from quantities import ORDER, STEPS, WEIGHTS, quantities, rows, separate
 from zoo import BANKS, MODELS, alternating, cast, usually
 
 import jaxem
-
-
-def close(a, b, tol=1e-9):
-    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=tol, atol=tol), a, b)
-
 
 every_model = pytest.mark.parametrize("name", usually(MODELS))
 every_separate_model = pytest.mark.parametrize("name", usually(filter(separate, MODELS)))

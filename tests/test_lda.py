@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.sparse
+from compare import close
 from internals import concentration, exp_digamma, lda_climb, lda_posterior, sweep_module
 from scipy.special import digamma, gammaln
 
@@ -36,10 +37,6 @@ VARIANTS = {
     "bayes": jaxem.LDA(K, alpha="asymmetric", eta="symmetric", inference="bayes"),
     "eta": jaxem.LDA(K, eta="asymmetric", inference="bayes"),
 }
-
-
-def close(a, b, tol=1e-9):
-    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=tol, atol=tol), a, b)
 
 
 @functools.cache
