@@ -1,6 +1,7 @@
 """Rules for q: what each climbs, that it climbs, and that it runs under every transform."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from compare import same_ends
 from internals import normalize, parted, sampled
 from oracles import published
-from zoo import BANKS, MODELS
+from zoo import BANKS, MODELS, SELDOM
 
 import jaxem
 
@@ -51,18 +52,17 @@ def climbed(method, model, x, steps=15):
     return map(np.asarray, jax.jit(lambda: jax.lax.scan(body, start, None, length=steps)[1])())
 
 
-COMMON = ("normal-full", "student-map", "labelled")
-
-
-def marks(rule, model):
-    long = (rule, model) == ("gradient", "student-map")
-    return () if model in COMMON and not long else pytest.mark.slow
-
-
 def grid(models):
-    """Every rule with every model: a few of them always, all of them as slow tests."""
+    """Every rule with every model. One rule a model runs always, in turn; the others are slow."""
+    turns = itertools.cycle(RULES)
+    usual = {model: next(turns) for model in models if model not in SELDOM}
     return [
-        pytest.param(rule, model, marks=marks(rule, model), id=f"{rule}-{model}")
+        pytest.param(
+            rule,
+            model,
+            marks=() if usual.get(model) == rule else pytest.mark.slow,
+            id=f"{rule}-{model}",
+        )
         for rule in RULES
         for model in models
     ]
