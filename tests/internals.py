@@ -26,7 +26,7 @@ from jaxem.numerics import special
 from jaxem.numerics.linalg import Factor, floored, is_floored
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.special import exp_digamma
-from jaxem.numerics.tree import merge, pytree, split
+from jaxem.numerics.tree import float_dtype, merge, pytree, split
 from jaxem.passes.sweep import CHUNKED, TRUSTED, in_chunks, prepared, row_sum, sweep
 from jaxem.protocol.posterior import expectation, shares
 from jaxem.protocol.spaces import POSITIVE, REAL, SIMPLEX
@@ -64,6 +64,7 @@ __all__ = [
     "evaluate",
     "exp_digamma",
     "expectation",
+    "float_dtype",
     "floored",
     "in_chunks",
     "is_floored",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from internals import Chart, loop
+from internals import Chart, float_dtype, loop
 from oracles import covariances, published
 from scipy import special
 from zoo import MODELS, SELDOM
@@ -226,7 +226,7 @@ def test_a_reach_is_above_zero(reach):
 def test_what_is_kept_never_falls(name, model):
     """Every model, from one start: the objective kept, evaluation by evaluation."""
     model, x = MODELS[model]
-    weights = jnp.ones(jax.tree.leaves(x)[0].shape[0], jaxem.pytree.float_dtype(x))
+    weights = jnp.ones(jax.tree.leaves(x)[0].shape[0], float_dtype(x))
     view = model.view(x, weights)
     start = view.model.init(jax.random.key(2), view.data, weights)
     objective, _, noise, collapsed = map(

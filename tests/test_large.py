@@ -80,8 +80,7 @@ def test_many_passes_share_what_is_the_same_in_each(name):
     kept = jax.jit(functools.partial(prepared, model))(x)
     assert kept.units[0].shape == x.shape[::-1]
     once = jax.jit(functools.partial(sweep, model))
-    for a, b in zip(*(jax.tree.leaves(once(params, a, weights)) for a in (x, kept)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    close(once(params, kept, weights), once(params, x, weights), 1e-12)
     assert prepared(model, x, jaxem.EM(e_step=jaxem.Hard())) is x
 
 
