@@ -7,6 +7,7 @@ import pickle
 import time
 
 import chex
+import jax
 import numpy as np
 import pytest
 from compare import lane
