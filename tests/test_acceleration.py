@@ -228,7 +228,7 @@ def test_what_is_kept_never_falls(name, model):
     model, x = MODELS[model]
     weights = jnp.ones(jax.tree.leaves(x)[0].shape[0], float_dtype(x))
     view = model.view(x, weights)
-    start = view.model.init(jax.random.key(2), view.data, weights)
+    start = jax.jit(lambda: view.model.init(jax.random.key(2), view.data, weights))()
     objective, _, noise, collapsed = map(
         np.asarray, climbed(accelerated(name), view.model, start, view.data, weights)
     )
@@ -249,7 +249,7 @@ def test_batches_restarts_and_vmap_give_the_single_fits(name):
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     alone = [fit(x, init=p) for x, p in zip(sets, starts, strict=True)]
     batch = fit(jaxem.Batch(sets), init=stacked)
-    mapped = jax.vmap(lambda x, p: fit(x, init=p))(sets, stacked)
+    mapped = jax.jit(jax.vmap(lambda x, p: fit(x, init=p)))(sets, stacked)
     for many in (batch, mapped):  # how far a step reaches is read from gains: rounding grows
         assert np.asarray(many.converged).all() and all(one.converged for one in alone)
         assert np.abs(many.n_iter - np.array([int(one.n_iter) for one in alone])).max() <= 2

@@ -168,7 +168,7 @@ def test_vmap_over_weights_is_a_bootstrap():
     n = len(REAL)
     weights = np.random.default_rng(0).multinomial(n, [1 / n] * n, 4) * 1.0
     start = jaxem.fit(MODEL, REAL, key=0).params
-    fits = jax.vmap(lambda w: jaxem.fit(MODEL, REAL, init=start, weights=w))(weights)
+    fits = jax.jit(jax.vmap(lambda w: jaxem.fit(MODEL, REAL, init=start, weights=w)))(weights)
     means = np.asarray(fits.params.components.mean)
     assert means.shape == (4, K, 3)
     for i, w in enumerate(weights):

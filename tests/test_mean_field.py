@@ -144,7 +144,7 @@ def enumerated(model, params, x, states):
     def at(z):
         return model.log_joint(params, x, jnp.broadcast_to(z, (len(x), *z.shape)))
 
-    return every, np.asarray(jax.vmap(at, out_axes=1)(jnp.asarray(every)))
+    return every, np.asarray(jax.jit(jax.vmap(at, out_axes=1))(every))
 
 
 def drawn(seed, n, states):
@@ -173,7 +173,7 @@ CASES = {
 def test_the_free_energy_and_every_update_are_those_of_enumeration(name):
     """At any q: F, E_q[log p | z_m = k] for every m and k, and the bound on the evidence."""
     model, x, states = CASES[name]
-    params = model.init(jax.random.key(1), x, jnp.ones(len(x)))
+    params = jax.jit(model.init)(jax.random.key(1), x, np.ones(len(x)))
     q = drawn(0, len(x), states)
     every, joint = enumerated(model, params, x, states)
     exact = free_energies(every, joint, q)
@@ -198,7 +198,7 @@ def test_the_free_energy_and_every_update_are_those_of_enumeration(name):
 @pytest.mark.parametrize("name", CASES)
 def test_at_rest_every_change_of_q_lowers_f(name):
     model, x, states = CASES[name]
-    params = model.init(jax.random.key(1), x, jnp.ones(len(x)))
+    params = jax.jit(model.init)(jax.random.key(1), x, np.ones(len(x)))
     rule = jaxem.MeanField()
     q, value = jax.jit(functools.partial(rule.infer, model))(params, x)
     every, joint = enumerated(model, params, x, states)

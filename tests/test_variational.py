@@ -87,7 +87,7 @@ def test_it_goes_through_restarts_batches_and_vmap():
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     alone = fit(x[1], init=starts[1])
     many = fit(jaxem.Batch(x), init=stacked)
-    mapped = jax.vmap(lambda a, p: fit(a, init=p))(x, stacked)
+    mapped = jax.jit(jax.vmap(lambda a, p: fit(a, init=p)))(x, stacked)
     for r in (many, mapped):
         assert (np.asarray(r.status) == jaxem.Status.CONVERGED).all()
         assert np.allclose(r.objective[1], alone.objective, atol=1e-4 * N)
