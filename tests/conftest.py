@@ -44,6 +44,10 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 LONGEST = ["test_readme.py", "test_notebooks.py", "test_gradient_joint.py", "test_acceleration.py"]
 """Files whose tests take long: they run first, so that no worker ends with a long one."""
 
+SHARING = ["test_families.py", "test_free_energy.py", "test_laws.py", "test_priors.py"]
+"""Files whose tests share a program a case: the tests of a case run one after the other, so that a
+worker that takes over a part of them compiles few programs again."""
+
 left = 0
 """Tests that this session has left to the second one."""
 
@@ -65,8 +69,18 @@ def pytest_collection_modifyitems(config, items):
     left = len(others)
     if others:
         config.hook.pytest_deselected(items=others)
-    place = {name: i for i, name in enumerate(LONGEST)}
-    items[:] = sorted(kinds[SHIPPED], key=lambda item: place.get(item.path.name, len(LONGEST)))
+    items[:] = sorted(kinds[SHIPPED], key=order)
+
+
+def order(item):
+    """Long files first, then by file; in the files that share programs by case."""
+    file, case = item.path.name, ""
+    if file in SHARING and hasattr(item, "callspec"):
+        params = item.callspec.params
+        case = params.get("name", params.get("case", ""))
+        case = getattr(case, "name", case)
+    file = file.replace("free_energy", "laws")  # of the same programs
+    return LONGEST.index(file) if file in LONGEST else len(LONGEST), file, case
 
 
 @pytest.hookimpl(optionalhook=True)
