@@ -9,9 +9,8 @@ import numpy as np
 import optax
 import pytest
 from internals import merge, pytree, split
-from test_gradient import FAST, TIGHT, difference, dotted, inner
-from test_gradient_rules import FIRST, MODEL, groups
-from test_mean_field import Graph, graph
+from slopes import FAST, MODEL, TIGHT, difference, dotted, first, groups, inner
+from zoo import Graph, graph
 
 import jaxem
 
@@ -227,7 +226,7 @@ def test_rules_that_end_where_em_ends_have_its_gradient(name):
         return dotted(r.params), (r.params, r.gradient_ok)
 
     slope = fast(partial(jax.grad(loss, has_aux=True), method=SAME[name]))
-    found, (end, ok) = slope(x, FIRST)
+    found, (end, ok) = slope(x, first())
     expected, (again, _) = fast(jax.grad(loss, has_aux=True))(x, end)
     assert ok and np.abs(expected).max() > 0.01
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3), end, again)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from test_gradient import FAST
+from slopes import FAST
 from zoo import MODELS, N
 
 import jaxem

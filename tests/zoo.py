@@ -1,8 +1,11 @@
 """Every model that must obey the laws, with data it can explain: adding a model is one line."""
 
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,9 +31,6 @@ def _data():
 
 def geometric():
     """A one-component model, lifted by Each: the family of the README."""
-    import dataclasses
-
-    import jax.numpy as jnp
 
     @dataclasses.dataclass(frozen=True)
     class Geometric(jaxem.Model):
@@ -55,6 +55,50 @@ def geometric():
             return params["probs"].size
 
     return jaxem.Each(Geometric())
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """A stochastic block model: a unit is a graph, a latent variable the block of a node."""
+
+    blocks: int = 2
+
+    def latents(self, x):
+        return (self.blocks,) * x.shape[-1]
+
+    def init(self, key, x, weights):
+        more = 0.7 + jnp.eye(self.blocks) + 0.1 * jax.random.uniform(key, (self.blocks,) * 2)
+        even = jnp.full(self.blocks, 1 / self.blocks, x.dtype)
+        density = weights @ x.mean((1, 2)) / weights.sum()
+        return {"shares": even, "links": jnp.clip(density * (more + more.T) / 2, 0.01, 0.99)}
+
+    def log_joint(self, params, x, z):
+        pair = 0.5 * (1 - jnp.eye(x.shape[-1]))
+        yes, no = jnp.log(params["links"]), jnp.log1p(-params["links"])
+        link = jnp.einsum("gij,gik,gjl->gkl", pair * x, z, z)
+        rest = jnp.einsum("gij,gik,gjl->gkl", pair * (1 - x), z, z)
+        return (link * yes + rest * no).sum((1, 2)) + (z @ jnp.log(params["shares"])).sum(1)
+
+    def statistics(self, params, x, q, weights):
+        pair = 1 - jnp.eye(x.shape[-1])
+        sums = functools.partial(jnp.einsum, "g,gij,gik,gjl->kl", weights)
+        return {
+            "count": jnp.einsum("g,gik->k", weights, q),
+            "link": sums(pair * x, q, q),
+            "all": sums(pair + 0 * x, q, q),
+        }
+
+    def maximize(self, params, stats):
+        links = jnp.clip(stats["link"] / jnp.maximum(stats["all"], 1e-9), 1e-6, 1 - 1e-6)
+        return {"shares": stats["count"] / stats["count"].sum(), "links": links}
+
+
+def graph(n, blocks, seed=0, inside=0.5, outside=0.05):
+    rng = np.random.default_rng(seed)
+    z = np.arange(n) % blocks
+    chance = np.where(z[:, None] == z, inside, outside)
+    upper = np.triu(rng.uniform(size=(n, n)) < chance, 1)
+    return (upper + upper.T)[None].astype(float), z
 
 
 REAL, COUNTS, CODES, POSITIVE, GROUP = _data()
