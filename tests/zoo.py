@@ -144,6 +144,35 @@ BANKS = {
     "each-mixture": Case(jaxem.Each(jaxem.Mixture(jaxem.Normal("diagonal"), k=2)), REAL),
 }
 
+ROWS = 60
+OVERLAPPING = {
+    "full": jaxem.Normal("full"),
+    "tied": jaxem.Normal("tied"),
+    "diagonal": jaxem.Normal("diagonal"),
+    "spherical": jaxem.Normal("spherical"),
+    "student": jaxem.StudentT(),
+    "poisson": jaxem.Poisson(),
+    "gamma": jaxem.Gamma(),
+    "categorical": jaxem.Categorical(4),
+    "full-map": jaxem.Normal("full", prior=jaxem.NormalPrior(0.0, 0.5, 5.0, 0.5)),
+    "poisson-map": jaxem.Poisson(prior=jaxem.GammaPrior(2.0, 1.0)),
+}
+"""Banks for random problems of 60 x 2, whose groups overlap: `overlapping` draws the data."""
+
+
+def overlapping(bank, seed, n=ROWS, spread=None):
+    """Data from two to four overlapping groups, of the type that the bank takes."""
+    rng = np.random.default_rng(seed)
+    spread = rng.uniform(0.3, 3) if spread is None else spread
+    group = rng.integers(rng.integers(2, 5), size=(n, 1))
+    real = rng.normal(size=(n, 2)) @ rng.normal(size=(2, 2)) + spread * group
+    if "poisson" in bank:
+        return rng.poisson(1 + spread * group, size=(n, 2)).astype(float)
+    if bank == "categorical":
+        return np.minimum(rng.poisson(0.3 + spread * group / 2, size=(n, 2)), 3).astype(float)
+    return np.exp(real / 2) if bank == "gamma" else real
+
+
 LABELS = np.where(np.arange(N) % 3 == 0, GROUP, -1)
 
 MODELS = {name: Case(jaxem.Mixture(bank, k=K), x) for name, (bank, x) in BANKS.items()} | {
