@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
+from internals import pytree
 from scipy import linalg, special, stats
 
 import jaxem
-from jaxem.numerics.tree import pytree
 
 K, D, N = 3, 3, 60
 PUBLISHED = pathlib.Path(__file__).parents[2] / "shared" / "published"

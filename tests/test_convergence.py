@@ -6,45 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compare import quiet
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from internals import standardized
+from zoo import OVERLAPPING, ROWS, overlapping
 
 import jaxem
-from jaxem.protocol.units import standardized
 
-BANKS = {
-    "full": jaxem.Normal("full"),
-    "tied": jaxem.Normal("tied"),
-    "diagonal": jaxem.Normal("diagonal"),
-    "spherical": jaxem.Normal("spherical"),
-    "student": jaxem.StudentT(),
-    "poisson": jaxem.Poisson(),
-    "gamma": jaxem.Gamma(),
-    "categorical": jaxem.Categorical(4),
-    "full-map": jaxem.Normal("full", prior=jaxem.NormalPrior(0.0, 0.5, 5.0, 0.5)),
-    "poisson-map": jaxem.Poisson(prior=jaxem.GammaPrior(2.0, 1.0)),
-}
-N, D = 60, 2
 ROUNDING = 16 * np.finfo(np.float64).eps
-
-
-def draw(bank, seed, n=N, spread=None):
-    """Data from two to four overlapping groups, of the type that the bank takes."""
-    rng = np.random.default_rng(seed)
-    spread = rng.uniform(0.3, 3) if spread is None else spread
-    group = rng.integers(rng.integers(2, 5), size=(n, 1))
-    real = rng.normal(size=(n, D)) @ rng.normal(size=(D, D)) + spread * group
-    if "poisson" in bank:
-        return rng.poisson(1 + spread * group, size=(n, D)).astype(float)
-    if bank == "categorical":
-        return np.minimum(rng.poisson(0.3 + spread * group / 2, size=(n, D)), 3).astype(float)
-    return np.exp(real / 2) if bank == "gamma" else real
 
 
 @functools.partial(jax.jit, static_argnames=("bank", "k", "steps"))
 def trace(bank, k, x, weights, seed, steps):
     """The objective and its rounding at every iterate of EM from a random start."""
-    model = jaxem.Mixture(BANKS[bank], k=k)
+    model = jaxem.Mixture(OVERLAPPING[bank], k=k)
     view = standardized(model, x, weights)
     params = jaxem.RandomRows().params(view.model, jax.random.key(seed), view.data, weights)
 
@@ -56,13 +32,13 @@ def trace(bank, k, x, weights, seed, steps):
     return jax.lax.scan(step, params, None, length=steps)[1]
 
 
-@pytest.mark.parametrize("bank", BANKS)
+@pytest.mark.parametrize("bank", OVERLAPPING)
 @settings(max_examples=100, deadline=None, database=None, derandomize=True)
 @given(seed=st.integers(0, 2**31 - 1), k=st.sampled_from([2, 4]), weighted=st.booleans())
 def test_no_iteration_lowers_the_objective(bank, seed, k, weighted):
     """1,000 problems in all. Only a collapse, which the status reports, ends the promise."""
-    x = draw(bank, seed)
-    weights = np.random.default_rng(seed).integers(0, 3, N) * 1.0 if weighted else np.ones(N)
+    x = overlapping(bank, seed)
+    weights = np.random.default_rng(seed).integers(0, 3, ROWS) * 1.0 if weighted else np.ones(ROWS)
     objective, magnitude, collapsed = map(np.asarray, trace(bank, k, x, weights, seed, 40))
     end = np.argmax(collapsed) if collapsed.any() else len(objective)
     gains, allowed = np.diff(objective[:end]), ROUNDING * magnitude[:end][1:]
@@ -77,8 +53,8 @@ def test_no_iteration_lowers_the_objective(bank, seed, k, weighted):
 )
 def test_the_gradient_vanishes_at_convergence(bank):
     """In coordinates without constraints: log-ratios, a Cholesky factor, logarithms."""
-    x = draw(bank, 11, n=200, spread=3.0)
-    model = jaxem.Mixture(BANKS[bank], k=2)
+    x = overlapping(bank, 11, n=200, spread=3.0)
+    model = jaxem.Mixture(OVERLAPPING[bank], k=2)
     fit = jaxem.fit(model, x, key=0, restarts=4, tol=1e-13, max_iter=20_000)
 
     def objective(params):
@@ -127,17 +103,17 @@ def constrain(free):
 )
 def test_converged_is_true(bank, first):
     """Ten times longer gains less than tol per unit: 200 data sets here, as many by `-m slow`."""
-    model = jaxem.Mixture(BANKS[bank], k=3)
+    model = jaxem.Mixture(OVERLAPPING[bank], k=3)
     converged, slow, broken, tol = 0, 0, set(), 1e-6
     for seed in range(first, first + 40):
-        x = draw(bank, seed, n=200, spread=[0.5, 1.0, 2.0][seed % 3])
+        x = overlapping(bank, seed, n=200, spread=[0.5, 1.0, 2.0][seed % 3])
         begun = jaxem.fit(model, x, key=seed, max_iter=0, tol=0)
-        short = quiet(model, x, init=begun.params, max_iter=20_000)
+        short = quiet(jaxem.fit, model, x, init=begun.params, max_iter=20_000)
         if not short.converged:
             assert short.status in (jaxem.Status.DEGENERATE, jaxem.Status.MAX_ITER)
             continue
         steps = int(short.n_iter)
-        long = quiet(model, x, init=begun.params, tol=0, max_iter=10 * steps)
+        long = quiet(jaxem.fit, model, x, init=begun.params, tol=0, max_iter=10 * steps)
         converged += 1
         slow += steps > 100
         if long.log_likelihood - short.log_likelihood >= tol * len(x):
@@ -149,13 +125,13 @@ def test_converged_is_true(bank, first):
 
 def test_a_rate_that_grows_from_a_false_zero_is_not_the_end():
     """Poisson 8004: a rate of 7e-14 grows by 0.6% a step, for 2,000 steps with no gain at all."""
-    x = draw("poisson", 8004, n=200, spread=0.5)
-    model = jaxem.Mixture(BANKS["poisson"], k=3)
+    x = overlapping("poisson", 8004, n=200, spread=0.5)
+    model = jaxem.Mixture(OVERLAPPING["poisson"], k=3)
     start = jaxem.fit(model, x, key=8004, max_iter=0, tol=0).params
-    short = quiet(model, x, init=start)
+    short = quiet(jaxem.fit, model, x, init=start)
     assert short.status == jaxem.Status.MAX_ITER
     assert float(short.params.components.rate.min()) < 1e-8
-    long = quiet(model, x, init=start, max_iter=20_000)
+    long = quiet(jaxem.fit, model, x, init=start, max_iter=20_000)
     assert long.converged
     assert float(long.params.components.rate.min()) > 0.05
     assert long.log_likelihood - short.log_likelihood > 1e-6 * len(x)
@@ -164,15 +140,6 @@ def test_a_rate_that_grows_from_a_false_zero_is_not_the_end():
 def test_a_true_zero_does_not_keep_a_fit_from_its_end():
     """One level is never seen in one of two groups: its probability decays to 0."""
     x = np.repeat([[0.0, 0.0], [1.0, 1.0], [1.0, 2.0], [2.0, 1.0]], [40, 20, 10, 10], axis=0)
-    fit = jaxem.fit(jaxem.Mixture(BANKS["categorical"], k=2), x, key=1)
+    fit = jaxem.fit(jaxem.Mixture(OVERLAPPING["categorical"], k=2), x, key=1)
     assert fit.converged
     assert float(fit.params.components.probs.min()) < 1e-8
-
-
-def quiet(model, x, **options):
-    """A fit whose status is looked at by the test, not by a warning."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", jaxem.FitWarning)
-        return jaxem.fit(model, x, **options)

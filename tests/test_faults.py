@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
+from compare import equal, with_value
+from internals import arrays, as_data
 
 import jaxem
 from jaxem import Status
-from jaxem.data.arrays import as_data
 
 N, K = 40, 2
 RNG = np.random.default_rng(0)
@@ -25,18 +26,6 @@ LABELS = np.repeat([0, 1], N // 2)
 
 def fit(x=X, model=MODEL, key=0, **options):
     return jaxem.fit(model, x, key=key, **options)
-
-
-def with_value(x, value, at=(7, 1)):
-    x = np.array(x, float)
-    x[at] = value
-    return x
-
-
-def same(a, b) -> bool:
-    return all(
-        np.array_equal(p, q) for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
 
 
 class Frame:
@@ -175,18 +164,18 @@ def test_what_is_accepted_gives_the_same_bits():
     }
     for name, form in forms.items():
         before = copy.deepcopy(form)
-        assert same(fit(form).params, plain.params), name
+        assert equal(fit(form).params, plain.params), name
         assert np.array_equal(form, before), name
     device = jnp.asarray(whole)  # looked at on the device only: another program
     assert np.allclose(fit(device).log_likelihood, plain.log_likelihood, rtol=1e-12)
-    assert same(fit(Frame()).params, fit(X).params)
+    assert equal(fit(Frame()).params, fit(X).params)
     half = X.astype(np.float16)
-    assert same(fit(half).params, fit(half.astype(np.float32)).params)
+    assert equal(fit(half).params, fit(half.astype(np.float32)).params)
     assert as_data(X > 3)[0].dtype == np.float64
 
 
 def test_x64_off_warns_once_and_refuses_integers_that_wrap(monkeypatch):
-    monkeypatch.setattr(jaxem.data.arrays, "_warned_about_x64", False)
+    monkeypatch.setattr(arrays, "_warned_about_x64", False)
     with jax.enable_x64(False):
         with pytest.warns(jaxem.FitWarning, match="float64 data are fitted in float32.*enable_x64"):
             assert as_data(X)[0].dtype == np.float32

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from internals import merge, split
+from slopes import FAST, TIGHT, difference, dotted, inner
 from zoo import MODELS, N
 
 import jaxem
-from jaxem.numerics.tree import merge, split
 
 pytestmark = pytest.mark.filterwarnings("ignore::jaxem.FitWarning")
 RNG = np.random.default_rng(3)
@@ -17,7 +18,6 @@ UNIDENTIFIED = {"bernoulli": 6, "bernoulli-map": 6}
 """Models that three columns do not identify: how many columns they get here."""
 EXTRA = ("bernoulli", "bernoulli-map", "multinomial", "multinomial-map", "exponential-map", "each")
 """Models to whose data three components are one too many: some end up identical, or empty."""
-TIGHT = {"tol": 1e-13, "max_iter": 20_000}
 
 
 def problem(name):
@@ -34,33 +34,6 @@ def problem(name):
 def is_real(name):
     continuous = ("normal", "student", "exponential", "gamma", "each-mixture", "labelled")
     return name.startswith(continuous)
-
-
-def dotted(params, seed=5):
-    """A number that every entry of params moves."""
-    rng = np.random.default_rng(seed)
-    return sum(jnp.vdot(rng.normal(size=jnp.shape(a)), a) for a in jax.tree.leaves(params))
-
-
-def difference(function, point, direction, h=1e-4):
-    """A central difference of fourth order along a direction."""
-
-    def at(step):
-        return function(jax.tree.map(lambda a, b: a + step * b, point, direction))
-
-    near, far = (jax.tree.map(lambda a, b: np.subtract(a, b), at(s), at(-s)) for s in (h, 2 * h))
-    return jax.tree.map(lambda a, b: (8 * a - b) / (12 * h), near, far)
-
-
-def inner(gradient, direction):
-    """Σ gradient · direction over the leaves of two trees."""
-    pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
-    return float(sum(np.vdot(g, d) for g, d in pairs))
-
-
-FAST = {}
-if jax.default_backend() == "cpu":
-    FAST = {"xla_cpu_use_fusion_emitters": False, "xla_llvm_disable_expensive_passes": True}
 
 
 def rare(name):

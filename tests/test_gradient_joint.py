@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_gradient import FAST, TIGHT, difference, dotted, inner
-from test_gradient_rules import FIRST, MODEL, groups
-from test_mean_field import Graph, graph
+from internals import DocumentsDomain, merge, pytree, split
+from slopes import FAST, MODEL, TIGHT, difference, dotted, first, groups, inner
+from zoo import Graph, graph
 
 import jaxem
-from jaxem.numerics.tree import merge, pytree, split
 
 pytestmark = pytest.mark.filterwarnings("ignore::jaxem.FitWarning")
 DOCUMENTS, WORDS, TOPICS = 24, 7, 2
@@ -48,13 +47,16 @@ def numbers(r):
     return jnp.stack([dotted(r.params), r.objective, r.log_likelihood]), r.gradient_ok
 
 
+class PartsDomain(DocumentsDomain):
+    def whole(self, counts):
+        return counts >= 0
+
+
 @pytree(static=("topics", "inference"))
 class Parts(jaxem.LDA):
     """Documents may hold parts of words, so that differences with respect to counts exist."""
 
-    def valid(self, x):
-        valid = super().valid(x)
-        return valid._set(valid.size, valid.words, x.counts >= 0, valid.vocabulary)
+    domain = PartsDomain()
 
 
 VARIANTS = {
@@ -227,7 +229,7 @@ def test_rules_that_end_where_em_ends_have_its_gradient(name):
         return dotted(r.params), (r.params, r.gradient_ok)
 
     slope = fast(partial(jax.grad(loss, has_aux=True), method=SAME[name]))
-    found, (end, ok) = slope(x, FIRST)
+    found, (end, ok) = slope(x, first())
     expected, (again, _) = fast(jax.grad(loss, has_aux=True))(x, end)
     assert ok and np.abs(expected).max() > 0.01
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3), end, again)

@@ -1,22 +1,28 @@
 """The gradient at its limits: slow climbs, loose tolerances, saddles, float32, ragged batches."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from internals import krylov
 from jax.flatten_util import ravel_pytree
-from test_gradient import TIGHT, difference, dotted
-from test_gradient_rules import FIRST, MODEL, OTHER, X, fast, groups, loss
+from slopes import MODEL, OTHER, TIGHT, X, difference, dotted, fast, first, groups, loss
 
 import jaxem
-from jaxem.gradient.krylov import krylov
 
-START = dataclasses.replace(
-    FIRST, components=dataclasses.replace(FIRST.components, mean=FIRST.components.mean + 0.2)
-)
 pytestmark = pytest.mark.filterwarnings("ignore::jaxem.FitWarning")
+
+
+@functools.cache
+def off():
+    """Params off the end of the fit."""
+    end = first()
+    return dataclasses.replace(
+        end, components=dataclasses.replace(end.components, mean=end.components.mean + 0.2)
+    )
 
 
 def along(x, direction, init, **options):
@@ -52,7 +58,7 @@ def test_a_nearly_singular_fit_against_differences():
 
 def test_a_loose_fit_has_the_gradient_of_the_optimum():
     """The params are off in the third digit; what they answer to the data is not."""
-    near = fast(lambda x, tol: along(x, OTHER, START, tol=tol))
+    near = fast(lambda x, tol: along(x, OTHER, off(), tol=tol))
     loose, slope, ok = near(X, 1e-4)
     tight, expected, _ = near(X, 1e-13)
     assert ok and abs(loose / tight - 1) > 1e-4
@@ -81,7 +87,7 @@ def test_a_saddle_is_not_trusted(d):
 
 def test_float32():
     x = X.astype(np.float32)
-    init = jax.tree.map(lambda a: np.asarray(a, np.float32), START)
+    init = jax.tree.map(lambda a: np.asarray(a, np.float32), off())
 
     def value(x):
         r = jaxem.fit(MODEL, x, init=init)
@@ -99,12 +105,12 @@ def test_a_ragged_batch_of_traced_arrays():
     weights = [np.linspace(0.5, 1.5, len(x)) for x in sets]
 
     def total(sets, weights):
-        init = jax.tree.map(lambda a: jnp.stack([a] * len(sets)), FIRST)
+        init = jax.tree.map(lambda a: jnp.stack([a] * len(sets)), first())
         r = jaxem.fit(MODEL, jaxem.Batch(sets), init=init, weights=weights, **TIGHT)
         return jax.vmap(dotted)(r.params).sum()
 
     def alone(x, w):
-        return dotted(jaxem.fit(MODEL, x, init=FIRST, weights=w, **TIGHT).params)
+        return dotted(jaxem.fit(MODEL, x, init=first(), weights=w, **TIGHT).params)
 
     of_sets, of_weights = fast(jax.grad(total, (0, 1)))(sets, weights)
     dx, dw = fast(jax.grad(alone, (0, 1)))(sets[1], weights[1])

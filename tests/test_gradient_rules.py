@@ -7,36 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_gradient import FAST, TIGHT, difference, dotted
+from slopes import (
+    MODEL,
+    OTHER,
+    TIGHT,
+    X,
+    difference,
+    dotted,
+    fast,
+    first,
+    fitted,
+    groups,
+    loss,
+)
 
 import jaxem
 
 pytestmark = pytest.mark.filterwarnings("ignore::jaxem.FitWarning")
-MODEL = jaxem.Mixture(jaxem.Normal("diagonal"), k=2)
-
-
-def groups(seed=0, n=60, gap=2.5, d=2):
-    """Two overlapping groups of unequal size."""
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(n, d)) + gap * (np.arange(n)[:, None] < n / 3)
-
-
-X = groups()
-LABELS = jaxem.Labels((np.arange(60) < 20).astype(int))
-FIRST = jaxem.fit(MODEL, X, init=LABELS, **TIGHT).params
-OTHER = np.random.default_rng(9).normal(size=X.shape)
-
-
-def fitted(x, **options):
-    return jaxem.fit(MODEL, x, **{"init": FIRST} | TIGHT | options)
-
-
-def loss(x, **options):
-    return dotted(fitted(x, **options).params)
-
-
-def fast(function):
-    return jax.jit(function, compiler_options=FAST)
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +78,13 @@ def test_the_start_has_gradient_zero():
     def from_shares(shares):
         return loss(X, init=jaxem.Responsibilities(shares))
 
-    for gradient in (jax.grad(from_params)(FIRST), jax.grad(from_shares)(r)):
+    for gradient in (jax.grad(from_params)(first()), jax.grad(from_shares)(r)):
         assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(gradient))
 
 
 def test_eager_jit_vmap_and_batch_agree(slope):
     stack = np.stack([X, groups(1), X[::-1]])
-    many = jax.tree.map(lambda a: jnp.stack([a] * 3), FIRST)
+    many = jax.tree.map(lambda a: jnp.stack([a] * 3), first())
     one = jax.grad(loss)(jnp.asarray(X))
     np.testing.assert_allclose(one, slope, rtol=1e-8, atol=1e-10)
     mapped = fast(jax.vmap(jax.grad(loss)))(stack)
@@ -230,7 +217,7 @@ def test_singular_fits_are_flagged():
 def test_a_fit_that_is_masked_out_leaves_the_others_alone(slope):
     """A batch with a fit that did not converge, under a sum over those that did."""
     stack = np.stack([X, X])
-    start = jax.tree.map(lambda a: jnp.stack([a, a]), FIRST)
+    start = jax.tree.map(lambda a: jnp.stack([a, a]), first())
     start = dataclasses.replace(start, weights=start.weights.at[1].set(jnp.array([0.5, 0.5])))
 
     def total(xs, masked):
@@ -268,7 +255,7 @@ def test_other_rules_refuse():
 def test_other_ways_under_vmap_and_on_a_batch(options):
     """As alone; the unrolled one counts its start too."""
     options = options | {"max_iter": 8, "tol": 1e-2}
-    stack, many = np.stack([X, groups(1)]), jax.tree.map(lambda a: jnp.stack([a] * 2), FIRST)
+    stack, many = np.stack([X, groups(1)]), jax.tree.map(lambda a: jnp.stack([a] * 2), first())
     alone = fast(jax.grad(lambda x: loss(x, **options)))
     expected = np.stack([alone(x) for x in stack])
     assert np.all(np.isfinite(expected))

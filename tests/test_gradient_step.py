@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from internals import adopt, coordinates, standardized
 from jax.scipy.special import gammaln
 from oracles import published
 from zoo import MODELS
 
 import jaxem
-from jaxem.protocol.units import standardized
-from jaxem.wrappers.adopt import adopt
 
 ADAM, DESCENT = optax.adam(0.1), optax.sgd(10.0)
 RULES = {
@@ -59,7 +58,7 @@ def test_a_learning_rate_far_too_large_still_climbs():
         params, memory = seen.proposal, seen.memory
         objective.append(float(seen.objective))
     assert (np.diff(objective) > -1e-9).all() and objective[-1] > objective[0] + 1
-    free = view.model.coordinates(params)
+    free = coordinates(view.model, params)
 
     def loss(v):
         return -view.model.log_prob(free.params(v), view.data).sum()

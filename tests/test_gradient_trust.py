@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from test_gradient import FAST
+from slopes import FAST
 
 import jaxem
 
-pytestmark = pytest.mark.filterwarnings("ignore::jaxem.FitWarning")
+pytestmark = [
+    pytest.mark.shipped,
+    pytest.mark.filterwarnings("ignore::jaxem.FitWarning"),
+]
 SETS, N = 24, 100
 BOUND = {np.float32: 1e-3, np.float64: 1e-6}
 

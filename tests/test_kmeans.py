@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from internals import Centres
 from oracles import PUBLISHED, published
 from sklearn.cluster import KMeans
 
 import jaxem
-from jaxem.estimators.kmeans import Centres
 
 
 def blobs():

@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.sparse
+from compare import close
+from internals import (
+    concentration,
+    exp_digamma,
+    lda_model,
+    lda_posterior,
+    suited,
+    tuning,
+)
 from scipy.special import digamma, gammaln
 
 import jaxem
-from jaxem.methods.suited import suited
-from jaxem.models.lda import concentration
-from jaxem.models.lda import lda as lda_model
-from jaxem.models.lda import posterior as lda_posterior
-from jaxem.numerics.special import exp_digamma
 
 PUBLISHED = pathlib.Path(__file__).parents[2] / "shared" / "published" / "cases.json"
 N, V, K = 12, 9, 3
@@ -40,10 +44,6 @@ VARIANTS = {
     "bayes": jaxem.LDA(K, alpha="asymmetric", eta="symmetric", inference="bayes"),
     "eta": jaxem.LDA(K, eta="asymmetric", inference="bayes"),
 }
-
-
-def close(a, b, tol=1e-9):
-    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=tol, atol=tol), a, b)
 
 
 @functools.cache
@@ -273,9 +273,15 @@ def test_blocks_padding_and_order_change_nothing(monkeypatch):
     wide = jaxem.Documents(documents.toarray(), vocabulary=v)
     cells = np.pad(documents.words, ((0, 0), (0, 13))), np.pad(documents.counts, ((0, 0), (0, 13)))
     wide._set(documents.size, *cells, v)
-    sizes = {"FEWEST": 8, "MOST": 8, "SHORTEST": 8, "CLASSES": 3, "LEFT": 9}  # none is left
+    sizes = {
+        "LEAST_DOCUMENTS": 8,
+        "MOST_DOCUMENTS": 8,
+        "SHORTEST": 8,
+        "LENGTH_CLASSES": 3,
+        "LEFT": 9,
+    }  # none is left
     for name, value in sizes.items():
-        monkeypatch.setattr(lda_posterior, name, value)
+        monkeypatch.setattr(tuning, name, value)
     assert len(lda_posterior.layout(wide.words.shape, K)[0]) == 3
     order = rng.permutation(n)
     gamma, bound, stats, (swept, *sums) = answers(wide[order], weights[order])
@@ -290,8 +296,8 @@ def test_blocks_padding_and_order_change_nothing(monkeypatch):
 
 def test_documents_of_a_block_that_is_not_full_move_too(monkeypatch):
     """Two of 26 in blocks of 8, of which two may be left behind."""
-    monkeypatch.setattr(lda_posterior, "FEWEST", 8)
-    monkeypatch.setattr(lda_posterior, "MOST", 8)
+    monkeypatch.setattr(tuning, "LEAST_DOCUMENTS", 8)
+    monkeypatch.setattr(tuning, "MOST_DOCUMENTS", 8)
     documents = jaxem.Documents(np.random.default_rng(0).poisson(1.0, (26, V)) + (np.arange(V) < 2))
     units, cold = MAP.arranged(documents), MAP.cold(POINT, documents)
     assert len(lda_posterior.layout(documents.words.shape, K)[0]) == 1
@@ -614,12 +620,10 @@ def test_coherence_by_hand():
 
 def test_a_large_corpus_goes_the_same_way(monkeypatch):
     """From CHUNKED numbers on a climb prepares its data and sweeps by `fused`."""
-    import jaxem.passes.collect as sweep_module
-
     rng = np.random.default_rng(0)
     documents = jaxem.Documents(rng.poisson(0.4, size=(40, 20)))
     small = jaxem.fit(jaxem.LDA(2), documents, key=0, tol=0, max_iter=5)
-    monkeypatch.setattr(sweep_module, "CHUNKED", 1)
+    monkeypatch.setattr(tuning, "CHUNKED", 1)
     jax.clear_caches()
     large = jaxem.fit(jaxem.LDA(2), documents, key=0, tol=0, max_iter=5)
     jax.clear_caches()

@@ -9,13 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from internals import Factor, floored, is_floored, solve_shape, special
 from oracles import spd
 
 import jaxem
 from jaxem import Status
-from jaxem.families.gamma import solve_shape
-from jaxem.numerics import special
-from jaxem.numerics.linalg import Factor, floored, is_floored
 
 STRUCTURES = ("full", "tied", "diagonal", "spherical")
 

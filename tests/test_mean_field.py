@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from internals import POSITIVE, REAL, SIMPLEX, Factored, suited
 from scipy.special import logsumexp
+from zoo import Graph, graph
 
 import jaxem
-from jaxem.methods.suited import suited
-from jaxem.protocol.spaces import POSITIVE, REAL, SIMPLEX
-from jaxem.wrappers.factored import Factored
 
 STATES, N, D = (2, 3, 2), 60, 4
 
@@ -81,56 +80,12 @@ class Solved(Factorial):
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class Graph:
-    """A stochastic block model: a unit is a graph, a latent variable the block of a node."""
-
-    blocks: int = 2
-
-    def latents(self, x):
-        return (self.blocks,) * x.shape[-1]
-
-    def init(self, key, x, weights):
-        more = 0.7 + jnp.eye(self.blocks) + 0.1 * jax.random.uniform(key, (self.blocks,) * 2)
-        even = jnp.full(self.blocks, 1 / self.blocks, x.dtype)
-        density = weights @ x.mean((1, 2)) / weights.sum()
-        return {"shares": even, "links": jnp.clip(density * (more + more.T) / 2, 0.01, 0.99)}
-
-    def log_joint(self, params, x, z):
-        pair = 0.5 * (1 - jnp.eye(x.shape[-1]))
-        yes, no = jnp.log(params["links"]), jnp.log1p(-params["links"])
-        link = jnp.einsum("gij,gik,gjl->gkl", pair * x, z, z)
-        rest = jnp.einsum("gij,gik,gjl->gkl", pair * (1 - x), z, z)
-        return (link * yes + rest * no).sum((1, 2)) + (z @ jnp.log(params["shares"])).sum(1)
-
-    def statistics(self, params, x, q, weights):
-        pair = 1 - jnp.eye(x.shape[-1])
-        sums = functools.partial(jnp.einsum, "g,gij,gik,gjl->kl", weights)
-        return {
-            "count": jnp.einsum("g,gik->k", weights, q),
-            "link": sums(pair * x, q, q),
-            "all": sums(pair + 0 * x, q, q),
-        }
-
-    def maximize(self, params, stats):
-        links = jnp.clip(stats["link"] / jnp.maximum(stats["all"], 1e-9), 1e-6, 1 - 1e-6)
-        return {"shares": stats["count"] / stats["count"].sum(), "links": links}
-
-
 def planted(n=N, noise=0.5, seed=0):
     rng = np.random.default_rng(seed)
     z = np.stack([rng.integers(k, size=n) for k in STATES], 1)
     means = [4 * rng.normal(size=(k, D)) for k in STATES]
     mean = sum(m[z[:, i]] for i, m in enumerate(means))
     return mean + noise * rng.normal(size=(n, D)), z
-
-
-def graph(n, blocks, seed=0, inside=0.5, outside=0.05):
-    rng = np.random.default_rng(seed)
-    z = np.arange(n) % blocks
-    chance = np.where(z[:, None] == z, inside, outside)
-    upper = np.triu(rng.uniform(size=(n, n)) < chance, 1)
-    return (upper + upper.T)[None].astype(float), z
 
 
 def corners(states):
@@ -146,7 +101,7 @@ def enumerated(model, params, x, states):
     def at(z):
         return model.log_joint(params, x, jnp.broadcast_to(z, (len(x), *z.shape)))
 
-    return every, np.asarray(jax.vmap(at, out_axes=1)(jnp.asarray(every)))
+    return every, np.asarray(jax.jit(jax.vmap(at, out_axes=1))(every))
 
 
 def drawn(seed, n, states):
@@ -175,7 +130,7 @@ CASES = {
 def test_the_free_energy_and_every_update_are_those_of_enumeration(name):
     """At any q: F, E_q[log p | z_m = k] for every m and k, and the bound on the evidence."""
     model, x, states = CASES[name]
-    params = model.init(jax.random.key(1), x, jnp.ones(len(x)))
+    params = jax.jit(model.init)(jax.random.key(1), x, np.ones(len(x)))
     q = drawn(0, len(x), states)
     every, joint = enumerated(model, params, x, states)
     exact = free_energies(every, joint, q)
@@ -200,7 +155,7 @@ def test_the_free_energy_and_every_update_are_those_of_enumeration(name):
 @pytest.mark.parametrize("name", CASES)
 def test_at_rest_every_change_of_q_lowers_f(name):
     model, x, states = CASES[name]
-    params = model.init(jax.random.key(1), x, jnp.ones(len(x)))
+    params = jax.jit(model.init)(jax.random.key(1), x, np.ones(len(x)))
     rule = jaxem.MeanField()
     q, value = jax.jit(functools.partial(rule.infer, model))(params, x)
     every, joint = enumerated(model, params, x, states)

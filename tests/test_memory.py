@@ -9,6 +9,7 @@ import pytest
 
 import jaxem
 
+pytestmark = pytest.mark.shipped
 K, D = 8, 2
 MODEL = jaxem.Mixture(jaxem.Normal(), k=K)
 STATM = pathlib.Path("/proc/self/statm")

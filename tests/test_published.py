@@ -11,7 +11,10 @@ import pytest
 import jaxem
 
 FOLDER = pathlib.Path(__file__).parents[2] / "shared" / "published"
-pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="../shared/published is absent")
+pytestmark = [
+    pytest.mark.shipped,
+    pytest.mark.skipif(not FOLDER.exists(), reason="../shared/published is absent"),
+]
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"] if FOLDER.exists() else []
 FOUNDATION = {c["id"]: c for c in CASES if c["issue"] == "foundation"}
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +66,7 @@ def test_save_and_load(name, tmp_path):
     result.save(path)
     loaded = jaxem.load(path)
     assert repr(loaded) == repr(result)
-    jax.tree.map(np.testing.assert_array_equal, loaded.params, result.params)
+    chex.assert_trees_all_equal(loaded.params, result.params)
     assert jax.tree.structure(loaded.restarts) == jax.tree.structure(result.restarts)
     np.testing.assert_array_equal(loaded.score_samples(data), result.score_samples(data))
     np.testing.assert_array_equal(loaded.predict(data), result.predict(data))

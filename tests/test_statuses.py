@@ -9,6 +9,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from compare import equal, with_value
 
 import jaxem
 from jaxem import Status
@@ -22,17 +23,6 @@ MODEL = jaxem.Mixture(jaxem.Normal("diagonal"), K)
 
 def fit(x=X, model=MODEL, key=0, **options):
     return jaxem.fit(model, x, key=key, **options)
-
-
-def with_value(x, value, at=(7, 1)):
-    x = np.array(x, float)
-    x[at] = value
-    return x
-
-
-def same(a, b) -> bool:
-    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(np.array_equal(p, q) for p, q in leaves)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +86,7 @@ def test_an_impossible_unit_is_named():
     with pytest.warns(jaxem.FitWarning, match=r"NONFINITE.*1 have probability zero.*index 7\)"):
         result = fit(x, model, init=start)
     assert result.status == Status.NONFINITE
-    assert not np.isnan(result.log_likelihood) and same(result.params, start)
+    assert not np.isnan(result.log_likelihood) and equal(result.params, start)
 
 
 def test_all_that_failed_is_told_in_one_warning():
@@ -126,14 +116,14 @@ def test_a_bad_lane_leaves_the_others_alone(family, x, value):
     kinds = [Status.BAD_INPUT, Status.BAD_INPUT, Status.EMPTY]
     assert seen.status[1:].tolist() == kinds and not (good.status == Status.BAD_INPUT).any()
     first = [jax.tree.map(lambda a: a[0], r) for r in (good, seen)]
-    assert same(*first)
+    assert equal(*first)
     assert not any(np.isnan(leaf).any() for leaf in jax.tree.leaves(seen))
 
 
 def test_nan_under_weight_0_is_the_same_as_zero():
     w = with_value(np.ones(N), 0, 7)
     hidden = [fit(with_value(X, v), weights=w) for v in (np.nan, 0.0)]
-    assert same(hidden[0], hidden[1]) and hidden[0].converged
+    assert equal(hidden[0], hidden[1]) and hidden[0].converged
 
 
 def test_equal_fields_are_not_equal_types():
@@ -148,14 +138,14 @@ def test_equal_fields_are_not_equal_types():
 def test_copies_threads_and_modes_give_the_same_result():
     plain = fit()
     for clone in (pickle.loads(pickle.dumps(plain)), copy.deepcopy(plain)):
-        assert same(clone, plain) and np.array_equal(clone.predict(X), plain.predict(X))
+        assert equal(clone, plain) and np.array_equal(clone.predict(X), plain.predict(X))
     results = {}
     threads = [threading.Thread(target=lambda i=i: results.update({i: fit()})) for i in range(2)]
     [t.start() for t in threads]
     [t.join() for t in threads]
-    assert same(results[0], plain) and same(results[1], plain)
+    assert equal(results[0], plain) and equal(results[1], plain)
     with jax.debug_nans(True):
-        assert same(fit(), plain)
+        assert equal(fit(), plain)
     with jax.disable_jit():
         slow = fit(max_iter=2, tol=0)
     assert np.isclose(slow.log_likelihood, fit(max_iter=2, tol=0).log_likelihood)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from internals import Aitken, loop
 
 import jaxem
-from jaxem.solver.stopping import Aitken
 
 ADAM = optax.adam(0.05)
 N, D, Q = 120, 5, 2
@@ -87,7 +87,7 @@ def test_it_goes_through_restarts_batches_and_vmap():
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     alone = fit(x[1], init=starts[1])
     many = fit(jaxem.Batch(x), init=stacked)
-    mapped = jax.vmap(lambda a, p: fit(a, init=p))(x, stacked)
+    mapped = jax.jit(jax.vmap(lambda a, p: fit(a, init=p)))(x, stacked)
     for r in (many, mapped):
         assert (np.asarray(r.status) == jaxem.Status.CONVERGED).all()
         assert np.allclose(r.objective[1], alone.objective, atol=1e-4 * N)
@@ -233,11 +233,11 @@ def test_accelerated_rules_are_monotone_and_end_where_plain_ones_do(rule, name):
         assert fast.n_iter < plain.n_iter
     method = jaxem.EM(e_step, m_step, ACCELERATORS[name])
     weights = jnp.ones(len(x))
-    state = jaxem.solver.loop.start(start, weights.dtype, 0, method.start(model, start, x, weights))
+    state = loop.start(start, weights.dtype, 0, method.start(model, start, x, weights))
 
     def body(state, _):
         seen = method.evaluate(model, state.proposal, x, weights, state.method)
-        state = jaxem.solver.loop.step(state, seen, 0.0, 10**6, Aitken())
+        state = loop.step(state, seen, 0.0, 10**6, Aitken())
         return state, (state.objective, seen.noise)
 
     objective, noise = jax.jit(lambda: jax.lax.scan(body, state, None, length=60)[1])()

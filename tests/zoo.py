@@ -1,8 +1,11 @@
 """Every model that must obey the laws, with data it can explain: adding a model is one line."""
 
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,9 +31,6 @@ def _data():
 
 def geometric():
     """A one-component model, lifted by Each: the family of the README."""
-    import dataclasses
-
-    import jax.numpy as jnp
 
     @dataclasses.dataclass(frozen=True)
     class Geometric(jaxem.Model):
@@ -55,6 +55,50 @@ def geometric():
             return params["probs"].size
 
     return jaxem.Each(Geometric())
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """A stochastic block model: a unit is a graph, a latent variable the block of a node."""
+
+    blocks: int = 2
+
+    def latents(self, x):
+        return (self.blocks,) * x.shape[-1]
+
+    def init(self, key, x, weights):
+        more = 0.7 + jnp.eye(self.blocks) + 0.1 * jax.random.uniform(key, (self.blocks,) * 2)
+        even = jnp.full(self.blocks, 1 / self.blocks, x.dtype)
+        density = weights @ x.mean((1, 2)) / weights.sum()
+        return {"shares": even, "links": jnp.clip(density * (more + more.T) / 2, 0.01, 0.99)}
+
+    def log_joint(self, params, x, z):
+        pair = 0.5 * (1 - jnp.eye(x.shape[-1]))
+        yes, no = jnp.log(params["links"]), jnp.log1p(-params["links"])
+        link = jnp.einsum("gij,gik,gjl->gkl", pair * x, z, z)
+        rest = jnp.einsum("gij,gik,gjl->gkl", pair * (1 - x), z, z)
+        return (link * yes + rest * no).sum((1, 2)) + (z @ jnp.log(params["shares"])).sum(1)
+
+    def statistics(self, params, x, q, weights):
+        pair = 1 - jnp.eye(x.shape[-1])
+        sums = functools.partial(jnp.einsum, "g,gij,gik,gjl->kl", weights)
+        return {
+            "count": jnp.einsum("g,gik->k", weights, q),
+            "link": sums(pair * x, q, q),
+            "all": sums(pair + 0 * x, q, q),
+        }
+
+    def maximize(self, params, stats):
+        links = jnp.clip(stats["link"] / jnp.maximum(stats["all"], 1e-9), 1e-6, 1 - 1e-6)
+        return {"shares": stats["count"] / stats["count"].sum(), "links": links}
+
+
+def graph(n, blocks, seed=0, inside=0.5, outside=0.05):
+    rng = np.random.default_rng(seed)
+    z = np.arange(n) % blocks
+    chance = np.where(z[:, None] == z, inside, outside)
+    upper = np.triu(rng.uniform(size=(n, n)) < chance, 1)
+    return (upper + upper.T)[None].astype(float), z
 
 
 REAL, COUNTS, CODES, POSITIVE, GROUP = _data()
@@ -100,6 +144,35 @@ BANKS = {
     "each-mixture": Case(jaxem.Each(jaxem.Mixture(jaxem.Normal("diagonal"), k=2)), REAL),
 }
 
+ROWS = 60
+OVERLAPPING = {
+    "full": jaxem.Normal("full"),
+    "tied": jaxem.Normal("tied"),
+    "diagonal": jaxem.Normal("diagonal"),
+    "spherical": jaxem.Normal("spherical"),
+    "student": jaxem.StudentT(),
+    "poisson": jaxem.Poisson(),
+    "gamma": jaxem.Gamma(),
+    "categorical": jaxem.Categorical(4),
+    "full-map": jaxem.Normal("full", prior=jaxem.NormalPrior(0.0, 0.5, 5.0, 0.5)),
+    "poisson-map": jaxem.Poisson(prior=jaxem.GammaPrior(2.0, 1.0)),
+}
+"""Banks for random problems of 60 x 2, whose groups overlap: `overlapping` draws the data."""
+
+
+def overlapping(bank, seed, n=ROWS, spread=None):
+    """Data from two to four overlapping groups, of the type that the bank takes."""
+    rng = np.random.default_rng(seed)
+    spread = rng.uniform(0.3, 3) if spread is None else spread
+    group = rng.integers(rng.integers(2, 5), size=(n, 1))
+    real = rng.normal(size=(n, 2)) @ rng.normal(size=(2, 2)) + spread * group
+    if "poisson" in bank:
+        return rng.poisson(1 + spread * group, size=(n, 2)).astype(float)
+    if bank == "categorical":
+        return np.minimum(rng.poisson(0.3 + spread * group / 2, size=(n, 2)), 3).astype(float)
+    return np.exp(real / 2) if bank == "gamma" else real
+
+
 LABELS = np.where(np.arange(N) % 3 == 0, GROUP, -1)
 
 MODELS = {name: Case(jaxem.Mixture(bank, k=K), x) for name, (bank, x) in BANKS.items()} | {
@@ -126,6 +199,25 @@ SELDOM += ["gamma-map", "student-df"]
 def usually(names):
     """The names as cases of a test, the seldom ones marked slow."""
     return [pytest.param(n, marks=pytest.mark.slow if n in SELDOM else ()) for n in names]
+
+
+def alternating(cases, law=0):
+    """(case, dtype) pairs of a law: precision alternates over the cases, the other half is slow.
+
+    With law=0 for some laws and law=1 for others, every case is seen in both precisions.
+    """
+    pairs = []
+    for i, case in enumerate(cases):
+        param = (
+            case if hasattr(case, "marks") else pytest.param(case, id=getattr(case, "name", None))
+        )
+        for j, dtype in enumerate((np.float32, np.float64)):
+            marks = [*param.marks, *[pytest.mark.slow] * ((i + j + law) % 2)]
+            label = param.id or str(param.values[0])
+            pairs.append(
+                pytest.param(*param.values, dtype, marks=marks, id=f"{label}-{dtype.__name__}")
+            )
+    return pairs
 
 
 def cast(data, dtype):

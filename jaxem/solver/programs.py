@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import is_traced, merge, split
-from jaxem.passes.collect import CHUNKED
 from jaxem.solver import host
 from jaxem.solver.axes import as_sets, best_of, canonical, typed
 from jaxem.solver.host import is_long
@@ -59,7 +58,7 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     effort = "full"
     if not batched and tuning.platform() == "cpu":
         effort = "tiny" if cost * restarts <= tuning.TINY else "less"
-        effort = "full" if n * features * k >= CHUNKED else effort
+        effort = "full" if n * features * k >= tuning.CHUNKED else effort
     fits = sets * restarts
     if not is_long(cost * fits, max_iter):
         best, every = SOLVE(effort, *args, plan=plan, transformed=False)

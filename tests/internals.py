@@ -1,0 +1,134 @@
+"""Uses of what jaxem does not make public, in one place, and the listener for compilations."""
+
+import contextlib
+
+import jax.monitoring
+
+import jaxem
+from jaxem.analysis import padded_mixtures as padded
+from jaxem.analysis.free_energy import ascent, decompose
+from jaxem.data import arrays
+from jaxem.data.arrays import as_data
+from jaxem.data.batch import padded_length
+from jaxem.estimators.kmeans import Centres
+from jaxem.families.gamma import solve_shape
+from jaxem.families.normal.products import packed, pairs, products, unpacked
+from jaxem.gradient.krylov import krylov
+from jaxem.methods.acceleration import Chart
+from jaxem.methods.e_steps import parted, sampled
+from jaxem.methods.suited import suited
+from jaxem.models.lda import concentration
+from jaxem.models.lda import lda as lda_model
+from jaxem.models.lda import posterior as lda_posterior
+from jaxem.models.lda.lda import DocumentsDomain
+from jaxem.numerics import special, tuning
+from jaxem.numerics.linalg import Factor, floored, is_floored
+from jaxem.numerics.softmax import normalize
+from jaxem.numerics.special import exp_digamma
+from jaxem.numerics.tree import float_dtype, merge, pytree, split
+from jaxem.passes.chunks import in_chunks, row_sum
+from jaxem.passes.collect import TRUSTED, collect, prepared
+from jaxem.protocol.capabilities import SmoothMap, has
+from jaxem.protocol.posterior import expectation, shares
+from jaxem.protocol.spaces import POSITIVE, REAL, SIMPLEX
+from jaxem.protocol.status import Status
+from jaxem.protocol.units import inward, outward, standardized
+from jaxem.results.optima import Optimum, optima
+from jaxem.solver import host as slices
+from jaxem.solver import loop
+from jaxem.solver.problem import Plan
+from jaxem.solver.solve import single
+from jaxem.solver.stopping import Aitken
+from jaxem.wrappers.adopt import adopt
+from jaxem.wrappers.factored import Factored
+from jaxem.wrappers.restricted import coordinates
+
+__all__ = [
+    "CLIMBS",
+    "POSITIVE",
+    "REAL",
+    "SIMPLEX",
+    "TRUSTED",
+    "Aitken",
+    "Centres",
+    "Chart",
+    "DocumentsDomain",
+    "Factor",
+    "Factored",
+    "Optimum",
+    "Plan",
+    "SmoothMap",
+    "Status",
+    "adopt",
+    "arrays",
+    "as_data",
+    "ascent",
+    "collect",
+    "compilations",
+    "concentration",
+    "coordinates",
+    "decompose",
+    "evaluate",
+    "exp_digamma",
+    "expectation",
+    "float_dtype",
+    "floored",
+    "has",
+    "in_chunks",
+    "inward",
+    "is_floored",
+    "krylov",
+    "lda_model",
+    "lda_posterior",
+    "loop",
+    "merge",
+    "normalize",
+    "optima",
+    "outward",
+    "packed",
+    "padded",
+    "padded_length",
+    "pairs",
+    "parted",
+    "prepared",
+    "products",
+    "pytree",
+    "row_sum",
+    "sampled",
+    "shares",
+    "single",
+    "slices",
+    "solve_shape",
+    "special",
+    "split",
+    "standardized",
+    "suited",
+    "tuning",
+    "unpacked",
+]
+
+
+CLIMBS = "jit(_solve)"
+"""The program that climbs, as JAX's events name it."""
+
+
+def evaluate(model, params, data, weights):
+    """One evaluation by exact EM: the objective at params and the proposal of the M-step."""
+    return jaxem.EM().evaluate(model, params, data, weights)
+
+
+_compiled = []
+
+
+@jax.monitoring.register_event_duration_secs_listener
+def _listen(event, duration, fun_name="", **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiled.append(fun_name)
+
+
+@contextlib.contextmanager
+def compilations():
+    """The names of the programs that are compiled, or loaded from JAX's cache, in the block."""
+    seen, before = [], len(_compiled)
+    yield seen
+    seen.extend(_compiled[before:])
