@@ -27,6 +27,7 @@ from jaxem.passes.collect import Prepared
 from jaxem.passes.linear import FusedPass, roomy
 from jaxem.protocol.counts import is_empty
 from jaxem.protocol.domains import Domain
+from jaxem.protocol.held import is_held
 from jaxem.protocol.model import Model
 from jaxem.protocol.priors import DirichletPrior
 from jaxem.protocol.spaces import ABOVE_ZERO, SIMPLEX
@@ -113,7 +114,7 @@ class LDA(Model):
     Args:
       topics: how many, an int of 1 or more.
       alpha: the concentration of topics within a document: a number, one for each topic, or
-        "symmetric" or "asymmetric" to learn it. None: 1 / topics.
+        "symmetric" or "asymmetric" to learn it. None: 1 / topics, or what the start holds.
       eta: the concentration of words within a topic. None: 1 with inference="map", which is maximum
         likelihood, else 1 / topics. With "map" 1 or more; with "bayes" also "symmetric" or
         "asymmetric", to learn it.
@@ -141,9 +142,10 @@ class LDA(Model):
             raise ValueError(f'inference must be "map" or "bayes", got {self.inference!r}')
         object.__setattr__(self, "topics", concentration.checked_topics(self.topics))
         usual = 1 / self.topics
-        alpha = usual if self.alpha is None else self.alpha
         eta = usual if self.eta is None and self.bayes else self.eta
-        object.__setattr__(self, "alpha", concentration.checked(alpha, "alpha", self.topics))
+        if self.alpha is not None:
+            alpha = concentration.checked(self.alpha, "alpha", self.topics)
+            object.__setattr__(self, "alpha", alpha)
         object.__setattr__(self, "eta", concentration.checked(eta, "eta"))
         least = 0 if self.bayes else 1
         if isinstance(self.eta, str) and not self.bayes:
@@ -179,7 +181,8 @@ class LDA(Model):
             share = (x.size * weights).sum() / self.topics
             mass = jnp.full(self.topics, jnp.broadcast_to(eta, (v,)).sum() + share, dtype)
             eta = jnp.broadcast_to(eta, () if self.eta == "symmetric" else (v,))
-        alpha = 1 / self.topics if isinstance(self.alpha, str) else self.alpha
+        own = self.alpha is not None and not isinstance(self.alpha, str)
+        alpha = self.alpha if own else 1 / self.topics
         alpha = jnp.broadcast_to(jnp.asarray(alpha, dtype), (self.topics,))
         return LDAParams((few + whole) / 2, alpha, mass, eta if isinstance(self.eta, str) else None)
 
@@ -253,6 +256,23 @@ class LDA(Model):
         if self.eta == "asymmetric":
             return replace(new, eta=concentration.asymmetric(params.eta, logs, smooth))
         return replace(new, eta=concentration.symmetric(params.eta, logs.sum(), logs.size, smooth))
+
+    def restricted(self, held):
+        """The M-step with entries of point estimates of topics fixed, and alpha as a whole."""
+        leaves = jax.tree.leaves(held, is_leaf=is_held)
+        fixed = [h.fixed.any() for h in leaves]
+        if not any(fixed) and not any(h.tied for h in leaves):
+            return self.maximize
+        if held.alpha.fixed.any() and not (self.alpha is None or isinstance(self.alpha, str)):
+            raise ValueError(
+                f"alpha is given twice, in the model {self!r} and among its fixed params: leave it "
+                "out of one of them"
+            )
+        whole = held.alpha.fixed.all() or not held.alpha.fixed.any()
+        others = self.bayes and (held.topics.fixed.any() or any(fixed[2:]))
+        if any(h.tied for h in leaves) or not whole or others:
+            return None
+        return self.maximize
 
     def log_prior(self, params):
         """log p(topics | eta) at point estimates; −KL(q(topics) ‖ p(topics | eta)) with "bayes"."""
@@ -332,14 +352,14 @@ class LDA(Model):
         return gamma, self.sums(topics, mean_log(gamma), weights), evidence
 
     def _fixed_alpha(self, params):
-        """alpha (k,): the model's own where it has one, whatever params hold."""
-        if isinstance(self.alpha, str):
+        """alpha (k,): the model's own where it is given one, whatever params hold."""
+        if self.alpha is None or isinstance(self.alpha, str):
             return params.alpha
         return jnp.broadcast_to(jnp.asarray(self.alpha, params.topics.dtype), (self.topics,))
 
     def _alpha(self, params, stats, smooth):
         if not isinstance(self.alpha, str):
-            return self._fixed_alpha(params)
+            return stop_gradient(params.alpha) if self.alpha is None else self._fixed_alpha(params)
         mean = stats.log_theta / jnp.where(stats.count > 0, stats.count, 1)
         if self.alpha == "asymmetric":
             return concentration.asymmetric(params.alpha, mean, smooth)
