@@ -44,7 +44,8 @@ def climbed(method, model, x, steps=15):
         params, memory = carry
         seen = method.evaluate(view.model, params, view.data, weights, memory)
         collapsed = jnp.any(jnp.asarray(view.model.degenerate(params)))
-        fresh = False if seen.fresh is None else seen.fresh
+        restarted = seen.signal.restarted
+        fresh = False if restarted is None else restarted
         return (seen.proposal, seen.memory), (seen.objective, seen.noise, fresh, collapsed)
 
     @jax.jit

@@ -203,8 +203,12 @@ class SQUAREM:
         return evaluation._replace(
             proposal=proposal,
             accepted=accepted,
-            gain=jnp.where(is_second, gain, jnp.nan),
-            ahead=jnp.where(residuals_grow & (gain > evaluation.noise), jnp.inf, gain * slowest),
+            signal=evaluation.signal._replace(
+                gain=jnp.where(is_second, gain, jnp.nan),
+                to_come=jnp.where(
+                    residuals_grow & (gain > evaluation.noise), jnp.inf, gain * slowest
+                ),
+            ),
             memory=SquaremMemory(
                 phase=phase.astype(jnp.int32),
                 trial=is_second | (is_extrapolated & is_finite & ~accepted),
@@ -346,8 +350,10 @@ class Anderson:
         return evaluation._replace(
             proposal=select(accepted, mixture, state.fallback),
             accepted=accepted,
-            gain=jnp.where(accepted, gain, jnp.nan),
-            ahead=jnp.where(is_predictable, expected_gain, jnp.inf),
+            signal=evaluation.signal._replace(
+                gain=jnp.where(accepted, gain, jnp.nan),
+                to_come=jnp.where(is_predictable, expected_gain, jnp.inf),
+            ),
             memory=select(accepted, next_state, restarted),
         )
 

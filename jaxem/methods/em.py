@@ -18,18 +18,30 @@ from jaxem.protocol.capabilities import FiniteLatents, defines, has
 from jaxem.protocol.spaces import return_time
 
 
+class Signal(NamedTuple):
+    """What a stopping rule should know of a step beside its objective; None where there is nothing
+    to know.
+
+    gain: the gain of a step that tells something, else NaN, of methods whose steps are not all
+    alike. to_come: the gain that the method expects still to come. error: the bound on the error of
+    `gain`, where that is better known than the objective. restarted: whether the objectives of
+    earlier steps say nothing about this one, as under another temperature. return_steps: how many
+    steps such as this one bring a number back that grows from next to 0 (`spaces.return_time`).
+    """
+
+    gain: Any = None
+    to_come: Any = None
+    error: Any = None
+    restarted: Any = None
+    return_steps: Any = None
+
+
 class Evaluation(NamedTuple):
     """What one pass over the data at `params` tells.
 
     proposal: what to evaluate next, M(params) if exact. objective: log-likelihood + log prior AT
-    params. magnitude: Σ w·(|ℓ| + 1), the scale of the objective's rounding.
-
-    memory: what the method remembers. accepted: whether params are kept; None: always. gain, ahead:
-    of methods whose steps are not all alike, the gain of a step that tells something, else NaN, and
-    the gain they expect to come. fresh: whether the objectives of earlier steps say nothing about
-    this one, as under another temperature; None: never. back: how many steps such as this one bring
-    a number back that grows from next to 0 (`spaces.return_time`); None: there can be none. quiet:
-    the noise of `gain`, where that is known better than the objective; None: it is not.
+    params. magnitude: Σ w·(|ℓ| + 1), the scale of the objective's rounding. memory: what the method
+    remembers. accepted: whether params are kept; None: always. signal: for the stopping rule.
     """
 
     proposal: Any
@@ -37,11 +49,7 @@ class Evaluation(NamedTuple):
     magnitude: Any
     memory: Any = ()
     accepted: Any = None
-    gain: Any = None
-    ahead: Any = None
-    fresh: Any = None
-    back: Any = None
-    quiet: Any = None
+    signal: Signal = Signal()
 
     @property
     def noise(self):
@@ -50,12 +58,13 @@ class Evaluation(NamedTuple):
 
 
 class Expectation(NamedTuple):
-    """What a rule for q says at params: q, F(q, params) per unit (n,), and as in `Evaluation`."""
+    """What a rule for q says at params: q, F(q, params) per unit (n,), what it remembers, and
+    `Signal.restarted`."""
 
     q: Any
     value: Any
     memory: Any = ()
-    fresh: Any = None
+    restarted: Any = None
 
 
 @pytree
@@ -199,7 +208,7 @@ class EM:
         return self.update(model, params, *self.collect(model, params, x, weights, memory))
 
     def collect(self, model, params, x, weights, memory):
-        """The E-step at params: (`Sums` over all units, the memory after it, `Evaluation.fresh`).
+        """The E-step at params: (`Sums` over all units, the memory after it, `Signal.restarted`).
 
         Sums add over parts of the data. Their statistics are what the M-step takes: those of the
         model or, where the M-step looks at the units again, `Given`.
@@ -215,9 +224,9 @@ class EM:
         else:
             statistics = Given(x, weights, seen.q)
         sums = Sums(statistics, *summed(weights, seen.value))
-        return sums, memory._replace(e_step=seen.memory), seen.fresh
+        return sums, memory._replace(e_step=seen.memory), seen.restarted
 
-    def update(self, model, params, sums, memory, fresh=None) -> Evaluation:
+    def update(self, model, params, sums, memory, restarted=None) -> Evaluation:
         """The M-step from what `collect` returned at params."""
         if isinstance(self.m_step, Exact):
             proposal = model.maximize(params, sums.statistics)
@@ -228,7 +237,7 @@ class EM:
             memory = memory._replace(m_step=kept)
         proposal = self.e_step.onward(model, proposal, memory.e_step)
         seen = measured(model, params, sums.evidence, sums.magnitude, proposal, memory)
-        return seen._replace(fresh=fresh)
+        return seen._replace(signal=seen.signal._replace(restarted=restarted))
 
     def stationary(self, model, x):
         """A `StationaryMap` with the fixed points of fits by this method, or None where none is
@@ -273,5 +282,6 @@ def summed(weights, value):
 def measured(model, params, value, magnitude, proposal, memory) -> Evaluation:
     """An `Evaluation` from F without the prior, and the scale of its rounding."""
     prior = jnp.asarray(model.log_prior(params), value.dtype)
-    back = return_time(model.spaces(params), params, proposal)
-    return Evaluation(proposal, value + prior, magnitude + jnp.abs(prior), memory, back=back)
+    steps = return_time(model.spaces(params), params, proposal)
+    signal = Signal(return_steps=steps)
+    return Evaluation(proposal, value + prior, magnitude + jnp.abs(prior), memory, signal=signal)

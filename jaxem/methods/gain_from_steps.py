@@ -59,7 +59,9 @@ class GainFromSteps:
         scale = jnp.where(is_measurable, gain / jnp.where(product > 0, product, 1), memory.scale)
         gain_from_step = jnp.where(scale > 0, scale, evaluation.magnitude) * product
         return evaluation._replace(
-            gain=jnp.where(gain > evaluation.noise, gain, gain_from_step),
-            quiet=jnp.finfo(scale.dtype).eps * evaluation.noise,
+            signal=evaluation.signal._replace(
+                gain=jnp.where(gain > evaluation.noise, gain, gain_from_step),
+                error=jnp.finfo(scale.dtype).eps * evaluation.noise,
+            ),
             memory=StepMemory(objective, chart.origin, step, scale),
         )

@@ -147,7 +147,8 @@ class OnlineEM:
         def exact():
             next_state = memory._replace(number=memory.number + 1)
             evaluation = self.map(model, params, x, weights)
-            return evaluation._replace(memory=next_state, fresh=memory.number == self.passes)
+            signal = evaluation.signal._replace(restarted=memory.number == self.passes)
+            return evaluation._replace(memory=next_state, signal=signal)
 
         return jax.lax.cond(memory.number < self.passes, online, exact)
 
@@ -210,7 +211,8 @@ class OnlineEM:
         _, average, mean, (value, magnitude) = jax.lax.fori_loop(0, count, step, carry)
         next_state = Passes(number + 1, centre, average, mean)
         evaluation = measured(model, params, value, magnitude, estimate(mean, params), next_state)
-        return evaluation._replace(fresh=jnp.asarray(True))
+        signal = evaluation.signal._replace(restarted=jnp.asarray(True))
+        return evaluation._replace(signal=signal)
 
 
 def _collected(model, centre, params, x, weights):

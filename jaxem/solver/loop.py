@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxem.numerics.tree import pytree, select
 from jaxem.protocol.status import Status
-from jaxem.solver.stopping import HORIZON, NOTHING
+from jaxem.solver.stopping import NOTHING
 
 
 @pytree(eq=False)
@@ -76,42 +76,34 @@ def settled(state: State):
     )
 
 
-def step(state: State, seen, tol, max_iter, stopping) -> State:
-    """Shifts in the proposal that was just evaluated, and decides whether to go on."""
-    gain = seen.objective - state.objective
-    if seen.fresh is not None:
-        gain = jnp.where(seen.fresh, jnp.inf, gain)
-    noise, n_iter = seen.noise, state.n_iter + 1
-    told = (seen.objective, gain if seen.gain is None else seen.gain, seen.ahead, noise)
-    if seen.quiet is not None:
-        told = (None, seen.gain, seen.ahead, seen.quiet)
-    memory, near = stopping.watch(state.memory, *told, tol, n_iter)
-    if seen.back is not None and stopping.watches_bounds:
-        near = near & ~(seen.back < HORIZON * n_iter)  # a false zero
-    if seen.fresh is not None:
-        memory = jnp.where(seen.fresh, jnp.asarray(NOTHING, memory.dtype), memory)
+def step(state: State, evaluation, tol, max_iter, stopping) -> State:
+    """The state after the proposal was evaluated: it is shifted in, and goes on or ends."""
+    gain, n_iter = evaluation.objective - state.objective, state.n_iter + 1
+    if evaluation.signal.restarted is not None:
+        gain = jnp.where(evaluation.signal.restarted, jnp.inf, gain)
+    memory, near = stopping.watch(state.memory, evaluation, gain, tol, n_iter)
     status = jnp.where(n_iter >= max_iter, Status.MAX_ITER, Status.RUNNING)
     status = jnp.where(near, Status.CONVERGED, status)
     # A fall below the tolerance is rounding too: ill-conditioned terms cancel more than they show.
-    status = jnp.where(gain < -jnp.maximum(noise, tol), Status.DECREASED, status)
-    sound = jnp.isfinite(seen.objective + blemish(state.proposal))
-    new = State(
+    status = jnp.where(gain < -jnp.maximum(evaluation.noise, tol), Status.DECREASED, status)
+    finite = jnp.isfinite(evaluation.objective + blemish(state.proposal))
+    kept = State(
         params=state.proposal,
-        objective=seen.objective,
+        objective=evaluation.objective,
         before=state.params,
         objective_before=state.objective,
-        proposal=seen.proposal,
+        proposal=evaluation.proposal,
         n_iter=n_iter,
-        status=jnp.where(sound, status, Status.NONFINITE).astype(jnp.int32),
+        status=jnp.where(finite, status, Status.NONFINITE).astype(jnp.int32),
         memory=memory,
-        method=seen.memory,
+        method=evaluation.memory,
     )
-    if seen.accepted is None:
-        return new
+    if evaluation.accepted is None:
+        return kept
     ended = jnp.where(n_iter >= max_iter, Status.MAX_ITER, Status.RUNNING).astype(jnp.int32)
-    onward = {"proposal": seen.proposal, "n_iter": n_iter, "status": ended}
-    passed = replace(state, **onward, memory=memory, method=seen.memory)
-    return select(seen.accepted, new, passed)
+    onward = {"proposal": evaluation.proposal, "n_iter": n_iter, "status": ended}
+    refused = replace(state, **onward, memory=memory, method=evaluation.memory)
+    return select(evaluation.accepted, kept, refused)
 
 
 def blemish(params):

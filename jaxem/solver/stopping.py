@@ -43,31 +43,41 @@ class Aitken:
     With gains that shrink by the rate a the gain to come is gain · a / (1 − a). That, and the gain
     over the `HORIZON`, must be below tol for `STREAK` steps. A gain lost in rounding counts as
     large as the rounding, and the rate of the gains before it is kept. A method that estimates the
-    gain to come itself says so in `Evaluation.ahead`, and has gain NaN where a step tells nothing.
+    gain to come itself says so in its `Signal`, and has gain NaN where a step tells nothing.
     """
 
-    watches_bounds = True
-    """Whether a number that grows from next to 0 keeps a climb from its end."""
+    def watch(self, memory, evaluation, gain, tol, n_iter):
+        """The rule's memory after a step, and whether the end is reached.
 
-    def watch(self, memory, objective, gain, ahead, noise, tol, n_iter):
-        """The rule's memory, a `Memory` as one vector: one compiled kernel instead of four; and
-        whether the end is reached.
-
-        noise: the bound on rounding errors of the gain. A tolerance below it is raised to it; 0
-        never stops. objective: None where gains are known better than objectives.
+        memory: a `Memory` as one vector: one compiled kernel instead of four. gain: of the
+        objective. A tolerance below the bound on rounding errors is raised to it; 0 never stops.
         """
+        signal, noise, known = evaluation.signal, evaluation.noise, evaluation.objective
+        gain = gain if signal.gain is None else signal.gain
+        if signal.error is not None:
+            noise, known = signal.error, None
+        memory, near = self._near(memory, known, gain, signal.to_come, noise, tol, n_iter)
+        if signal.return_steps is not None:  # a probability that grows from next to 0
+            near &= ~(signal.return_steps < HORIZON * n_iter)
+        if signal.restarted is not None:
+            nothing = jnp.asarray(NOTHING, memory.dtype)
+            memory = jnp.where(signal.restarted, nothing, memory)
+        return memory, near
+
+    def _near(self, memory, objective, gain, to_come, noise, tol, n_iter):
+        """The memory and whether the end is near; objective: None where gains are known better."""
         tol = _raised(tol, noise)
         past = Memory(*(memory[i] for i in range(len(Memory._fields))))
         least = AUDIBLE * noise
         size = jnp.maximum(gain, least)
         rate = jnp.where((past.gain > least) & (n_iter > 1), size / past.gain, past.rate)
         far = jnp.where(gain > least, HORIZON * n_iter * size, 0)
-        if ahead is None:
+        if to_come is None:
             near = (size * rate < tol * (1 - rate)) & (far < tol)
             streak = jnp.where(near, past.streak + 1, 0)
             enough = STREAK
         else:
-            near = (ahead < tol) & (far < tol)
+            near = (to_come < tol) & (far < tol)
             streak = jnp.where(jnp.isnan(gain), past.streak, jnp.where(near, past.streak + 1, 0))
             enough = LOOKS
         if objective is None:
@@ -82,10 +92,11 @@ class Aitken:
 class Change:
     """The last gain is below the tolerance: scikit-learn's rule."""
 
-    watches_bounds = False
-
-    def watch(self, memory, objective, gain, ahead, noise, tol, n_iter):
+    def watch(self, memory, evaluation, gain, tol, n_iter):
         """As in `Aitken`."""
+        signal, noise = evaluation.signal, evaluation.noise
+        gain = gain if signal.gain is None else signal.gain
+        noise = noise if signal.error is None else signal.error
         return memory, (n_iter > 0) & (jnp.abs(gain) < _raised(tol, noise))
 
 
