@@ -28,7 +28,8 @@ from jaxem.numerics.special import exp_digamma
 from jaxem.numerics.tree import float_dtype, merge, pytree, split
 from jaxem.passes.chunks import in_chunks, row_sum
 from jaxem.passes.collect import TRUSTED, collect, prepared
-from jaxem.protocol.capabilities import SmoothMap, has
+from jaxem.protocol import capabilities
+from jaxem.protocol.capabilities import SmoothMap, has, names
 from jaxem.protocol.posterior import expectation, shares
 from jaxem.protocol.spaces import POSITIVE, REAL, SIMPLEX
 from jaxem.protocol.status import Status
@@ -63,6 +64,7 @@ __all__ = [
     "arrays",
     "as_data",
     "ascent",
+    "capabilities",
     "collect",
     "compilations",
     "concentration",
@@ -82,6 +84,7 @@ __all__ = [
     "lda_posterior",
     "loop",
     "merge",
+    "names",
     "normalize",
     "optima",
     "outward",

@@ -65,7 +65,7 @@ class FiniteMixture(Model):
     def __post_init__(self):
         object.__setattr__(self, "k", integer(self.k, "k", 1))
         if isinstance(self.components, (type, str)):
-            name = getattr(self.components, "__name__", "Normal")
+            name = "Normal" if isinstance(self.components, str) else self.components.__name__
             raise TypeError(
                 f"components must be a bank of components, got {self.components!r}: "
                 f"write {type(self).__name__}({name}(...), k={self.k})"
