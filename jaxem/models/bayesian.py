@@ -4,11 +4,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import digamma
 
 from jaxem.data.labelled import unlabelled
 from jaxem.models.mixture import FiniteMixture
 from jaxem.numerics import divergence
-from jaxem.numerics.special import digamma, safe_entr
+from jaxem.numerics.special import safe_entr
 from jaxem.numerics.tree import pytree
 from jaxem.passes.chunks import total_of
 from jaxem.protocol.capabilities import Conjugate, has
