@@ -272,10 +272,13 @@ def _clip(leaf):
 
 
 def rank(every: Fit):
-    """The index of the best restart: sound ones first, then by objective; NaN never wins."""
+    """The index of the best restart: sound ones first, then by objective, then converged ones; NaN
+    never wins."""
     tiers = jnp.asarray([5, 0, 0, 1, 3, 2, 4, 4])
     objective = jnp.where(jnp.isnan(every.objective), -jnp.inf, every.objective)
     tier = tiers[every.status]
     best = tier == tier.min()
     top = jnp.where(best, objective, -jnp.inf).max()
-    return jnp.argmax(best & (objective >= top))
+    tied = best & (objective >= top)
+    converged = tied & (every.status == Status.CONVERGED)
+    return jnp.argmax(jnp.where(jnp.any(converged), converged, tied))
