@@ -31,7 +31,6 @@ def trace(bank, k, x, weights, seed, steps):
     return jax.lax.scan(step, params, None, length=steps)[1]
 
 
-@pytest.mark.shipped  # the promise is to rounding, and rounding is the compiler's
 @pytest.mark.parametrize("bank", OVERLAPPING)
 @settings(max_examples=100, deadline=None, database=None, derandomize=True)
 @given(seed=st.integers(0, 2**31 - 1), k=st.sampled_from([2, 4]), weighted=st.booleans())
