@@ -32,6 +32,7 @@ def trace(bank, k, x, weights, seed, steps):
     return jax.lax.scan(step, params, None, length=steps)[1]
 
 
+@pytest.mark.shipped  # gamma, seed 3920, falls by more than the rounding with the fast flags
 @pytest.mark.parametrize("bank", OVERLAPPING)
 @settings(max_examples=100, deadline=None, database=None, derandomize=True)
 @given(seed=st.integers(0, 2**31 - 1), k=st.sampled_from([2, 4]), weighted=st.booleans())
