@@ -256,7 +256,7 @@ STARTS = {
     "inf": (lambda: changed(mean=X[:2] / 0), r"mean holds 4 values that are not finite"),
     "complex": (lambda: changed(weights=np.ones(2) / 2 + 0j), r"init.weights.*complex128"),
     "shares": (lambda: changed(weights=np.ones(2)), r"weights.*sum to 1, got \[1. 1.\].*divide"),
-    "a variance": (lambda: changed(covariance=-np.ones((2, 2))), r"covariance is not positive"),
+    "a variance": (lambda: changed(covariance=-np.ones((2, 2))), r"covariance must be above 0"),
 }
 
 

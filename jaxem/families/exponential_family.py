@@ -107,6 +107,12 @@ class ExponentialFamily(Bank):
             return Standardized(self, x)
         return Standardized(Relative(self), x, log_volume=-jnp.asarray(self.base_measure(x)))
 
+    def inward(self, units, params):
+        return params
+
+    def outward(self, units, params):
+        return params
+
     def maximize(self, params, stats):
         new = self.estimate(safe(stats.count), stats.total)
         return keep_empty(stats.count, new, params)

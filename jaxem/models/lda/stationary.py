@@ -49,7 +49,7 @@ class LDAMap:
         return ()
 
     def rested(self, problem, params, q):
-        table = problem.model.table(params, problem.x)
+        table = problem.model.table(params, problem.data)
         tol = jnp.finfo(q.dtype).eps ** TIGHT * q.mean(-1)
         gamma = converged_gamma(table, q, tol, jnp.asarray(LONG, jnp.int32))
         moved = jnp.abs(passed(table, gamma, problem.weights)[0] - gamma).mean(-1)
@@ -57,7 +57,7 @@ class LDAMap:
 
     def step(self, problem, params, q, scale):
         model, weights = problem.model, problem.weights
-        gamma, topics, _ = passed(model.table(params, problem.x), q, weights)
+        gamma, topics, _ = passed(model.table(params, problem.data), q, weights)
         stats = model.sums(topics, mean_log(gamma), weights)
         return model.maximize(params, stats, smooth=True), gamma
 
@@ -65,7 +65,7 @@ class LDAMap:
         return None
 
     def value(self, problem, params, q):
-        return passed(problem.model.table(params, problem.x), q, problem.weights)[2]
+        return passed(problem.model.table(params, problem.data), q, problem.weights)[2]
 
 
 def passed(data: Table, gamma, weights):
