@@ -3,8 +3,6 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from jaxem import datasets, topics
-from jaxem.analysis.free_energy import free_energy
 from jaxem.data.batch import Batch
 from jaxem.data.labelled import Labelled
 from jaxem.fit import fit
@@ -30,10 +28,10 @@ from jaxem.protocol.status import FitError, FitWarning, Status
 from jaxem.results.result import Fit, Result
 from jaxem.solver.lanes import Lanes
 from jaxem.solver.restarts import Restarts
-from jaxem.wrappers.each import Each
-from jaxem.wrappers.restricted import Restricted
 
 if TYPE_CHECKING:
+    from jaxem import datasets, topics
+    from jaxem.analysis.free_energy import free_energy
     from jaxem.analysis.select import Row, Selection, select
     from jaxem.data.documents import Documents
     from jaxem.families.bernoulli import Bernoulli, BernoulliParams, BetaPosterior
@@ -51,10 +49,15 @@ if TYPE_CHECKING:
     from jaxem.families.student import StudentT, StudentTParams
     from jaxem.models.bayesian import BayesianMixture, BayesianMixtureParams
     from jaxem.models.lda.lda import LDA, LDAParams
+    from jaxem.wrappers.each import Each
+    from jaxem.wrappers.restricted import Restricted
 
-_MODULES = ("model", "objective", "spaces")
+_MODULES = ("datasets", "model", "objective", "spaces", "topics")
 
 _LATER = {
+    "free_energy": "analysis.free_energy",
+    "Each": "wrappers.each",
+    "Restricted": "wrappers.restricted",
     "Blocks": "methods.blocks",
     "Variational": "methods.variational",
     "Anderson": "methods.acceleration",

@@ -26,7 +26,6 @@ from jaxem.solver.problem import Plan, sanitize
 from jaxem.solver.restarts import Restarts
 from jaxem.solver.stopping import CRITERIA
 from jaxem.wrappers.adopt import adopt
-from jaxem.wrappers.restricted import Restricted
 
 OPTIONS = (
     *("key", "init", "restarts", "weights", "method"),
@@ -188,7 +187,8 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
 def _given(model, init, x, lead, dtype):
     """Given params, checked, with the leading axes `lead`."""
     init = check_init(model, init, x, lead, dtype)
-    mixture = model.wrapped if isinstance(model, Restricted) else model
+    wraps = isinstance(model, Wrapper) and not isinstance(model, Bank)
+    mixture = model.wrapped if wraps else model
     if isinstance(mixture, FiniteMixture) and not is_traced(init):
         warn_if_identical(init.components, mixture.k, len(lead))
     return init

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxem.methods.stationary import StationaryMap
 from jaxem.numerics.rounding import ROUNDING
 from jaxem.numerics.tree import float_dtype, pytree
 from jaxem.passes.chunks import Sums, row_sum
@@ -84,6 +83,8 @@ class Exact:
     def stationary(self, model, closed):
         """A `StationaryMap` with the fixed points of fits by this rule for q, or None where none is
         known; closed: whether the model has an M-step in closed form."""
+        from jaxem.methods.stationary import StationaryMap  # plain fits start sooner without it
+
         return StationaryMap(closed) if type(self) is Exact else None
 
     def start(self, model, params, x, weights):

@@ -22,7 +22,6 @@ from jaxem.protocol.derived import whitened
 from jaxem.protocol.domains import Domain
 from jaxem.protocol.model import Bank, Model, name_of
 from jaxem.protocol.priors import DirichletPrior
-from jaxem.protocol.restriction import restricted
 from jaxem.protocol.spaces import SIMPLEX
 from jaxem.protocol.starts import Start, fill_empty
 from jaxem.protocol.status import FitWarning
@@ -249,6 +248,8 @@ class Mixture(FiniteMixture):
 
     def restricted(self, held):
         """Weights held in any way are those that `settle` makes of free ones."""
+        from jaxem.protocol.restriction import restricted
+
         inner = restricted(self.components, held.components)
         if inner is None:
             return None

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.protocol.capabilities import FiniteLatents, Metric, has
-from jaxem.protocol.layout import Layout
 from jaxem.protocol.posterior import expectation, shares
 
 
@@ -23,6 +22,8 @@ def whitened(model, params, step):
 
 def check_params(model, params) -> None:
     """ValueError where given params, as NumPy arrays, lie outside the spaces of their leaves."""
+    from jaxem.protocol.layout import Layout  # fits start sooner without it
+
     Layout(params, model.spaces(params)).require_inside()
 
 

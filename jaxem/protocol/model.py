@@ -10,7 +10,6 @@ from jaxem.numerics.softmax import normalize
 from jaxem.protocol import domains
 from jaxem.protocol.capabilities import defines
 from jaxem.protocol.domains import Domain
-from jaxem.protocol.layout import Layout
 from jaxem.protocol.spaces import REAL
 
 IMPOSSIBLE = -1e30
@@ -83,6 +82,8 @@ class Model:
     def n_parameters(self, params) -> int:
         """The number of free parameters, for BIC and AIC; by default by the spaces of the leaves:
         a simplex has one less than entries, a symmetric matrix d(d + 1)/2."""
+        from jaxem.protocol.layout import Layout  # fits start sooner without it
+
         return Layout(params, self.spaces(params)).freedom()
 
     def degenerate(self, params):

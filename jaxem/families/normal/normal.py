@@ -15,7 +15,6 @@ from jaxem.families.normal.gaussian import (
 )
 from jaxem.families.normal.moments import LOG_2PI, centre, variance_floor
 from jaxem.families.normal.structures import STRUCTURES
-from jaxem.families.normal.wishart import NormalWishart
 from jaxem.families.units import Affine, frame
 from jaxem.numerics.tree import pytree
 from jaxem.passes.linear import Linear, roomy
@@ -24,7 +23,6 @@ from jaxem.protocol.counts import is_empty, safe
 from jaxem.protocol.held import averaged
 from jaxem.protocol.model import Bank
 from jaxem.protocol.priors import NormalPrior, NormalWishartPrior, require_proper
-from jaxem.protocol.restriction import by_rows
 from jaxem.protocol.spaces import REAL
 from jaxem.protocol.units import Standardized
 
@@ -135,6 +133,8 @@ class Normal(Bank):
         too; covariances fixed, or equal: the mean of what each would be, by counts."""
         mean, covariance = held.mean, held.covariance
         shared = self.structure.shared
+        from jaxem.protocol.restriction import by_rows
+
         whole = None if shared else by_rows(self, held)
         if whole is not None or (mean.free and covariance.free):
             return whole or self.maximize
@@ -162,6 +162,8 @@ class Normal(Bank):
         return maximize
 
     def variational(self):
+        from jaxem.families.normal.wishart import NormalWishart  # a plain fit needs none
+
         return NormalWishart(self)
 
     @property
