@@ -11,6 +11,8 @@ from zoo import COUNTS, GROUP, REAL, K, geometric
 
 import jaxem
 
+pytestmark = pytest.mark.smoke
+
 MODEL = jaxem.Mixture(jaxem.Normal(), k=K)
 
 

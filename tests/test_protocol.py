@@ -13,6 +13,8 @@ from internals import names as names_of
 
 import jaxem
 
+pytestmark = pytest.mark.smoke
+
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxem"
 ASKING = {"wrapper.py", "capabilities.py"}
 """Where a model is asked for functions by their names."""

@@ -12,6 +12,8 @@ from zoo import BANKS, MODELS, REAL, K
 
 import jaxem
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture(scope="module")
 def result():

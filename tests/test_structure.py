@@ -5,6 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.smoke
+
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxem"
 FLOORS = (
     ("numerics",),
