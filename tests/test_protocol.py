@@ -98,8 +98,14 @@ class Frozen(Shifted):
     precision: object
 
 
+class Called(Shifted):
+    def __call__(self, x):
+        """A model may be a function too."""
+        return x
+
+
 X = np.random.default_rng(0).normal(2.0, 1.0, (60, 1))
-CLASSES = pytest.mark.parametrize("kind", [Shifted, Frozen])
+CLASSES = pytest.mark.parametrize("kind", [Shifted, Frozen, Called])
 
 
 @CLASSES

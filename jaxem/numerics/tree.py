@@ -142,8 +142,11 @@ def merge(numeric, structure: Structure):
 def has_fields(leaf) -> bool:
     """Whether an object is taken apart by its fields: one of a class of the user's own, no
     function, type or module."""
-    plain = isinstance(leaf, (type, types.ModuleType, enum.Enum, np.dtype)) or callable(leaf)
-    return not plain and type(leaf).__module__ != "builtins" and hasattr(leaf, "__dict__")
+    if isinstance(leaf, (type, types.ModuleType, enum.Enum, np.dtype)):
+        return False
+    if callable(leaf) and not hasattr(type(leaf), "init"):  # a function, but for models
+        return False
+    return type(leaf).__module__ != "builtins" and hasattr(leaf, "__dict__")
 
 
 def _hashable(leaf):
