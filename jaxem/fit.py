@@ -115,7 +115,7 @@ def fit(
         model = result.model
     if is_traced(result):
         return result
-    quiet = x is not None and isinstance(method, EM) and method.foresees(model, x)
+    quiet = x is not None and isinstance(method, EM) and method.gains_from_steps(model, x)
     return report(result, model, x, weights, tol, quiet)
 
 

@@ -29,7 +29,7 @@ from jaxem.numerics.tree import float_dtype, merge, pytree, split
 from jaxem.passes.chunks import in_chunks, row_sum
 from jaxem.passes.collect import TRUSTED, collect, prepared
 from jaxem.protocol.capabilities import SmoothMap, has
-from jaxem.protocol.posterior import expectation, shares
+from jaxem.protocol.posterior import expectation, responsibilities_of
 from jaxem.protocol.spaces import POSITIVE, REAL, SIMPLEX
 from jaxem.protocol.status import Status
 from jaxem.protocol.units import inward, outward, standardized
@@ -93,9 +93,9 @@ __all__ = [
     "prepared",
     "products",
     "pytree",
+    "responsibilities_of",
     "row_sum",
     "sampled",
-    "shares",
     "single",
     "slices",
     "solve_shape",

@@ -8,7 +8,7 @@ from jax.scipy.special import rel_entr
 from jaxem.numerics.special import safe_entr
 from jaxem.protocol.capabilities import Bound, FiniteLatents, LocalPosterior, has
 from jaxem.protocol.model import name_of
-from jaxem.protocol.posterior import expectation, shares
+from jaxem.protocol.posterior import expectation, responsibilities_of
 from jaxem.wrappers.adopt import adopt
 
 
@@ -56,7 +56,7 @@ def free_energy(model, params, x, q, weights=None):
         return _total(model.free_energy(params, x, q), weights)
     if not has(model, FiniteLatents):
         raise NotImplementedError(f"{name_of(model)} must define log_joint(params, x)")
-    q = shares(q)
+    q = responsibilities_of(q)
     joint = model.log_joint(params, x)
     return _total(expectation(q, joint) + _entropy(q), weights)
 
@@ -67,7 +67,7 @@ def decompose(model, params, x, q, weights=None) -> FreeEnergy:
     Each term has its own sum, so that the two forms check one another. Arguments as there. Source:
     Neal & Hinton 1998, equations 7 and 8.
     """
-    q, model = shares(q), adopt(model)
+    q, model = responsibilities_of(q), adopt(model)
     joint = model.log_joint(params, x)
     posterior, evidence = model.posterior(params, x)
     return FreeEnergy(
@@ -75,7 +75,7 @@ def decompose(model, params, x, q, weights=None) -> FreeEnergy:
         _total(expectation(q, joint), weights),
         _total(_entropy(q), weights),
         _total(evidence, weights),
-        _total(rel_entr(q, shares(posterior)).sum(-1), weights),
+        _total(rel_entr(q, responsibilities_of(posterior)).sum(-1), weights),
     )
 
 
@@ -91,12 +91,12 @@ def ascent(model, before, after, x, weights=None) -> Ascent:
     """
     model = adopt(model)
     (first, old), (second, new) = (model.posterior(params, x) for params in (before, after))
-    q = shares(first)
+    q = responsibilities_of(first)
     moved = expectation(q, model.log_joint(after, x)) - expectation(q, model.log_joint(before, x))
     return Ascent(
         _total(new - old, weights),
         _total(moved, weights),
-        _total(rel_entr(q, shares(second)).sum(-1), weights),
+        _total(rel_entr(q, responsibilities_of(second)).sum(-1), weights),
     )
 
 

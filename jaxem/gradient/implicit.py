@@ -29,7 +29,7 @@ from jaxem.protocol.spaces import UnitInterval
 from jaxem.protocol.status import Status
 from jaxem.solver.problem import Problem
 from jaxem.solver.solve import lane_plan, over
-from jaxem.wrappers.restricted import settled
+from jaxem.wrappers.restricted import with_restrictions
 
 
 class System(NamedTuple):
@@ -37,13 +37,13 @@ class System(NamedTuple):
 
     shift: the way from params and q to the fixed point, by Newton, in the coordinates of the
     `Chart`. inverse: (I − J)⁻¹ there, None where the coordinates are many. ok: whether both can be
-    trusted, rested: whether q is at rest. scale: the constants of the map.
+    trusted. q_converged: whether q has converged. scale: the constants of the map.
     """
 
     shift: Any
     inverse: Any
     ok: Any
-    rested: Any
+    q_converged: Any
     scale: Any
 
 
@@ -54,7 +54,7 @@ def attached(numeric, x, weights, best, every, *, plan, rule):
     rule: a `gradient.rules.AtTheEnd`.
     """
     q = ()
-    if plan.joint is not None:
+    if plan.stationary_map is not None:
         q, best, every = best.q, best.fit, every.fit
 
     def one(x, weights, best, every, q):
@@ -62,7 +62,9 @@ def attached(numeric, x, weights, best, every, *, plan, rule):
         fields = ("params", "log_likelihood", "objective")
         found = tuple(getattr(best, f) for f in (*fields, "status"))
         *new, ok, _ = attach(plan, rule, data, (*found, q))
-        new[0] = settled(merge(numeric, plan.structure)[0], new[0], new[0])  # fixed values move too
+        new[0] = with_restrictions(
+            merge(numeric, plan.structure)[0], new[0], new[0]
+        )  # fixed values move too
         best = replace(best, **dict(zip(fields, new, strict=True)))
         if plan.restarts == 1:
             return best, jax.tree.map(lambda a: a[None], best), ok
@@ -99,16 +101,16 @@ def _rule(plan, rule, primals, tangents):
     params, _, _, converged, q = out
     params = jax.tree.map(_arrived, params)
     fixed = stop_gradient((data, params, q))
-    if rule.solves or plan.joint is not None:
+    if rule.solves or plan.stationary_map is not None:
         system = _lone(prepare(plan, rule))(*fixed)
     else:
         system = System(0, None, converged, converged, ())
-    ok, rested = converged & system.ok, converged & system.rested
+    ok, q_converged = converged & system.ok, converged & system.q_converged
 
     chart = Chart(plan, *fixed, system.scale)
     point = chart.flat(params, q) + system.shift
     value_of = partial(value, plan, params=params, q=chart.at(point)[1])
-    objective = motion.outlet(rested, motion.where(rested)(lambda data: value_of(data)))
+    objective = motion.outlet(q_converged, motion.where(q_converged)(lambda data: value_of(data)))
 
     moved = motion.where(ok)(lambda data: chart.step(data, point))
     if rule.solves:
@@ -142,8 +144,8 @@ def _bar(primals, tangents):
     return primals[1], motion.outlet(jnp.zeros((), bool), held) if motion.tangents else held
 
 
-def _joint(plan):
-    return StationaryMap() if plan.joint is None else plan.joint
+def _stationary_map(plan):
+    return StationaryMap() if plan.stationary_map is None else plan.stationary_map
 
 
 class Chart:
@@ -152,35 +154,37 @@ class Chart:
 
     def __init__(self, plan, data, params, q, scale=()):
         self.plan, self.problem, self.scale = plan, Problem.of(plan, *data, absent=True), scale
-        self.joint = _joint(plan)
-        inner = self.joint.inward(self.problem, params), q
+        self.stationary_map = _stationary_map(plan)
+        inner = self.stationary_map.inward(self.problem, params), q
         origin, self.unravel = ravel_pytree(inner)
         sizes = ravel_pytree(jax.tree.map(lambda a: jnp.full(jnp.shape(a), _size(a)), inner))[0]
         self.sizes = sizes.astype(origin.dtype)
 
     def flat(self, params, q):
-        return self._coordinates((self.joint.inward(self.problem, params), q))
+        return self._coordinates((self.stationary_map.inward(self.problem, params), q))
 
     def at(self, point):
         """(params, q) in the units of the data."""
         params, q = self._inner(point)
-        return self.joint.outward(self.problem, params), q
+        return self.stationary_map.outward(self.problem, params), q
 
-    def rested(self, params, q):
+    def converge_q(self, params, q):
         """(q at rest at params, whether it is, the constants of the map there)."""
-        inner = self.joint.inward(self.problem, params)
-        q, rested = self.joint.rested(self.problem, inner, q)
-        return q, rested, self.joint.scale(self.problem, inner, q)
+        inner = self.stationary_map.inward(self.problem, params)
+        q, q_converged = self.stationary_map.converge_q(self.problem, inner, q)
+        return q, q_converged, self.stationary_map.scale(self.problem, inner, q)
 
     def steady(self, point):
         """The map of the data of this chart."""
-        return self._coordinates(self.joint.step(self.problem, *self._inner(point), self.scale))
+        return self._coordinates(
+            self.stationary_map.step(self.problem, *self._inner(point), self.scale)
+        )
 
     def inside(self, point, before):
         """`point`, but an entry beyond a bound at which EM stands still, as 0 is for a probability,
         a hair inside: J then tells whether EM goes there or away from there."""
         hair, (inner, q) = jnp.finfo(point.dtype).eps, self._inner(point)
-        spaces = self.joint.spaces(self.problem, inner)
+        spaces = self.stationary_map.spaces(self.problem, inner)
         leaves = zip(*map(jax.tree.leaves, (spaces, inner)), strict=True)
         kinds = [(s.margin(a) is not None, isinstance(s, UnitInterval), a.size) for s, a in leaves]
         kinds += [(False, False, leaf.size) for leaf in jax.tree.leaves(q)]
@@ -192,7 +196,7 @@ class Chart:
     @property
     def slope(self):
         """The derivative of `steady` as a function of the point, None where only products tell."""
-        known = self.joint.jacobian(self.problem)
+        known = self.stationary_map.jacobian(self.problem)
         if known is None or not self.problem.method.plain:
             return None
 
@@ -205,8 +209,10 @@ class Chart:
         """The map of data that may move."""
         problem = Problem.of(self.plan, *data, absent=True)
         params, q = self.at(point)
-        params, q = self.joint.step(problem, self.joint.inward(problem, params), q, self.scale)
-        return self.flat(self.joint.outward(problem, params), q)
+        params, q = self.stationary_map.step(
+            problem, self.stationary_map.inward(problem, params), q, self.scale
+        )
+        return self.flat(self.stationary_map.outward(problem, params), q)
 
     def _coordinates(self, inner):
         return ravel_pytree(inner)[0] / self.sizes
@@ -217,9 +223,9 @@ class Chart:
 
 def value(plan, data, params, q):
     """The objective of data that may move, in their own units, at params and q that do not."""
-    problem, joint = Problem.of(plan, *data, absent=True), _joint(plan)
+    problem, stationary_map = Problem.of(plan, *data, absent=True), _stationary_map(plan)
     weights = problem.weights
-    evidence = joint.value(problem, joint.inward(problem, params), q)
+    evidence = stationary_map.value(problem, stationary_map.inward(problem, params), q)
     evidence = jnp.where((weights > 0) | jnp.isfinite(evidence), evidence, 0)
     log_likelihood = row_sum(weights, evidence) - problem.volume
     return (log_likelihood + problem.model.log_prior(params)).astype(weights.dtype)
@@ -283,16 +289,16 @@ def analyse(plan, rule, data, params, q) -> System:
     """
     chart = Chart(plan, data, params, q)
     start = chart.flat(params, q)
-    q, rested, chart.scale = chart.rested(params, q)
+    q, q_converged, chart.scale = chart.converge_q(params, q)
     origin = chart.flat(params, q)
     if not rule.solves:
-        shift, inverse, ok = jnp.zeros_like(origin), None, rested
+        shift, inverse, ok = jnp.zeros_like(origin), None, q_converged
     else:
         shift, inverse, ok = to_fixed_point(chart.steady, origin, chart.inside, chart.slope)
-        ok &= jnp.all(jnp.isfinite(shift)) & rested
+        ok &= jnp.all(jnp.isfinite(shift)) & q_converged
         inverse = None if inverse is None else jnp.where(ok, inverse, 0)
     shift = jnp.where(ok, shift, 0) + (origin - start)
-    return System(shift, inverse, ok, rested, chart.scale)
+    return System(shift, inverse, ok, q_converged, chart.scale)
 
 
 def _arrived(leaf):

@@ -10,7 +10,7 @@ import jax
 from jax.lax import stop_gradient
 
 from jaxem.data.arrays import plan_to_unroll
-from jaxem.methods.em import EM, knows_rest
+from jaxem.methods.em import EM, has_stationary_map
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.capabilities import LocalPosterior, has
 from jaxem.protocol.model import name_of
@@ -36,14 +36,14 @@ class AtTheEnd:
         """(the rule for this model and method, the plan with the map that stands still)."""
         if self.refusal is not None or (method.plain and _reversible(model)):
             return self, plan
-        still = method.stationary(model, x) if knows_rest(method) else None
-        return (UNKNOWN if still is None else self), plan._replace(joint=still)
+        still = method.stationary(model, x) if has_stationary_map(method) else None
+        return (UNKNOWN if still is None else self), plan._replace(stationary_map=still)
 
     def fit(self, plan, *args):
         """The best `Fit`, every restart's, and whether the gradient of the best can be trusted,
         None where nothing is traced. args: as of `search`."""
         if not is_traced(args):
-            return *search(*args, plan=plan._replace(joint=None)), None
+            return *search(*args, plan=plan._replace(stationary_map=None)), None
         # The search itself is not differentiated: under `grad` alone its inputs are plain arrays.
         still = jax.tree.map(lambda a: stop_gradient(a) if is_traced(a) else a, args)
         best, every = search(*still, plan=plan)

@@ -1,4 +1,4 @@
-"""The method that climbs a model: what `EM()` leaves open, decided by what the model has."""
+"""The method for a given model: rules that the model supports in place of `EM()`'s defaults."""
 
 from jaxem.methods.em import EM, Exact
 from jaxem.methods.local import LocalAscent
@@ -12,11 +12,11 @@ from jaxem.wrappers.factored import factored
 
 
 def suited(method, model, x):
-    """A method for a model and data shaped like x. TypeError where they do not go together.
+    """The method to use for a model and data shaped like x. TypeError where they are incompatible.
 
-    `EM` gets `Gradient()` where the model has no M-step of its own, `Variational()` where it knows
-    no posterior, and `MeanField()` where its latent variables are several. A method that has a
-    `suited(model, x)` of its own decides for itself.
+    `EM` gets `Gradient()` where the model has no M-step of its own, `Variational()` where it has no
+    posterior, and `MeanField()` where it has several latent variables. Other methods define
+    `suited(model, x)` themselves.
     """
     if not isinstance(method, EM):
         return method.suited(model, x)
@@ -28,18 +28,18 @@ def suited(method, model, x):
                 "step: leave e_step=jaxem.Exact() and m_step=jaxem.Exact()"
             )
         return EM(LocalAscent(), m_step, method.accelerator)
-    exact = defines(model, "posterior") or has(model, FiniteLatents)
-    unknown = not exact and not getattr(e_step, "several", False)
-    if unknown and type(e_step) is Exact:
+    has_posterior = defines(model, "posterior") or has(model, FiniteLatents)
+    has_bound_only = not has_posterior and not getattr(e_step, "several", False)
+    if has_bound_only and type(e_step) is Exact:
         e_step = Variational()
     if isinstance(m_step, Exact) and not model.closed(x):
-        m_step = Gradient(lbfgs(), steps=5) if unknown else Gradient()
+        m_step = Gradient(lbfgs(), steps=5) if has_bound_only else Gradient()
     return EM(e_step, m_step, method.accelerator)
 
 
 def _for_latents(model, e_step):
-    """The rule for q: `MeanField()` by default where latent variables are several. TypeError where
-    a given rule does not go with the model."""
+    """The rule for q: `MeanField()` by default for several latent variables. TypeError where a
+    given rule is for another number of latent variables than the model has."""
     several = factored(model) is not None
     if several and type(e_step) is Exact:
         return MeanField()

@@ -248,7 +248,7 @@ class Mixture(FiniteMixture):
         return MixtureParams(count / count.sum(), components)
 
     def restricted(self, held):
-        """Weights held in any way are those that `settle` makes of free ones."""
+        """Weights held in any way are those that `Restricted.restrict` makes of free ones."""
         inner = restricted(self.components, held.components)
         if inner is None:
             return None

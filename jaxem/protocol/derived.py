@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxem.protocol.capabilities import FiniteLatents, Metric, has
 from jaxem.protocol.layout import Layout
-from jaxem.protocol.posterior import expectation, shares
+from jaxem.protocol.posterior import expectation, responsibilities_of
 
 
 def whitened(model, params, step):
@@ -29,5 +29,5 @@ def check_params(model, params) -> None:
 def expected_log_joint(model, params, x, q):
     """E_q[log p(x, z | params)] per unit (n,), up to what no parameter changes."""
     if has(model, FiniteLatents):
-        return expectation(shares(q), model.log_joint(params, x))
+        return expectation(responsibilities_of(q), model.log_joint(params, x))
     return model.free_energy(params, x, q)

@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 
 
-def shares(q):
+def responsibilities_of(q):
     """Responsibilities (n, k), from themselves or from what `posterior` returned."""
     return getattr(q, "responsibilities", q)
 
 
-def with_shares(q, r):
+def with_responsibilities(q, r):
     """What `posterior` returned, with other responsibilities (n, k)."""
     return q._replace(responsibilities=r) if hasattr(q, "responsibilities") else r
 

@@ -17,7 +17,7 @@ def is_long(work: int, steps: int) -> bool:
     return work * steps * tuning.PACE > 1
 
 
-def run(advance, queue, work: int, what: str, total: int):
+def run_in_slices(advance, queue, work: int, what: str, total: int):
     """`advance(queue, budget)` again and again, until no state is RUNNING.
 
     Args:

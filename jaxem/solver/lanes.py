@@ -54,7 +54,7 @@ class Lanes:
         return tuning.INTERVAL if floats < tuning.LONG_STEP else 1
 
 
-def run(queue, work, ends, *, stopping, width: int, steps: int, budget=None):
+def run_lanes(queue, work, ends, *, stopping, width: int, steps: int, budget=None):
     """Runs every state of the queue to its end, or all lanes for `budget` times `steps` steps.
 
     Args:

@@ -21,7 +21,7 @@ class State:
     """The last two params kept, with their objectives, and a proposal not yet evaluated.
 
     A step shifts all three along; only the end looks back: a step that is refused ends the run, and
-    `settled` returns to the pair before it.
+    `last_accepted` returns to the pair before it.
     """
 
     params: Any
@@ -35,7 +35,7 @@ class State:
     method: Any
 
 
-def start(params, dtype, status, method=()) -> State:
+def initial_state(params, dtype, status, method=()) -> State:
     """A state that has evaluated nothing: its first step measures the start itself."""
     low, zero = jnp.asarray(-jnp.inf, dtype), jnp.asarray(0, jnp.int32)
     return State(
@@ -51,7 +51,7 @@ def start(params, dtype, status, method=()) -> State:
     )
 
 
-def run(state: State, evaluate, *, tol, max_iter, stopping, budget=None) -> State:
+def iterate(state: State, evaluate, *, tol, max_iter, stopping, budget=None) -> State:
     """Steps until the status is no longer RUNNING, or `budget` times. `tol` is for the whole
     objective."""
     last = None if budget is None else state.n_iter + budget
@@ -66,7 +66,7 @@ def run(state: State, evaluate, *, tol, max_iter, stopping, budget=None) -> Stat
     return jax.lax.while_loop(going, body, state)
 
 
-def settled(state: State):
+def last_accepted(state: State):
     """(params, objective AT them, applications of the map that led there) of a finished run."""
     refused = (state.status == Status.DECREASED) | (state.status == Status.NONFINITE)
     return (
@@ -86,7 +86,7 @@ def step(state: State, evaluation, tol, max_iter, stopping) -> State:
     status = jnp.where(near, Status.CONVERGED, status)
     # A fall below the tolerance is rounding too: ill-conditioned terms cancel more than they show.
     status = jnp.where(gain < -jnp.maximum(evaluation.noise, tol), Status.DECREASED, status)
-    finite = jnp.isfinite(evaluation.objective + blemish(state.proposal))
+    finite = jnp.isfinite(evaluation.objective + zero_or_nan(state.proposal))
     kept = State(
         params=state.proposal,
         objective=evaluation.objective,
@@ -106,6 +106,6 @@ def step(state: State, evaluation, tol, max_iter, stopping) -> State:
     return select(evaluation.accepted, kept, refused)
 
 
-def blemish(params):
+def zero_or_nan(params):
     """0, or NaN where any leaf holds a NaN or an infinity."""
     return sum(jnp.sum(jnp.asarray(leaf) * 0) for leaf in jax.tree.leaves(params))

@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     lanes: Lanes = Lanes()
     restarts: Any = 1
     batched: bool = False
-    joint: Any = None
+    stationary_map: Any = None
 
 
 @pytree(eq=False)
@@ -143,7 +143,7 @@ class Problem:
         """The state of a climb that has evaluated nothing, at a start: a key, or given params."""
         params = self.initial_params(start)
         memory = self.method.start(self.climbed, params, self.plain_data, self.weights)
-        return loop.start(params, self.weights.dtype, self.status, memory)
+        return loop.initial_state(params, self.weights.dtype, self.status, memory)
 
     def initial_params(self, start):
         """Params to start from, in safe units, from a key or from given params."""
@@ -227,7 +227,7 @@ def sanitize(model, x, weights, absent: bool = False):
 def finish(problem: Problem, state) -> Fit:
     """The state of a finished loop in the units of the data."""
     model, climbed = problem.model, problem.climbed
-    inner, objective, n_iter = loop.settled(state)
+    inner, objective, n_iter = loop.last_accepted(state)
     measured = problem.method.measures(n_iter)
     if measured is not True:
         objective = jax.lax.cond(measured, lambda: objective, lambda: problem.map(inner).objective)
@@ -236,9 +236,9 @@ def finish(problem: Problem, state) -> Fit:
     # is a variance that vanishes in the units of the data.
     last = problem.inward(problem.outward(state.params))
     degenerate = jnp.any(jnp.asarray(climbed.degenerate(last)))
-    degenerate &= jnp.isfinite(loop.blemish(last))
+    degenerate &= jnp.isfinite(loop.zero_or_nan(last))
     status = jnp.where(degenerate, Status.DEGENERATE, state.status)
-    status = jnp.where(jnp.isfinite(loop.blemish(params)), status, Status.NONFINITE)
+    status = jnp.where(jnp.isfinite(loop.zero_or_nan(params)), status, Status.NONFINITE)
     status = jnp.where(state.status < Status.DEGENERATE, status, state.status)
     log_likelihood = objective - climbed.log_prior(inner) - problem.volume
     if problem.log_volume.ndim and problem.method.plain:
@@ -254,8 +254,8 @@ def finish(problem: Problem, state) -> Fit:
         n_iter=n_iter,
         status=status.astype(jnp.int32),
     )
-    joint = problem.plan.joint
-    return fit if joint is None else Ended(**vars(fit), q=joint.kept(state))
+    stationary_map = problem.plan.stationary_map
+    return fit if stationary_map is None else Ended(**vars(fit), q=stationary_map.q_of(state))
 
 
 def _ones(n, dtype):

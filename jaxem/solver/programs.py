@@ -72,7 +72,7 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     sets = jax.eval_shape(lambda x: problems.on(as_sets(x, batched)).data, x)
     width, steps = lane_plan(plan, problems.climbed, sets, fits)
     watched = ("fits", fits) if fits > 1 else ("steps", int(max_iter))
-    queue = host.run(on, queue, cost * (width * steps if fits > 1 else 1), *watched)
+    queue = host.run_in_slices(on, queue, cost * (width * steps if fits > 1 else 1), *watched)
     return END(effort, problems, x, queue, batched=batched)
 
 

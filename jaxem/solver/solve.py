@@ -31,7 +31,7 @@ def climb(problem: Problem, state, tol, max_iter, budget=None):
     options = {"tol": tol, "max_iter": max_iter, "stopping": stopping, "budget": budget}
     problem = problem.prepared()
     try:
-        return loop.run(state, problem.evaluate, **options)
+        return loop.iterate(state, problem.evaluate, **options)
     except TypeError:
         check_step(problem.climbed, state.params, state.method, problem.evaluate)
         raise
@@ -79,7 +79,7 @@ def advance(problems: Problem, queue, ends, budget=None):
     width, steps = lane_plan(plan, problems.climbed, problems.data, sets * restarts)
     flat, ends = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (queue, ends))
     options = {"width": width, "steps": steps, "budget": budget}
-    flat = lanes.run(flat, problems, ends, stopping=plan.stopping, **options)
+    flat = lanes.run_lanes(flat, problems, ends, stopping=plan.stopping, **options)
     return jax.tree.map(lambda a: a.reshape(sets, restarts, *a.shape[1:]), flat)
 
 

@@ -99,7 +99,7 @@ class Factored(Adopted):
         corners = jnp.eye(states.shape[1], dtype=q.dtype)[some[j]]
         return jax.vmap(lambda z: self.joint(params, x, q.at[:, j].set(z)), out_axes=1)(corners)
 
-    def swept(self, params, x, q):
+    def one_sweep(self, params, x, q):
         """(q, F (n,)) after every latent variable in turn has taken its best distribution."""
         states = jnp.asarray(self.states(x))
 
@@ -121,7 +121,7 @@ class Factored(Adopted):
 
         def step(carry):
             q, _, _, count = carry
-            new, value = self.swept(params, x, q)
+            new, value = self.one_sweep(params, x, q)
             return new, value, jnp.max(jnp.abs(new - q)), count + 1
 
         def going(carry):

@@ -130,7 +130,7 @@ class Restricted(Wrapper):
         if not is_traced(self.fixed):
             self._check_values(plan, like)
 
-    def settle(self, params, old):
+    def restrict(self, params, old):
         """params with fixed values in place, frozen entries as in `old`, and ties by their mean."""
         plan = self._plan(params)
         vector, unravel = ravel_pytree(params)
@@ -166,7 +166,7 @@ class Restricted(Wrapper):
             raise TypeError(
                 "these restrictions leave no M-step in closed form: use m_step=jaxem.Gradient()"
             )
-        return self.settle(step(params, stats), params)
+        return self.restrict(step(params, stats), params)
 
     def coordinates(self, params):
         """The coordinates of what is free."""
@@ -179,11 +179,11 @@ class Restricted(Wrapper):
         return self.model.n_parameters(params) - lost
 
     def init(self, key, x, weights):
-        return self._settled(self.model.init(key, x, weights))
+        return self._restrict_itself(self.model.init(key, x, weights))
 
     def from_responsibilities(self, key, x, responsibilities, weights):
         start = self.model.from_responsibilities(key, x, responsibilities, weights)
-        return self._settled(start)
+        return self._restrict_itself(start)
 
     def standardize(self, x, weights):
         inner = standardized(self.model, x, weights)
@@ -200,16 +200,16 @@ class Restricted(Wrapper):
         return inner._replace(model=Restricted(inner.model, fixed, self.tied))
 
     def inward(self, units, params):
-        return inward(self.model, units, self._settled(params))
+        return inward(self.model, units, self._restrict_itself(params))
 
     def outward(self, units, params):
-        return self._settled(outward(self.model, units, params))
+        return self._restrict_itself(outward(self.model, units, params))
 
-    def _settled(self, params):
-        return self.settle(params, params)
+    def _restrict_itself(self, params):
+        return self.restrict(params, params)
 
     def step(self, params):
-        """The M-step before `settle`, or None."""
+        """The M-step before `restrict`, or None."""
         plan = self._plan(params)
         held = plan.layout.held(plan.held, plan.group)
         return None if held is None else restricted(self.model, held)
@@ -293,7 +293,7 @@ class Reduced(Coordinates):
         full = self.full
         if vector.size:
             full = jnp.where(self.plan.held, full, vector[self.place])
-        return self.model.settle(self.inner.params(full), self.kept)
+        return self.model.restrict(self.inner.params(full), self.kept)
 
 
 def _values(value):
@@ -311,9 +311,9 @@ def coordinates(model, params) -> Coordinates:
     return Coordinates(model.spaces(params), params)
 
 
-def settled(model, params, old):
+def with_restrictions(model, params, old):
     """params with what a `Restricted` model holds in its place, next to `old` ones."""
-    return model.settle(params, old) if isinstance(model, Restricted) else params
+    return model.restrict(params, old) if isinstance(model, Restricted) else params
 
 
 def hold(model, paths) -> Restricted:

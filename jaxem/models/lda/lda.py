@@ -187,7 +187,7 @@ class LDA(Model):
         return LDAParams((few + whole) / 2, alpha, mass, eta if isinstance(self.eta, str) else None)
 
     def posterior(self, params, x):
-        q = LDAPosterior(self.settled(params, x))
+        q = LDAPosterior(self.converged(params, x))
         return q, self.free_energy(params, x, q)
 
     def statistics(self, params, x, q, weights):
@@ -223,7 +223,7 @@ class LDA(Model):
         units = x.units if isinstance(x, Prepared) else self.arranged(x)
         x = x.x if isinstance(x, Prepared) else x
         anew = (q.steps > 0) & ((q.steps < ANEW) | (q.steps % AGAIN == 0))
-        gamma, statistics, value = self.swept(
+        gamma, statistics, value = self.improved(
             params, x, units, weights, q.gamma, anew, LOOSE, BRIEF
         )
         return LDALocal(gamma, q.steps + 1), statistics, value
@@ -330,7 +330,7 @@ class LDA(Model):
         """γ (n, k) of documents about which nothing is known: tokens shared evenly."""
         return self._fixed_alpha(params) + x.size[:, None] / self.topics
 
-    def settled(self, params, x):
+    def converged(self, params, x):
         """γ (n, k) at rest, from nothing."""
         gamma = self.cold(params, x)
         return converged_gamma(
@@ -338,10 +338,10 @@ class LDA(Model):
         )
 
     def arranged(self, x):
-        """The documents as `swept` takes them."""
+        """The documents as `improved` takes them."""
         return arranged(x.words, x.counts, self.topics)
 
-    def swept(self, params, x, units, weights, gamma, anew, tol, most):
+    def improved(self, params, x, units, weights, gamma, anew, tol, most):
         """(γ (n, k), statistics, evidence (n,)) after some steps: from a given γ or, where `anew`,
         from nothing if F is then not lower than with the given one."""
         cold = self.cold(params, x)

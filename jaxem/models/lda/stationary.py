@@ -33,7 +33,7 @@ LONG = 3000
 class LDAMap:
     """The map of `LDA`; q is γ (n, k)."""
 
-    def kept(self, state):
+    def q_of(self, state):
         return state.method.e_step.q.gamma
 
     def inward(self, problem, params):
@@ -48,7 +48,7 @@ class LDAMap:
     def scale(self, problem, params, q):
         return ()
 
-    def rested(self, problem, params, q):
+    def converge_q(self, problem, params, q):
         table = problem.model.table(params, problem.x)
         tol = jnp.finfo(q.dtype).eps ** TIGHT * q.mean(-1)
         gamma = converged_gamma(table, q, tol, jnp.asarray(LONG, jnp.int32))
