@@ -188,8 +188,9 @@ class FixedPointCoordinates:
         )
 
     def inside(self, point, before):
-        """`point` with entries just inside their bounds. A bound such as 0 of a probability is a
-        fixed point of EM; J just inside it shows whether EM moves to the bound or away from it."""
+        """`point` with entries beyond a bound moved just inside it. A bound such as 0 of a
+        probability is a fixed point of EM; J just inside shows whether EM moves to the bound or
+        away from it."""
         eps, (inner, q) = jnp.finfo(point.dtype).eps, self._inner(point)
         spaces = self.stationary_map.spaces(self.problem, inner)
         leaves = zip(*map(jax.tree.leaves, (spaces, inner)), strict=True)

@@ -239,9 +239,9 @@ def finish(problem: Problem, state) -> Fit:
     if measured is not True:
         objective = jax.lax.cond(measured, lambda: objective, lambda: problem.map(inner).objective)
     params = problem.outward(inner)
-    # DEGENERATE is decided at the last_params params, also where they were refused and the params before
-    # them are returned; and after a change of units, since a variance may underflow in those of the
-    # data.
+    # DEGENERATE is decided at the last params, also where they were refused and the params
+    # before them are returned; and after a change of units, since a variance may underflow in
+    # those of the data.
     last_params = problem.inward(problem.outward(state.params))
     degenerate = jnp.any(jnp.asarray(climbed.degenerate(last_params)))
     degenerate &= jnp.isfinite(loop.zero_or_nan(last_params))
