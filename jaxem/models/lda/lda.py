@@ -351,8 +351,9 @@ class LDA(Model):
         return arranged(x.words, x.counts, self.topics)
 
     def improved(self, params, x, units, weights, gamma, from_cold, tol, most):
-        """(γ (n, k), statistics, evidence (n,)) after at most `most` steps from a given γ. from_cold:
-        from a cold start instead, for documents of which F is then not lower."""
+        """(γ (n, k), statistics, evidence (n,)) after at most `most` steps from a given γ.
+        from_cold: whether they begin at a cold start, for documents of which F is then not
+        lower."""
         cold = self.cold(params, x)
         limit = jnp.maximum(_tight(cold), tol)
         most = jnp.asarray(most, jnp.int32)
