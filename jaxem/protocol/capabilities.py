@@ -124,7 +124,7 @@ def names(capability) -> tuple[str, ...]:
 
 def defines(model, *wanted: str) -> bool:
     """Whether a model defines functions other than the defaults of `Model` and `Bank`."""
-    definer = inspect.getattr_static(model, "_defines", None)
-    if definer is not None:
+    method = inspect.getattr_static(model, "_defines", None)
+    if method is not None:
         return all(model._defines(name) for name in wanted)
     return all(callable(inspect.getattr_static(model, name, None)) for name in wanted)

@@ -1,4 +1,4 @@
-"""The units of the arithmetic: standardised data, with mean 0 and variance 1.
+"""The units of the arithmetic: those of standardised data, such as centred ones of variance 1.
 
 In these units rounding errors are small whatever the units of the data are. A model with the
 capability `Units` defines `standardize(x, weights) -> Standardized` and the conversions of params
@@ -17,8 +17,8 @@ class Standardized(NamedTuple):
     """A model and its data in the units of the arithmetic.
 
     units: a tree of arrays, such as location and scale, for `inward` and `outward`; empty where
-    params need no conversion. log_volume: log p(x | params) − log p(data | inward params) =
-    −log_volume, per unit of weight: a scalar or (n,), which does not depend on params.
+    params need no conversion. log_volume: a scalar or (n,), which does not depend on params, with
+    log p(x | params) = log p(data | inward params) − log_volume per unit of weight.
     """
 
     model: Any
