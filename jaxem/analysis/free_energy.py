@@ -1,4 +1,4 @@
-"""The free energy F(q, θ): what every rule of EM climbs, and how it takes apart."""
+"""The free energy F(q, θ), which every rule of EM maximises, and its terms."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from jaxem.wrappers.adopt import adopt
 
 
 class FreeEnergy(NamedTuple):
-    """F in both its forms, in nats; each a scalar.
+    """F and its terms in both decompositions, in nats; each a scalar.
 
     value: F(q, θ) = expected + entropy = evidence − divergence. expected: E_q[log p(x, z | θ)].
     entropy: H(q) = −E_q[log q]. evidence: log p(x | θ). divergence: KL(q ‖ p(z | x, θ)) ≥ 0.
@@ -27,7 +27,7 @@ class FreeEnergy(NamedTuple):
 
 
 class Ascent(NamedTuple):
-    """Why EM climbs: gain = expected + divergence, in nats; each a scalar.
+    """The gain of a step of EM and its terms, gain = expected + divergence, in nats; each a scalar.
 
     gain: log p(x | θ₁) − log p(x | θ₀). expected: g(θ₁) − g(θ₀), where g is the expected log joint
     under q₀ = p(z | x, θ₀), which an M-step does not lower. divergence: KL(q₀ ‖ p(z | x, θ₁)) ≥ 0.
@@ -42,7 +42,7 @@ def free_energy(model, params, x, q, weights=None):
     """F(q, θ) = Σ_i w_i Σ_k q_ik (log p(x_i, z = k | params) − log q_ik), a scalar in nats.
 
     = log p(x | params) − KL(q ‖ p(z | x, params)), so F ≤ the log-likelihood, with equality at the
-    posterior (Neal & Hinton 1998). Nothing is dropped; the log prior is not part of it.
+    posterior (Neal & Hinton 1998). No term is dropped; the log prior is not part of F.
 
     Args:
       model: a model with `log_joint(params, x) -> (n, k)`, or with a `free_energy(params, x, q)` of
@@ -64,7 +64,8 @@ def free_energy(model, params, x, q, weights=None):
 def decompose(model, params, x, q, weights=None) -> FreeEnergy:
     """`free_energy` with its terms: expected log joint + entropy, and evidence − KL.
 
-    Each term has its own sum, so that the two forms check one another. Arguments as there. Source:
+    Each term is summed by itself, so that the two decompositions check each other. Arguments as in
+    `free_energy`. Source:
     Neal & Hinton 1998, equations 7 and 8.
     """
     q, model = responsibilities_of(q), adopt(model)
@@ -90,12 +91,16 @@ def ascent(model, before, after, x, weights=None) -> Ascent:
     Source: Dempster, Laird & Rubin 1977, lemma 1 and theorem 1.
     """
     model = adopt(model)
-    (first, old), (second, new) = (model.posterior(params, x) for params in (before, after))
+    (first, evidence_before), (second, evidence_after) = (
+        model.posterior(params, x) for params in (before, after)
+    )
     q = responsibilities_of(first)
-    moved = expectation(q, model.log_joint(after, x)) - expectation(q, model.log_joint(before, x))
+    expected = expectation(q, model.log_joint(after, x)) - expectation(
+        q, model.log_joint(before, x)
+    )
     return Ascent(
-        _total(new - old, weights),
-        _total(moved, weights),
+        _total(evidence_after - evidence_before, weights),
+        _total(expected, weights),
         _total(rel_entr(q, responsibilities_of(second)).sum(-1), weights),
     )
 
