@@ -171,9 +171,8 @@ def fit_padded(models, x, key, init, *, weights, restarts, method, **limits) -> 
     )
     options = {"weights": weights, "method": method, **limits}
     starts = jax.device_get(starts)
-    if not all(
-        np.isfinite(leaf).all() for leaf in jax.tree.leaves(starts)
-    ):  # fit reports the cause
+    # Where a start is not finite, `fit` reports the cause.
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(starts)):
         return [fit(m, x, key=key, init=init, restarts=restarts, **options) for m in models]
     together = fit(
         Padded(largest, banked), x, init=starts, restarts=restarts * len(models), **options

@@ -140,8 +140,8 @@ class ExponentialFamily(Bank):
 class Relative(Wrapper, ExponentialFamily):
     """A family without its base measure, which does not depend on params: the model of a fit.
 
-    The base measure is summed once, as a log volume, so that its rounding error cancels in every
-    difference of objectives.
+    The base measure is summed once, as a log volume, so that its rounding error is in no difference
+    of objectives.
     """
 
     family: Any

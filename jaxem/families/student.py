@@ -112,7 +112,7 @@ class StudentT(Bank):
         return keep_empty(stats.count, self._params(normal_params, df), params)
 
     def restricted(self, held):
-        """Fixed means, about which the moments are then computed, and any fixed degrees of
+        """Whole means fixed, about which the moments are then computed, and any fixed degrees of
         freedom."""
         rows, has_no_closed_form = (
             held.mean.rows,

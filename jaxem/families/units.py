@@ -38,7 +38,7 @@ class Frame(NamedTuple):
 
 
 def frame(x, weights, common: bool) -> Frame:
-    """The `Frame` of the data; common_scale scale for all features if `common`.
+    """The `Frame` of the data; one scale for all features if `common`.
 
     Two passes about the first present row, so that no digits are lost by an offset or by a scale
     near the ends of the float range. The scale of a constant feature is its magnitude. `first` and

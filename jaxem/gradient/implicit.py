@@ -62,9 +62,9 @@ def attached(numeric, x, weights, best, every, *, plan, rule):
         fields = ("params", "log_likelihood", "objective")
         found = tuple(getattr(best, f) for f in (*fields, "status"))
         *attached_values, ok, _ = attach(plan, rule, data, (*found, q))
-        attached_values[0] = with_restrictions(
-            merge(numeric, plan.structure)[0], attached_values[0], attached_values[0]
-        )  # fixed values have a gradient too
+        # Fixed values have a gradient too.
+        model = merge(numeric, plan.structure)[0]
+        attached_values[0] = with_restrictions(model, attached_values[0], attached_values[0])
         best = replace(best, **dict(zip(fields, attached_values, strict=True)))
         if plan.restarts == 1:
             return best, jax.tree.map(lambda a: a[None], best), ok

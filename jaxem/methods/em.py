@@ -184,10 +184,10 @@ class EM:
         """The state of the method before the first evaluation of a climb. x, weights: needed by
         `Variational`."""
         use_steps = self.gains_from_steps(model, x) and is_floating(params)
-        last_part = _gain_from_steps() if use_steps else self.accelerator
-        last_memory = () if last_part is None else last_part.start(model, params)
+        accelerator = _gain_from_steps() if use_steps else self.accelerator
+        accelerator_memory = () if accelerator is None else accelerator.start(model, params)
         args = (model, params, x, weights)
-        return Memory(self.e_step.start(*args), self.m_step.start(*args), last_memory)
+        return Memory(self.e_step.start(*args), self.m_step.start(*args), accelerator_memory)
 
     def evaluate(self, model, params, x, weights, memory=()) -> Evaluation:
         """One E-step and one M-step, and the accelerator's choice of the next params."""
@@ -195,8 +195,10 @@ class EM:
         evaluation = self.map(model, params, x, weights, memory)
         if self.accelerator is None and not memory.accelerator:
             return evaluation
-        last_part = _gain_from_steps() if self.accelerator is None else self.accelerator
-        evaluation = last_part.advance(model, params, evaluation, memory.accelerator, weights.sum())
+        accelerator = _gain_from_steps() if self.accelerator is None else self.accelerator
+        evaluation = accelerator.advance(
+            model, params, evaluation, memory.accelerator, weights.sum()
+        )
         return evaluation._replace(memory=memory._replace(accelerator=evaluation.memory))
 
     def gains_from_steps(self, model, x) -> bool:

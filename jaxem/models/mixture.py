@@ -189,8 +189,8 @@ class FiniteMixture(Model):
         return inner, self._known(joint, labels, 1)
 
     def _known(self, joint, labels, axis):
-        """log p(x, z) with −∞ for components that a label excludes. axis: the axis of `joint` that
-        `labels` lack."""
+        """log p(x, z) with −∞ for components that a label excludes. axis: that of components
+        in `joint`."""
         if labels is None:
             return joint
         labels = jnp.expand_dims(labels, axis)
@@ -304,8 +304,8 @@ class Mixture(FiniteMixture):
 
 
 def warn_if_identical(components, k: int, lead: int) -> None:
-    """A `FitWarning` where all given components are equal. components: NumPy arrays with `lead`
-    axes of starts before the axis k."""
+    """A `FitWarning` where all components of a given start are equal. components: NumPy arrays with
+    `lead` axes of starts before the axis k."""
     leaves = jax.tree.leaves(components)
     leaves = [leaf for leaf in leaves if leaf.shape[lead : lead + 1] == (k,)]
     differs = [

@@ -21,7 +21,7 @@ class Sums(NamedTuple):
 
 def in_chunks(function, rows: int, params, x, weights, axis=0) -> Sums:
     """The `Sums` of `function(params, x, weights) -> (statistics, evidence (n,))`, chunk by chunk
-    along an axis of carries leaf of x.
+    along an axis of every leaf of x.
 
     All chunks have the same number of rows: the last ones repeat rows of earlier ones, with weight
     0. The rounding error of each addition of a chunk is summed and added at the end, so that the
@@ -43,10 +43,12 @@ def in_chunks(function, rows: int, params, x, weights, axis=0) -> Sums:
         is_first_visit = begin + jnp.arange(rows) >= i * rows
         return _parts(function, params, rows_of_x, jnp.where(is_first_visit, chunk_weights, 0))
 
-    def add(total, lost, part):
+    def add(total, errors, part):
         updated = jax.tree.map(jnp.add, total, part)
-        lost = jax.tree.map(lambda lost, *sum: lost + _rounding(*sum), lost, total, part, updated)
-        return updated, lost
+        errors = jax.tree.map(
+            lambda errors, *sum: errors + _rounding(*sum), errors, total, part, updated
+        )
+        return updated, errors
 
     def next_chunks(carry, i):
         # The sums of a chunk are added one iteration later. They then have memory of their own, and

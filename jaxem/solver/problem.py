@@ -281,7 +281,7 @@ def _clip(leaf):
 
 
 def rank(every: Fit):
-    """The index of the is_best_tier restart: sound ones first, then by objective; NaN never
+    """The index of the best restart: fits that did not fail first, then by objective; NaN never
     wins."""
     tiers = jnp.asarray([5, 0, 0, 1, 3, 2, 4, 4])
     objective = jnp.where(jnp.isnan(every.objective), -jnp.inf, every.objective)

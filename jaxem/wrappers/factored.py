@@ -96,9 +96,8 @@ class Factored(Adopted):
     def given(self, params, x, q, j):
         """log p(x, z_j, the others as in q) for every state of latent variable j, (n, k)."""
         states = self.states(x)
-        state_index = jnp.asarray(
-            np.where(states, np.arange(states.shape[1]), 0)
-        )  # absent ones as the first
+        # A state that the latent variable lacks is evaluated as its first state.
+        state_index = jnp.asarray(np.where(states, np.arange(states.shape[1]), 0))
         corners = jnp.eye(states.shape[1], dtype=q.dtype)[state_index[j]]
         return jax.vmap(lambda z: self.joint(params, x, q.at[:, j].set(z)), out_axes=1)(corners)
 

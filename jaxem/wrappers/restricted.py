@@ -121,7 +121,7 @@ class Restricted(Wrapper):
         return self.model.domain.also(self._check)
 
     def _check(self, x):
-        """Raises where a restriction does not match the params for data shaped params_shape x."""
+        """Raises where a restriction does not match the params for data shaped like x."""
         params_shape = jax.eval_shape(self._shape, x)
         plan = self._plan(params_shape)
 

@@ -24,9 +24,8 @@ class DiagonalForm(Form):
         return 2 * d
 
     def features(self, x):
-        power = jnp.arange(2)[
-            :, None, None
-        ]  # one loop over whole rows: concatenated it takes four times as long
+        # One loop over whole rows; a concatenation takes four times as long.
+        power = jnp.arange(2)[:, None, None]
         return append_one(jnp.where(power == 0, jnp.square(x), x).reshape(-1, x.shape[1]))
 
     def coefficients(self, mean, covariance, level):

@@ -164,7 +164,7 @@ class LDA(Model):
         return self.inference == "bayes"
 
     def init(self, key, x, weights):
-        """Each topic is the mean of the word frequencies of a chosen_words documents and of all
+        """Each topic is the mean of the word frequencies of a few documents and of all
         documents."""
         v, n = x.vocabulary, x.words.shape[0]
         dtype = weights.dtype
