@@ -278,8 +278,8 @@ def test_blocks_padding_and_order_change_nothing(monkeypatch):
         "MOST_DOCUMENTS": 8,
         "SHORTEST": 8,
         "LENGTH_CLASSES": 3,
-        "LEFT": 9,
-    }  # none is left
+        "UNCONVERGED_DIVISOR": 9,
+    }
     for name, value in sizes.items():
         monkeypatch.setattr(tuning, name, value)
     assert len(lda_posterior.layout(wide.words.shape, K)[0]) == 3

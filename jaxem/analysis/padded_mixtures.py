@@ -133,7 +133,7 @@ def groups(models, x, restarts, method) -> list[list[int]]:
     def is_faster(group):
         sizes = [models[i].k for i in group]
         absent = len(sizes) * max(sizes) - sum(sizes)
-        return 0 < work * absent <= tuning.WORTH * (len(set(sizes)) - 1)
+        return 0 < work * absent <= tuning.PADDED_WORK * (len(set(sizes)) - 1)
 
     return [group for group in by_bank.values() if is_faster(group)]
 

@@ -31,7 +31,7 @@ CHUNK_MULTIPLE = 64
 SUM_BLOCK = 1024
 """The size of a block of `row_sum`, approximately."""
 
-CHAINS = 2
+PARALLEL_CHUNKS = 2
 """The number of chunks that are computed at once on a CPU. XLA runs independent operations in two
 threads; with one chunk, two cores are busy for half of the time (a pass in float32 over
 131,072 × 16, k = 16, full: 13.3 to 10.4 ms; 524,288 × 16, k = 32, diagonal: 37 to 28 ms; with four
@@ -42,7 +42,7 @@ SEVERAL_CHUNKS = 8
 by a quarter or more. Exactly two chunks are computed at once: that needs no loop (10,000 × 16,
 k = 32, diagonal: 1.4 to 1.1 ms)."""
 
-ROOM = 2**26
+COPIED_BYTES = 2**26
 """Bytes up to which data are copied; larger data are standardised chunk by chunk in every pass."""
 
 SPARE_FEATURES = 2
@@ -108,7 +108,7 @@ INTERVAL = 4
 ACCELERATOR_LANES, ACCELERATOR_INTERVAL = 4096, 8
 """Lanes and steps between checks on accelerators: estimates, not measured."""
 
-FOLDED = 4096
+CONSTANT_UNITS = 4096
 """Units up to which weights of 1 are constants of a program. XLA folds constants, which takes
 seconds of compile time for many."""
 
@@ -116,20 +116,20 @@ QUICK_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_llvm_disable_expensi
 """Compiler options of a single fit of few units on a CPU: the default fusion emitters double the
 compile time (jaxlib 0.10.2)."""
 
-TINY = 4096
+TINY_WORK = 4096
 """Units × features² × components × restarts below which a step takes less than 0.1 ms with any
 compiler options."""
 
 TINY_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
 """Further options for such steps."""
 
-SLICE = 0.3
+SLICE_SECONDS = 0.3
 """The intended seconds of a slice: an interrupt takes effect at the end of a slice."""
 
-PACE = 1e-9
+STEP_SECONDS = 1e-9
 """Seconds of a step for one unit × feature² × component, roughly: the first estimate."""
 
-WORTH = 2**22
+PADDED_WORK = 2**22
 """The most units × features² × restarts × absent components for each compilation that padding
 saves. At twice this, both ways took equally long on 2 cores (jax 0.10.2)."""
 
@@ -166,8 +166,9 @@ wait for the last one to converge."""
 LEAST_DOCUMENTS, MOST_DOCUMENTS = 16, 512
 """The least and the largest number of documents of a block on a CPU."""
 
-LEFT = 4
-"""The loop over a block stops when at most one document in LEFT has not converged."""
+UNCONVERGED_DIVISOR = 4
+"""The loop over a block stops when at most one document in UNCONVERGED_DIVISOR has not
+converged."""
 
 SPARSE = 64
 """Statistics are scattered cell by cell where the vocabulary has more than SPARSE words for every
@@ -176,5 +177,5 @@ cell of the longest document, and always on a CPU; else they are a dense matrix 
 ACCELERATOR_DOCUMENTS = 2**13
 """Documents of a block on accelerators: an estimate, not measured."""
 
-CELLS = 2**20
+MAP_NUMBERS = 2**20
 """Numbers of a (w, k, l) block of documents in a step of the stationary map."""

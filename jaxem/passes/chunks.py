@@ -30,8 +30,8 @@ def in_chunks(function, rows: int, params, x, weights, axis=0) -> Sums:
     n = weights.shape[0]
     if n <= rows:
         return sums_of(function, params, x, weights)
-    are_few = tuning.CHAINS * rows < n <= tuning.SEVERAL_CHUNKS * rows
-    chains = tuning.CHAINS if tuning.platform() == "cpu" and not are_few else 1
+    are_few = tuning.PARALLEL_CHUNKS * rows < n <= tuning.SEVERAL_CHUNKS * rows
+    chains = tuning.PARALLEL_CHUNKS if tuning.platform() == "cpu" and not are_few else 1
     count = -(-n // (rows * chains))
     rows = min(n, -(-n // (count * chains * tuning.CHUNK_MULTIPLE)) * tuning.CHUNK_MULTIPLE)
 

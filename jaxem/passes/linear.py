@@ -66,5 +66,7 @@ class Linear(NamedTuple):
 
 
 def roomy(x) -> bool:
-    """Whether there is memory for a copy of x (`tuning.ROOM`)."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(x)) <= tuning.ROOM
+    """Whether there is memory for a copy of x (`tuning.COPIED_BYTES`)."""
+    return (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(x)) <= tuning.COPIED_BYTES
+    )

@@ -14,7 +14,7 @@ from jaxem.protocol.status import Status
 
 def is_long(work: int, steps: int) -> bool:
     """Whether `steps` steps that cost `work` each could take more than a second."""
-    return work * steps * tuning.PACE > 1
+    return work * steps * tuning.STEP_SECONDS > 1
 
 
 def run_in_slices(advance, queue, work: int, what: str, total: int):
@@ -24,7 +24,7 @@ def run_in_slices(advance, queue, work: int, what: str, total: int):
       work: the cost of a round of steps, in units × features² × components.
       what: what `total` counts, "fits" or "steps".
     """
-    budget = max(1, int(tuning.SLICE / (work * tuning.PACE)))
+    budget = max(1, int(tuning.SLICE_SECONDS / (work * tuning.STEP_SECONDS)))
     with _bar(total, what) as bar:
         is_compiled = False
         while True:
@@ -37,7 +37,7 @@ def run_in_slices(advance, queue, work: int, what: str, total: int):
             if not np.any(status == Status.RUNNING):
                 return queue
             if is_compiled:  # the time of the first slice may include compilation
-                budget = max(1, int(budget * min(4.0, max(0.25, tuning.SLICE / seconds))))
+                budget = max(1, int(budget * min(4.0, max(0.25, tuning.SLICE_SECONDS / seconds))))
             is_compiled = True
 
 

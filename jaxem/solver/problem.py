@@ -270,7 +270,7 @@ def _ones(n, dtype):
     """Weights of 1. XLA folds constants, which is of use for small n and takes seconds of compile
     time for large n; a barrier prevents it."""
     ones = jnp.ones(n, dtype)
-    return ones if n <= tuning.FOLDED else jax.lax.optimization_barrier(ones)
+    return ones if n <= tuning.CONSTANT_UNITS else jax.lax.optimization_barrier(ones)
 
 
 def _clip(leaf):

@@ -59,7 +59,7 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     cost = n * features**2 * k
     effort = "full"
     if not batched and tuning.platform() == "cpu":
-        effort = "tiny" if cost * restarts <= tuning.TINY else "less"
+        effort = "tiny" if cost * restarts <= tuning.TINY_WORK else "less"
         effort = "full" if n * features * k >= tuning.CHUNKED else effort
     fits = sets * restarts
     if not is_long(cost * fits, max_iter):

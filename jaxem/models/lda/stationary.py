@@ -76,7 +76,7 @@ def stepped(data: Table, gamma, weights):
     block.
     """
     n, k = gamma.shape
-    rows = min(n, max(1, tuning.CELLS // (k * data.words.shape[1])))
+    rows = min(n, max(1, tuning.MAP_NUMBERS // (k * data.words.shape[1])))
 
     @jax.checkpoint
     def block(table, alpha, words, counts, gamma, weights):
