@@ -278,7 +278,7 @@ def test_blocks_padding_and_order_change_nothing(monkeypatch):
         "MOST_DOCUMENTS": 8,
         "SHORTEST": 8,
         "LENGTH_CLASSES": 3,
-        "UNCONVERGED_DIVISOR": 9,
+        "UNCONVERGED_DIVISOR": 9,  # more than a block: all its documents must converge
     }
     for name, value in sizes.items():
         monkeypatch.setattr(tuning, name, value)

@@ -61,7 +61,7 @@ class Factored(Adopted):
             )
         return np.arange(max(counts)) < np.array(counts)[:, None]
 
-    def joint(self, params, x, z):
+    def log_joint_at(self, params, x, z):
         """log p(x, z | params) per unit (n,), for z (n, m, k)."""
         value = self.inner.log_joint(params, x, z)
         if jnp.shape(value) != z.shape[:1]:
@@ -85,7 +85,7 @@ class Factored(Adopted):
     def free_energy(self, params, x, q):
         """F(q, params) per unit (n,), without any term dropped, for probabilities q (n, m, k)."""
         q = jnp.asarray(q)
-        mean = self.joint(params, x, q)
+        mean = self.log_joint_at(params, x, q)
 
         @jax.checkpoint
         def own_terms(j):
@@ -99,7 +99,9 @@ class Factored(Adopted):
         # A state that the latent variable lacks is evaluated as its first state.
         state_index = jnp.asarray(np.where(states, np.arange(states.shape[1]), 0))
         corners = jnp.eye(states.shape[1], dtype=q.dtype)[state_index[j]]
-        return jax.vmap(lambda z: self.joint(params, x, q.at[:, j].set(z)), out_axes=1)(corners)
+        return jax.vmap(lambda z: self.log_joint_at(params, x, q.at[:, j].set(z)), out_axes=1)(
+            corners
+        )
 
     def one_sweep(self, params, x, q):
         """(q, F (n,)) after one sweep: the distribution of every latent variable in turn is set to
@@ -111,7 +113,7 @@ class Factored(Adopted):
             given = self.given(params, x, q, j)
             best = jax.nn.softmax(jnp.where(states[j], given, -jnp.inf), axis=-1)
             q = q.at[:, j].set(best)
-            mean = self.joint(params, x, q)
+            mean = self.log_joint_at(params, x, q)
             return q, own_terms + expectation(best, given) - mean, mean
 
         zero = jnp.zeros(q.shape[0], q.dtype)
@@ -163,7 +165,7 @@ class Factored(Adopted):
         one, two = (self._drawn(i, n, states, dtype) for i in (1, 2))
 
         def own_terms(q, j):
-            given, mean = self.given(params, x, q, j), self.joint(params, x, q)
+            given, mean = self.given(params, x, q, j), self.log_joint_at(params, x, q)
             return expectation(q[:, j], given) - mean, jnp.abs(given).max(-1) + jnp.abs(mean)
 
         def deviation(j):
