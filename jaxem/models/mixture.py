@@ -29,7 +29,7 @@ from jaxem.protocol.status import FitWarning
 from jaxem.protocol.units import inward, outward, standardized
 from jaxem.wrappers.adopted import AdoptedBank
 
-UNITS = (((1,), (1,)), ((), ()))
+SUM_OVER_UNITS = (((1,), (1,)), ((), ()))
 """The contraction of features and responsibilities over units. In this order the smaller factor is
 packed: a core reaches 87 GFLOP/s of 95 in float32, against 57 in the other order. XLA reverses the
 order of a product that is transposed."""
@@ -159,7 +159,7 @@ class FiniteMixture(Model):
         joint = jnp.matmul(slopes, features, precision=Precision.HIGHEST)
         exponentials, total, evidence = softmax_parts(self._known(joint, labels, 0), linear.lowest)
         weighted = exponentials * (weights / total)
-        sums = lax.dot_general(features, weighted, UNITS, precision=Precision.HIGHEST)
+        sums = lax.dot_general(features, weighted, SUM_OVER_UNITS, precision=Precision.HIGHEST)
         return sums, evidence if base is None else evidence + base
 
     def maximize(self, params, stats):

@@ -51,14 +51,14 @@ def begin(plan: Plan, data, starts, limits):
     sets, restarts = limits[0].shape
     width, _ = lane_plan(plan, merge(data[0], plan.structure)[0], data[1], sets * restarts)
 
-    def prepare(data, starts):
+    def begin_set(data, starts):
         problem = Problem.of(plan, *data)
         states = over(problem.initial_state, starts, max(1, width // sets))
         if sets == 1:  # once here, not in every slice
             problem = problem.prepared(keep=True).without(data[1])
         return problem, states
 
-    problems, queue = over(lambda args: prepare(*args), (data, starts), width)
+    problems, queue = over(lambda args: begin_set(*args), (data, starts), width)
     tol, max_iter = limits
     return problems, queue, (tol * problems.total[:, None], max_iter)
 

@@ -18,7 +18,7 @@ from jaxem.protocol.spaces import POSITIVE_DEFINITE
 class FullForm(Form):
     """All products of two features of z."""
 
-    def pays(self, d):
+    def is_faster(self, d):
         return d <= tuning.WIDEST_PRODUCTS
 
     def size(self, d):

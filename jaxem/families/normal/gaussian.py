@@ -69,7 +69,7 @@ class Form:
     cancel to a log density, on average over the units of a component.
     """
 
-    def pays(self, d):
+    def is_faster(self, d):
         """Whether the matrix products are faster than a pass over centred rows."""
         return True
 

@@ -99,7 +99,7 @@ class Normal(Bank):
 
     def linear(self, x):
         d, form = x.shape[1], self.structure.form
-        if not form.pays(d):
+        if not form.is_faster(d):
             return None
 
         return Linear(
