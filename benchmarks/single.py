@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 import jaxem
 from benchmarks.cold import machine
 from jaxem.families.normal.structures import STRUCTURES
-from jaxem.models.mixture import UNITS, product_rows
+from jaxem.models.mixture import SUM_OVER_UNITS, product_rows
 
 try:
     import gmmx
@@ -153,7 +153,7 @@ def ceilings(x, k, covariance):
     def chunk(carry, _):
         slopes, r, total = carry
         joint = jnp.matmul(slopes, features, precision=high)
-        sums = jax.lax.dot_general(features, r, UNITS, precision=high)
+        sums = jax.lax.dot_general(features, r, SUM_OVER_UNITS, precision=high)
         return (slopes + total[0, 0], r + joint[:, :1], total + sums), None  # no transpose to fold
 
     @jax.jit

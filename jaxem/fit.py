@@ -1,4 +1,4 @@
-"""`fit`: check, start, solve, report. A pure JAX function wherever its inputs are traced."""
+"""`fit`: checks, starts, climbs and a report. A pure JAX function where its inputs are traced."""
 
 from typing import Any
 
@@ -60,26 +60,26 @@ def fit(
       init: None (the model's own start, for mixtures k-means++), "kmeans++", "random_rows",
         "random", `Responsibilities(r)`, `Labels(z)`, or params to start from. With `restarts` > 1
         given params carry a leading axis of that size.
-      restarts: how many independent starts to climb from, or a `Restarts` plan that screens them;
-        the best sound one is returned. Start i depends on the key and i alone.
-      weights: (n,), one per unit; 0 = absent, 2 = seen twice. None: all 1.
+      restarts: the number of independent starts, or a `Restarts` plan that screens them; the best
+        fit that did not fail is returned. Start i depends on the key and i alone.
+      weights: (n,), one per unit; 0 = absent, 2 = present twice. None: all 1.
       method: `EM(e_step=..., m_step=..., accelerator=...)`, or `OnlineEM(...)`.
-      tol: per unit of weight, in nats. With "aitken" the estimated gain still to come is below it.
-        None: 1e-6. Raised to the rounding of the objective where that is larger, with a warning if
-        it was given. 0: exactly max_iter iterations.
+      tol: in nats per unit of weight. With "aitken", a fit ends when its estimate of the remaining
+        gain is below tol. None: 1e-6. tol is raised to the rounding error of the objective where
+        that is larger, with a warning if tol was given. 0: exactly max_iter iterations.
       max_iter: the most applications of the EM map; 0 returns the start, evaluated.
       criterion: "aitken", or "change" (the last gain is below tol: scikit-learn's rule).
       lanes: how many restarts or data sets run at once: `Lanes`, or an int, its width.
-      gradient: what `jax.grad` and its kin make of the fit. "implicit": the derivative of the
+      gradient: how `jax.grad` and the like differentiate the fit. "implicit": the derivative of the
         optimum, from one linear solve; NaN where `result.gradient_ok` is False. "unrolled": the
-        derivative of exactly max_iter steps, an int, with a start that counts; memory grows with
+        derivative of exactly max_iter steps, an int, also by the start; memory grows with
         max_iter. "one_step": of the last step alone, cheap and biased. "none": a TypeError.
 
     Returns:
       A `Result`. `result.status` says how the fit ended; nothing raises from inside a compiled fit.
       Its gradient is with respect to data, weights and hyperparameters; that of the start is 0.
-      The winner of the restarts is differentiated; the gradient of `result.restarts` is NaN where
-      there are several.
+      The best restart is differentiated; the gradient of `result.restarts` is NaN where there are
+      several.
 
     Raises:
       ValueError, TypeError: data, weights or options that cannot be used. Under `jit`, `vmap` and
@@ -114,8 +114,10 @@ def fit(
         model = result.model
     if is_traced(result):
         return result
-    quiet = x is not None and isinstance(method, EM) and method.foresees(model, x)
-    return report(result, model, x, weights, tol, quiet)
+    resolves_small_gains = (
+        x is not None and isinstance(method, EM) and method.gains_from_steps(model, x)
+    )
+    return report(result, model, x, weights, tol, resolves_small_gains)
 
 
 def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
@@ -141,7 +143,7 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
 
 @jax.jit
 def informed(model, x, weights):
-    """A model with the prior that it takes from the data."""
+    """The model with its missing prior set from the data."""
     x, weights, _ = sanitize(model, x, weights)
     return model.informed(x, weights)
 
@@ -155,10 +157,10 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
         )
     blocks = as_blocks(batch, weights)
     sets, dtype = sum(len(block.index) for block in blocks), float_dtype(blocks[0].x)
-    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), blocks[0].x)
-    model.domain.check(like, name_of(model))
-    method = suited(method, model, like)
-    gradient, plan = gradient.suited(plan, method, model, like)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), blocks[0].x)
+    model.domain.check(shapes, name_of(model))
+    method = suited(method, model, shapes)
+    gradient, plan = gradient.suited(plan, method, model, shapes)
     for block in blocks:
         _check_size(model, block.shortest)
     if isinstance(init, Start) and not init.random:
@@ -166,7 +168,7 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
     given = init is not None and not isinstance(init, Start)
     if given:
         many = _count(plan.restarts)
-        init = _given(model, init, like, (sets,) + (many,) * (many > 1), dtype)
+        init = _given(model, init, shapes, (sets,) + (many,) * (many > 1), dtype)
         init = jax.tree.map(lambda a: a[:, None], init) if many == 1 else init
     numeric, plan = _planned(plan._replace(batched=True), model, method, init)
     fits = []
@@ -195,7 +197,7 @@ def _given(model, init, x, lead, dtype):
 
 
 def _planned(plan, model, method, init):
-    """Numbers to be traced, and the plan with the structure of model, method and start rule."""
+    """The arrays to trace, and the plan with the structure of model, method and start rule."""
     given = init is not None and not isinstance(init, Start)
     numeric, structure = split((model, method, None if given else init))
     return numeric, plan._replace(structure=structure, given=given)
@@ -226,16 +228,16 @@ def require_model(model):
     if isinstance(model, (jax.Array, np.ndarray, list)):
         raise TypeError("model is an array: the model comes first, fit(model, data)")
     missing = [] if defines(model, "init") else ["init"]
-    finite, posterior = has(model, FiniteLatents), defines(model, "posterior")
-    own = [name for name in ("statistics", "maximize") if defines(model, name)]
-    if not finite and not posterior:
+    is_finite, has_posterior = has(model, FiniteLatents), defines(model, "posterior")
+    defined = [name for name in ("statistics", "maximize") if defines(model, name)]
+    if not is_finite and not has_posterior:
         if not defines(model, "free_energy"):
             missing.append("log_joint (or posterior)")
         elif not has(model, Bound):
             missing.append("init_q, the first q of its free_energy")
-    elif own:
-        missing += [name for name in ("statistics", "maximize") if name not in own]
-    elif not finite:
+    elif defined:
+        missing += [name for name in ("statistics", "maximize") if name not in defined]
+    elif not is_finite:
         missing.append("statistics and maximize (or log_joint)")
     if missing:
         raise TypeError(

@@ -30,7 +30,7 @@ from jaxem.passes.chunks import in_chunks, row_sum
 from jaxem.passes.collect import TRUSTED, collect, prepared
 from jaxem.protocol import capabilities
 from jaxem.protocol.capabilities import SmoothMap, has, names
-from jaxem.protocol.posterior import expectation, shares
+from jaxem.protocol.posterior import expectation, responsibilities_of
 from jaxem.protocol.spaces import POSITIVE, REAL, SIMPLEX
 from jaxem.protocol.status import Status
 from jaxem.protocol.units import inward, outward, standardized
@@ -96,9 +96,9 @@ __all__ = [
     "prepared",
     "products",
     "pytree",
+    "responsibilities_of",
     "row_sum",
     "sampled",
-    "shares",
     "single",
     "slices",
     "solve_shape",

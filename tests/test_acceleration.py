@@ -29,7 +29,7 @@ def accelerated(name):
 def climbed(method, model, params, x, weights):
     """After each of 120 evaluations: the objective kept, the length of the map's step there, the
     rounding of the objective, and whether a component has collapsed."""
-    start = loop.start(params, weights.dtype, 0, method.start(model, params))
+    start = loop.initial_state(params, weights.dtype, 0, method.start(model, params))
 
     def body(state, _):
         seen = method.evaluate(model, state.proposal, x, weights, state.method)

@@ -310,7 +310,7 @@ def test_data_standardised_in_every_pass_give_what_a_copy_gives(covariance, monk
         return jaxem.fit(model, x, **options)
 
     copied = run()
-    monkeypatch.setattr(tuning, "ROOM", 2**10)
+    monkeypatch.setattr(tuning, "COPIED_BYTES", 2**10)
     jax.clear_caches()
     lazy = run()
     jax.clear_caches()

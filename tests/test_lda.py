@@ -263,7 +263,7 @@ def test_blocks_padding_and_order_change_nothing(monkeypatch):
         q, bound = MAP.posterior(params, documents)
         stats = MAP.statistics(params, documents, q, weights)
         units, cold = MAP.arranged(documents), MAP.cold(params, documents)
-        swept = MAP.swept(params, documents, units, weights, cold, True, 0.0, 1000)
+        swept = MAP.improved(params, documents, units, weights, cold, True, 0.0, 1000)
         return q.gamma, bound, stats, swept
 
     def answers(*args):
@@ -278,8 +278,8 @@ def test_blocks_padding_and_order_change_nothing(monkeypatch):
         "MOST_DOCUMENTS": 8,
         "SHORTEST": 8,
         "LENGTH_CLASSES": 3,
-        "LEFT": 9,
-    }  # none is left
+        "UNCONVERGED_DIVISOR": 9,  # more than a block: all its documents must converge
+    }
     for name, value in sizes.items():
         monkeypatch.setattr(tuning, name, value)
     assert len(lda_posterior.layout(wide.words.shape, K)[0]) == 3
@@ -290,7 +290,7 @@ def test_blocks_padding_and_order_change_nothing(monkeypatch):
     close(found, whole)
     close(found[3], (whole[0], stats, whole[1]), 1e-8)  # one look comes to rest where packing does
     units = MAP.arranged(wide)
-    step = jax.jit(lambda g: MAP.swept(params, wide, units, weights, g, True, 0.0, 1)[2])
+    step = jax.jit(lambda g: MAP.improved(params, wide, units, weights, g, True, 0.0, 1)[2])
     close(step(whole[0]), whole[1], 1e-8)  # a step from nothing is worse than this γ: it is kept
 
 
@@ -303,7 +303,7 @@ def test_documents_of_a_block_that_is_not_full_move_too(monkeypatch):
     assert len(lda_posterior.layout(documents.words.shape, K)[0]) == 1
     for anew in (True, False):
         args = POINT, documents, units, jnp.ones(26), cold, anew, 0.0, 20
-        gamma = jax.jit(lambda *args: MAP.swept(*args)[0])(*args)
+        gamma = jax.jit(lambda *args: MAP.improved(*args)[0])(*args)
         assert (np.abs(gamma - cold).max(1) > 1e-3).all()
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from internals import coordinates, expectation, outward, shares, standardized, suited
+from internals import coordinates, expectation, outward, responsibilities_of, standardized, suited
 from jax.flatten_util import ravel_pytree
 from zoo import COUNTS, MODELS, REAL, K
 
@@ -74,7 +74,7 @@ def test_the_closed_form_is_the_conditional_maximum(case):
 
         def value(free, v):
             there = free.params(v)
-            per_unit = expectation(shares(q), view.model.log_joint(there, view.data))
+            per_unit = expectation(responsibilities_of(q), view.model.log_joint(there, view.data))
             return weights @ per_unit + view.model.log_prior(there)
 
         found = [coordinates(view.model, p) for p in (before, after)]

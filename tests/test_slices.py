@@ -28,7 +28,7 @@ def short_slices(monkeypatch):
             super().update(count)
             seen.append(self.n)
 
-    monkeypatch.setattr(tuning, "PACE", 1e-4)
+    monkeypatch.setattr(tuning, "STEP_SECONDS", 1e-4)
     monkeypatch.setattr(slices, "_bar", lambda total, unit: Bar())
     return seen
 
@@ -51,7 +51,7 @@ def test_slices_change_nothing(name, short_slices):
     assert len(short_slices) > 1
     assert short_slices == sorted(short_slices)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "PACE", 1e-12)
+        patch.setattr(tuning, "STEP_SECONDS", 1e-12)
         whole = calls()[name]()
     assert (sliced.n_iter == whole.n_iter).all()
     assert (sliced.restarts.status == whole.restarts.status).all()

@@ -233,7 +233,7 @@ def test_accelerated_rules_are_monotone_and_end_where_plain_ones_do(rule, name):
         assert fast.n_iter < plain.n_iter
     method = jaxem.EM(e_step, m_step, ACCELERATORS[name])
     weights = jnp.ones(len(x))
-    state = loop.start(start, weights.dtype, 0, method.start(model, start, x, weights))
+    state = loop.initial_state(start, weights.dtype, 0, method.start(model, start, x, weights))
 
     def body(state, _):
         seen = method.evaluate(model, state.proposal, x, weights, state.method)

@@ -14,7 +14,7 @@ from jaxem.methods.suited import suited
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import float_dtype
 from jaxem.protocol.capabilities import FiniteLatents, defines, has
-from jaxem.protocol.posterior import expectation, shares
+from jaxem.protocol.posterior import expectation, responsibilities_of
 from jaxem.protocol.units import standardized
 from jaxem.wrappers.adopt import adopt
 from jaxem.wrappers.factored import factored
@@ -141,7 +141,7 @@ class ModelChecks:
                 f"the evidence is {float(self.evidence[unit])} at unit {unit}, from the start "
                 "that init gave: a start must give every unit a positive probability"
             )
-        r = shares(self.q)
+        r = responsibilities_of(self.q)
         if self.finite and jnp.max(jnp.abs(r.sum(-1) - 1)) > self.tol:
             return "the responsibilities that posterior returns do not sum to 1 over components"
 
@@ -177,13 +177,13 @@ class ModelChecks:
                 "posterior's evidence is not log Σ_k exp log_joint: they differ by up to "
                 f"{difference:.3g} nats a unit; a term stands in one of them alone"
             )
-        if jnp.max(jnp.abs(shares(self.q) - r)) > self.tol:
+        if jnp.max(jnp.abs(responsibilities_of(self.q) - r)) > self.tol:
             return "posterior's responsibilities are not those of log_joint: Bayes' rule fails"
 
     def bound(self):
         if not self.finite:
             return ""
-        r, total = shares(self.q), float(self.weights @ self.evidence)
+        r, total = responsibilities_of(self.q), float(self.weights @ self.evidence)
         rounding = self.tol * float(self.weights @ (1 + jnp.abs(self.evidence)))
         for share in (0.0, 0.1, 0.5):
             q = (1 - share) * r + share * jnp.roll(r, 1, axis=1)
@@ -229,7 +229,7 @@ class ModelChecks:
     def gradients(self):
         if not self.finite:
             return ""
-        q = jax.lax.stop_gradient(shares(self.q))
+        q = jax.lax.stop_gradient(responsibilities_of(self.q))
 
         def evidence(p):
             return self.weights @ self.model.log_prob(p, self.x)

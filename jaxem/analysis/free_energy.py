@@ -1,4 +1,4 @@
-"""The free energy F(q, θ): what every rule of EM climbs, and how it takes apart."""
+"""The free energy F(q, θ), which every rule of EM maximises, and its terms."""
 
 from typing import Any, NamedTuple
 
@@ -8,12 +8,12 @@ from jax.scipy.special import rel_entr
 from jaxem.numerics.special import safe_entr
 from jaxem.protocol.capabilities import Bound, FiniteLatents, LocalPosterior, has
 from jaxem.protocol.model import name_of
-from jaxem.protocol.posterior import expectation, shares
+from jaxem.protocol.posterior import expectation, responsibilities_of
 from jaxem.wrappers.adopt import adopt
 
 
 class FreeEnergy(NamedTuple):
-    """F in both its forms, in nats; each a scalar.
+    """F and its terms in both decompositions, in nats; each a scalar.
 
     value: F(q, θ) = expected + entropy = evidence − divergence. expected: E_q[log p(x, z | θ)].
     entropy: H(q) = −E_q[log q]. evidence: log p(x | θ). divergence: KL(q ‖ p(z | x, θ)) ≥ 0.
@@ -27,7 +27,7 @@ class FreeEnergy(NamedTuple):
 
 
 class Ascent(NamedTuple):
-    """Why EM climbs: gain = expected + divergence, in nats; each a scalar.
+    """The gain of a step of EM and its terms, gain = expected + divergence, in nats; each a scalar.
 
     gain: log p(x | θ₁) − log p(x | θ₀). expected: g(θ₁) − g(θ₀), where g is the expected log joint
     under q₀ = p(z | x, θ₀), which an M-step does not lower. divergence: KL(q₀ ‖ p(z | x, θ₁)) ≥ 0.
@@ -42,7 +42,7 @@ def free_energy(model, params, x, q, weights=None):
     """F(q, θ) = Σ_i w_i Σ_k q_ik (log p(x_i, z = k | params) − log q_ik), a scalar in nats.
 
     = log p(x | params) − KL(q ‖ p(z | x, params)), so F ≤ the log-likelihood, with equality at the
-    posterior (Neal & Hinton 1998). Nothing is dropped; the log prior is not part of it.
+    posterior (Neal & Hinton 1998). No term is dropped; the log prior is not part of F.
 
     Args:
       model: a model with `log_joint(params, x) -> (n, k)`, or with a `free_energy(params, x, q)` of
@@ -56,7 +56,7 @@ def free_energy(model, params, x, q, weights=None):
         return _total(model.free_energy(params, x, q), weights)
     if not has(model, FiniteLatents):
         raise NotImplementedError(f"{name_of(model)} must define log_joint(params, x)")
-    q = shares(q)
+    q = responsibilities_of(q)
     joint = model.log_joint(params, x)
     return _total(expectation(q, joint) + _entropy(q), weights)
 
@@ -64,10 +64,11 @@ def free_energy(model, params, x, q, weights=None):
 def decompose(model, params, x, q, weights=None) -> FreeEnergy:
     """`free_energy` with its terms: expected log joint + entropy, and evidence − KL.
 
-    Each term has its own sum, so that the two forms check one another. Arguments as there. Source:
+    Each term is summed by itself, so that the two decompositions check each other. Arguments as in
+    `free_energy`. Source:
     Neal & Hinton 1998, equations 7 and 8.
     """
-    q, model = shares(q), adopt(model)
+    q, model = responsibilities_of(q), adopt(model)
     joint = model.log_joint(params, x)
     posterior, evidence = model.posterior(params, x)
     return FreeEnergy(
@@ -75,7 +76,7 @@ def decompose(model, params, x, q, weights=None) -> FreeEnergy:
         _total(expectation(q, joint), weights),
         _total(_entropy(q), weights),
         _total(evidence, weights),
-        _total(rel_entr(q, shares(posterior)).sum(-1), weights),
+        _total(rel_entr(q, responsibilities_of(posterior)).sum(-1), weights),
     )
 
 
@@ -90,13 +91,17 @@ def ascent(model, before, after, x, weights=None) -> Ascent:
     Source: Dempster, Laird & Rubin 1977, lemma 1 and theorem 1.
     """
     model = adopt(model)
-    (first, old), (second, new) = (model.posterior(params, x) for params in (before, after))
-    q = shares(first)
-    moved = expectation(q, model.log_joint(after, x)) - expectation(q, model.log_joint(before, x))
+    (first, evidence_before), (second, evidence_after) = (
+        model.posterior(params, x) for params in (before, after)
+    )
+    q = responsibilities_of(first)
+    expected = expectation(q, model.log_joint(after, x)) - expectation(
+        q, model.log_joint(before, x)
+    )
     return Ascent(
-        _total(new - old, weights),
-        _total(moved, weights),
-        _total(rel_entr(q, shares(second)).sum(-1), weights),
+        _total(evidence_after - evidence_before, weights),
+        _total(expected, weights),
+        _total(rel_entr(q, responsibilities_of(second)).sum(-1), weights),
     )
 
 

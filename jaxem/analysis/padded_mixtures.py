@@ -1,8 +1,8 @@
-"""Mixtures that differ in k alone, climbed in one compiled program.
+"""Mixtures that differ in k alone, fitted in one compiled program.
 
-A mixture of k components is one of more, of which the others have weight 0: they take part in no
-density and no statistic. Compiling takes about a second for every k, and running a small problem
-with a few absent components hardly longer than without.
+A mixture of k components is padded to a larger number with absent components, of weight 0, which
+change no density and no statistic. Compilation takes about a second for every k. With a few absent
+components the fit of a small problem takes hardly longer.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from jaxem.solver.stopping import Aitken
 
 @pytree(eq=False)
 class PaddedParams:
-    """Params of a mixture, of whose components only the first k, an integer, are present."""
+    """Params of a padded mixture: only the first k components, an integer, are present."""
 
     weights: Any
     components: Any
@@ -70,13 +70,15 @@ class Padded(Model):
         return self.mixture.statistics(params.mixture, x, q, weights)
 
     def maximize(self, params, stats):
-        new = self.mixture.maximize(params.mixture, stats)
+        updated = self.mixture.maximize(params.mixture, stats)
         present = self._present(params)
 
         def mirror(leaf):
             return jnp.where(present.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, leaf[:1])
 
-        return PaddedParams(new.weights, over(self.banked, mirror, new.components), params.k)
+        return PaddedParams(
+            updated.weights, over(self.banked, mirror, updated.components), params.k
+        )
 
     def spaces(self, params):
         inner = self.mixture.spaces(params.mixture)
@@ -92,70 +94,72 @@ class Padded(Model):
         return inner._replace(model=Padded(inner.model, self.banked))
 
     def inward(self, units, params):
-        new = self.mixture.inward(units, params.mixture)
-        return PaddedParams(new.weights, new.components, params.k)
+        inner = self.mixture.inward(units, params.mixture)
+        return PaddedParams(inner.weights, inner.components, params.k)
 
     def outward(self, units, params):
-        new = self.mixture.outward(units, params.mixture)
-        return PaddedParams(new.weights, new.components, params.k)
+        inner = self.mixture.outward(units, params.mixture)
+        return PaddedParams(inner.weights, inner.components, params.k)
 
     def _present(self, params):
         return jnp.arange(self.k) < params.k
 
 
 def over(banked, change, components):
-    """`change` of every leaf that has an axis of components, the others as they are."""
+    """The tree with `change` applied to the leaves that have an axis of components."""
     leaves, tree = jax.tree.flatten(components)
     pairs = zip(leaves, banked, strict=True)
     return jax.tree.unflatten(tree, [change(leaf) if has else leaf for leaf, has in pairs])
 
 
 def groups(models, x, restarts, method) -> list[list[int]]:
-    """Indices of the models that are worth climbing together; the others are in no group.
+    """Groups of indices of the models that are faster to fit together; other models are in no
+    group.
 
-    Together are mixtures of one bank without priors, whose absent components are known to leave
-    everything as it is, with few enough units that compiling takes longer than climbing.
+    A group has mixtures of one bank of jaxem without priors, so that absent components are known to
+    change nothing, and few enough units that compilation takes longer than the fits.
     """
-    alike: dict[Any, list[int]] = {}
-    plain = isinstance(restarts, int) and method == EM()
-    if not plain or not hasattr(x, "ndim") or x.ndim != 2:
+    by_bank: dict[Any, list[int]] = {}
+    is_plain = isinstance(restarts, int) and method == EM()
+    if not is_plain or not hasattr(x, "ndim") or x.ndim != 2:
         return []
     for i, model in enumerate(models):
         if type(model) is Mixture and model.prior is None and _known(model.components):
             numbers, structure = split(model.components)
             values = tuple((np.asarray(v).dtype.str, np.asarray(v).tolist()) for v in numbers)
-            alike.setdefault((structure, repr(values)), []).append(i)
+            by_bank.setdefault((structure, repr(values)), []).append(i)
     work = x.shape[0] * x.shape[1] ** 2 * restarts
 
-    def worth(group):
+    def is_faster(group):
         sizes = [models[i].k for i in group]
         absent = len(sizes) * max(sizes) - sum(sizes)
-        return 0 < work * absent <= tuning.WORTH * (len(set(sizes)) - 1)
+        return 0 < work * absent <= tuning.PADDED_WORK * (len(set(sizes)) - 1)
 
-    return [group for group in alike.values() if worth(group)]
+    return [group for group in by_bank.values() if is_faster(group)]
 
 
 def _known(bank) -> bool:
     """Whether a bank is one of jaxem's families, without a prior."""
-    mine = type(bank).__module__.startswith("jaxem.families.")
+    is_builtin = type(bank).__module__.startswith("jaxem.families.")
     if isinstance(bank, Product):
         return all(map(_known, bank.families))
-    return mine and bank.prior is None
+    return is_builtin and bank.prior is None
 
 
 def fit_padded(models, x, key, init, *, weights, restarts, method, **limits) -> list[Result]:
-    """`fit` of every model from the same key, in one climb; `init` is a random rule or None."""
+    """`fit` of every model from the same key, in one call; `init` is a random start rule or
+    None."""
     n, dtype = x.shape[0], float_dtype(x)
     smallest, largest = (pick(models, key=lambda model: model.k) for pick in (min, max))
     largest.domain.check(x, name_of(largest))
     if n < largest.k:
         raise ValueError(f"data have {n} units and a model {largest.k} components: use k <= {n}")
     weights = as_weights(weights, n, dtype)
-    few, many = (_shapes(model, x, dtype) for model in (smallest, largest))
-    banked = tuple(a.shape != b.shape for a, b in zip(few, many, strict=True))
+    smallest_shapes, largest_shapes = (_shapes(model, x, dtype) for model in (smallest, largest))
+    banked = tuple(a.shape != b.shape for a, b in zip(smallest_shapes, largest_shapes, strict=True))
     parts = [split((model, method, init)) for model in models]
     starts = BEGIN(
-        "tiny" if tuning.platform() == "cpu" else "full",  # it runs once
+        "tiny" if tuning.platform() == "cpu" else "full",  # it is called once
         [numeric for numeric, _ in parts],
         x,
         weights,
@@ -167,7 +171,8 @@ def fit_padded(models, x, key, init, *, weights, restarts, method, **limits) -> 
     )
     options = {"weights": weights, "method": method, **limits}
     starts = jax.device_get(starts)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(starts)):  # fit knows why
+    # Where a start is not finite, `fit` reports the cause.
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(starts)):
         return [fit(m, x, key=key, init=init, restarts=restarts, **options) for m in models]
     together = fit(
         Padded(largest, banked), x, init=starts, restarts=restarts * len(models), **options
@@ -183,7 +188,7 @@ def fit_padded(models, x, key, init, *, weights, restarts, method, **limits) -> 
 
 
 def _shapes(model, x, dtype):
-    """The leaves of the components' params, as shapes."""
+    """The shapes of the leaves of the components' params."""
 
     def start(x):
         return model.init(jax.random.key(0), x, jnp.ones(x.shape[0], dtype)).components
@@ -192,7 +197,7 @@ def _shapes(model, x, dtype):
 
 
 def _begin(numeric, x, weights, key, *, plans, sizes, banked, restarts):
-    """The starts of all models, one after the other: `PaddedParams` with a leading axis."""
+    """The starts of all models: `PaddedParams` with a leading axis of models × restarts."""
     keys = each_start(key, restarts, False)
     most = max(sizes)
     out = []
@@ -219,7 +224,7 @@ def _best(objective, status):
 
 
 def _alone(model, every, best, banked, shape) -> Result:
-    """The result of one model: its own restarts, and of their params the components present."""
+    """The result of one model: its restarts, with the params of the present components."""
     padded = every.params
     params = MixtureParams(
         padded.weights[:, : model.k],

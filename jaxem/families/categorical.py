@@ -55,7 +55,7 @@ class Categorical(ExponentialFamily):
         return codes.reshape(x.shape[0], -1).astype(dtype)
 
     def base_measure(self, x):
-        # A code beyond the levels has no feature at all and would pass for certain.
+        # All features of a code beyond the levels are 0, which would give it log density 0.
         unknown = jnp.where(x == x, -jnp.inf, x)
         return jnp.where(self.domain.mask(x), 0.0, unknown).sum(-1)
 
@@ -66,8 +66,8 @@ class Categorical(ExponentialFamily):
         counts = total.reshape(count.shape[0], -1, self.widest)
         if self.prior is not None:
             counts = jnp.maximum(counts + self.prior.concentration - 1, 0)
-        real = jnp.arange(self.widest) < self.per_column(counts.shape[1])[:, None]
-        return CategoricalParams(normalize(jnp.where(real, counts, 0), real))
+        is_level = jnp.arange(self.widest) < self.per_column(counts.shape[1])[:, None]
+        return CategoricalParams(normalize(jnp.where(is_level, counts, 0), is_level))
 
     def restricted(self, held):
         one = held.probs
@@ -128,18 +128,18 @@ class DirichletCategorical(Conjugate):
     family: Categorical
 
     def natural(self, params):
-        a, real = params.concentration, self._real(params.concentration.shape[1])
-        whole = digamma(jnp.where(real, a, 0).sum(-1, keepdims=True))
-        return jnp.where(real, digamma(a) - whole, IMPOSSIBLE).reshape(a.shape[0], -1)
+        a, is_level = params.concentration, self._is_level(params.concentration.shape[1])
+        digamma_of_sum = digamma(jnp.where(is_level, a, 0).sum(-1, keepdims=True))
+        return jnp.where(is_level, digamma(a) - digamma_of_sum, IMPOSSIBLE).reshape(a.shape[0], -1)
 
     def estimate(self, count, total):
         counts = total.reshape(count.shape[0], -1, self.family.widest)
-        real = self._real(counts.shape[1])
-        return DirichletPosterior(jnp.where(real, counts + self._prior.concentration, 1))
+        is_level = self._is_level(counts.shape[1])
+        return DirichletPosterior(jnp.where(is_level, counts + self._prior.concentration, 1))
 
     def log_prior(self, params):
         a = params.concentration
-        return -divergence.dirichlet(a, self._prior.concentration, self._real(a.shape[1]))
+        return -divergence.dirichlet(a, self._prior.concentration, self._is_level(a.shape[1]))
 
     def predictive(self, params, x):
         logs = jnp.log(self._mean(params)).reshape(params.concentration.shape[0], -1)
@@ -151,9 +151,10 @@ class DirichletCategorical(Conjugate):
         return codes.astype(params.concentration.dtype)
 
     def _mean(self, params):
-        a, real = params.concentration, self._real(params.concentration.shape[1])
-        a = jnp.where(real, a, 0)
+        a, is_level = params.concentration, self._is_level(params.concentration.shape[1])
+        a = jnp.where(is_level, a, 0)
         return a / a.sum(-1, keepdims=True)
 
-    def _real(self, d):
+    def _is_level(self, d):
+        """Which codes (d, v) are levels of their column."""
         return np.arange(self.family.widest) < self.family.per_column(d)[:, None]

@@ -1,4 +1,4 @@
-"""What the conjugate posteriors of discrete families share, as banks.
+"""The base of the conjugate posteriors of discrete families, as banks.
 
 E[log p(x | k)] is linear in the same features as log p(x | k), with E[η] and E[A] for η and A.
 """
@@ -22,9 +22,9 @@ class DirichletPosterior:
 
 
 class Conjugate(ExponentialFamily):
-    """What the banks below share: they see data as their `family` does.
+    """A bank with the data, features and base measure of its `family`.
 
-    `estimate` gives the posterior; where no unit belongs to a component it is the prior.
+    `estimate` returns the posterior; for a component to which no unit belongs it is the prior.
     """
 
     @property
@@ -54,5 +54,5 @@ class Conjugate(ExponentialFamily):
 
     @property
     def _prior(self):
-        """Even over all probabilities where the family has none."""
+        """The prior of the family, or a uniform one over probabilities where it has none."""
         return DirichletPrior(1.0) if self.family.prior is None else self.family.prior

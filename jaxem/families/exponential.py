@@ -27,7 +27,7 @@ class Exponential(ExponentialFamily):
 
     x: (n, d), not negative.  prior: a `GammaPrior` of every rate, or None.  floor: the smallest
     mean allowed, in units of the data; None: so far below the data's mean that only a component of
-    zeros meets it, which is flagged.
+    zeros reaches it, and the fit then has the status DEGENERATE.
     """
 
     prior: GammaPrior | None = None

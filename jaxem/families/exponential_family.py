@@ -26,14 +26,14 @@ class MeanStatistics(NamedTuple):
 class ExponentialFamily(Bank):
     """A bank whose density is linear in features of the data.
 
-    A family writes `features(x) -> (n, m)`, `natural(params) -> (k, m)`,
+    A family defines `features(x) -> (n, m)`, `natural(params) -> (k, m)`,
     `log_partition(params) -> (k,)`, `base_measure(x) -> (n,)` (0 by default) and
     `estimate(count (k,), total (k, m)) -> params`, the maximum likelihood estimate, or the maximum
     a posteriori one, from Σw and Σw·φ(x).
     """
 
     columns = 0
-    """Features for every entry of params (k, d), which depends on these alone; 0: not so."""
+    """The number of features on which an entry of params (k, d) depends alone; 0: on others too."""
 
     def features(self, x):
         """φ(x), shape (n, m); the data themselves by default."""
@@ -48,11 +48,11 @@ class ExponentialFamily(Bank):
         return 0.0
 
     def base_measure(self, x):
-        """The part of log p(x) that no parameter changes, shape (n,)."""
+        """The terms of log p(x) that do not depend on params, shape (n,)."""
         return 0.0
 
     def estimate(self, count, total):
-        """params from the sums of weights and of weighted features; no count is 0."""
+        """params from the sums of weights and of weighted features; count is above 0."""
         raise NotImplementedError
 
     def init(self, key, x, weights):
@@ -75,8 +75,8 @@ class ExponentialFamily(Bank):
         size = jax.eval_shape(self.features, x).shape[1]
 
         def features(columns):
-            own = self.features(columns.T).T
-            return jnp.concatenate([own, jnp.ones((1, own.shape[1]), own.dtype)])
+            rows = self.features(columns.T).T
+            return jnp.concatenate([rows, jnp.ones((1, rows.shape[1]), rows.dtype)])
 
         def coefficients(params, level):
             eta = self.natural(params)
@@ -102,7 +102,7 @@ class ExponentialFamily(Bank):
         )
 
     def standardize(self, x, weights):
-        """Relative to the base measure, which is a part of the log volume."""
+        """The family without its base measure, which is in the log volume."""
         if type(self).posterior is not ExponentialFamily.posterior:
             return Standardized(self, x)
         return Standardized(Relative(self), x, log_volume=-jnp.asarray(self.base_measure(x)))
@@ -114,27 +114,27 @@ class ExponentialFamily(Bank):
         return params
 
     def maximize(self, params, stats):
-        new = self.estimate(safe(stats.count), stats.total)
-        return keep_empty(stats.count, new, params)
+        updated = self.estimate(safe(stats.count), stats.total)
+        return keep_empty(stats.count, updated, params)
 
     def restricted(self, held):
-        """Entries that are held one by one; those that are equal share their statistics, where
-        every entry is estimated from its own (`columns`) by one rule for all."""
-        (one,) = jax.tree.leaves(held, is_leaf=is_held)
-        if not one.tied:
+        """Fixed entries in any way. Tied entries share their statistics, where every entry is
+        estimated from its own features (`columns`) and the hyperparameters are scalars."""
+        (held_leaf,) = jax.tree.leaves(held, is_leaf=is_held)
+        if not held_leaf.tied:
             return self.maximize if self.columns else by_rows(self, held)
-        alike = all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(self))
-        if not (self.columns and alike):
+        are_scalars = all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(self))
+        if not (self.columns and are_scalars):
             return by_rows(self, held)
-        (k, d), group = one.group.shape, one.group.ravel()
+        (k, d), group = held_leaf.group.shape, held_leaf.group.ravel()
 
         def maximize(params, stats):
             total = stats.total.reshape(k, self.columns, d).swapaxes(1, 2).reshape(k * d, -1)
             count = averaged(group, jnp.repeat(stats.count, d))
-            new = self.estimate(safe(count), averaged(group, total))
-            new = jax.tree.map(lambda leaf: leaf.reshape(k, d), new)
+            updated = self.estimate(safe(count), averaged(group, total))
+            updated = jax.tree.map(lambda leaf: leaf.reshape(k, d), updated)
             empty = is_empty(count).reshape(k, d)
-            return jax.tree.map(lambda a, b: jnp.where(empty, a, b), params, new)
+            return jax.tree.map(lambda a, b: jnp.where(empty, a, b), params, updated)
 
         return maximize
 
@@ -144,10 +144,10 @@ class ExponentialFamily(Bank):
 
 @pytree
 class Relative(Wrapper, ExponentialFamily):
-    """A family relative to its base measure, which no parameter changes: what a fit climbs.
+    """A family without its base measure, which does not depend on params: the model of a fit.
 
-    The base measure is summed once, as a log volume, and its rounding is in no difference of two
-    objectives.
+    The base measure is summed once, as a log volume, so that its rounding error is in no difference
+    of objectives.
     """
 
     family: Any
@@ -177,11 +177,12 @@ class Relative(Wrapper, ExponentialFamily):
 
 
 def normalize(counts, possible=1.0):
-    """Shares of the last axis; even ones over what is `possible` where every count is 0."""
+    """counts divided by their sum over the last axis; where all are 0, `possible` divided by its
+    sum."""
     total = counts.sum(-1, keepdims=True)
-    even = jnp.broadcast_to(jnp.asarray(possible, counts.dtype), counts.shape)
-    even = even / even.sum(-1, keepdims=True)
-    return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1), even)
+    uniform = jnp.broadcast_to(jnp.asarray(possible, counts.dtype), counts.shape)
+    uniform = uniform / uniform.sum(-1, keepdims=True)
+    return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1), uniform)
 
 
 def log_or_impossible(probability):

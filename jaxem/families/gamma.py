@@ -18,7 +18,7 @@ from jaxem.protocol.spaces import ABOVE_ZERO
 from jaxem.protocol.units import Standardized
 
 NEWTON_STEPS = 8
-"""Minka's iteration for the shape gains about two digits more a step than the one before."""
+"""Steps of Minka's iteration for the shape. Each gains about two digits more than the last."""
 
 
 @pytree(eq=False)
@@ -43,7 +43,7 @@ class Gamma(Bank):
 
     x: (n, d), positive.  prior: a `GammaConjugatePrior`, or None.  The M-step solves
     log a − ψ(a) = log mean(x) − mean(log x) by Minka's generalised Newton iteration (2002).
-    Everything is taken relative to a component's mean, where a narrow component keeps its digits.
+    Data are divided by the component's mean, so that narrow components lose no digits.
     """
 
     prior: GammaConjugatePrior | None = None
@@ -73,28 +73,28 @@ class Gamma(Bank):
         mean, weight = params.shape / params.rate, stats.count[:, None]
         first, second = stats.first, stats.second
         if self.prior is not None:
-            pseudo, beyond = self.prior.count, self.prior.mean / mean - 1
-            first = first + pseudo * beyond
-            second = second + pseudo * (self.prior.mean_log - jnp.log(mean) - beyond)
+            pseudo, excess = self.prior.count, self.prior.mean / mean - 1
+            first = first + pseudo * excess
+            second = second + pseudo * (self.prior.mean_log - jnp.log(mean) - excess)
             weight = weight + pseudo
         else:
             weight = safe(weight)
         shift = jnp.maximum(first / weight, -0.999999)
         spread = jnp.log1p(shift) - shift - second / weight
         shape = solve_shape(jnp.maximum(spread, smallest_spread(spread.dtype)))
-        new = GammaParams(shape, shape / (mean * (1 + shift)))
-        return keep_empty(stats.count, new, params) if self.prior is None else new
+        updated = GammaParams(shape, shape / (mean * (1 + shift)))
+        return keep_empty(stats.count, updated, params) if self.prior is None else updated
 
     def restricted(self, held):
-        """Of a held shape the rate alone is left, shape over mean."""
-        shape, rate = held.shape.fixed, held.rate.fixed
-        if held.shape.tied or held.rate.tied or (rate & ~shape).any():
+        """Fixed shapes: the rate is then the shape over the mean."""
+        is_shape_fixed, is_rate_fixed = held.shape.fixed, held.rate.fixed
+        if held.shape.tied or held.rate.tied or (is_rate_fixed & ~is_shape_fixed).any():
             return by_rows(self, held)
 
         def maximize(params, stats):
-            new = self.maximize(params, stats)
-            own = jnp.where(shape, params.shape, new.shape)
-            return GammaParams(own, new.rate * (own / new.shape))
+            updated = self.maximize(params, stats)
+            held_shape = jnp.where(is_shape_fixed, params.shape, updated.shape)
+            return GammaParams(held_shape, updated.rate * (held_shape / updated.shape))
 
         return maximize
 
@@ -102,7 +102,7 @@ class Gamma(Bank):
         return GammaParams(ABOVE_ZERO, ABOVE_ZERO)
 
     def whitened(self, params, step):
-        """The shape's information given the mean, and that of the mean: these do not correlate."""
+        """Shape and mean, which are uncorrelated, each times the root of its information."""
         a = params.shape
         of_shape = jnp.sqrt(-inverse_minus_trigamma(a)) * step.shape
         return GammaParams(of_shape, jnp.sqrt(a) * (step.shape / a - step.rate / params.rate))
@@ -138,7 +138,7 @@ class Gamma(Bank):
 
 
 def smallest_spread(dtype) -> float:
-    """log mean − mean log below which a component is taken for collapsed onto one value."""
+    """log mean − mean log up to which a component counts as collapsed onto one value."""
     return float(jnp.finfo(dtype).eps)
 
 

@@ -59,7 +59,7 @@ class Poisson(ExponentialFamily):
         return self._informed if self.prior is None else None
 
     def _informed(self, x, weights, k):
-        """With rates that are exponential about the mean of their column."""
+        """With an exponential prior of rates, whose mean is that of the column."""
         return Poisson(GammaPrior(1.0, 1 / column_scale(x, weights)))
 
     def spaces(self, params):

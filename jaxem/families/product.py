@@ -50,9 +50,9 @@ class Product(Bank):
         return {n: f.init(keys[n], x[:, c], weights) for n, f, c in self._parts()}
 
     def posterior(self, params, x):
-        seen = {n: f.posterior(params[n], x[:, c]) for n, f, c in self._parts()}
-        evidence = sum(evidence for _, evidence in seen.values())
-        return {n: q for n, (q, _) in seen.items()}, evidence
+        parts = {n: f.posterior(params[n], x[:, c]) for n, f, c in self._parts()}
+        evidence = sum(evidence for _, evidence in parts.values())
+        return {n: q for n, (q, _) in parts.items()}, evidence
 
     def statistics(self, params, x, q, weights):
         return {n: f.statistics(params[n], x[:, c], q[n], weights) for n, f, c in self._parts()}
@@ -150,19 +150,19 @@ class Product(Bank):
 
 @dataclasses.dataclass(frozen=True)
 class ProductDomain(domains.Matrix):
-    """The columns of every part as its family takes them; columns of no part may hold anything."""
+    """The domain of each part for its columns; columns of no part may have any value."""
 
     product: Any = None
 
     def valid(self, x):
-        good = (x == x) | (x != x)
+        is_valid = (x == x) | (x != x)
         for _, family, columns in self.product._parts():
             mask = family.domain.valid(x[:, columns])
             for position, column in enumerate(columns):
                 of_column = mask[:, position : position + 1]
                 elsewhere = jnp.arange(x.shape[1])[None] != column
-                good = good & (of_column | elsewhere)
-        return good
+                is_valid = is_valid & (of_column | elsewhere)
+        return is_valid
 
     def check(self, x, name):
         super().check(x, name)

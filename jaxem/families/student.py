@@ -1,4 +1,4 @@
-"""The multivariate t bank, by EM over the hidden precision of every unit."""
+"""The multivariate t bank, by EM over the latent precision of every unit."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ from jaxem.protocol.restriction import by_rows
 from jaxem.protocol.spaces import ABOVE_ZERO, POSITIVE_DEFINITE, REAL, Positive
 
 DF_RANGE = (0.1, 1000.0)
-"""Where estimated degrees of freedom are sought: at 1000 the density is normal to four digits."""
+"""The range of estimated degrees of freedom; at 1000 the density is normal to four digits."""
 
 DF_START = 10.0
 
@@ -96,30 +96,34 @@ class StudentT(Bank):
 
     def maximize(self, params, stats):
         precision, count = stats.moments.count, safe(stats.count)
-        expanded = self.prior is None
-        new = self._normal.maximize_weighted(
-            self._as_normal(params), stats.moments, precision if expanded else stats.count
+        is_expanded = self.prior is None
+        normal_params = self._normal.maximize_weighted(
+            self._as_normal(params), stats.moments, precision if is_expanded else stats.count
         )
         df = self._df(params)
         if self.df is None:
             tail = stats.tail / count
-            if expanded:
+            if is_expanded:
                 mean_u = safe(precision / count)
                 tail = tail - (jnp.log(mean_u) - (mean_u - 1))
             target = log_minus_digamma((df + params.mean.shape[1]) / 2) - tail
             low, high = (log_minus_digamma(jnp.asarray(v / 2, df.dtype)) for v in DF_RANGE)
             df = 2 * solve_shape(jnp.clip(target, high, low))
-        return keep_empty(stats.count, self._params(new, df), params)
+        return keep_empty(stats.count, self._params(normal_params, df), params)
 
     def restricted(self, held):
-        """Means held as a whole, about which the moments then are, and any degrees of freedom."""
-        rows, joint = held.mean.rows, held.mean.tied or held.df.tied or not held.scale.free
-        if rows is None or joint or (self.prior is not None and rows[0].any()):
+        """Whole means fixed, about which the moments are then computed, and any fixed degrees of
+        freedom."""
+        rows, has_no_closed_form = (
+            held.mean.rows,
+            held.mean.tied or held.df.tied or not held.scale.free,
+        )
+        if rows is None or has_no_closed_form or (self.prior is not None and rows[0].any()):
             return by_rows(self, held)
-        own = jnp.where(rows[0], 0, 1)[:, None]
+        is_free = jnp.where(rows[0], 0, 1)[:, None]
 
         def maximize(params, stats):
-            moments = stats.moments._replace(first=own * stats.moments.first)
+            moments = stats.moments._replace(first=is_free * stats.moments.first)
             return self.maximize(params, stats._replace(moments=moments))
 
         return maximize
@@ -161,7 +165,8 @@ class StudentT(Bank):
         return self._params(self._normal.outward(units, self._as_normal(params)), params.df)
 
     def _df(self, params):
-        """The model's own where it has them, so that the objective depends on them directly."""
+        """The degrees of freedom of the model where it has them, so that the objective depends on
+        them directly; else those of params."""
         df = params.df
         return df if self.df is None else jnp.broadcast_to(jnp.asarray(self.df, df.dtype), df.shape)
 

@@ -1,4 +1,4 @@
-"""The units in which the arithmetic of normal banks is safe, found without a copy of many data."""
+"""Location and scale of data, with which they are standardised, without a copy of large data."""
 
 from typing import Any, NamedTuple
 
@@ -19,9 +19,10 @@ class Affine(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """Units in which data are standardised: location and scale (d,), and the steps that lead there.
+    """Location and scale (d,) of standardised data, and the intermediate results of `frame`.
 
-    (x − first) / reach is of order 1 wherever the data lie.
+    first: the first present row. reach: the largest distance of a row from it, per feature, so that
+    (x − first) / reach is of order 1. centre: the mean of that.
     """
 
     location: Any
@@ -39,9 +40,9 @@ class Frame(NamedTuple):
 def frame(x, weights, common: bool) -> Frame:
     """The `Frame` of the data; one scale for all features if `common`.
 
-    Two passes about the first present row, so that neither an offset nor a scale near the ends of
-    the float range costs digits. A constant feature keeps its own magnitude as its scale. `first`
-    and `reach` cancel: no derivative goes through them.
+    Two passes about the first present row, so that no digits are lost by an offset or by a scale
+    near the ends of the float range. The scale of a constant feature is its magnitude. `first` and
+    `reach` are not differentiated, since location and scale do not depend on them.
     """
     first = stop_gradient(jnp.asarray(x)[jnp.argmax(weights > 0)])
     total = weights.sum()
@@ -61,23 +62,24 @@ def frame(x, weights, common: bool) -> Frame:
     reach = jnp.where(reach > 0, reach, 1)
     centre_of = average(lambda unit: unit)
     variance = average(lambda unit: jnp.square(unit - copies(centre_of, unit.shape[0])))
-    rough = 4 * jnp.finfo(x.dtype).eps
-    scale = jnp.sqrt(jnp.where(variance > 0, variance, 1)) * reach  # no gradient of √0
+    rounding = 4 * jnp.finfo(x.dtype).eps
+    scale = jnp.sqrt(jnp.where(variance > 0, variance, 1)) * reach  # √0 has no gradient
     scale = jnp.where(variance > 0, scale, 0)
-    varies = scale > rough * jnp.abs(first)
+    varies = scale > rounding * jnp.abs(first)
     magnitude = jnp.where(first != 0, jnp.abs(first), 1)
     scale = jnp.where(varies, scale, magnitude)
     if common:
         top = jnp.max(jnp.where(varies, scale, 0))
         top = jnp.where(top > 0, top, jnp.max(scale))
         mean_square = jnp.mean(jnp.where(varies, jnp.square(scale / top), 0))
-        one = top * jnp.sqrt(jnp.where(mean_square > 0, mean_square, 1))
-        scale = jnp.full_like(scale, one)
+        common_scale = top * jnp.sqrt(jnp.where(mean_square > 0, mean_square, 1))
+        scale = jnp.full_like(scale, common_scale)
     return Frame(first + centre_of * reach, scale, first, reach, centre_of)
 
 
 def over_rows(function, combine, x, weights):
-    """`function(x, weights)` of all rows; many go in chunks, as XLA stores what it reduces."""
+    """`function(x, weights)` of all rows, in chunks for large data: XLA stores the input of a
+    sum."""
     n = x.shape[0]
     rows = tuning.SURVEY_ROWS
     if roomy(x) or n <= rows:
@@ -85,17 +87,17 @@ def over_rows(function, combine, x, weights):
 
     def chunk(i):
         begin = jnp.minimum(i * rows, n - rows)
-        block, w = (jax.lax.dynamic_slice_in_dim(a, begin, rows) for a in (x, weights))
-        return function(block, jnp.where(begin + jnp.arange(rows) >= i * rows, w, 0))
+        block, block_weights = (jax.lax.dynamic_slice_in_dim(a, begin, rows) for a in (x, weights))
+        return function(block, jnp.where(begin + jnp.arange(rows) >= i * rows, block_weights, 0))
 
-    def add(seen, i):
-        return combine(seen, chunk(i)), None
+    def add(total, i):
+        return combine(total, chunk(i)), None
 
     return jax.lax.scan(add, chunk(0), jnp.arange(1, -(-n // rows)))[0]
 
 
 def column_scale(x, weights):
-    """The weighted mean of every column (d,), 1 where it is 0; safe near the ends of the range."""
+    """The weighted mean of every column (d,), 1 where it is 0; without overflow or underflow."""
     top = jnp.max(jnp.where((weights > 0)[:, None], x, 0), axis=0)
     top = jnp.where(top > 0, top, 1)
     return ((weights / weights.sum())[:, None] * (x / top)).sum(0) * top + jnp.where(

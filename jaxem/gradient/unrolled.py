@@ -1,4 +1,4 @@
-"""A fit of exactly so many steps, through which differentiation can walk back."""
+"""A fit of a fixed number of steps, which reverse differentiation can differentiate."""
 
 from dataclasses import replace
 from functools import partial
@@ -18,11 +18,11 @@ from jaxem.solver.solve import lane_plan, over
 
 @partial(jax.jit, static_argnames=("plan", "max_iter"))
 def unrolled(numeric, x, weights, start, tol, *, plan, max_iter):
-    """What `gradient.rules` returns, after exactly `max_iter` steps from every start.
+    """The result of `gradient.rules.Unrolled.fit`: exactly `max_iter` steps from every start.
 
-    A step keeps its params alone for the way back, where it is computed again: memory grows by one
-    tree of params a step. Statuses are those of any fit, but only the last step can converge; fits
-    that fail stay as they are, and their gradient is NaN.
+    Reverse differentiation stores the params of every step and computes the step again, so memory
+    grows by one tree of params a step. Statuses are those of any fit, but only the last step can
+    converge. A fit that fails does not change any more, and its gradient is NaN.
     """
     restarts, batched = plan.restarts, plan.batched
     data, starts, (tol, _) = canonical(numeric, x, weights, start, tol, max_iter, plan=plan)
@@ -37,7 +37,7 @@ def unrolled(numeric, x, weights, start, tol, *, plan, max_iter):
     every = over(climbs, (data, starts, tol), max(1, width // restarts))
     every = every if batched else jax.tree.map(lambda a: a[0], every)
     best = best_of(every, batched)
-    return best, every, _sound(best.status)
+    return best, every, _is_usable(best.status)
 
 
 def _climb(plan, problem, max_iter, start, tol):
@@ -46,18 +46,18 @@ def _climb(plan, problem, max_iter, start, tol):
 
     @jax.checkpoint
     def step(state):
-        new = loop.step(state, problem.evaluate(state.proposal, state.method), *limits)
-        early = (new.status == Status.CONVERGED) & (new.n_iter < max_iter)
-        status = jnp.where(early, Status.RUNNING, new.status).astype(jnp.int32)
-        new = replace(new, status=status, memory=stop_gradient(new.memory))
-        return select(state.status == Status.RUNNING, new, state), None
+        updated = loop.step(state, problem.evaluate(state.proposal, state.method), *limits)
+        is_early = (updated.status == Status.CONVERGED) & (updated.n_iter < max_iter)
+        status = jnp.where(is_early, Status.RUNNING, updated.status).astype(jnp.int32)
+        updated = replace(updated, status=status, memory=stop_gradient(updated.memory))
+        return select(state.status == Status.RUNNING, updated, state), None
 
     state = problem.initial_state(start)
     state, _ = jax.lax.scan(lambda state, _: step(state), state, length=max_iter + 1)
     fit = finish(problem, state)
-    ok = _sound(fit.status)
+    ok = _is_usable(fit.status)
     return jax.tree.map(lambda leaf: guarded(ok, leaf), fit)
 
 
-def _sound(status):
+def _is_usable(status):
     return (status == Status.CONVERGED) | (status == Status.MAX_ITER)

@@ -23,7 +23,7 @@ from jax.lax import Precision
 from jaxem.numerics.linalg import solve_positive
 from jaxem.numerics.tree import is_traced, pytree, select
 from jaxem.protocol.derived import whitened
-from jaxem.wrappers.restricted import settled
+from jaxem.wrappers.restricted import with_restrictions
 
 DISCOUNT = 0.9
 """The maximum of 1/(1 − λ) over past steps is multiplied by this at every measurement, so that old
@@ -71,7 +71,7 @@ class Chart:
             return space.leaf(space.guard(proposal, legal))
 
         guarded = jax.tree.map(legal_leaf, self.spaces, self._unravel(vector), self.legal)
-        return settled(self.model, guarded, self.start)
+        return with_restrictions(self.model, guarded, self.start)
 
     def white(self, step):
         """A step in standard errors of a unit of complete data: a whitened step, whose Euclidean

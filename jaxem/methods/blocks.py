@@ -1,31 +1,31 @@
-"""Expectation / conditional maximisation: the M-step as a cycle over blocks of leaves."""
+"""Expectation / conditional maximisation (ECM): an M-step block by block of the params."""
 
 from typing import Any
 
 import jax
 
-from jaxem.methods.em import knows_rest
+from jaxem.methods.em import has_stationary_map
 from jaxem.methods.m_steps import Gradient
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.capabilities import FiniteLatents, defines, has
-from jaxem.protocol.posterior import shares, with_shares
+from jaxem.protocol.posterior import responsibilities_of, with_responsibilities
 from jaxem.wrappers.restricted import hold
 
 
 @pytree(static=("blocks",))
 class Blocks:
-    """The M-step as a cycle: each block of params is maximised over with the others held (ECM).
+    """An M-step that maximises F over each block of params in turn, with the others fixed.
 
-    Every part has the M-step in closed form that `Restricted` knows, else a gradient rule. F never
-    falls. Source: Meng & Rubin 1993.
+    Each block has the M-step in closed form of the model `Restricted` to that block, else a
+    gradient rule. F never falls. Source: Meng & Rubin 1993.
 
     Args:
       blocks: a sequence of blocks, each a path to leaves such as "components.mean", or a tuple of
-        paths. Every leaf stands in exactly one.
+        paths. Every leaf is in exactly one.
       otherwise: the rule for blocks without a closed form.
 
-    Each block takes a pass over the data, a gradient rule more. Raises ValueError, in `fit`, where
-    a leaf is missing or stands in two blocks.
+    Each block takes one pass over the data, or several by a gradient rule. Raises ValueError, in
+    `fit`, where a leaf is in no block or in two.
     """
 
     blocks: Any
@@ -41,11 +41,11 @@ class Blocks:
 
     @property
     def steady(self):
-        """Whether it is one and the same map at every step."""
+        """Whether the M-step is the same map at every evaluation."""
         return self.otherwise.steady
 
     def stationary(self, model, closed):
-        return knows_rest(self.otherwise) and self.otherwise.stationary(model, closed)
+        return has_stationary_map(self.otherwise) and self.otherwise.stationary(model, closed)
 
     def start(self, model, params, x, weights):
         parts = self._parts(model, params)
@@ -54,35 +54,39 @@ class Blocks:
         )
 
     def improve(self, model, params, x, weights, q, memory):
-        """(params, memory) after one cycle, from params at which q was taken."""
-        kept = []
-        for (part, exact), own in zip(self._parts(model, params), memory, strict=True):
+        """(params, memory) after one cycle, from params at which q was computed."""
+        memories = []
+        for (part, exact), block_memory in zip(self._parts(model, params), memory, strict=True):
             if exact:
-                here = q
-                if has(model, FiniteLatents):  # what else q holds belongs to these params
-                    here = with_shares(model.posterior(params, x)[0], shares(q))
-                stats = model.statistics(params, x, here, weights)
+                block_q = q
+                if has(model, FiniteLatents):  # other parts of q depend on params
+                    block_q = with_responsibilities(
+                        model.posterior(params, x)[0], responsibilities_of(q)
+                    )
+                stats = model.statistics(params, x, block_q, weights)
                 params = part.maximize(params, stats)
             else:
-                params, own = self.otherwise.improve(part, params, x, weights, q, own)
-            kept.append(own)
-        return params, tuple(kept)
+                params, block_memory = self.otherwise.improve(
+                    part, params, x, weights, q, block_memory
+                )
+            memories.append(block_memory)
+        return params, tuple(memories)
 
     def _parts(self, model, params):
-        """For every block, the model of it alone, and whether that has a closed form."""
+        """For every block, the model restricted to it, and whether its M-step has a closed form."""
         leaves = jax.tree_util.tree_leaves_with_path(params)
         names = [jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in leaves]
         inside = [[n for n in names if _under(n, block)] for block in self.blocks]
         for name in names:
-            many = sum(name in block for block in inside)
-            if many != 1:
+            count = sum(name in block for block in inside)
+            if count != 1:
                 raise ValueError(
-                    f"blocks must hold every leaf of params once, {name!r} stands in {many} of "
+                    f"blocks must hold every leaf of params once, {name!r} stands in {count} of "
                     f"them: the leaves are {', '.join(names)}"
                 )
         parts = [hold(model, [n for n in names if n not in block]) for block in inside]
-        able = defines(model, "statistics", "maximize")
-        return [(part, able and part.step(params) is not None) for part in parts]
+        has_m_step = defines(model, "statistics", "maximize")
+        return [(part, has_m_step and part.step(params) is not None) for part in parts]
 
 
 def _under(name: str, paths) -> bool:

@@ -10,7 +10,7 @@ from jaxem.methods.em import Exact, Expectation
 from jaxem.numerics.linalg import solve_positive
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import float_dtype, pytree
-from jaxem.protocol.posterior import with_shares
+from jaxem.protocol.posterior import with_responsibilities
 
 MOST_NEWTON_STEPS = 60
 """The most Newton steps in the dual problem. Two or three are enough from the multipliers of the
@@ -52,7 +52,7 @@ class Constrained(Exact):
         joint = model.log_joint(params, x)
         r, value, multipliers = self.project(joint, weights, memory)
         q, _ = model.posterior(params, x)
-        return Expectation(with_shares(q, r), value, multipliers)
+        return Expectation(with_responsibilities(q, r), value, multipliers)
 
     def project(self, joint, weights, initial=None):
         """(q (n, k), F per unit (n,), multipliers (m,)) for log p(x, z | θ) (n, k)."""

@@ -1,4 +1,4 @@
-"""Rules for q, the E-step: hard, tempered, incremental and stochastic. They know no model."""
+"""Rules for q, the E-step: hard, tempered, incremental and stochastic. They work for any model."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxem.methods.stationary import StationaryMap
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import pytree, select
 from jaxem.passes.chunks import Sums
-from jaxem.protocol.posterior import shares, with_shares
+from jaxem.protocol.posterior import responsibilities_of, with_responsibilities
 
 
 @pytree
@@ -27,23 +27,23 @@ class Hard(Exact):
     def expect(self, model, params, x, weights, memory):
         joint = model.log_joint(params, x)
         r = jax.nn.one_hot(jnp.argmax(joint, axis=-1), joint.shape[-1], dtype=joint.dtype)
-        return Expectation(with_shares(model.posterior(params, x)[0], r), joint.max(-1))
+        return Expectation(with_responsibilities(model.posterior(params, x)[0], r), joint.max(-1))
 
 
 @pytree(static=("steps",))
 class Tempered(Exact):
     """Deterministic annealing: q ∝ p(x, z | θ)^β, with β rising to 1.
 
-    At a fixed β every step climbs F_β(q, θ) = E_q[log p(x, z | θ)] + H(q)/β. After each temperature
-    params move a little at random, so that components that have met can part. The objective is
-    log p(x | θ) at every step; it may fall before β = 1, and only at β = 1 can a fit end as
-    CONVERGED. Source: Ueda & Nakano 1998.
+    At a fixed β no step lowers F_β(q, θ) = E_q[log p(x, z | θ)] + H(q)/β. After each temperature a
+    small random step is added to params, so that components that have become equal can separate.
+    The objective is log p(x | θ) at every step. It may fall before β = 1, and a fit can end as
+    CONVERGED at β = 1 only. Source: Ueda & Nakano 1998.
 
     Args:
-      schedule: the values of β, rising; after the last comes 1.
-      steps: evaluations at each of them.
-      nudge: how far params move after each, in standard errors of one unit.
-      seed: of these moves.
+      schedule: the values of β, increasing; the value after the last one is 1.
+      steps: evaluations at each value.
+      nudge: the length of the random step after each value, in standard errors of one unit.
+      seed: of the random steps.
 
     Raises ValueError where a β is not above 0.
     """
@@ -71,31 +71,33 @@ class Tempered(Exact):
         betas = jnp.asarray([*self.schedule, 1], joint.dtype)
         r, _ = normalize(betas[jnp.minimum(memory // self.steps, last)] * joint)
         q, evidence = model.posterior(params, x)
-        return Expectation(with_shares(q, r), evidence, memory + 1, memory <= last * self.steps)
+        return Expectation(
+            with_responsibilities(q, r), evidence, memory + 1, memory <= last * self.steps
+        )
 
     def onward(self, model, proposal, memory):
         chart = Chart(model, proposal)
         key = jax.random.fold_in(jax.random.key(self.seed), memory - 1)
         noise = jax.random.normal(key, chart.origin.shape, chart.origin.dtype)
-        size = chart.lengths
-        size = jnp.where(size > 0, size, jnp.inf)
-        moved = chart.params(chart.origin + self.nudge * noise / size)
+        lengths = chart.lengths
+        lengths = jnp.where(lengths > 0, lengths, jnp.inf)
+        perturbed = chart.params(chart.origin + self.nudge * noise / lengths)
         due = (memory % self.steps == 0) & (memory <= len(self.schedule) * self.steps)
-        return select(due, moved, proposal)
+        return select(due, perturbed, proposal)
 
 
 @pytree(static=("draws",))
 class Stochastic(Exact):
     """Sampled latent values in place of the posterior: SEM with one draw, Monte Carlo EM with more.
 
-    The objective is log p(x | θ), which a sampled step may lower: nothing is said of a fall, and no
+    The objective is log p(x | θ). A sampled step may lower it: such a fall is not reported, and no
     sampled step ends a climb. After `steps` evaluations the E-step is exact and the fit can end as
-    CONVERGED; without `steps` it is MAX_ITER, with the last params. Sources: Celeux & Diebolt 1985;
-    Wei & Tanner 1990.
+    CONVERGED. Without `steps` the fit ends as MAX_ITER, with the last params. Sources: Celeux &
+    Diebolt 1985; Wei & Tanner 1990.
 
     Args:
       draws: latent values drawn for every unit.
-      steps: how many evaluations are sampled; None: all.
+      steps: the number of evaluations with a sampled E-step; None: all.
       seed: of the draws.
     """
 
@@ -106,29 +108,33 @@ class Stochastic(Exact):
     steady = False
 
     def stationary(self, model, closed):
-        return None if self.steps is None else StationaryMap(closed)  # exact in the end
+        return None if self.steps is None else StationaryMap(closed)  # the last steps are exact
 
     def start(self, model, params, x, weights):
         return jnp.asarray(0, jnp.int32)
 
     def expect(self, model, params, x, weights, memory):
         q, evidence = model.posterior(params, x)
-        r = shares(q)
+        r = responsibilities_of(q)
         key = jax.random.fold_in(jax.random.key(self.seed), memory)
         mean = sampled(key, r, self.draws)
         if self.steps is None:
-            return Expectation(with_shares(q, mean), evidence, memory + 1, jnp.asarray(True))
+            return Expectation(
+                with_responsibilities(q, mean), evidence, memory + 1, jnp.asarray(True)
+            )
         mean = jnp.where(memory < self.steps, mean, r)
-        return Expectation(with_shares(q, mean), evidence, memory + 1, memory <= self.steps)
+        return Expectation(
+            with_responsibilities(q, mean), evidence, memory + 1, memory <= self.steps
+        )
 
 
 def sampled(key, r, draws: int):
-    """The shares (n, k) of `draws` latent values of every unit, drawn from r (n, k)."""
-    below = jnp.cumsum(r, axis=-1)
+    """The frequencies (n, k) of `draws` latent values of every unit, drawn from r (n, k)."""
+    cumulative = jnp.cumsum(r, axis=-1)
 
     def add(i, count):
         u = jax.random.uniform(jax.random.fold_in(key, i), r.shape[:1], r.dtype)
-        z = (u[:, None] * below[:, -1:] >= below[:, :-1]).sum(-1)
+        z = (u[:, None] * cumulative[:, -1:] >= cumulative[:, :-1]).sum(-1)
         return count + jax.nn.one_hot(z, r.shape[1], dtype=r.dtype)
 
     return jax.lax.fori_loop(0, draws, add, jnp.zeros_like(r)) / draws
@@ -136,17 +142,18 @@ def sampled(key, r, draws: int):
 
 @pytree(static=("blocks", "sweeps"))
 class Incremental(Exact):
-    """Partial E-steps: an M-step after every block of units whose q is refreshed.
+    """Partial E-steps: an M-step after the E-step of every block of units.
 
-    An evaluation is one exact E-step of all units, which measures log p(x | θ), and `sweeps` passes
-    block by block, in which a block's statistics replace its old ones in the totals: 1 + sweeps
-    passes over the data. Every step ascends F(q, θ) and every evaluation begins at q = posterior,
-    where F is the log-likelihood, so that never falls. Totals are formed anew in every evaluation.
-    The model's `statistics(params, x, q, weights)` must add across q of different params, as those
-    of exponential families do. Source: Neal & Hinton 1998.
+    An evaluation makes 1 + `sweeps` passes over the data. The first is an exact E-step of all
+    units, which computes log p(x | θ). The others go block by block: the E-step of a block replaces
+    its statistics in the totals, and an M-step follows. No step lowers F(q, θ). Every evaluation
+    begins at q = posterior, where F is the log-likelihood, so the log-likelihood never falls.
+    Totals are summed again in every evaluation, so that rounding errors do not accumulate. The
+    model's `statistics(params, x, q, weights)` must be additive across q of different params, as
+    those of exponential families are. Source: Neal & Hinton 1998.
 
     Args:
-      blocks: the number of blocks; units i, i + blocks, ... share one.
+      blocks: the number of blocks; units i, i + blocks, ... are in one block.
       sweeps: passes block by block in an evaluation.
     """
 
@@ -159,38 +166,38 @@ class Incremental(Exact):
     def collect(self, model, params, x, weights, memory):
         """(`Sums`, memory): the totals after an evaluation, and log p(x | params)."""
         n, blocks = weights.shape[0], min(self.blocks, weights.shape[0])
-        data, w = parted((x, weights), n, blocks)
+        data, block_weights = parted((x, weights), n, blocks)
 
-        def refreshed(p, i):
+        def block_e_step(p, i):
             block = jax.tree.map(lambda a: a[i], data)
             q, evidence = model.posterior(p, block)
-            return model.statistics(params, block, q, w[i]), evidence
+            return model.statistics(params, block, q, block_weights[i]), evidence
 
-        stats, evidence = jax.lax.map(lambda i: refreshed(params, i), jnp.arange(blocks))
+        stats, evidence = jax.lax.map(lambda i: block_e_step(params, i), jnp.arange(blocks))
         total = jax.tree.map(lambda a: a.sum(0), stats)
 
-        def refresh(step, carry):
+        def update_block(step, carry):
             p, stats, total = carry
             i = step % blocks
-            new, _ = refreshed(p, i)
-            total = jax.tree.map(lambda t, old, a: t + (a - old[i]), total, stats, new)
-            stats = jax.tree.map(lambda old, a: old.at[i].set(a), stats, new)
+            updated, _ = block_e_step(p, i)
+            total = jax.tree.map(lambda t, old, a: t + (a - old[i]), total, stats, updated)
+            stats = jax.tree.map(lambda old, a: old.at[i].set(a), stats, updated)
             return model.maximize(params, total), stats, total
 
         carry = (model.maximize(params, total), stats, total)
-        *_, total = jax.lax.fori_loop(0, self.sweeps * blocks, refresh, carry)
-        evidence = jnp.where(w > 0, evidence, 0).T.reshape(-1)[:n]
+        *_, total = jax.lax.fori_loop(0, self.sweeps * blocks, update_block, carry)
+        evidence = jnp.where(block_weights > 0, evidence, 0).T.reshape(-1)[:n]
         return Sums(total, *summed(weights, evidence)), memory
 
 
 def parted(tree, n: int, blocks: int):
-    """Data (n, ...) and weights as (blocks, rows, ...): row i goes to block i % blocks; rows that
-    fill the last places are copies of the first, with weight 0."""
+    """Data (n, ...) and weights as (blocks, rows, ...). Row i is in block i % blocks. The blocks
+    are filled up with copies of the first row, of weight 0."""
     x, weights = tree
 
     def part(leaf, fill):
-        more = -n % blocks
-        ends = jnp.broadcast_to(fill, (more, *leaf.shape[1:])).astype(leaf.dtype)
-        return jnp.concatenate([leaf, ends]).reshape(-1, blocks, *leaf.shape[1:]).swapaxes(0, 1)
+        missing = -n % blocks
+        padding = jnp.broadcast_to(fill, (missing, *leaf.shape[1:])).astype(leaf.dtype)
+        return jnp.concatenate([leaf, padding]).reshape(-1, blocks, *leaf.shape[1:]).swapaxes(0, 1)
 
     return jax.tree.map(lambda a: part(a, a[:1]), x), part(weights, 0)

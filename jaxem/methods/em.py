@@ -1,7 +1,7 @@
-"""EM: one map of the parameters, with the objective at the parameters it started from.
+"""EM: the map of the parameters, and the objective at the parameters at which it is applied.
 
-A rule for q and a rule for θ make the map. Here are the exact ones; `posterior_rules` and
-`parameter_rules` hold the others.
+The map is made of a rule for q, the E-step, and a rule for θ, the M-step. This module has the exact
+rules; `e_steps` and `m_steps` have others.
 """
 
 from typing import Any, NamedTuple
@@ -18,14 +18,15 @@ from jaxem.protocol.spaces import return_time
 
 
 class Signal(NamedTuple):
-    """What a stopping rule should know of a step beside its objective; None where there is nothing
-    to know.
+    """What a stopping rule uses of a step beside its objective. A field that is None is not used.
 
-    gain: the gain of a step that tells something, else NaN, of methods whose steps are not all
-    alike. to_come: the gain that the method expects still to come. error: the bound on the error of
-    `gain`, where that is better known than the objective. restarted: whether the objectives of
-    earlier steps say nothing about this one, as under another temperature. return_steps: how many
-    steps such as this one bring a number back that grows from next to 0 (`spaces.return_time`).
+    gain: the increase of the objective, for methods whose steps are of several kinds; NaN for a
+    step whose increase is no measure of convergence. to_come: the method's estimate of the gain
+    that remains. error: the bound on the error of `gain`, where the method knows the gain more
+    accurately than the objective. restarted: whether the objective is another function than at
+    earlier steps, such as at another temperature, so that the two cannot be compared. return_steps:
+    the number of steps such as this one in which an entry that grows from nearly 0 regains its size
+    (`spaces.return_time`).
     """
 
     gain: Any = None
@@ -36,11 +37,12 @@ class Signal(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What one pass over the data at `params` tells.
+    """The result of one pass over the data at `params`.
 
-    proposal: what to evaluate next, M(params) if exact. objective: log-likelihood + log prior AT
-    params. magnitude: Σ w·(|ℓ| + 1), the scale of the objective's rounding. memory: what the method
-    remembers. accepted: whether params are kept; None: always. signal: for the stopping rule.
+    proposal: the params to evaluate next, M(params) by exact EM. objective: log-likelihood + log
+    prior AT params, in nats. magnitude: Σ w·(|ℓ| + 1), to which the objective's rounding error is
+    proportional. memory: the state that the method carries to the next evaluation. accepted:
+    whether params are kept; None: always. signal: for the stopping rule.
     """
 
     proposal: Any
@@ -52,13 +54,13 @@ class Evaluation(NamedTuple):
 
     @property
     def noise(self):
-        """How far rounding may move the objective."""
+        """The bound on the rounding error of the objective, in nats."""
         return ROUNDING * jnp.finfo(self.objective.dtype).eps * self.magnitude
 
 
 class Expectation(NamedTuple):
-    """What a rule for q says at params: q, F(q, params) per unit (n,), what it remembers, and
-    `Signal.restarted`."""
+    """The result of an E-step at params: q, F(q, params) per unit (n,), the state of the rule for q
+    after it, and `Signal.restarted`."""
 
     q: Any
     value: Any
@@ -68,12 +70,12 @@ class Expectation(NamedTuple):
 
 @pytree
 class Exact:
-    """The maximiser of F in its coordinate: the posterior for q, the model's own M-step for θ.
+    """The exact maximiser of F over q (the posterior) or over θ (the model's own M-step).
 
-    Rules for q say with `measures_evidence` whether the objective they report is the log-likelihood
-    (else a free energy below it), and all rules with `steady` whether they are one and the same map
-    at every evaluation, as accelerators need; `several`: whether they are for models with several
-    latent variables.
+    Attributes of every rule: `steady`, whether the rule is the same map at every evaluation, which
+    accelerators need. Attributes of a rule for q: `measures_evidence`, whether the objective that
+    it reports is the log-likelihood, not a free energy below it; `several`, whether it is for
+    models with several latent variables.
     """
 
     measures_evidence = True
@@ -82,49 +84,51 @@ class Exact:
 
     def stationary(self, model, closed):
         """A `StationaryMap` with the fixed points of fits by this rule for q, or None where none is
-        known; closed: whether the model has an M-step in closed form."""
+        known. closed: whether the model has an M-step in closed form."""
         from jaxem.methods.stationary import StationaryMap  # plain fits start sooner without it
 
         return StationaryMap(closed) if type(self) is Exact else None
 
     def start(self, model, params, x, weights):
-        """What the rule remembers of a climb that has evaluated nothing."""
+        """The state of the rule before the first evaluation of a climb."""
         return ()
 
     def expect(self, model, params, x, weights, memory) -> Expectation:
-        """q at params, and F there."""
+        """q at params, and F(q, params)."""
         return Expectation(*model.posterior(params, x))
 
     def onward(self, model, proposal, memory):
-        """What to evaluate next, from what the M-step proposes and the memory after the E-step."""
+        """The params to evaluate next. proposal: those of the M-step; memory: that after the
+        E-step."""
         return proposal
 
     def improve(self, model, params, x, weights, q, memory):
-        """(params that do not lower F, memory) from those at which q was taken."""
+        """(params, memory) after the M-step, which does not lower F. params: those at which q was
+        computed."""
         return model.maximize(params, model.statistics(params, x, q, weights)), memory
 
 
 class Given(NamedTuple):
-    """What an M-step takes that looks at the units again: data, weights (n,) and q."""
+    """What an M-step takes that makes passes over the data itself: data, weights (n,) and q."""
 
     x: Any
     weights: Any
     q: Any
 
 
-def knows_rest(rule) -> bool:
-    """Whether a rule says where fits by it stand still."""
+def has_stationary_map(rule) -> bool:
+    """Whether a rule names a map that has the fixed points of fits by this rule."""
     return callable(getattr(rule, "stationary", None))
 
 
 def collects(e_step) -> bool:
-    """Whether a rule for q writes `collect(model, params, x, weights, memory) -> (Sums, memory)`
-    itself, in place of `expect`; it goes with the exact M-step alone."""
+    """Whether a rule for q defines `collect(model, params, x, weights, memory) -> (Sums, memory)`
+    in place of `expect`. It can be combined with the exact M-step only."""
     return callable(getattr(e_step, "collect", None))
 
 
 class Memory(NamedTuple):
-    """What each part of a method remembers."""
+    """The state of each part of a method between evaluations."""
 
     e_step: Any
     m_step: Any
@@ -140,12 +144,12 @@ class EM:
         `Constrained(...)`, `Variational()` or `MeanField()`.
       m_step: the rule for θ: `Exact()`, `Gradient(...)` or `Blocks(...)`. A model that has no
         M-step of its own takes `Gradient()` where this is `Exact()`.
-      accelerator: None, `SQUAREM()` or `Anderson()`: fewer evaluations of the EM map where it is
-        slow.
+      accelerator: None, `SQUAREM()` or `Anderson()`, which need fewer evaluations of the EM map
+        where EM converges slowly.
 
-    Params that are known, kept or equal are no rule but a smaller model: `jaxem.Restricted`.
+    To fix, freeze or tie params, restrict the model with `jaxem.Restricted`.
 
-    Raises TypeError where the parts do not go together.
+    Raises TypeError where the parts cannot be combined.
     """
 
     e_step: Any = Exact()
@@ -155,8 +159,8 @@ class EM:
     def __post_init__(self):
         for name, needed in (("e_step", "expect"), ("m_step", "improve")):
             rule = getattr(self, name)
-            known = callable(getattr(rule, needed, None)) or (name == "e_step" and collects(rule))
-            if isinstance(rule, type) or not known:
+            is_rule = callable(getattr(rule, needed, None)) or (name == "e_step" and collects(rule))
+            if isinstance(rule, type) or not is_rule:
                 raise TypeError(f"{name} must be a rule such as jaxem.Exact(), got {rule!r}")
         unsteady = [r for r in (self.e_step, self.m_step) if not r.steady]
         if self.accelerator is not None and unsteady:
@@ -169,36 +173,39 @@ class EM:
 
     @property
     def plain(self) -> bool:
-        """Whether both rules are the exact ones: EM as it was published, in chunks."""
+        """Whether both rules are exact: textbook EM, whose passes may be cut into chunks."""
         return type(self.e_step) is Exact and type(self.m_step) is Exact
 
     @property
     def prepares(self) -> bool:
-        """Whether its passes over the data take them as `Prepared`."""
+        """Whether passes over the data take them as `Prepared`."""
         return self.plain or getattr(self.e_step, "prepares", False)
 
     def start(self, model, params, x=None, weights=None):
-        """What the method remembers of a climb that has evaluated nothing; `Variational` asks for
-        the data."""
-        foreseen = self.foresees(model, x) and is_floating(params)
-        follower = _gain_from_steps() if foreseen else self.accelerator
-        last = () if follower is None else follower.start(model, params)
-        options = (model, params, x, weights)
-        return Memory(self.e_step.start(*options), self.m_step.start(*options), last)
+        """The state of the method before the first evaluation of a climb. x, weights: needed by
+        `Variational`."""
+        use_steps = self.gains_from_steps(model, x) and is_floating(params)
+        accelerator = _gain_from_steps() if use_steps else self.accelerator
+        accelerator_memory = () if accelerator is None else accelerator.start(model, params)
+        args = (model, params, x, weights)
+        return Memory(self.e_step.start(*args), self.m_step.start(*args), accelerator_memory)
 
     def evaluate(self, model, params, x, weights, memory=()) -> Evaluation:
-        """One E-step and one M-step, and what the accelerator makes of them."""
+        """One E-step and one M-step, and the accelerator's choice of the next params."""
         memory = memory or self.start(model, params, x, weights)
-        seen = self.map(model, params, x, weights, memory)
+        evaluation = self.map(model, params, x, weights, memory)
         if self.accelerator is None and not memory.accelerator:
-            return seen
-        follower = _gain_from_steps() if self.accelerator is None else self.accelerator
-        seen = follower.advance(model, params, seen, memory.accelerator, weights.sum())
-        return seen._replace(memory=memory._replace(accelerator=seen.memory))
+            return evaluation
+        accelerator = _gain_from_steps() if self.accelerator is None else self.accelerator
+        evaluation = accelerator.advance(
+            model, params, evaluation, memory.accelerator, weights.sum()
+        )
+        return evaluation._replace(memory=memory._replace(accelerator=evaluation.memory))
 
-    def foresees(self, model, x) -> bool:
-        """Whether gains are measured by steps too (`GainFromSteps`): with many units in float32
-        rounding hides them in the objective long before convergence."""
+    def gains_from_steps(self, model, x) -> bool:
+        """Whether gains are also computed from the steps of params (`GainFromSteps`). With many
+        units in float32, the gains of the objective are below its rounding error long before
+        convergence."""
         if self.accelerator is not None or not self.plain or x is None:
             return False
         return float_dtype(x) == jnp.float32 and is_large(model, x)
@@ -211,21 +218,21 @@ class EM:
     def collect(self, model, params, x, weights, memory):
         """The E-step at params: (`Sums` over all units, the memory after it, `Signal.restarted`).
 
-        Sums add over parts of the data. Their statistics are what the M-step takes: those of the
-        model or, where the M-step looks at the units again, `Given`.
+        Sums of parts of the data add up to those of all data. Their statistics are the input of the
+        M-step: those of the model or, where the M-step makes passes over the data itself, `Given`.
         """
         if self.plain:
             return collect(model, params, x, weights), memory, None
         if collects(self.e_step):
-            sums, kept = self.e_step.collect(model, params, x, weights, memory.e_step)
-            return sums, memory._replace(e_step=kept), None
-        seen = self.e_step.expect(model, params, x, weights, memory.e_step)
+            sums, e_memory = self.e_step.collect(model, params, x, weights, memory.e_step)
+            return sums, memory._replace(e_step=e_memory), None
+        expectation = self.e_step.expect(model, params, x, weights, memory.e_step)
         if isinstance(self.m_step, Exact):
-            statistics = model.statistics(params, x, seen.q, weights)
+            statistics = model.statistics(params, x, expectation.q, weights)
         else:
-            statistics = Given(x, weights, seen.q)
-        sums = Sums(statistics, *summed(weights, seen.value))
-        return sums, memory._replace(e_step=seen.memory), seen.restarted
+            statistics = Given(x, weights, expectation.q)
+        sums = Sums(statistics, *summed(weights, expectation.value))
+        return sums, memory._replace(e_step=expectation.memory), expectation.restarted
 
     def update(self, model, params, sums, memory, restarted=None) -> Evaluation:
         """The M-step from what `collect` returned at params."""
@@ -233,29 +240,29 @@ class EM:
             proposal = model.maximize(params, sums.statistics)
         else:
             given = sums.statistics
-            options = (model, params, given.x, given.weights, given.q, memory.m_step)
-            proposal, kept = self.m_step.improve(*options)
-            memory = memory._replace(m_step=kept)
+            args = (model, params, given.x, given.weights, given.q, memory.m_step)
+            proposal, m_memory = self.m_step.improve(*args)
+            memory = memory._replace(m_step=m_memory)
         proposal = self.e_step.onward(model, proposal, memory.e_step)
-        seen = measured(model, params, sums.evidence, sums.magnitude, proposal, memory)
-        return seen._replace(signal=seen.signal._replace(restarted=restarted))
+        evaluation = measured(model, params, sums.evidence, sums.magnitude, proposal, memory)
+        return evaluation._replace(signal=evaluation.signal._replace(restarted=restarted))
 
     def stationary(self, model, x):
-        """A `StationaryMap` with the fixed points of fits by this method, or None where none is
-        known: both rules must know theirs."""
-        if not knows_rest(self.m_step) or not knows_rest(self.e_step):
+        """A `StationaryMap` with the fixed points of fits by this method, or None where a map is
+        not known for both rules."""
+        if not has_stationary_map(self.m_step) or not has_stationary_map(self.e_step):
             return None
         return self.m_step.stationary(model, model.closed(x)) and self.e_step.stationary(
             model, model.closed(x)
         )
 
     def measures(self, n_iter):
-        """Whether the objective of step n_iter was that of all units at the params it kept."""
+        """Whether the objective of step n_iter is that of all units at the params of that step."""
         return True
 
     def log_likelihood(self, model, params, x, weights):
-        """Σ w·log p(x | params) where the objective holds another value and the model knows it,
-        else None."""
+        """Σ w·log p(x | params), computed where the objective is another quantity and the model can
+        compute it, else None."""
         exact = defines(model, "posterior") or has(model, FiniteLatents)
         if self.e_step.measures_evidence or not exact:
             return None
@@ -264,24 +271,25 @@ class EM:
 
 
 def is_floating(params) -> bool:
-    """Whether all params are real numbers, of which steps have lengths."""
+    """Whether all params are floating-point numbers, so that steps have lengths."""
     return all(jnp.issubdtype(jnp.result_type(a), jnp.floating) for a in jax.tree.leaves(params))
 
 
 def _gain_from_steps():
-    from jaxem.methods.gain_from_steps import GainFromSteps  # small fits start sooner without it
+    from jaxem.methods.gain_from_steps import GainFromSteps  # a small fit does not import it
 
     return GainFromSteps()
 
 
-def summed(weights, value):
-    """Σ w·F and Σ w·(|F| + 1) from F per unit (n,)."""
-    value = jnp.where(weights > 0, value, 0)
-    return row_sum(weights, value), row_sum(weights, jnp.abs(value) + 1)
+def summed(weights, values):
+    """Σ w·F and Σ w·(|F| + 1) from the values F (n,) of the units."""
+    values = jnp.where(weights > 0, values, 0)
+    return row_sum(weights, values), row_sum(weights, jnp.abs(values) + 1)
 
 
 def measured(model, params, value, magnitude, proposal, memory) -> Evaluation:
-    """An `Evaluation` from F without the prior, and the scale of its rounding."""
+    """The `Evaluation` of params at which F is `value` without the log prior. magnitude: as there,
+    without the prior."""
     prior = jnp.asarray(model.log_prior(params), value.dtype)
     steps = return_time(model.spaces(params), params, proposal)
     signal = Signal(return_steps=steps)

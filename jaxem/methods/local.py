@@ -1,4 +1,4 @@
-"""The E-step of models whose q has no closed form: q is kept, and improved step by step."""
+"""The E-step of models whose q has no closed form: a few steps from the q of the last E-step."""
 
 from typing import Any, NamedTuple
 
@@ -10,14 +10,14 @@ from jaxem.protocol.capabilities import SmoothMap, has
 
 
 class LocalMemory(NamedTuple):
-    """q as the last E-step left it."""
+    """q after the last E-step."""
 
     q: Any
 
 
 @pytree
 class LocalAscent(Exact):
-    """q is what the model's `improve_q` makes of the q of the step before, from `init_q` on.
+    """The model's `improve_q`, from the q of the last E-step; the first q is from `init_q`.
 
     For models with `init_q(params, x)`, `improve_q(params, x, q, weights) -> (q, statistics, F per
     unit (n,))`, which does not lower F, and `free_energy(params, x, q)`. The objective is F at that

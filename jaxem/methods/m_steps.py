@@ -1,4 +1,4 @@
-"""Rules for θ, the M-step: gradient ascent on the expected log joint. They know no model."""
+"""Rules for θ, the M-step: gradient ascent on the expected log joint. They work for any model."""
 
 from typing import Any
 
@@ -14,15 +14,16 @@ from jaxem.wrappers.restricted import coordinates
 class Gradient:
     """Steps up the expected log joint E_q[log p(x, z | θ)] + log p(θ), never down.
 
-    They are taken in coordinates without constraints (`Model.spaces`). A step that does not gain is
-    halved until it does; one that leads down is replaced by a step along the gradient, and the
-    optimizer starts anew. So F never falls, with any optimizer and any learning rate. Source: Lange
-    1995 (one Newton step is enough for EM's own rate).
+    Steps are taken in coordinates without constraints (`Model.spaces`). A step that does not
+    increase the expected log joint is halved until it does. Where its direction is one of descent,
+    it is replaced by a step along the gradient and the optimizer's state is reset. So F never
+    falls, with any optimizer and any learning rate. Source: Lange 1995 (with one Newton step the
+    rate of convergence is that of EM).
 
     Args:
       transform: an optax transformation, whose state is carried from one M-step to the next; keep
         one object, since two equal ones compile twice. None: Newton's method with the curvature's
-        absolute value; it forms the (p, p) Hessian of all p parameters.
+        absolute value, which forms the (p, p) Hessian of all p parameters.
       steps: steps in an M-step, each a few passes over the data.
 
     Raises ValueError where steps is below 1. The model must define `log_joint`.
@@ -33,7 +34,7 @@ class Gradient:
 
     @property
     def steady(self):
-        """Newton's steps remember nothing."""
+        """Newton's method has no state; an optax transformation has one."""
         return self.transform is None
 
     def __post_init__(self):
@@ -41,8 +42,7 @@ class Gradient:
             raise ValueError(f"steps must be 1 or more, got {self.steps!r}")
 
     def stationary(self, model, closed):
-        """Whether fits stand still where F has no slope in params: that of the rule for q then is
-        their map."""
+        """True: the fixed points of fits by this rule are those of the map of the rule for q."""
         return True
 
     def start(self, model, params, x, weights):
@@ -50,15 +50,15 @@ class Gradient:
         return initial_state(self.transform, coordinates(model, params).origin)
 
     def improve(self, model, params, x, weights, q, memory):
-        """(params, memory) after the steps, from params at which q was taken."""
-        free = coordinates(model, params)
+        """(params, memory) after the steps, from params at which q was computed."""
+        free_coordinates = coordinates(model, params)
 
         def loss(vector):
-            there = free.params(vector)
-            per_unit = expected_log_joint(model, there, x, q)
+            proposal = free_coordinates.params(vector)
+            per_unit = expected_log_joint(model, proposal, x, q)
             total = jnp.sum(jnp.where(weights > 0, weights * per_unit, 0))
-            return -(total + model.log_prior(there)).astype(vector.dtype)
+            return -(total + model.log_prior(proposal)).astype(vector.dtype)
 
-        vector, memory = descend(self.transform, loss, free.origin, memory, self.steps)
-        moved = jnp.any(vector != free.origin)
-        return select(moved, free.params(vector), params), memory
+        vector, memory = descend(self.transform, loss, free_coordinates.origin, memory, self.steps)
+        is_changed = jnp.any(vector != free_coordinates.origin)
+        return select(is_changed, free_coordinates.params(vector), params), memory

@@ -1,4 +1,4 @@
-"""Mean-field EM: q as a product over several discrete latent variables, each set in its turn."""
+"""Mean-field EM: q is a product over several discrete latent variables, updated one by one."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from jaxem.wrappers.factored import LONG, factored
 
 
 class MeanFieldMemory(NamedTuple):
-    """q (n, m, k), and whether the updates of this model are exact."""
+    """q (n, m, k), and whether mean-field updates are exact for this model (`Factored.exact`)."""
 
     q: Any
     exact: Any
@@ -23,24 +23,25 @@ class MeanFieldMemory(NamedTuple):
 @pytree(static=("sweeps",))
 class MeanField(Exact):
     """Coordinate ascent on F(q, θ) over q(z) = Π_m q_m(z_m): q_m ∝ exp E[log p(x, z | θ)], the
-    expectation over all other latent variables, m after m.
+    expectation over all other latent variables, for one m after the other.
 
     For models with `latents(x)`, the number of states of each of m latent variables, a tuple of
     ints that depends on shapes alone, and `log_joint(params, x, z)` (n,), the log joint at z
-    (n, m, k), one-hot along k, the largest of them. It must take probabilities too, and be linear
-    in every z[:, m] given the others, up to terms of one of them alone: then all expectations are
-    exact. Products of z are, also squares; an exponential of a sum of z is not. Others are refused:
-    with a TypeError or, under `jit`, with the status NONFINITE.
+    (n, m, k), one-hot along k, the largest of them. It must also accept probabilities in place of
+    one-hot z, and be linear in every z[:, m] given the others, up to terms of one of them alone:
+    then all expectations are exact. Products of z are linear in this sense, also squares; an
+    exponential of a sum of z is not. Other models are refused: with a TypeError or, under `jit`,
+    with the status NONFINITE.
 
     q is carried from one E-step to the next. The first is the model's `init_q(params, x)` (n, m, k)
-    if it has one; else random, the same in all fits and units. The objective is F, complete, which
-    never falls and lies below log p(x | θ); so does Result.log_likelihood. Source: Saul & Jordan
-    1996; Ghahramani & Jordan 1997.
+    if it has one; else random, the same in all fits and units. The objective is F without any term
+    dropped. It never falls and is at most log p(x | θ), as is Result.log_likelihood. Source: Saul &
+    Jordan 1996; Ghahramani & Jordan 1997.
 
     Args:
-      sweeps: the most sweeps over the latent variables in an E-step; each evaluates `log_joint`
-        k + 1 times for every one of them.
-      tol: sweeps end when no probability moves by more.
+      sweeps: the most sweeps of an E-step. A sweep updates every latent variable once, and
+        evaluates `log_joint` k + 1 times for each.
+      tol: the E-step ends when a sweep changes no probability by more.
 
     Raises ValueError where sweeps is below 1.
     """
@@ -69,7 +70,8 @@ class MeanField(Exact):
         return Expectation(q, value, memory._replace(q=q))
 
     def infer(self, model, params, x, q=None):
-        """(q (n, m, k), F (n,)) at given params, from q or the model's first, until q rests."""
+        """(q (n, m, k), F (n,)) at given params: sweeps until q has converged. q: the first one, or
+        None for the model's."""
         model, x = factored(adopt(model)), jax.tree.map(jnp.asarray, x)
         q = model.init_q(params, x) if q is None else jnp.asarray(q, float_dtype(x))
         return model.ascended(params, x, q, jnp.finfo(q.dtype).eps ** 0.7, 50 * self.sweeps)
@@ -77,19 +79,19 @@ class MeanField(Exact):
 
 @dataclass(frozen=True)
 class ProductMap(StationaryMap):
-    """The map of mean field, q_1, q_2, … and then θ, each to its best given the others."""
+    """The map of mean field: q_1, q_2, … and then θ, each maximises F given the others."""
 
-    def kept(self, state):
+    def q_of(self, state):
         return state.method.e_step.q
 
-    def rested(self, problem, params, q):
+    def converge_q(self, problem, params, q):
         model, x = factored(problem.climbed), problem.data
         tol = jnp.finfo(q.dtype).eps ** TIGHT
         q, _ = model.ascended(params, x, q, tol, LONG)
-        return q, jnp.max(jnp.abs(model.swept(params, x, q)[0] - q)) <= SLACK * tol
+        return q, jnp.max(jnp.abs(model.one_sweep(params, x, q)[0] - q)) <= SLACK * tol
 
     def step(self, problem, params, q, scale):
-        q, _ = factored(problem.climbed).swept(params, problem.data, q)
+        q, _ = factored(problem.climbed).one_sweep(params, problem.data, q)
         return self._improved(problem, params, q, scale), q
 
     def value(self, problem, params, q):

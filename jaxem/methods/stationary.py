@@ -1,10 +1,11 @@
-"""Where a fit stands still: a smooth map of params and q with the fixed points of a method.
+"""A smooth map of params and q that has the fixed points of a method: the stationary map.
 
-F(q, θ) has the same stationary points whatever rule climbed it. So a fit by another rule than the
-exact ones has the gradient of any smooth map that stands still where it does: the exact E-step and
-M-step where there are such; else a step of q or θ along the slope of F, times the inverse of its
-curvature in that coordinate alone. To first order that is an exact step, so the Jacobian of the map
-has the spectrum of coordinate ascent, which at a maximum lies within the unit circle.
+The stationary points of F(q, θ) do not depend on the rules by which F is maximised. So the gradient
+through a fit is that of any smooth map with the same fixed points. The map is the exact E-step and
+M-step where the model has them. Otherwise q or θ moves along the gradient of F, multiplied by the
+inverse of the curvature of F in q alone or in θ alone. To first order that is an exact step, so the
+Jacobian of the map has the spectrum of coordinate ascent, which at a maximum lies within the unit
+circle.
 
 A rule for q names its map with `stationary(model, closed)`.
 """
@@ -22,24 +23,25 @@ from jaxem.protocol.derived import expected_log_joint
 from jaxem.wrappers.restricted import coordinates
 
 TIGHT, SLACK = 0.7, 10
-"""q is at rest where a step moves it by less than SLACK·ε^TIGHT."""
+"""q has converged where a step changes it by less than SLACK·ε^TIGHT, with ε of the dtype."""
 
 
 @dataclass(frozen=True)
 class StationaryMap:
-    """The EM map of models with a posterior, which leaves q out of the point that stands still.
+    """The EM map of models with a posterior. Its fixed point is of params alone, without q.
 
-    closed: θ moves by the model's own M-step, else along the slope.
+    closed: whether θ moves by the model's own M-step, else along the gradient of F.
 
-    Elsewhere q is what the fit remembers of it beside params, and scale the constants of the map,
-    which only say how fast it is: neither is differentiated. A `problem` has the model in safe
-    units, `climbed`, with its data and weights.
+    In subclasses the fixed point includes q, which is taken from the state of the fit. `scale`
+    holds the constants of the map; they determine its rate of convergence, not its fixed points,
+    and are not differentiated. `problem.climbed` is the model in the units of the arithmetic, with
+    the data and weights in `problem`.
     """
 
     closed: bool = True
 
-    def kept(self, state):
-        """q in the state of a finished loop."""
+    def q_of(self, state):
+        """q in the final state of a climb."""
         return ()
 
     def inward(self, problem, params):
@@ -54,12 +56,12 @@ class StationaryMap:
         """The space of every leaf of params in safe units."""
         return problem.climbed.spaces(params)
 
-    def rested(self, problem, params, q):
-        """(q at rest at params, whether it is)."""
+    def converge_q(self, problem, params, q):
+        """(q iterated to convergence at fixed params, whether it has converged)."""
         return q, jnp.ones((), bool)
 
     def scale(self, problem, params, q):
-        """What `step` multiplies slopes by."""
+        """The inverse curvature by which `step` multiplies gradients; () where it has none."""
         return () if self.closed else self._metric(problem, params, self._q(problem, params, q))
 
     def step(self, problem, params, q, scale):
@@ -67,14 +69,16 @@ class StationaryMap:
         if self.closed:
             sums = collect(problem.climbed, params, problem.data, problem.weights)
             return problem.climbed.maximize(params, sums.statistics), q
-        return self._along(problem, params, self._q(problem, params, q), scale), q
+        return self._ascended(problem, params, self._q(problem, params, q), scale), q
 
     def jacobian(self, problem):
-        """(params) -> the derivative of `step` by params, (P, P), or None where only products with
-        it are known."""
+        """A function of params, the derivative (P, P) of `step` by params; None where the model has
+        none, and only products with it can be computed."""
         known, model = None, problem.climbed
-        exact = type(self) is StationaryMap and self.closed and not is_large(model, problem.data)
-        if exact and has(model, SmoothMap):
+        is_em_map = (
+            type(self) is StationaryMap and self.closed and not is_large(model, problem.data)
+        )
+        if is_em_map and has(model, SmoothMap):
             known = model.smooth_map()
         if known is None:
             return None
@@ -85,17 +89,18 @@ class StationaryMap:
         return problem.climbed.posterior(params, problem.data)[1]
 
     def _q(self, problem, params, q):
-        """q as the expectation of the log joint takes it."""
+        """q in the form that `expected_log_joint` takes."""
         return problem.climbed.posterior(params, problem.data)[0]
 
     def _improved(self, problem, params, q, scale):
         """params after the M-step at a given q."""
         if not self.closed:
-            return self._along(problem, params, q, scale)
+            return self._ascended(problem, params, q, scale)
         model, x = problem.climbed, problem.data
         return model.maximize(params, model.statistics(params, x, q, problem.weights))
 
-    def _along(self, problem, params, q, scale):
+    def _ascended(self, problem, params, q, scale):
+        """params after a step along the gradient of F."""
         free = coordinates(problem.climbed, params)
         slope = jax.grad(_gain(problem, free, q))(free.origin)
         return free.params(free.origin + scale.times(slope))
@@ -106,7 +111,8 @@ class StationaryMap:
 
 
 def _gain(problem, free, q):
-    """The expected log joint with the prior, of params as a vector, at a given q."""
+    """The function of params, as a vector, that the M-step maximises at a given q: the expected log
+    joint plus the log prior."""
 
     def gain(vector):
         params = free.params(vector)
@@ -118,7 +124,7 @@ def _gain(problem, free, q):
 
 
 def summed_over(problem, per_unit):
-    """Σ w·per_unit over the units of a problem; a weight of 0 has its gradient."""
+    """Σ w·per_unit over the units of a problem. Its gradient includes that by weights of 0."""
     weights = problem.weights
-    sound = (weights > 0) | jnp.isfinite(per_unit)
-    return row_sum(weights, jnp.where(sound, per_unit, 0).astype(weights.dtype))
+    is_usable = (weights > 0) | jnp.isfinite(per_unit)
+    return row_sum(weights, jnp.where(is_usable, per_unit, 0).astype(weights.dtype))

@@ -1,4 +1,4 @@
-"""The method that climbs a model: what `EM()` leaves open, decided by what the model has."""
+"""The method for a given model: rules that the model supports in place of `EM()`'s defaults."""
 
 from jaxem.methods.em import EM, Exact
 from jaxem.protocol.capabilities import FiniteLatents, LocalPosterior, defines, has
@@ -7,13 +7,13 @@ from jaxem.wrappers.factored import factored
 
 
 def suited(method, model, x):
-    """A method for a model and data shaped like x. TypeError where they do not go together.
+    """The method to use for a model and data shaped like x. TypeError where they are incompatible.
 
     Rules are imported where they are needed: a plain fit starts sooner without them.
 
-    `EM` gets `Gradient()` where the model has no M-step of its own, `Variational()` where it knows
-    no posterior, and `MeanField()` where its latent variables are several. A method that has a
-    `suited(model, x)` of its own decides for itself.
+    `EM` gets `Gradient()` where the model has no M-step of its own, `Variational()` where it has no
+    posterior, and `MeanField()` where it has several latent variables. Other methods define
+    `suited(model, x)` themselves.
     """
     if not isinstance(method, EM):
         return method.suited(model, x)
@@ -27,9 +27,9 @@ def suited(method, model, x):
         from jaxem.methods.local import LocalAscent
 
         return EM(LocalAscent(), m_step, method.accelerator)
-    exact = defines(model, "posterior") or has(model, FiniteLatents)
-    unknown = not exact and not getattr(e_step, "several", False)
-    if unknown and type(e_step) is Exact:
+    has_posterior = defines(model, "posterior") or has(model, FiniteLatents)
+    has_bound_only = not has_posterior and not getattr(e_step, "several", False)
+    if has_bound_only and type(e_step) is Exact:
         from jaxem.methods.variational import Variational
 
         e_step = Variational()
@@ -37,13 +37,13 @@ def suited(method, model, x):
         from jaxem.methods.m_steps import Gradient
         from jaxem.numerics.descent import lbfgs
 
-        m_step = Gradient(lbfgs(), steps=5) if unknown else Gradient()
+        m_step = Gradient(lbfgs(), steps=5) if has_bound_only else Gradient()
     return EM(e_step, m_step, method.accelerator)
 
 
 def _for_latents(model, e_step):
-    """The rule for q: `MeanField()` by default where latent variables are several. TypeError where
-    a given rule does not go with the model."""
+    """The rule for q: `MeanField()` by default for several latent variables. TypeError where a
+    given rule is for another number of latent variables than the model has."""
     several = factored(model) is not None
     if several and type(e_step) is Exact:
         from jaxem.methods.mean_field import MeanField

@@ -1,4 +1,4 @@
-"""Variational EM: q of a family, ascended on the free energy instead of set to the posterior."""
+"""Variational EM: q is of a parametric family, and its params are moved up the free energy."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from jaxem.numerics.descent import descend, initial_state, lbfgs
 from jaxem.numerics.tree import float_dtype, pytree
 from jaxem.protocol.capabilities import FiniteLatents, defines, has
 from jaxem.protocol.model import IMPOSSIBLE
-from jaxem.protocol.posterior import with_shares
+from jaxem.protocol.posterior import with_responsibilities
 from jaxem.wrappers.adopt import adopt
 
 
@@ -29,16 +29,17 @@ class VariationalMemory(NamedTuple):
 class Variational(Exact):
     """Steps of an optax transformation up F(q, θ) in the params of q, never down.
 
-    The family of q is the model's own, `init_q` and `free_energy`; for finite latent variables it
-    is every distribution, by logits (n, k) that begin at the posterior of the start. q is carried
-    from one E-step to the next, for every fit that waits or runs: n·k numbers and the optimizer's.
-    The objective is F at that q, which never falls; a step that would lower it is halved until it
-    does not. Where the model knows p(x | θ) Result.log_likelihood is that, else F too.
+    The family of q is that of the model's `init_q` and `free_energy`. For finite latent variables
+    it has all distributions, as logits (n, k), and the first is the posterior at the start. q and
+    the optimizer's state are carried from one E-step to the next: n·k numbers and more in memory
+    for every fit of a call, also before it is begun. The objective is F at that q, which never
+    falls: a step that would lower it is halved until it does not. Result.log_likelihood is log p(x
+    | θ) where the model can compute it, else F.
 
     Args:
       transform: an optax transformation; keep one object, since two equal ones compile twice. None:
         L-BFGS.
-      steps: steps in an E-step, each a pass over the data or a few.
+      steps: steps in an E-step, each of one or a few passes over the data.
 
     Raises ValueError where steps is below 1. Source: Jordan, Ghahramani, Jaakkola & Saul 1999.
     """
@@ -56,7 +57,7 @@ class Variational(Exact):
     def stationary(self, model, closed):
         if defines(model, "posterior") or has(model, FiniteLatents):
             return StationaryMap(closed)
-        return SlopesMap(closed)
+        return GradientMap(closed)
 
     def start(self, model, params, x, weights):
         if has(model, FiniteLatents):
@@ -76,21 +77,21 @@ class Variational(Exact):
         q = unravel(flat)
         value, memory = self._value(model, params, x, q), VariationalMemory(q, optimizer)
         if has(model, FiniteLatents):
-            q = with_shares(model.posterior(params, x)[0], jax.nn.softmax(q, axis=-1))
+            q = with_responsibilities(model.posterior(params, x)[0], jax.nn.softmax(q, axis=-1))
         return Expectation(q, value, memory)
 
     def infer(self, model, params, x, q=None):
-        """(q, F per unit (n,)) after `steps` steps at given params, from q or the model's first.
+        """(q, F per unit (n,)) after `steps` steps at given params.
 
-        q is a tree as `init_q` makes it, or logits (n, k).
+        q: the first one, a tree as of `init_q` or logits (n, k); None: the model's.
         """
         model, x = adopt(model), jax.tree.map(jnp.asarray, x)
         weights = jnp.ones(jax.tree.leaves(x)[0].shape[0])
         memory = self.start(model, params, x, weights)
         if q is not None:
             memory = memory._replace(q=q)
-        seen = self.expect(model, params, x, weights, memory)
-        return seen.memory.q, seen.value
+        expectation = self.expect(model, params, x, weights, memory)
+        return expectation.memory.q, expectation.value
 
     def _value(self, model, params, x, q):
         """F per unit (n,)."""
@@ -107,10 +108,11 @@ class Variational(Exact):
 
 
 @dataclass(frozen=True)
-class SlopesMap(StationaryMap):
-    """The map of models with a free energy alone, q and θ at once."""
+class GradientMap(StationaryMap):
+    """The map of models with a free energy alone: q and θ move at once, along the gradients of
+    F."""
 
-    def kept(self, state):
+    def q_of(self, state):
         return state.method.e_step.q
 
     def scale(self, problem, params, q):
@@ -119,11 +121,11 @@ class SlopesMap(StationaryMap):
         return super().scale(problem, params, q), of_q, flat
 
     def step(self, problem, params, q, scale):
-        of_params, of_q, kept = scale
+        of_params, of_q, flat_at_start = scale
         flat, unravel = ravel_pytree(q)
         slope = jax.grad(lambda vector: _total(problem, params, unravel(vector)))(flat)
-        moved = unravel(jnp.where(of_q.alive, flat + of_q.times(slope), kept))
-        return self._improved(problem, params, q, of_params), moved
+        updated = unravel(jnp.where(of_q.alive, flat + of_q.times(slope), flat_at_start))
+        return self._improved(problem, params, q, of_params), updated
 
     def value(self, problem, params, q):
         return problem.climbed.free_energy(params, problem.data, q)

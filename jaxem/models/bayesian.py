@@ -1,4 +1,4 @@
-"""Variational Bayes for mixtures: a posterior of weights and components, and the complete ELBO."""
+"""Variational Bayes for mixtures: q over weights and components, and the ELBO."""
 
 from typing import Any, NamedTuple
 
@@ -38,8 +38,8 @@ class BayesianMixtureParams:
         if not isinstance(self.concentration, tuple):
             return self.concentration / self.concentration.sum(-1, keepdims=True)
         a, b = self.concentration
-        rest = jnp.cumprod(b / (a + b), axis=-1)
-        share = a / (a + b) * jnp.concatenate([jnp.ones_like(a[..., :1]), rest[..., :-1]], -1)
+        remaining = jnp.cumprod(b / (a + b), axis=-1)
+        share = a / (a + b) * jnp.concatenate([jnp.ones_like(a[..., :1]), remaining[..., :-1]], -1)
         return share / share.sum(-1, keepdims=True)
 
 
@@ -59,22 +59,23 @@ class Elbo(NamedTuple):
 
 @pytree(static=("k", "weights"))
 class BayesianMixture(FiniteMixture):
-    """A mixture of at most k components by variational Bayes: those not needed stay at the prior.
+    """A mixture of at most k components by variational Bayes: q of unused ones stays at the prior.
 
-    `fit` climbs the ELBO, of which nothing is dropped: `result.objective` ≤ log p(x), and compares
-    models of any k and prior. `result.log_likelihood` is its part that the units make up, energy +
-    entropy; `elbo` gives all terms. `log_predictive` and `sample` are of the predictive density.
+    `fit` maximises the ELBO without any term dropped: `result.objective` ≤ log p(x), so it compares
+    models of any k and prior. `result.log_likelihood` is the sum of its terms that depend on the
+    units, energy + entropy; `elbo` returns all terms. `log_predictive` and `sample` are of the
+    predictive density.
 
     Args:
       components: `Normal`, `Poisson`, `Bernoulli`, `Categorical`, `Multinomial`, or a `Product` of
-        them, with their priors. Without one, `fit` takes a vague one, of the data's location and
-        scale, that `result.model` keeps; probabilities are even.
+        them, with their priors. Without a prior, `fit` takes a vague one at the data's location and
+        scale, which is in `result.model`; that of probabilities is uniform.
       k: the most components, an int of 1 or more.
       weights: "dirichlet", π ~ Dirichlet(concentration, …); or "dirichlet_process", π_k = v_k
         Π_{j<k} (1 − v_j) with v_k ~ beta(1, concentration), of which q uses the first k.
-      concentration: above 0; small ones prune. None: 1/k.
+      concentration: above 0; small values leave more components unused. None: 1/k.
 
-    Raises TypeError and ValueError where these are not what they should be. Sources: Attias 2000;
+    Raises TypeError or ValueError for other arguments. Sources: Attias 2000;
     Bishop 2006, section 10.2; Blei & Jordan 2006.
     """
 
@@ -104,7 +105,7 @@ class BayesianMixture(FiniteMixture):
         return None if self.components.informed is None else self._informed
 
     def _informed(self, x, weights):
-        """This model with a prior from the data where the components have none."""
+        """The model with a prior from the data where the components have none."""
         inner = self.components.informed(unlabelled(x)[0], weights, self.k)
         return BayesianMixture(inner, self.k, self.weights, self.concentration)
 
@@ -113,9 +114,13 @@ class BayesianMixture(FiniteMixture):
         if self.weights == "dirichlet":
             return digamma(params.concentration) - digamma(params.concentration.sum())
         a, b = params.concentration
-        whole = digamma(a + b)
-        passed = jnp.cumsum(digamma(b) - whole)
-        return digamma(a) - whole + jnp.concatenate([jnp.zeros_like(passed[:1]), passed[:-1]])
+        digamma_of_sum = digamma(a + b)
+        log_remaining = jnp.cumsum(digamma(b) - digamma_of_sum)
+        return (
+            digamma(a)
+            - digamma_of_sum
+            + jnp.concatenate([jnp.zeros_like(log_remaining[:1]), log_remaining[:-1]])
+        )
 
     def assembled(self, count, components):
         prior = self._concentration
@@ -129,7 +134,7 @@ class BayesianMixture(FiniteMixture):
         return self.bank.log_prior(params.components) - self._divergence(params)
 
     def elbo(self, params, x, weights=None) -> Elbo:
-        """The bound at params, term by term, with q(z) the best one for them.
+        """The bound at params, term by term, with the q(z) that maximises it.
 
         weights: (n,), one per unit, or None for 1.
         """
@@ -156,7 +161,7 @@ class BayesianMixture(FiniteMixture):
         return jax.nn.logsumexp(self._known(joint, labels, 1), axis=1)
 
     def sample(self, key, params, n: int):
-        """Draws n units from the predictive density, each with components of its own."""
+        """n draws from the predictive density, each with its own draw of the components."""
         which, draw = jax.random.split(key)
         z = jax.random.categorical(which, jnp.log(params.weights), shape=(n,))
         return self.bank.sample(draw, params.components, z)

@@ -1,4 +1,4 @@
-"""Finite mixtures over any bank of components, with known classes for some units if wanted."""
+"""Finite mixtures over any bank of components; the component of some units may be known."""
 
 import dataclasses
 import warnings
@@ -28,9 +28,10 @@ from jaxem.protocol.status import FitWarning
 from jaxem.protocol.units import inward, outward, standardized
 from jaxem.wrappers.adopted import AdoptedBank
 
-UNITS = (((1,), (1,)), ((), ()))
-"""Features · responsibilities over the units. In this order the small one is packed: a core
-reaches 87 GFLOP/s of 95 in float32, the other way round 57; XLA turns a transposed sum round."""
+SUM_OVER_UNITS = (((1,), (1,)), ((), ()))
+"""The contraction of features and responsibilities over units. In this order the smaller factor is
+packed: a core reaches 87 GFLOP/s of 95 in float32, against 57 in the other order. XLA reverses the
+order of a product that is transposed."""
 
 
 @pytree(eq=False)
@@ -42,7 +43,7 @@ class MixtureParams:
 
 
 class MixturePosterior(NamedTuple):
-    """responsibilities (n, k), and the bank's own posterior given each component."""
+    """responsibilities (n, k); components: the bank's posterior given each component."""
 
     responsibilities: Any
     components: Any
@@ -54,11 +55,12 @@ class MixtureStatistics(NamedTuple):
 
 
 class FiniteMixture(Model):
-    """What mixtures over a bank share, whatever they know of the weights and the components.
+    """The base of mixtures over a bank: `Mixture` and `BayesianMixture`.
 
-    A mixture has `components` and `k`, and writes `bank`, whose params are `params.components`;
-    `log_weights(params) -> (k,)`, which is added to the bank's log densities; and
-    `assembled(count, components)`, its params from the weight of every component and their params.
+    A mixture has `components` and `k`. It defines `bank`, whose params are `params.components`;
+    `log_weights(params) -> (k,)`, which are added to the bank's log densities; and
+    `assembled(count, components)`, its params from the total weight of every component, Σ w·r, and
+    the params of the bank.
     """
 
     def __post_init__(self):
@@ -149,13 +151,14 @@ class FiniteMixture(Model):
         )
 
     def _sums(self, linear, slopes, units, weights):
-        """Two matrix products around a softmax, with the units minor; slopes (k, size)."""
+        """(sums, evidence) by two matrix products and a softmax, with the units minor; slopes
+        (k, size)."""
         columns, labels, base = units
         features = linear.features(columns if linear.room else linear.columns(columns))
         joint = jnp.matmul(slopes, features, precision=Precision.HIGHEST)
-        share, total, evidence = softmax_parts(self._known(joint, labels, 0), linear.lowest)
-        weighted = share * (weights / total)
-        sums = lax.dot_general(features, weighted, UNITS, precision=Precision.HIGHEST)
+        exponentials, total, evidence = softmax_parts(self._known(joint, labels, 0), linear.lowest)
+        weighted = exponentials * (weights / total)
+        sums = lax.dot_general(features, weighted, SUM_OVER_UNITS, precision=Precision.HIGHEST)
         return sums, evidence if base is None else evidence + base
 
     def maximize(self, params, stats):
@@ -185,7 +188,8 @@ class FiniteMixture(Model):
         return inner, self._known(joint, labels, 1)
 
     def _known(self, joint, labels, axis):
-        """log p(x, z) with −∞ where the component is known to be another one of those on `axis`."""
+        """log p(x, z) with −∞ for components that a label excludes. axis: that of components
+        in `joint`."""
         if labels is None:
             return joint
         labels = jnp.expand_dims(labels, axis)
@@ -194,7 +198,7 @@ class FiniteMixture(Model):
 
 
 def product_rows(numbers: int) -> int:
-    """Rows of a chunk for matrix products, for so many numbers a unit."""
+    """Rows of a chunk for matrix products, for `numbers` numbers a unit."""
     rows = max(tuning.LEAST_PRODUCT_ROWS, tuning.PRODUCT_NUMBERS // numbers)
     return min(tuning.MOST_PRODUCT_ROWS, rows)
 
@@ -247,7 +251,7 @@ class Mixture(FiniteMixture):
         return MixtureParams(count / count.sum(), components)
 
     def restricted(self, held):
-        """Weights held in any way are those that `settle` makes of free ones."""
+        """Any restriction of weights is exact: `Restricted.restrict` changes the free ones."""
         from jaxem.protocol.restriction import restricted
 
         inner = restricted(self.components, held.components)
@@ -264,24 +268,25 @@ class Mixture(FiniteMixture):
         return MixtureParams(SIMPLEX, self.components.spaces(params.components))
 
     def whitened(self, params, step):
-        inner = whitened(self.components, params.components, step.components)
-        own = step.weights * jnp.sqrt(SIMPLEX.metric(params.weights))
-        return self._times(jnp.sqrt(params.weights), own, inner)
+        components_step = whitened(self.components, params.components, step.components)
+        weight_step = step.weights * jnp.sqrt(SIMPLEX.metric(params.weights))
+        return self._times(jnp.sqrt(params.weights), weight_step, components_step)
 
-    def _times(self, weights, own, components):
-        """Of a component's params times its weight; of params that all share as it is."""
+    def _times(self, weights, weight_step, components):
+        """A step of params with leaves (k, …) of `components` times `weights` (k,), other leaves
+        unchanged."""
 
         def times_weight(leaf):
             shape = leaf.shape[:1] + (1,) * (leaf.ndim - 1)
             return leaf * weights.reshape(shape) if shape[:1] == (self.k,) else leaf
 
-        return MixtureParams(own, jax.tree.map(times_weight, components))
+        return MixtureParams(weight_step, jax.tree.map(times_weight, components))
 
     def smooth_map(self):
-        """The EM map with its derivative, where components are separate."""
+        """The derivative of the EM map, where components are separate; else None."""
         if type(self) is not Mixture or not self.components.separate:
             return None
-        from jaxem.models.jacobian import KnownJacobian  # of no use to a plain fit
+        from jaxem.models.jacobian import KnownJacobian  # only gradients use it
 
         return KnownJacobian(self)
 
@@ -300,14 +305,14 @@ class Mixture(FiniteMixture):
 
 
 def warn_if_identical(components, k: int, lead: int) -> None:
-    """A `FitWarning` where given components do not differ: NumPy arrays, all leaves with their axis
-    k, after `lead` axes of starts."""
+    """A `FitWarning` where all components of a given start are equal. components: NumPy arrays with
+    `lead` axes of starts before the axis k."""
     leaves = jax.tree.leaves(components)
     leaves = [leaf for leaf in leaves if leaf.shape[lead : lead + 1] == (k,)]
-    apart = [
+    differs = [
         (leaf != np.take(leaf, [0], lead)).any(tuple(range(lead, leaf.ndim))) for leaf in leaves
     ]
-    if k > 1 and leaves and not np.all(np.any(apart, axis=0)):
+    if k > 1 and leaves and not np.all(np.any(differs, axis=0)):
         warnings.warn(
             "init components are identical: EM cannot tell them apart and will not move them "
             "apart; start from different components",

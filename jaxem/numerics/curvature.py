@@ -1,4 +1,4 @@
-"""The curvature of a function near a point, inverted, from its own derivatives."""
+"""The inverse curvature of a function at a point, from its second derivatives."""
 
 from typing import Any, NamedTuple
 
@@ -9,37 +9,39 @@ from jaxem.numerics import tuning
 from jaxem.numerics.descent import LEAST_CURVATURE
 from jaxem.numerics.linalg import times
 
-"""Numbers up to which the curvature is formed and inverted; above it its rows are measured."""
-
-"""Random products from which they are."""
-
 
 class Curvature(NamedTuple):
-    """An inverse of the curvature of a gain, a matrix or only its diagonal, and the coordinates
-    that the gain depends on at all: what no one reads, such as a triangle of a matrix, stays."""
+    """The inverse of the curvature of a gain, a matrix or a diagonal, and the coordinates on which
+    the gain depends. Others, such as a triangle of a matrix that is not read, do not move."""
 
     inverse: Any
     alive: Any
 
     def times(self, slope):
+        """The inverse times a gradient."""
         return times(self.inverse, slope) if self.inverse.ndim == 2 else self.inverse * slope
 
     @classmethod
     def of(cls, gain, origin):
+        """The `Curvature` of a function of a vector at `origin`.
+
+        The eigenvalues of its negative Hessian are replaced by their absolute values, those near 0
+        by infinity. For many coordinates: a diagonal, 1 over the norms of the rows.
+        """
         size, eps = origin.size, float(jnp.finfo(origin.dtype).eps)
         if size == 0:
             return cls(jnp.zeros(0), jnp.zeros(0, bool))
         if size <= tuning.FORMED_CURVATURE:
             curvature = -jax.hessian(gain)(origin)
             alive = jnp.any(curvature != 0, axis=0)
-            unit = jnp.sqrt(jnp.abs(jnp.diagonal(curvature)))
-            unit = 1 / jnp.where(unit > 0, unit, 1)
-            curvature = unit[:, None] * (curvature + curvature.T) / 2 * unit
+            scale = jnp.sqrt(jnp.abs(jnp.diagonal(curvature)))
+            scale = 1 / jnp.where(scale > 0, scale, 1)
+            curvature = scale[:, None] * (curvature + curvature.T) / 2 * scale
             values, axes = jnp.linalg.eigh(jnp.where(jnp.isfinite(curvature), curvature, 0))
             values = jnp.abs(values)
-            flat = values <= max(LEAST_CURVATURE, 8 * size * eps) * values.max()
-            axes = unit[:, None] * axes
-            return cls(times(axes / jnp.where(flat, jnp.inf, values), axes.T), alive)
+            is_flat = values <= max(LEAST_CURVATURE, 8 * size * eps) * values.max()
+            axes = scale[:, None] * axes
+            return cls(times(axes / jnp.where(is_flat, jnp.inf, values), axes.T), alive)
 
         def squared(key):
             probe = jax.random.rademacher(key, (size,), origin.dtype)

@@ -1,7 +1,7 @@
 """Trees on disk: arrays in an npz file, their structure in JSON beside them. No pickle.
 
-A tree is made of arrays, numbers, strings, None, dicts, lists, tuples, and of classes that were
-registered with `numerics.tree`, which are written as their constructor's arguments.
+A tree has arrays, numbers, strings, None, dicts, lists, tuples, and objects of classes registered
+with `numerics.tree`, which are written as the arguments of their constructor.
 """
 
 import json
@@ -19,7 +19,7 @@ DAMAGE = (
     *(ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, EOFError),
     *(zipfile.BadZipFile, zlib.error, NotImplementedError, RecursionError),
 )
-"""What reading a damaged file may raise."""
+"""The exceptions that reading a damaged file may raise."""
 
 
 def write(path, content: dict[str, Any], arrays: list[np.ndarray]) -> None:
@@ -58,7 +58,8 @@ def encode(value, arrays: list[np.ndarray]):
 
 
 def decode(content, arrays, find: Callable[[str], type]):
-    """Undoes `encode`. find: the class of a name; KeyError where there is none."""
+    """The tree of which `encode` returned `content`. find: the class of a name; KeyError where
+    there is none."""
     if not isinstance(content, dict):
         return content
     if "array" in content:

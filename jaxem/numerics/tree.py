@@ -23,7 +23,7 @@ def pytree(cls=None, *, static: tuple[str, ...] = (), eq: bool = True):
 
 
 CONSTRUCTORS = {}
-"""For every registered class the arguments that make an object of it anew."""
+"""For every registered class, a function from an object to the arguments of its constructor."""
 
 
 def arguments(value):
@@ -33,13 +33,16 @@ def arguments(value):
 
 
 def register(cls, data, static):
-    """Registers `cls` by hand: trees of two types that went through `register_dataclass` compare
-    equal when their fields do (jaxlib 0.10.2), and `jit` then answers for one with the other."""
+    """Registers `cls` as a pytree, with the fields `data` as leaves and `static` as structure.
+
+    `register_dataclass` is not used: with it, trees of two types with equal fields are equal
+    (jaxlib 0.10.2), and `jit` then calls the program of the one for the other.
+    """
     keys = tuple(jax.tree_util.GetAttrKey(n) for n in data)
 
     def flatten(obj):
-        held = obj.__dict__
-        return tuple(held[n] for n in data), tuple(held[n] for n in static)
+        values = obj.__dict__
+        return tuple(values[n] for n in data), tuple(values[n] for n in static)
 
     def flatten_with_keys(obj):
         leaves, structure = flatten(obj)
@@ -55,19 +58,19 @@ def register(cls, data, static):
 
 
 class Structure(NamedTuple):
-    """The hashable half of a split object: its tree and every leaf that is not a number."""
+    """The hashable part of a split object: its tree and all leaves that are not numbers."""
 
     treedef: Any
     others: tuple
-    """One entry a leaf: None for a number, `Parts` for an object that was taken apart, else
-    (leaf,)."""
+    """One entry for each leaf: None for a number, `Parts` for an object that is split by its
+    fields, else (leaf,)."""
     types: int
-    """The hash of the tree, which sees the types of dataclasses where its == does not."""
+    """The hash of the tree, which depends on the types of dataclasses; its == does not."""
 
 
 class Parts(NamedTuple):
-    """An object that is no pytree, taken apart: its class, the names of its fields, their values'
-    structure, and how many numbers these have."""
+    """An object that is no pytree, split by its fields: its class, their names, the structure of
+    their values, and the number of arrays in them (size)."""
 
     cls: type
     names: tuple[str, ...]
@@ -76,7 +79,7 @@ class Parts(NamedTuple):
 
 
 class ByIdentity:
-    """A value that cannot be hashed, equal to itself alone."""
+    """A value that cannot be hashed. It is equal only to itself."""
 
     def __init__(self, value):
         self.value = value
@@ -97,13 +100,13 @@ def is_array(leaf) -> bool:
 
 
 def split(obj, is_data=is_number) -> tuple[list, Structure]:
-    """Parts `obj` into its numeric leaves, to be traced, and its structure, to be compiled for.
+    """Splits `obj` into its numeric leaves, which are traced, and its structure, which is static.
 
-    A pytree has its hyperparameters traced and is never compiled again for them. An object of
-    another class is taken apart: the arrays among its fields are traced, everything else is
-    structure, so that equal objects have equal structures, and a changed one has another.
+    The hyperparameters of a pytree are traced, so that another value needs no compilation. An
+    object of another class is split by its fields: arrays among them are traced, all else is
+    structure. So equal objects have equal structures, and a changed object has another one.
 
-    is_data: which leaves are traced.
+    is_data: whether a leaf is traced.
     """
     leaves, treedef = jax.tree.flatten(obj)
     numeric, others = [], []
@@ -122,17 +125,17 @@ def split(obj, is_data=is_number) -> tuple[list, Structure]:
 
 
 def merge(numeric, structure: Structure):
-    """Undoes `split`."""
-    rest = iter(numeric)
+    """The object of which `split` returned these two parts."""
+    numbers_left = iter(numeric)
     leaves = []
     for other in structure.others:
         if other is None:
-            leaves.append(next(rest))
+            leaves.append(next(numbers_left))
         elif isinstance(other, Parts):
-            values = merge([next(rest) for _ in range(other.size)], other.fields)
-            whole = object.__new__(other.cls)
-            whole.__dict__.update(zip(other.names, values, strict=True))
-            leaves.append(whole)
+            values = merge([next(numbers_left) for _ in range(other.size)], other.fields)
+            instance = object.__new__(other.cls)
+            instance.__dict__.update(zip(other.names, values, strict=True))
+            leaves.append(instance)
         else:
             leaf = other[0]
             leaves.append(leaf.value if isinstance(leaf, ByIdentity) else leaf)
@@ -140,11 +143,11 @@ def merge(numeric, structure: Structure):
 
 
 def has_fields(leaf) -> bool:
-    """Whether an object is taken apart by its fields: one of a class of the user's own, no
-    function, type or module."""
+    """Whether an object is split by its fields: it is of a user's class, and not a function, type
+    or module. An object that can be called is a function, but for models."""
     if isinstance(leaf, (type, types.ModuleType, enum.Enum, np.dtype)):
         return False
-    if callable(leaf) and not hasattr(type(leaf), "init"):  # a function, but for models
+    if callable(leaf) and not hasattr(type(leaf), "init"):
         return False
     return type(leaf).__module__ != "builtins" and hasattr(leaf, "__dict__")
 
@@ -163,7 +166,8 @@ def is_traced(*trees) -> bool:
 
 
 def select(condition, on_true, on_false):
-    """`where` over two trees of one structure, the scalar or leading-axis condition broadcast."""
+    """`where` over two trees of one structure. condition: a scalar, or with leading axes of
+    leaves."""
 
     def pick(a, b):
         shape = condition.shape + (1,) * (jnp.ndim(a) - condition.ndim)

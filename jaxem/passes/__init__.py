@@ -1,1 +1,1 @@
-"""One pass over the data; sums come up."""
+"""Passes over the data: sums of statistics and evidence over units."""

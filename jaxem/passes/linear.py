@@ -1,4 +1,4 @@
-"""Faster ways over many units: what a model promises, and banks whose log density is linear."""
+"""Faster passes over many units: their interface, and that of banks with a linear log density."""
 
 import math
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from jaxem.numerics import tuning
 class FusedPass(NamedTuple):
     """A faster pass over many units, for data of one shape.
 
-    prepare(x) -> the units as the pass takes them, along `axis` of every leaf, and whatever else is
-    the same in every pass; coefficients(params) -> what all units of a pass have in common;
-    sums(coefficients, units, weights) -> (sums, evidence (n,)) for at most `rows` units at a time;
-    statistics(params, sums) -> the model's statistics from the sums of all; terms(params) -> a
-    scalar, the size of the terms of which log p(x) is the small difference, or None where they are
-    never large; room: whether the units may be kept beside the data. A model whose passes only
-    share what `prepare` makes leaves out the rest.
+    prepare(x) -> the data in the form of the pass, units along `axis` of every leaf, and all else
+    that is the same in every pass. coefficients(params) -> the part of a pass that does not depend
+    on units. sums(coefficients, units, weights) -> (sums, evidence (n,)) of at most `rows` units.
+    statistics(params, sums) -> the model's statistics from the sums over all units. terms(params)
+    -> a scalar, the size of the terms that cancel to log p(x), or None where they are never large.
+    room: whether there is memory for the prepared data beside the data. A model that only needs
+    `prepare` leaves out the other functions.
     """
 
     prepare: Callable
@@ -36,11 +36,11 @@ class Linear(NamedTuple):
 
     log p(x | k) = base(x) + coefficients[k] · features(x), where feature `one` is 1.
 
-    columns(x) -> (c, n), the data with units minor, which is kept if there is `room`;
-    features(columns) -> (size, n); coefficients(params, level) -> (k, size), with level (k,) in the
-    place of feature `one`; base(x) -> (n,), or None where it is 0; statistics(params, sums
-    (size, k)) -> the bank's statistics from Σw·features; terms(params) as in `FusedPass`;
-    `lowest`: a log density from which a unit is impossible.
+    columns(x) -> (c, n), the data with units minor, which stay in memory if there is `room`.
+    features(columns) -> (size, n). coefficients(params, level) -> (k, size), where level (k,) is
+    added to the coefficient of feature `one`. base(x) -> (n,), or None where it is 0.
+    statistics(params, sums (size, k)) -> the bank's statistics from Σw·features. terms(params): as
+    in `FusedPass`. lowest: a log density of `lowest` or less counts as log 0.
     """
 
     size: int
@@ -55,8 +55,8 @@ class Linear(NamedTuple):
     lowest: float = -math.inf
 
     def hoisted(self, x):
-        """The same with its features kept in the place of the columns, where these are hardly fewer
-        (1e5 × 8, k = 8, spherical, float64: 4.1 to 3.0 ms)."""
+        """The same with features stored in place of columns, where there are few more features than
+        columns (1e5 × 8, k = 8, spherical, float64: 4.1 to 3.0 ms)."""
         columns = jax.eval_shape(self.columns, x).shape[0]
         if not self.room or self.size > columns + tuning.SPARE_FEATURES:
             return self
@@ -66,5 +66,7 @@ class Linear(NamedTuple):
 
 
 def roomy(x) -> bool:
-    """Whether there is room for a copy of x."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(x)) <= tuning.ROOM
+    """Whether there is memory for a copy of x (`tuning.COPIED_BYTES`)."""
+    return (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(x)) <= tuning.COPIED_BYTES
+    )

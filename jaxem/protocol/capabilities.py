@@ -1,8 +1,7 @@
-"""What a model may be able to do beside the five functions: small protocols, each unlocking
-something.
+"""Capabilities: optional protocols of models, beside the five functions of `Model`.
 
-A class has a capability when it defines all of its names; it inherits from nothing. `has` is the
-one question, and a wrapper answers it for the model that it wraps.
+A class has a capability if it defines all names of it; it need not inherit from it. `has` tests for
+a capability. A wrapper has those of the model that it wraps.
 """
 
 import inspect
@@ -10,24 +9,24 @@ from typing import Any, Protocol
 
 
 class FiniteLatents(Protocol):
-    """Unlocks `posterior` by Bayes' rule, a gradient M-step and most rules for q."""
+    """For `posterior` by Bayes' rule, an M-step by gradients and most rules for q."""
 
     def log_joint(self, params, x) -> Any:
         """log p(x, z | params) for every value of a finite latent variable, (n, k)."""
 
 
 class Bound(Protocol):
-    """Unlocks `Variational`: models of which only a bound is known."""
+    """For `Variational`: models of which only a bound on the evidence can be computed."""
 
     def init_q(self, params, x) -> Any:
-        """The params of a first q: any tree, per unit."""
+        """The params of the first q: any tree of arrays, with entries for each unit."""
 
     def free_energy(self, params, x, q) -> Any:
         """F(q, params) per unit (n,), for q as in `init_q`."""
 
 
 class LocalPosterior(Protocol):
-    """Unlocks `LocalAscent`: a q without closed form, kept in the method's memory."""
+    """For `LocalAscent`: a q without closed form, carried from one E-step to the next."""
 
     def init_q(self, params, x) -> Any:
         """As in `Bound`."""
@@ -37,82 +36,80 @@ class LocalPosterior(Protocol):
 
 
 class Units(Protocol):
-    """Unlocks data in safe units: `protocol.units`."""
+    """For data in the units of the arithmetic: `protocol.units`."""
 
     def standardize(self, x, weights) -> Any:
         """A `Standardized`."""
 
     def inward(self, units, params) -> Any:
-        """Params of the data's units in safe ones."""
+        """Params in the units of the data, converted to those of the arithmetic."""
 
     def outward(self, units, params) -> Any:
-        """Params of safe units in those of the data."""
+        """Params in the units of the arithmetic, converted to those of the data."""
 
 
 class Metric(Protocol):
-    """Unlocks distances for accelerators that know how params correlate."""
+    """For the metric of accelerators: distances that account for correlations of params."""
 
     def whitened(self, params, step) -> Any:
-        """A step in the spaces' charts, a tree like params, in standard errors of a unit of
-        complete data, uncorrelated; linear in the step."""
+        """A step in the coordinates of `Space.chart`, a tree like params, transformed to
+        uncorrelated entries in standard errors of one unit of complete data. Linear in the step."""
 
 
 class Sampled(Protocol):
-    """Unlocks draws."""
+    """For draws from the model."""
 
     def sample(self, key, params, n) -> Any:
-        """n units; of a bank one unit from component z[i] for every i, with z (n,) in place of
-        n."""
+        """n units. Of a bank, with z (n,) in place of n: for every i a unit of component z[i]."""
 
 
 class Placed(Protocol):
-    """Unlocks starts by responsibilities: k-means++, random rows, given labels."""
+    """For starts by responsibilities: k-means++, random rows, given labels."""
 
     def embed(self, x) -> Any:
-        """Points (n, e) whose Euclidean distances suit k-means++, or None."""
+        """Points (n, e) for the Euclidean distances of k-means++, or None."""
 
     def from_responsibilities(self, key, x, responsibilities, weights) -> Any:
         """Params to start from, at given responsibilities (n, k)."""
 
 
 class LinearBank(Protocol):
-    """Unlocks passes over many units by two matrix products around a softmax."""
+    """For passes over many units by two matrix products and a softmax."""
 
     def linear(self, x) -> Any:
-        """A `Linear` form for data shaped like x, or None where there is none worth taking."""
+        """A `Linear` form for data shaped like x, or None where it would not be faster."""
 
 
 class Conjugate(Protocol):
-    """Unlocks Bayesian mixtures."""
+    """For Bayesian mixtures."""
 
     def variational(self) -> Any:
-        """The bank of the same components with params that are distributed. Its params are those
-        of a conjugate posterior q; its evidence (n, k) is E_q[log p(x | k)], its log prior
-        −KL(q ‖ prior), and its `predictive(params, x)` (n, k) is log E_q[p(x | k)]."""
+        """The bank of the same components with random params. Its params are those of the conjugate
+        posterior q, its evidence (n, k) is E_q[log p(x | k)], its log prior −KL(q ‖ prior), and its
+        `predictive(params, x)` (n, k) is log E_q[p(x | k)]."""
 
 
 class Restrictable(Protocol):
-    """Unlocks exact M-steps with fixed or tied params, for `Restricted` and `Blocks`."""
+    """For exact M-steps with fixed or tied params, by `Restricted` and `Blocks`."""
 
     def restricted(self, held) -> Any:
-        """`maximize(params, stats)` where `held`, a tree like params of `Held`, restricts them, or
-        None where that has no closed form. Fixed entries may come out as anything."""
+        """A function `maximize(params, stats)` under the restrictions `held`, a tree like params of
+        `Held`, or None where it has no closed form. The caller replaces fixed entries."""
 
 
 class Fused(Protocol):
-    """Unlocks passes over many units that know more than one unit at a time."""
+    """For faster passes over many units."""
 
     def fused(self, x) -> Any:
         """A `passes.linear.FusedPass` for data shaped like x, or None."""
 
 
 class SmoothMap(Protocol):
-    """Unlocks gradients, or quicker ones, through fits of the model."""
+    """For gradients through fits of the model, or faster ones."""
 
     def smooth_map(self) -> Any:
-        """What the model knows of a smooth map with the fixed points of its EM map: a
-        `StationaryMap` of its own, or an object with `jacobian(params, x, weights)`, the derivative
-        (P, P) of the EM map; None where it knows nothing."""
+        """A smooth map with the fixed points of the EM map: a `StationaryMap` of the model, or an
+        object with `jacobian(params, x, weights)`, the derivative (P, P) of the EM map; or None."""
 
 
 def has(model, capability) -> bool:
@@ -126,8 +123,8 @@ def names(capability) -> tuple[str, ...]:
 
 
 def defines(model, *wanted: str) -> bool:
-    """Whether a model defines functions itself: defaults of `Model` and `Bank` do not count."""
-    own = inspect.getattr_static(model, "_defines", None)
-    if own is not None:
+    """Whether a model defines functions other than the defaults of `Model` and `Bank`."""
+    method = inspect.getattr_static(model, "_defines", None)
+    if method is not None:
         return all(model._defines(name) for name in wanted)
     return all(callable(inspect.getattr_static(model, name, None)) for name in wanted)

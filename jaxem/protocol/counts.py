@@ -1,4 +1,4 @@
-"""Components to which no unit belongs: what their params are, and how not to divide by 0."""
+"""Empty components, to which no unit belongs: their params, and division by their count."""
 
 import jax.numpy as jnp
 
@@ -6,14 +6,14 @@ from jaxem.numerics.tree import select
 
 
 def is_empty(count):
-    """Components whose weight has underflowed: no estimate can be formed from them."""
+    """Which components are empty: their count has underflowed, and has no estimate."""
     limits = jnp.finfo(count.dtype)
     return count <= limits.tiny / limits.eps
 
 
-def keep_empty(count, new, old):
-    """`new` params, but `old` ones for components that no unit belongs to any more."""
-    return new if old is None else select(is_empty(count), old, new)
+def keep_empty(count, updated, previous):
+    """`updated` params, but `previous` ones for components to which no unit belongs any more."""
+    return updated if previous is None else select(is_empty(count), previous, updated)
 
 
 def safe(count):

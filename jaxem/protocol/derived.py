@@ -1,16 +1,16 @@
-"""What follows from the spaces of a model's leaves: distances, and checks of given params."""
+"""Functions of a model that have a default: its metric, checks of params, expected log joint."""
 
 import jax
 import jax.numpy as jnp
 
 from jaxem.protocol.capabilities import FiniteLatents, Metric, has
-from jaxem.protocol.posterior import expectation, shares
+from jaxem.protocol.posterior import expectation, responsibilities_of
 
 
 def whitened(model, params, step):
-    """A step in the spaces' charts, a tree like params, in standard errors of a unit of complete
-    data, uncorrelated: the metric of accelerators. Without a `Metric` of the model's own, as if
-    entries were uncorrelated."""
+    """The metric of accelerators: a step in the coordinates of `Space.chart`, a tree like params,
+    transformed to uncorrelated entries in standard errors of one unit of complete data. Without a
+    `Metric` of the model, entries count as uncorrelated."""
     if has(model, Metric):
         return model.whitened(params, step)
 
@@ -28,7 +28,7 @@ def check_params(model, params) -> None:
 
 
 def expected_log_joint(model, params, x, q):
-    """E_q[log p(x, z | params)] per unit (n,), up to what no parameter changes."""
+    """E_q[log p(x, z | params)] per unit (n,), up to terms that do not depend on params."""
     if has(model, FiniteLatents):
-        return expectation(shares(q), model.log_joint(params, x))
+        return expectation(responsibilities_of(q), model.log_joint(params, x))
     return model.free_energy(params, x, q)

@@ -1,4 +1,4 @@
-"""What data a model takes: which values, in which shapes, and what a unit costs."""
+"""The data that a model takes: values, shapes, and the memory of a pass for a unit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def finite(x):
-    """Which entries are finite, by operators that NumPy and JAX share."""
+    """Which entries are finite, for NumPy and JAX arrays."""
     return abs(x) < float("inf")
 
 
@@ -17,10 +17,11 @@ def finite(x):
 class Domain:
     """Any tree of arrays with one leading unit axis.
 
-    mask(leaf) -> booleans shaped like a leaf: which values the model can explain; written with
-    operators alone, so that it serves NumPy and JAX arrays alike. words: the same for messages.
-    components: numbers of the widest array that a pass makes, per number of the data; also the
-    fewest units of a fit. further: functions of x that raise where a shape is not one to take.
+    mask(leaf) -> booleans shaped like a leaf: which values are in the model's support. It uses
+    operators only, so that it works for NumPy and JAX arrays. words: the support in words, for
+    messages. components: the size of the largest array of a pass over the size of the data; also
+    the smallest number of units of a fit. further: functions of x that raise where its shape is
+    wrong.
     """
 
     words: str = "finite numbers"
@@ -29,17 +30,17 @@ class Domain:
     further: tuple[Callable[[Any], None], ...] = ()
 
     def valid(self, x):
-        """Which values the model can explain: a boolean tree shaped like x."""
+        """Which values are in the model's support: a boolean tree shaped like x."""
         return jax.tree.map(self.mask, x)
 
     def check(self, x, name: str) -> None:
-        """Raises ValueError or TypeError, in the name of a model, where data shaped like x are not
-        what it takes."""
+        """ValueError or TypeError where the model does not take data shaped like x. name: of the
+        model, for the message."""
         for function in self.further:
             function(x)
 
     def also(self, function):
-        """The same with one more check of x."""
+        """The same domain with `function` as one more check of x."""
         return replace(self, further=(*self.further, function))
 
 

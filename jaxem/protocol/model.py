@@ -13,31 +13,32 @@ from jaxem.protocol.domains import Domain
 from jaxem.protocol.spaces import REAL
 
 IMPOSSIBLE = -1e30
-"""Stands for log 0 inside a matrix product, where −∞ · 0 would be NaN."""
+"""The value for log 0 in a matrix product, where −∞ · 0 would be NaN."""
 
 
 class Model:
     """A model with latent variables, as five pure functions.
 
-    Write `init` and, for finite latent variables, `log_joint(params, x) -> (n, k)`; or `posterior`
-    itself. Then `statistics` and `maximize`; without them the M-step is by gradients. Where only a
-    bound is known, write `init`, `init_q` and `free_energy`. Everything else has a default, or is a
-    capability (`jaxem.protocol.capabilities`). The one law: statistics are additive over units and
-    linear in the weights. A class need not inherit from this one.
+    Define `init`, and for finite latent variables `log_joint(params, x) -> (n, k)`, or `posterior`
+    itself. Define `statistics` and `maximize` too; without them the M-step is by gradients. Where
+    only a bound on the evidence can be computed, define `init`, `init_q` and `free_energy`. All
+    other functions have a default, or belong to a capability (`jaxem.protocol.capabilities`).
+    Statistics must be additive over units and linear in the weights. A class need not inherit from
+    this one.
     """
 
     domain = Domain()
-    """What data the model takes."""
+    """The data that the model takes."""
 
     informed = None
-    """A function (x, weights) -> model that takes a missing prior from the data, or None."""
+    """A function (x, weights) -> the model with its missing prior set from the data, or None."""
 
     def init(self, key, x, weights):
-        """A start: params, from a JAX key, the data and the weights (n,). Pure JAX."""
+        """Params to start from, by a JAX key, the data and the weights (n,). Pure JAX."""
         raise NotImplementedError(f"{name_of(self)} must define init(key, x, weights)")
 
     def posterior(self, params, x):
-        """The E-step: q = argmax F, and F's value per unit (n,), here log p(x | params)."""
+        """The E-step: q = argmax F, and F per unit (n,), which is log p(x | params)."""
         if not defines(self, "log_joint"):
             raise NotImplementedError(
                 f"{name_of(self)} must define log_joint(params, x) or posterior(params, x)"
@@ -64,14 +65,14 @@ class Model:
         return defines(self, "statistics", "maximize")
 
     def log_prior(self, params):
-        """log p(params); 0 by default. It stands here and in `maximize`, never in one alone."""
+        """log p(params); 0 by default. `maximize` must include the same prior."""
         return 0.0
 
     def spaces(self, params):
         """The `Space` of every leaf, a tree like params; by default all real numbers.
 
-        From it come the number of free parameters, the checks of given params, the coordinates of
-        gradients and the metric of accelerators. Exact EM does not ask.
+        Spaces determine the number of free parameters, the checks of given params, the coordinates
+        of gradient steps and the metric of accelerators. Exact EM does not use them.
         """
         return jax.tree.map(lambda _: REAL, params)
 
@@ -80,22 +81,24 @@ class Model:
         return self.posterior(params, x)[1]
 
     def n_parameters(self, params) -> int:
-        """The number of free parameters, for BIC and AIC; by default by the spaces of the leaves:
-        a simplex has one less than entries, a symmetric matrix d(d + 1)/2."""
+        """The number of free parameters, for BIC and AIC. The default follows from the spaces of
+        the leaves: a simplex of v entries has v − 1, a symmetric matrix d(d + 1)/2."""
         from jaxem.protocol.layout import Layout  # fits start sooner without it
 
         return Layout(params, self.spaces(params)).freedom()
 
     def degenerate(self, params):
-        """Whether params lie on a floor that keeps the likelihood bounded; a boolean scalar, or of
-        a bank (k,) booleans."""
+        """Whether params lie on a floor that keeps the likelihood bounded: a boolean scalar; of a
+        bank, booleans (k,)."""
         return jnp.zeros((), bool)
 
     def _defines(self, name: str) -> bool:
-        """Whether there is a function of this name that is no default of `Model` or `Bank`."""
-        order = (self, *type(self).__mro__)
-        found = next((vars(place)[name] for place in order if name in vars(place)), None)
-        return callable(found) and not any(found is vars(base).get(name) for base in (Model, Bank))
+        """Whether the class defines a function of this name other than the default of a base."""
+        places = (self, *type(self).__mro__)
+        definition = next((vars(place)[name] for place in places if name in vars(place)), None)
+        return callable(definition) and not any(
+            definition is vars(base).get(name) for base in (Model, Bank)
+        )
 
     def _name(self) -> str:
         return type(self).__name__
@@ -113,12 +116,13 @@ class Bank(Model):
 
     @property
     def separate(self):
-        """Whether all leaves of params have the leading axis k, and a component's density takes its
-        own entries alone, its M-step its own weights alone. A class says so for itself."""
+        """Whether all leaves of params have the leading axis k, a component's density depends on
+        its own entries alone, and its M-step on its own weights alone. Not inherited by
+        subclasses."""
         return vars(type(self)).get("_separate", False)
 
     def embed(self, x):
-        """Points (n, e) whose Euclidean distances suit k-means++, or None where there are none."""
+        """Points (n, e) for the Euclidean distances of k-means++, or None where there are none."""
         return jnp.asarray(x, jnp.result_type(float)) if hasattr(x, "ndim") else None
 
 

@@ -1,19 +1,21 @@
-"""Responsibilities inside whatever `posterior` returned, and expectations under them."""
+"""The responsibilities in the q that `posterior` returned, and expectations under them."""
 
 import jax.numpy as jnp
 
 
-def shares(q):
-    """Responsibilities (n, k), from themselves or from what `posterior` returned."""
+def responsibilities_of(q):
+    """The responsibilities (n, k) of a q that `posterior` returned, or q itself if it is an
+    array."""
     return getattr(q, "responsibilities", q)
 
 
-def with_shares(q, r):
-    """What `posterior` returned, with other responsibilities (n, k)."""
+def with_responsibilities(q, r):
+    """The q that `posterior` returned, with r (n, k) as its responsibilities."""
     return q._replace(responsibilities=r) if hasattr(q, "responsibilities") else r
 
 
 def expectation(q, values):
-    """Σ_k q_ik values_ik per unit, shape (n,); what q rules out counts nothing, −∞ included."""
-    some = q > 0
-    return jnp.where(some, q * jnp.where(some, values, 0), 0).sum(-1)
+    """Σ_k q_ik values_ik per unit, shape (n,); entries with q = 0 count 0, also where they are
+    −∞."""
+    is_positive = q > 0
+    return jnp.where(is_positive, q * jnp.where(is_positive, values, 0), 0).sum(-1)

@@ -9,10 +9,10 @@ from jaxem.protocol.model import Bank
 
 
 def by_rows(bank, held):
-    """`maximize(params, stats)` of a bank whose components are held as a whole, or None where they
-    are not; those that are equal share their statistics.
+    """`maximize(params, stats)` of a bank whose components are fixed or tied as a whole, or None
+    where they are not. Components that are tied share their statistics.
 
-    They take the mean of these: that counts a prior as often as there are components.
+    They get the mean of their statistics, so that the prior counts once for every component.
     """
     leaves = jax.tree.leaves(held, is_leaf=is_held)
     if all(h.free for h in leaves):
@@ -29,8 +29,8 @@ def by_rows(bank, held):
 
 
 def restricted(model, held):
-    """`maximize(params, stats)` under what is `held`, a tree like params, or None where that has no
-    closed form: the model's own where it is `Restrictable`."""
+    """`maximize(params, stats)` under the restrictions `held`, a tree like params, or None where it
+    has no closed form. That of the model where it is `Restrictable`."""
     if has(model, Restrictable):
         return model.restricted(held)
     if isinstance(model, Bank):

@@ -1,4 +1,4 @@
-"""What became of a fit: one integer per lane, set inside the loop."""
+"""The status of a fit: how it ended, one integer per lane, set inside the loop."""
 
 import enum
 
@@ -7,7 +7,7 @@ class Status(enum.IntEnum):
     """How one fit ended. `result.status` holds these integers; only `CONVERGED` means converged."""
 
     RUNNING = 0
-    """Still climbing (seen only between slices of a run)."""
+    """The fit has not ended; only between slices of a climb."""
     CONVERGED = 1
     """The stopping rule was met at the returned parameters, which lie off every floor."""
     MAX_ITER = 2
@@ -43,7 +43,7 @@ class FitError(RuntimeError):
 
 
 class FitWarning(UserWarning):
-    """The fit ran, and something about its answer needs the reader's attention."""
+    """The fit has ended, and its result needs attention."""
 
 
 def sentence(code, many=None) -> str:

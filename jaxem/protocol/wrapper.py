@@ -1,4 +1,4 @@
-"""The base of models made of one other model: everything is forwarded that is not overridden."""
+"""The base of models that wrap another model, to which they forward what they do not define."""
 
 from jaxem.protocol import capabilities
 from jaxem.protocol.capabilities import defines, names
@@ -6,10 +6,9 @@ from jaxem.protocol.model import Bank, Model, name_of
 
 
 class Wrapper(Model):
-    """A model that answers as the model it wraps, but for what its own class defines.
+    """A model with the functions of the model that it wraps, except those that its class defines.
 
-    A subclass says what it wraps with `wrapped`. What it must not pass on it sets to None. This is
-    the one place where a model is asked for functions by their names.
+    A subclass defines `wrapped`, and sets to None the names that it must not forward.
     """
 
     @property
@@ -29,21 +28,22 @@ class Wrapper(Model):
 
 
 def _forward(name):
-    """A method, or a property where `Model` has a value, that asks the wrapped model first."""
+    """A method, or a property where `Model` has a value, that takes the wrapped model's own, else
+    the default."""
     defaults = {**vars(Bank), **vars(Model)}
     default = defaults.get(name)
     if name in defaults and not callable(default):
 
         def value(self):
-            found = default.fget(self) if isinstance(default, property) else default
-            return getattr(self.wrapped, name, found)
+            fallback = default.fget(self) if isinstance(default, property) else default
+            return getattr(self.wrapped, name, fallback)
 
         return property(value)
 
     def function(self, *args, **options):
-        given = getattr(self.wrapped, name, None)
-        if given is not None:
-            return given(*args, **options)
+        forwarded = getattr(self.wrapped, name, None)
+        if forwarded is not None:
+            return forwarded(*args, **options)
         if default is None:
             raise NotImplementedError(f"{name_of(self)} does not define {name}")
         return default(self, *args, **options)

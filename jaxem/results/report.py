@@ -21,7 +21,7 @@ def report(result: Result, model, x, weights, tol, resolves_small_gains=False) -
     below the rounding error of the objective.
 
     resolves_small_gains: whether the fit measured gains below that rounding error, as large float32
-    fits do (`EM.foresees`), so that such a tolerance needs no warning.
+    fits do (`EM.gains_from_steps`), so that such a tolerance needs no warning.
     """
     scalars = ("log_likelihood", "objective", "n_iter", "status")
     host = jax.device_get({name: getattr(result, name) for name in scalars})

@@ -15,7 +15,7 @@ from jaxem.numerics.special import safe_entr
 from jaxem.numerics.tree import Structure, float_dtype, is_traced, merge, pytree, split
 from jaxem.protocol.capabilities import Sampled, has
 from jaxem.protocol.model import name_of
-from jaxem.protocol.posterior import shares
+from jaxem.protocol.posterior import responsibilities_of
 from jaxem.protocol.status import FitError, Status, sentence
 from jaxem.solver.problem import Fit
 
@@ -232,7 +232,7 @@ def _answer(numeric, params, x, weights, structure, quantity):
     q, evidence = model.posterior(params, x)
     if quantity == "scores":
         return evidence
-    r = shares(q)
+    r = responsibilities_of(q)
     if quantity == "responsibilities":
         return r
     if quantity == "labels":

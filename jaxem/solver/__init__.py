@@ -1,1 +1,1 @@
-"""Climbs: state, stopping, lanes, programs."""
+"""Climbs of the objective: state, stopping rules, lanes, compiled programs."""

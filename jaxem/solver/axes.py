@@ -1,4 +1,4 @@
-"""The canonical form of a call, B data sets with R starts of each, and the way back from it."""
+"""The canonical form of a call, B data sets with R starts each, and its results without it."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jaxem.solver.problem import rank
 
 
 def canonical(numeric, x, weights, start, tol, max_iter, *, plan):
-    """Data, starts and limits as `solve` wants them: axes of data sets and of restarts."""
+    """Data, starts and limits with the axes of data sets and of restarts that `solve` takes."""
     batched, restarts = plan.batched, plan.restarts
     sets = jax.tree.leaves(x)[0].shape[0] if batched else 1
     if not batched:
@@ -44,7 +44,7 @@ def best_of(every, batched):
 
 
 def typed(key):
-    """A typed key from an int's or a legacy key's words; key 0 where nothing is random."""
+    """A typed key from an int or a legacy key; key 0 for None, where nothing is random."""
     key = np.uint32(0) if key is None else key
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
@@ -52,11 +52,12 @@ def typed(key):
 
 
 def each_start(start, restarts, given):
-    """Given params as they are, or a key for every restart, each from its own number alone."""
+    """Given params unchanged, or a key for every restart, which depends on `start` and the index of
+    the restart alone."""
     if given:
         return start
     key = typed(start)
     if restarts == 1:
         return key[None]
-    others = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(1, restarts))
-    return jnp.concatenate([key[None], others])
+    other_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(1, restarts))
+    return jnp.concatenate([key[None], other_keys])

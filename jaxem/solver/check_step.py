@@ -1,4 +1,4 @@
-"""What a step must return: a tree like its params, and a scalar objective."""
+"""The check that a step returns a tree like its params, and a scalar objective."""
 
 import jax
 
@@ -8,24 +8,28 @@ from jaxem.protocol.model import name_of
 
 def check_step(model, params, memory, evaluate) -> None:
     """Raises TypeError, leaf by leaf, where one EM step does not return a tree like its params."""
-    seen = jax.eval_shape(evaluate, params, memory)
-    before, after = jax.tree.structure(params), jax.tree.structure(seen.proposal)
+    evaluation = jax.eval_shape(evaluate, params, memory)
+    before, after = jax.tree.structure(params), jax.tree.structure(evaluation.proposal)
     name = name_of(model)
     if before != after:
         raise TypeError(
-            f"{name}.maximize must return params like {listed(params)}; got {listed(seen.proposal)}"
+            f"{name}.maximize must return params like {listed(params)}; "
+            f"got {listed(evaluation.proposal)}"
         )
     pairs = zip(
-        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(seen.proposal), strict=True
+        jax.tree_util.tree_leaves_with_path(params),
+        jax.tree.leaves(evaluation.proposal),
+        strict=True,
     )
-    for (path, old), new in pairs:
-        if (old.shape, old.dtype) != (new.shape, new.dtype):
+    for (path, before_leaf), after_leaf in pairs:
+        if (before_leaf.shape, before_leaf.dtype) != (after_leaf.shape, after_leaf.dtype):
             raise TypeError(
                 f"{name}.maximize returned params{jax.tree_util.keystr(path)} with shape "
-                f"{new.shape} and dtype {new.dtype}; it must keep {old.shape} and {old.dtype}"
+                f"{after_leaf.shape} and dtype {after_leaf.dtype}; it must keep "
+                f"{before_leaf.shape} and {before_leaf.dtype}"
             )
-    if seen.objective.shape != ():
+    if evaluation.objective.shape != ():
         raise TypeError(
             f"{name}.posterior must return evidence of shape (n,) and log_prior a scalar: "
-            f"the objective came out with shape {seen.objective.shape}"
+            f"the objective came out with shape {evaluation.objective.shape}"
         )

@@ -1,4 +1,4 @@
-"""A long run in slices, so that it can be watched and stopped: nothing inside a program can be."""
+"""A long climb in slices, each a call of a program: a call itself cannot be interrupted."""
 
 import builtins
 import contextlib
@@ -14,35 +14,35 @@ from jaxem.protocol.status import Status
 
 def is_long(work: int, steps: int) -> bool:
     """Whether `steps` steps that cost `work` each could take more than a second."""
-    return work * steps * tuning.PACE > 1
+    return work * steps * tuning.STEP_SECONDS > 1
 
 
-def run(advance, queue, work: int, what: str, total: int):
-    """`advance(queue, budget)` again and again, until no state is RUNNING.
+def run_in_slices(advance, queue, work: int, what: str, total: int):
+    """Calls `advance(queue, budget)` until no state is RUNNING, and shows a progress bar.
 
     Args:
-      work: what a round of steps costs, in units × features² × components.
-      what: "fits" or "steps", whichever `total` counts.
+      work: the cost of a round of steps, in units × features² × components.
+      what: what `total` counts, "fits" or "steps".
     """
-    budget = max(1, int(tuning.SLICE / (work * tuning.PACE)))
+    budget = max(1, int(tuning.SLICE_SECONDS / (work * tuning.STEP_SECONDS)))
     with _bar(total, what) as bar:
-        warm = False
+        is_compiled = False
         while True:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             queue = advance(queue, np.int32(min(budget, 2**30)))
             status = np.asarray(queue.status)
-            took = time.perf_counter() - begun
+            seconds = time.perf_counter() - started
             done = np.sum(status != Status.RUNNING) if what == "fits" else np.max(queue.n_iter)
             bar.update(int(done) - bar.n)
             if not np.any(status == Status.RUNNING):
                 return queue
-            if warm:  # the first slice may have been compiled first
-                budget = max(1, int(budget * min(4.0, max(0.25, tuning.SLICE / took))))
-            warm = True
+            if is_compiled:  # the time of the first slice may include compilation
+                budget = max(1, int(budget * min(4.0, max(0.25, tuning.SLICE_SECONDS / seconds))))
+            is_compiled = True
 
 
 class _Silent(contextlib.AbstractContextManager):
-    """A progress bar that nobody sees."""
+    """A progress bar that shows nothing."""
 
     n = 0
 
@@ -54,10 +54,11 @@ class _Silent(contextlib.AbstractContextManager):
 
 
 def _bar(total: int, unit: str):
-    """tqdm's bar where it is installed and somebody looks on, from the first second on."""
+    """tqdm's bar, shown after one second, where tqdm is installed and output goes to a terminal or
+    a notebook."""
     notebook = hasattr(builtins, "__IPYTHON__") and "ipykernel" in sys.modules
-    watched = notebook or sys.stderr.isatty()
-    if not watched or importlib.util.find_spec("tqdm") is None:
+    is_visible = notebook or sys.stderr.isatty()
+    if not is_visible or importlib.util.find_spec("tqdm") is None:
         return _Silent()
     from tqdm.auto import tqdm
 

@@ -1,8 +1,8 @@
 """Many climbs at once: a fixed number of lanes is kept full until the queue is empty.
 
-A vmapped `while_loop` runs every lane until the slowest stops. Here finished lanes leave their
-state in the queue, in place of the start it came from, and take the next one. The data of lanes
-that share them stay shared; other data are copied into the lanes as they enter.
+A vmapped `while_loop` runs every lane until the slowest stops. Lanes avoid that: the state of a
+lane that has finished replaces its start in the queue, and the lane takes the next start. Data that
+all fits share are not copied; other data are copied into a lane when a fit enters it.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ class Lanes:
 
     Args:
       width: the number of lanes. None: as many as fit the cache of a CPU, or 4,096 elsewhere.
-      steps: EM steps between looks at who has finished. None: 1 to 8, fewer where a step is long.
+      steps: EM steps between two checks for finished lanes. None: 1 to 8, fewer where a step is
+        long.
 
     Raises TypeError or ValueError where these are not ints of 1 or more.
     """
@@ -46,7 +47,7 @@ class Lanes:
         return min(count, tuning.MOST_LANES, fitting)
 
     def interval(self, floats: int) -> int:
-        """EM steps between looks at who has finished, for fits as in `width_for`."""
+        """EM steps between two checks for finished lanes, for fits as in `width_for`."""
         if self.steps is not None:
             return self.steps
         if tuning.platform() != "cpu":
@@ -54,67 +55,71 @@ class Lanes:
         return tuning.INTERVAL if floats < tuning.LONG_STEP else 1
 
 
-def run(queue, work, ends, *, stopping, width: int, steps: int, budget=None):
-    """Runs every state of the queue to its end, or all lanes for `budget` times `steps` steps.
+def run_lanes(queue, problems, ends, *, stopping, width: int, steps: int, budget=None):
+    """Steps every state of the queue until it ends, or all lanes for `budget` times `steps` steps.
 
     Args:
-      queue: a `loop.State` with a leading axis of fits; those that are not RUNNING stay as they
-        are. With b data sets of r restarts, fit j works on data set j // r.
-      work: a `Problem` with a leading axis of data sets.
+      queue: a `loop.State` with a leading axis of fits; those that are not RUNNING do not change.
+        With b data sets of r restarts, fit j is of data set j // r.
+      problems: a `Problem` with a leading axis of data sets.
       ends: (tol, max_iter) of every fit.
-      width: the number of lanes.  steps: EM steps between looks at who has finished.
+      width: the number of lanes.  steps: EM steps between two checks for finished lanes.
 
     Returns the queue.
     """
     count = queue.status.shape[0]
-    sets = jax.tree.leaves(work)[0].shape[0]
+    sets = jax.tree.leaves(problems)[0].shape[0]
     restarts, shared = count // sets, sets == 1
     running = queue.status == Status.RUNNING
-    place = jnp.where(running, jnp.cumsum(running) - 1, count + 1)  # beyond the end is dropped
+    place = jnp.where(running, jnp.cumsum(running) - 1, count + 1)  # out of bounds: dropped
     order = jnp.full(count + 1, count).at[place].set(jnp.arange(count), mode="drop")
 
     def entries(tree, index):
         return jax.tree.map(lambda a: a[jnp.minimum(index, count - 1)], tree)
 
-    def sets_of(index):
-        return None if shared else entries_of_sets(jnp.minimum(index, count - 1) // restarts)
+    def problems_of(index):
+        return None if shared else problems_at(jnp.minimum(index, count - 1) // restarts)
 
-    def entries_of_sets(j):
-        return jax.tree.map(lambda a: a[j], work)
+    def problems_at(j):
+        return jax.tree.map(lambda a: a[j], problems)
 
-    one = entries_of_sets(0).prepared() if shared else None
+    shared_problem = problems_at(0).prepared() if shared else None
 
-    def advance(state, mine, end):
-        seen = (one if shared else mine).evaluate(state.proposal, state.method)
-        new = loop.step(state, seen, *end, stopping)
-        return select(state.status == Status.RUNNING, new, state)
+    def advance(state, lane_problems, end):
+        evaluation = (shared_problem if shared else lane_problems).evaluate(
+            state.proposal, state.method
+        )
+        updated = loop.step(state, evaluation, *end, stopping)
+        return select(state.status == Status.RUNNING, updated, state)
 
     def body(carry):
-        rounds, index, following, states, mine, end, queue = carry
-        some = (mine, end)
-        states = jax.lax.fori_loop(0, steps, lambda _, s: jax.vmap(advance)(s, *some), states)
+        rounds, index, next_position, states, lane_problems, end, queue = carry
+        lane_inputs = (lane_problems, end)
+        states = jax.lax.fori_loop(
+            0, steps, lambda _, s: jax.vmap(advance)(s, *lane_inputs), states
+        )
         done = (states.status != Status.RUNNING) & (index < count)
         queue = _store(queue, states, jnp.where(done, index, count))
-        turn = jnp.minimum(following + jnp.cumsum(done) - 1, count)
-        index = jnp.where(done, order[turn], index)
+        position = jnp.minimum(next_position + jnp.cumsum(done) - 1, count)
+        index = jnp.where(done, order[position], index)
         entering = done & (index < count)
         states = select(entering, entries(queue, index), states)
-        mine = None if shared else select(entering, sets_of(index), mine)
+        lane_problems = None if shared else select(entering, problems_of(index), lane_problems)
         end = select(entering, entries(ends, index), end)
-        return rounds + 1, index, following + done.sum(), states, mine, end, queue
+        return rounds + 1, index, next_position + done.sum(), states, lane_problems, end, queue
 
-    def going(carry):
+    def is_unfinished(carry):
         rounds, index, *_ = carry
-        busy = jnp.any(index < count)
-        return busy if budget is None else busy & (rounds < budget)
+        is_busy = jnp.any(index < count)
+        return is_busy if budget is None else is_busy & (rounds < budget)
 
     index = order[:width]
-    first = (entries(queue, index), sets_of(index), entries(ends, index), queue)
+    first = (entries(queue, index), problems_of(index), entries(ends, index), queue)
     carry = (jnp.asarray(0, index.dtype), index, jnp.asarray(width, index.dtype), *first)
-    _, index, _, states, _, _, queue = jax.lax.while_loop(going, body, carry)
+    _, index, _, states, _, _, queue = jax.lax.while_loop(is_unfinished, body, carry)
     return queue if budget is None else _store(queue, states, index)
 
 
 def _store(queue, states, index):
-    """The queue with `states` at `index`; those of an index beyond its end are dropped."""
+    """The queue with `states` at `index`; states whose index is out of bounds are dropped."""
     return jax.tree.map(lambda q, s: q.at[index].set(s, mode="drop"), queue, states)

@@ -1,8 +1,8 @@
-"""The one loop: state, stopping, status. It knows neither models nor methods.
+"""The loop of a climb: its state, its stopping, its status. It works for any model and method.
 
-`evaluate(params, memory)` returns the next params, what the method remembers, and the objective AT
-params, so the pair that is returned always belongs together. The state never holds the data; it
-goes in and comes out whole, so that a run can be cut into slices.
+`evaluate(params, memory)` returns the next params, the memory of the method, and the objective AT
+params, so that the returned params and objective belong together. The state has no data in it and
+is all that the loop takes and returns, so that a climb can be cut into slices.
 """
 
 from dataclasses import replace
@@ -13,15 +13,17 @@ import jax.numpy as jnp
 
 from jaxem.numerics.tree import pytree, select
 from jaxem.protocol.status import Status
-from jaxem.solver.stopping import NOTHING
+from jaxem.solver.stopping import INITIAL_MEMORY
 
 
 @pytree(eq=False)
 class State:
-    """The last two params kept, with their objectives, and a proposal not yet evaluated.
+    """The last two params, with their objectives, and a proposal that is not evaluated yet.
 
-    A step shifts all three along; only the end looks back: a step that is refused ends the run, and
-    `settled` returns to the pair before it.
+    params, objective: the last evaluated pair. before, objective_before: the pair before it.
+    memory: of the stopping rule. method: the memory of the method. A step evaluates the proposal
+    and makes it the last pair. Where its objective is not finite or has fallen, the climb ends, and
+    `last_accepted` returns the pair before it.
     """
 
     params: Any
@@ -35,8 +37,8 @@ class State:
     method: Any
 
 
-def start(params, dtype, status, method=()) -> State:
-    """A state that has evaluated nothing: its first step measures the start itself."""
+def initial_state(params, dtype, status, method=()) -> State:
+    """The state before the first evaluation; the first step evaluates the start itself."""
     low, zero = jnp.asarray(-jnp.inf, dtype), jnp.asarray(0, jnp.int32)
     return State(
         params=params,
@@ -46,28 +48,29 @@ def start(params, dtype, status, method=()) -> State:
         proposal=params,
         n_iter=zero - 1,
         status=jnp.asarray(status, jnp.int32),
-        memory=jnp.asarray(NOTHING, dtype),
+        memory=jnp.asarray(INITIAL_MEMORY, dtype),
         method=method,
     )
 
 
-def run(state: State, evaluate, *, tol, max_iter, stopping, budget=None) -> State:
-    """Steps until the status is no longer RUNNING, or `budget` times. `tol` is for the whole
+def iterate(state: State, evaluate, *, tol, max_iter, stopping, budget=None) -> State:
+    """Steps until the status is no longer RUNNING, at most `budget`. tol: in nats, of the whole
     objective."""
-    last = None if budget is None else state.n_iter + budget
+    last_iter = None if budget is None else state.n_iter + budget
 
-    def going(state):
+    def is_running(state):
         running = state.status == Status.RUNNING
-        return running if last is None else running & (state.n_iter < last)
+        return running if last_iter is None else running & (state.n_iter < last_iter)
 
     def body(state):
         return step(state, evaluate(state.proposal, state.method), tol, max_iter, stopping)
 
-    return jax.lax.while_loop(going, body, state)
+    return jax.lax.while_loop(is_running, body, state)
 
 
-def settled(state: State):
-    """(params, objective AT them, applications of the map that led there) of a finished run."""
+def last_accepted(state: State):
+    """(params, objective AT them, the number of applications of the map up to them) of a climb that
+    has ended."""
     refused = (state.status == Status.DECREASED) | (state.status == Status.NONFINITE)
     return (
         select(refused, state.before, state.params),
@@ -77,16 +80,18 @@ def settled(state: State):
 
 
 def step(state: State, evaluation, tol, max_iter, stopping) -> State:
-    """The state after the proposal was evaluated: it is shifted in, and goes on or ends."""
+    """The state after the evaluation of the proposal, RUNNING or with the status with which the
+    climb ends."""
     gain, n_iter = evaluation.objective - state.objective, state.n_iter + 1
     if evaluation.signal.restarted is not None:
         gain = jnp.where(evaluation.signal.restarted, jnp.inf, gain)
-    memory, near = stopping.watch(state.memory, evaluation, gain, tol, n_iter)
+    memory, is_converged = stopping.watch(state.memory, evaluation, gain, tol, n_iter)
     status = jnp.where(n_iter >= max_iter, Status.MAX_ITER, Status.RUNNING)
-    status = jnp.where(near, Status.CONVERGED, status)
-    # A fall below the tolerance is rounding too: ill-conditioned terms cancel more than they show.
+    status = jnp.where(is_converged, Status.CONVERGED, status)
+    # A fall by less than the tolerance counts as rounding too: where ill-conditioned terms cancel,
+    # rounding errors are larger than their bound.
     status = jnp.where(gain < -jnp.maximum(evaluation.noise, tol), Status.DECREASED, status)
-    finite = jnp.isfinite(evaluation.objective + blemish(state.proposal))
+    finite = jnp.isfinite(evaluation.objective + zero_or_nan(state.proposal))
     kept = State(
         params=state.proposal,
         objective=evaluation.objective,
@@ -100,12 +105,12 @@ def step(state: State, evaluation, tol, max_iter, stopping) -> State:
     )
     if evaluation.accepted is None:
         return kept
-    ended = jnp.where(n_iter >= max_iter, Status.MAX_ITER, Status.RUNNING).astype(jnp.int32)
-    onward = {"proposal": evaluation.proposal, "n_iter": n_iter, "status": ended}
-    refused = replace(state, **onward, memory=memory, method=evaluation.memory)
+    end_status = jnp.where(n_iter >= max_iter, Status.MAX_ITER, Status.RUNNING).astype(jnp.int32)
+    changes = {"proposal": evaluation.proposal, "n_iter": n_iter, "status": end_status}
+    refused = replace(state, **changes, memory=memory, method=evaluation.memory)
     return select(evaluation.accepted, kept, refused)
 
 
-def blemish(params):
+def zero_or_nan(params):
     """0, or NaN where any leaf holds a NaN or an infinity."""
     return sum(jnp.sum(jnp.asarray(leaf) * 0) for leaf in jax.tree.leaves(params))

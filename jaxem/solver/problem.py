@@ -1,4 +1,4 @@
-"""One problem: data in safe units, where it starts, and what its finished state says."""
+"""One data set in the units of the arithmetic: its start, its evaluations and its final `Fit`."""
 
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -17,12 +17,13 @@ from jaxem.solver.lanes import Lanes
 
 
 class Plan(NamedTuple):
-    """How a call is solved: what its programs are compiled for. Hashable.
+    """The static options of a call, for which its programs are compiled. Hashable.
 
-    structure: that of (model, method, start rule), as `split` gives it. stopping: the rule that
-    ends a climb. clean: every unit is known to be valid, and weights are None. given: starts are
-    params, not keys. restarts: how many starts, or a `Restarts`. batched: the data have an axis of
-    data sets. joint: the map that stands still, for which fits are `Ended`.
+    structure: of (model, method, start rule), as returned by `split`. stopping: the stopping rule.
+    clean: whether every unit is known to be valid and weights are None. given: whether starts are
+    params, not keys. restarts: the number of starts, or a `Restarts`. batched: whether the data
+    have an axis of data sets. stationary_map: the map whose fixed point is differentiated, with
+    which fits are `Ended`; None where it is the EM map.
     """
 
     structure: Structure
@@ -32,18 +33,18 @@ class Plan(NamedTuple):
     lanes: Lanes = Lanes()
     restarts: Any = 1
     batched: bool = False
-    joint: Any = None
+    stationary_map: Any = None
 
 
 @pytree(eq=False)
 class Fit:
-    """One climb: where it ended and how.
+    """The end of one climb.
 
     params: the best iterate. log_likelihood: Σ w·log p(x | params) at exactly those params.
-    objective: what was climbed: log_likelihood + log p(params), with a free energy in place of the
-    log-likelihood where the rule for q says so (`Hard`, `Constrained`). n_iter: applications of the
-    EM map that led to params. status: a `Status`, as an integer. With restarts every field has a
-    leading axis.
+    objective: the maximised function at params, log_likelihood + log p(params), with a free energy
+    in place of the log-likelihood for rules such as `Hard` and `Constrained`. n_iter: applications
+    of the EM map that led to params. status: a `Status`, as an integer. With restarts every field
+    has a leading axis.
     """
 
     params: Any
@@ -60,7 +61,7 @@ class Fit:
 
 @pytree(eq=False)
 class Ended(Fit):
-    """A `Fit`, and what the gradient through it needs beside params: q, unless exact."""
+    """A `Fit` with q, which the gradient through it needs where q is not the exact posterior."""
 
     q: Any
 
@@ -71,15 +72,15 @@ class Ended(Fit):
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """One data set in safe units, and what climbs there. Built once a fit.
+    """One data set, its model and its method in the units of the arithmetic. Built once a fit.
 
-    A pytree, so that it crosses the boundary of a program; its models and its method, which may be
-    of a user's own classes, are split on the way.
+    It is a pytree, so that programs can take and return it. Its models and its method may be of a
+    user's own classes; they are split into arrays and structure when it is flattened.
 
-    model: as it was given, in the units of the data. climbed: the same in safe units. rule: the
-    rule of the start, or None. data: in safe units, perhaps `Prepared`; None where it is the one
-    data set as it was given, and left out. weights (n,), total: their sum. units, log_volume: as in
-    `Standardized`. status: what is known before the first step.
+    model: the given model, in the units of the data. climbed: the same model in the units of the
+    arithmetic. rule: the start rule, or None. data: in the units of the arithmetic, or `Prepared`;
+    None where they are the given data and are passed separately. weights (n,). total: Σ w. units,
+    log_volume: as in `Standardized`. status: the status before the first step.
     """
 
     plan: Plan
@@ -96,8 +97,8 @@ class Problem:
 
     @classmethod
     def of(cls, plan: Plan, numeric, x, weights, absent: bool = False):
-        """The problem of raw data. absent: units of weight 0 stay what they are, because their
-        weight has a gradient."""
+        """The problem of raw data. absent: whether units of weight 0 keep their values, which the
+        gradient by their weight needs."""
         dtype = float_dtype(x)
         numeric = [in_dtype(leaf, dtype) for leaf in numeric]
         model, method, rule = merge(numeric, plan.structure)
@@ -106,24 +107,24 @@ class Problem:
             weights = _ones(jax.tree.leaves(x)[0].shape[0], dtype)
         else:
             x, weights, status = sanitize(model, x, weights, absent)
-        inner = standardized(model, x, weights)
-        volume = jnp.asarray(inner.log_volume)
-        units, total = inner.units, weights.sum()
-        ends = (weights, units, volume, total, status)
-        return cls(plan, model, inner.model, method, rule, inner.data, *ends)
+        standard = standardized(model, x, weights)
+        volume = jnp.asarray(standard.log_volume)
+        units, total = standard.units, weights.sum()
+        arrays = (weights, units, volume, total, status)
+        return cls(plan, model, standard.model, method, rule, standard.data, *arrays)
 
     def prepared(self, keep: bool = False):
-        """The same, with what passes over the data have in common computed; as in `prepared`."""
+        """The same problem with `Prepared` data, for methods that take them; see `prepared`."""
         if not self.method.prepares:
             return self
         return replace(self, data=prepared(self.climbed, self.data, keep))
 
     def without(self, x):
-        """The same without its data where they are x, so that they are not written once more."""
+        """The same problem without its data where these are x, so that they are not copied."""
         return replace(self, data=None) if self.data is x else self
 
     def on(self, x):
-        """The same on the data x (B, …) where it was left `without` them."""
+        """The same problem with the data x (B, …) where it is `without` them."""
         return replace(self, data=x) if self.data is None else self
 
     @property
@@ -132,21 +133,22 @@ class Problem:
         return total_of(self.weights, self.total, self.log_volume)
 
     def inward(self, params):
-        """Params of the data's units in safe ones."""
+        """Params in the units of the data, converted to those of the arithmetic."""
         return inward(self.model, self.units, params)
 
     def outward(self, params):
-        """Params of safe units in those of the data."""
+        """Params in the units of the arithmetic, converted to those of the data."""
         return outward(self.model, self.units, params)
 
     def initial_state(self, start):
-        """The state of a climb that has evaluated nothing, at a start: a key, or given params."""
+        """The state before the first evaluation. start: a key, or given params."""
         params = self.initial_params(start)
         memory = self.method.start(self.climbed, params, self.plain_data, self.weights)
-        return loop.start(params, self.weights.dtype, self.status, memory)
+        return loop.initial_state(params, self.weights.dtype, self.status, memory)
 
     def initial_params(self, start):
-        """Params to start from, in safe units, from a key or from given params."""
+        """The params at the start, in the units of the arithmetic. start: a key, or given
+        params."""
         if self.plan.given:
             params = self.inward(start)
         elif self.rule is None:
@@ -157,7 +159,7 @@ class Problem:
 
     @property
     def plain_data(self):
-        """The data without what passes over them have in common."""
+        """The data themselves where they are `Prepared`."""
         return self.data.x if isinstance(self.data, Prepared) else self.data
 
     def evaluate(self, params, memory):
@@ -165,12 +167,12 @@ class Problem:
         return self.method.evaluate(self.climbed, params, self.data, self.weights, memory)
 
     def map(self, params):
-        """One plain step, whatever the method makes of it."""
+        """One step of the method's map, without its accelerator."""
         return self.method.map(self.climbed, params, self.plain_data, self.weights)
 
     def evidence(self, params):
-        """Σ w·log p(x | params) in the units of the data, where every unit has a volume of its own:
-        large terms then cancel unit by unit."""
+        """Σ w·log p(x | params) in the units of the data, where log_volume is (n,). It is
+        subtracted unit by unit, so that large terms cancel before they are summed."""
 
         def expect(params, x, weights):
             data, volume = x
@@ -197,10 +199,11 @@ jax.tree_util.register_pytree_node(Problem, _flatten, _unflatten)
 
 
 def sanitize(model, x, weights, absent: bool = False):
-    """Data and weights in which every unit is present and valid or has weight 0, and a status.
+    """Data and weights in which every unit is valid, and a status.
 
-    A unit that is absent or outside the model's support becomes a copy of the first that is not, so
-    that nothing it holds, NaN included, can reach a sum. `absent`: valid ones of weight 0 stay.
+    A unit of weight 0 or outside the model's support gets weight 0 and the values of the first unit
+    that is neither, so that its own values, NaN included, enter no sum. absent: whether valid units
+    of weight 0 keep their values.
     """
     n = jax.tree.leaves(x)[0].shape[0]
     valid = jnp.ones(n, bool)
@@ -209,76 +212,82 @@ def sanitize(model, x, weights, absent: bool = False):
     if weights is None:
         weights = jnp.ones(n, float_dtype(x))
     present = weights > 0
-    wrong = jnp.any((present & ~valid) | ~((weights >= 0) & jnp.isfinite(weights)))
-    status = jnp.where(wrong, Status.BAD_INPUT, Status.RUNNING)
-    status = jnp.where(jnp.any(present) | wrong, status, Status.EMPTY)
+    is_wrong = jnp.any((present & ~valid) | ~((weights >= 0) & jnp.isfinite(weights)))
+    status = jnp.where(is_wrong, Status.BAD_INPUT, Status.RUNNING)
+    status = jnp.where(jnp.any(present) | is_wrong, status, Status.EMPTY)
 
-    use = (weights >= 0 if absent else present) & valid & jnp.isfinite(weights)
-    some = jnp.any(use)
-    first = jnp.argmax(use)
+    is_usable = (weights >= 0 if absent else present) & valid & jnp.isfinite(weights)
+    any_usable = jnp.any(is_usable)
+    first = jnp.argmax(is_usable)
 
     def clean(leaf):
-        stand_in = jnp.where(some, leaf[first], jnp.ones((), leaf.dtype))
-        return jnp.where(use.reshape((n,) + (1,) * (leaf.ndim - 1)), leaf, stand_in)
+        replacement = jnp.where(any_usable, leaf[first], jnp.ones((), leaf.dtype))
+        return jnp.where(is_usable.reshape((n,) + (1,) * (leaf.ndim - 1)), leaf, replacement)
 
-    return jax.tree.map(clean, x), jnp.where(use | ~some, jnp.where(some, weights, 1), 0), status
+    return (
+        jax.tree.map(clean, x),
+        jnp.where(is_usable | ~any_usable, jnp.where(any_usable, weights, 1), 0),
+        status,
+    )
 
 
 def finish(problem: Problem, state) -> Fit:
-    """The state of a finished loop in the units of the data."""
+    """The `Fit` of a climb that has ended, in the units of the data."""
     model, climbed = problem.model, problem.climbed
-    inner, objective, n_iter = loop.settled(state)
+    inner, objective, n_iter = loop.last_accepted(state)
     measured = problem.method.measures(n_iter)
     if measured is not True:
         objective = jax.lax.cond(measured, lambda: objective, lambda: problem.map(inner).objective)
     params = problem.outward(inner)
-    # A step refused because it collapsed is a collapse, although the params kept are sound; and so
-    # is a variance that vanishes in the units of the data.
-    last = problem.inward(problem.outward(state.params))
-    degenerate = jnp.any(jnp.asarray(climbed.degenerate(last)))
-    degenerate &= jnp.isfinite(loop.blemish(last))
+    # DEGENERATE is decided at the last params, also where they were refused and the params
+    # before them are returned; and after a change of units, since a variance may underflow in
+    # those of the data.
+    last_params = problem.inward(problem.outward(state.params))
+    degenerate = jnp.any(jnp.asarray(climbed.degenerate(last_params)))
+    degenerate &= jnp.isfinite(loop.zero_or_nan(last_params))
     status = jnp.where(degenerate, Status.DEGENERATE, state.status)
-    status = jnp.where(jnp.isfinite(loop.blemish(params)), status, Status.NONFINITE)
+    status = jnp.where(jnp.isfinite(loop.zero_or_nan(params)), status, Status.NONFINITE)
     status = jnp.where(state.status < Status.DEGENERATE, status, state.status)
     log_likelihood = objective - climbed.log_prior(inner) - problem.volume
     if problem.log_volume.ndim and problem.method.plain:
         log_likelihood = problem.evidence(inner).evidence
-    log_likelihood = reached = log_likelihood.astype(objective.dtype)
-    other = problem.method.log_likelihood(climbed, inner, problem.plain_data, problem.weights)
-    if other is not None:
-        log_likelihood = (other - problem.volume).astype(objective.dtype)
+    log_likelihood = evaluated = log_likelihood.astype(objective.dtype)
+    evidence = problem.method.log_likelihood(climbed, inner, problem.plain_data, problem.weights)
+    if evidence is not None:
+        log_likelihood = (evidence - problem.volume).astype(objective.dtype)
     fit = Fit(
         params=jax.tree.map(_clip, params),
         log_likelihood=log_likelihood,
-        objective=(reached + model.log_prior(params)).astype(objective.dtype),
+        objective=(evaluated + model.log_prior(params)).astype(objective.dtype),
         n_iter=n_iter,
         status=status.astype(jnp.int32),
     )
-    joint = problem.plan.joint
-    return fit if joint is None else Ended(**vars(fit), q=joint.kept(state))
+    stationary_map = problem.plan.stationary_map
+    return fit if stationary_map is None else Ended(**vars(fit), q=stationary_map.q_of(state))
 
 
 def _ones(n, dtype):
-    """Weights of 1. XLA folds constants: welcome for small n, seconds of compile time for large."""
+    """Weights of 1. XLA folds constants, which is of use for small n and takes seconds of compile
+    time for large n; a barrier prevents it."""
     ones = jnp.ones(n, dtype)
-    return ones if n <= tuning.FOLDED else jax.lax.optimization_barrier(ones)
+    return ones if n <= tuning.CONSTANT_UNITS else jax.lax.optimization_barrier(ones)
 
 
 def _clip(leaf):
-    """The nearest finite value, for params that overflow in the units of the data."""
+    """A leaf with overflown entries at the largest finite number of their sign."""
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf
     return jnp.clip(leaf, jnp.finfo(leaf.dtype).min, jnp.finfo(leaf.dtype).max)
 
 
 def rank(every: Fit):
-    """The index of the best restart: sound ones first, then by objective, then converged ones; NaN
-    never wins."""
+    """The index of the best restart: fits that did not fail first, then by objective, then
+    converged ones; NaN never wins."""
     tiers = jnp.asarray([5, 0, 0, 1, 3, 2, 4, 4])
     objective = jnp.where(jnp.isnan(every.objective), -jnp.inf, every.objective)
     tier = tiers[every.status]
-    best = tier == tier.min()
-    top = jnp.where(best, objective, -jnp.inf).max()
-    tied = best & (objective >= top)
+    is_best_tier = tier == tier.min()
+    top = jnp.where(is_best_tier, objective, -jnp.inf).max()
+    tied = is_best_tier & (objective >= top)
     converged = tied & (every.status == Status.CONVERGED)
     return jnp.argmax(jnp.where(jnp.any(converged), converged, tied))

@@ -1,4 +1,4 @@
-"""Compiled programs: screening, slices, and how hard to compile."""
+"""Compiled programs: screening of restarts, slices of long climbs, and compiler options."""
 
 import re
 from functools import partial
@@ -17,32 +17,34 @@ from jaxem.solver.restarts import Restarts, continued, promising
 from jaxem.solver.solve import advance, begin, end, lane_plan, many, single, transformable
 
 
-def search(numeric, x, weights, start, tol, most, *, plan):
-    """The best `Fit` and every restart's, screened first where `plan.restarts` is `Restarts`.
+def search(numeric, x, weights, start, tol, max_iter, *, plan):
+    """The best `Fit` and the fits of all restarts, screened first where `plan.restarts` is
+    `Restarts`.
 
-    Every restart's have a leading axis of restarts; in a batch an axis of data sets precedes.
+    The fits have a leading axis of restarts; in a batch an axis of data sets precedes it.
     """
     restarts = plan.restarts
     if not isinstance(restarts, Restarts):
-        return _climb(numeric, x, weights, start, tol, most, plan=plan)
-    screen = (jnp.minimum if is_traced(most) else min)(restarts.screen_iters, most)
+        return _climb(numeric, x, weights, start, tol, max_iter, plan=plan)
+    screen = (jnp.minimum if is_traced(max_iter) else min)(restarts.screen_iters, max_iter)
     first = plan._replace(restarts=restarts.count)
     every = _climb(numeric, x, weights, start, tol, screen, plan=first)[1]
     index, start = _promising(every, restarts.keep)
     model, method, _ = merge(numeric, plan.structure)
     numeric, structure = split((model, method, None))
     second = plan._replace(structure=structure, given=True, restarts=restarts.keep)
-    later = _climb(numeric, x, weights, start, tol, most - screen, plan=second)[1]
-    every = _continued(every, index, later)
+    continued_fits = _climb(numeric, x, weights, start, tol, max_iter - screen, plan=second)[1]
+    every = _continued(every, index, continued_fits)
     return _winner(every, plan.batched), every
 
 
 def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
-    """The best `Fit` and every restart's, compiled with as much effort as it is worth.
+    """The best `Fit` and the fits of all restarts, with compiler options by the size of the
+    problem.
 
-    On a CPU the default fusion emitters double the compile time; a single fit of few units does not
-    run faster for them (a batch does by a tenth, a fit of many units by up to two thirds), and a
-    step below a tenth of a millisecond is not worth optimising at all (measured with jaxlib
+    On a CPU the default fusion emitters double the compile time. They do not make a single fit of
+    few units faster; they make a batch faster by a tenth, and a fit of many units by up to two
+    thirds. A step below a tenth of a millisecond needs no optimisation at all (measured with jaxlib
     0.10.2). The options can only be set outside other transformations.
     """
     args = (numeric, x, weights, start, tol, max_iter)
@@ -57,7 +59,7 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     cost = n * features**2 * k
     effort = "full"
     if not batched and tuning.platform() == "cpu":
-        effort = "tiny" if cost * restarts <= tuning.TINY else "less"
+        effort = "tiny" if cost * restarts <= tuning.TINY_WORK else "less"
         effort = "full" if n * features * k >= tuning.CHUNKED else effort
     fits = sets * restarts
     if not is_long(cost * fits, max_iter):
@@ -66,18 +68,21 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     x = jax.tree.map(jnp.asarray, x)  # once, not for every slice
     problems, queue, ends = BEGIN(effort, numeric, x, *args[2:], plan=plan)
 
-    def on(queue, budget):
+    def advance_slice(queue, budget):
         return ADVANCE(effort, problems, x, queue, ends, budget, batched=batched)
 
     sets = jax.eval_shape(lambda x: problems.on(as_sets(x, batched)).data, x)
     width, steps = lane_plan(plan, problems.climbed, sets, fits)
-    watched = ("fits", fits) if fits > 1 else ("steps", int(max_iter))
-    queue = host.run(on, queue, cost * (width * steps if fits > 1 else 1), *watched)
+    progress = ("fits", fits) if fits > 1 else ("steps", int(max_iter))
+    queue = host.run_in_slices(
+        advance_slice, queue, cost * (width * steps if fits > 1 else 1), *progress
+    )
     return END(effort, problems, x, queue, batched=batched)
 
 
 def _solve(numeric, x, weights, start, tol, max_iter, *, plan, transformed):
-    """A whole run: the best `Fit` and every restart's, None where a single one needs no axis."""
+    """A whole climb: the best `Fit` and the fits of all restarts, None for a single fit, whose axis
+    of restarts is added outside the program."""
     if not (plan.batched or transformed) and plan.restarts == 1:
         first = jax.tree.map(lambda a: a[0], start) if plan.given else typed(start)
         return single(plan, numeric, x, weights, first, tol, max_iter), None
@@ -87,22 +92,23 @@ def _solve(numeric, x, weights, start, tol, max_iter, *, plan, transformed):
 
 
 def _begin(*args, plan):
-    """The first part of a long run: what `solve.begin` returns."""
+    """The first part of a long climb: `solve.begin`."""
     return begin(plan, *canonical(*args, plan=plan))
 
 
 def _advance(problems, x, queue, ends, budget, *, batched):
-    """The next slice of a long run."""
+    """The next slice of a long climb."""
     return advance(problems.on(as_sets(x, batched)), queue, ends, budget)
 
 
 def _end(problems, x, queue, *, batched):
-    """The last part of a long run: the best `Fit` and every restart's."""
+    """The last part of a long climb: the best `Fit` and the fits of all restarts."""
     return _best(end(problems.on(as_sets(x, batched)), queue), batched)
 
 
 def _best(every, batched):
-    """The best `Fit` and every restart's, without the axis of data sets where there is one set."""
+    """The best `Fit` and the fits of all restarts, without the axis of data sets of a single
+    set."""
     every = every if batched else jax.tree.map(lambda a: a[0], every)
     return best_of(every, batched), every
 
@@ -113,10 +119,10 @@ _continued = jax.jit(continued)
 
 
 class Program:
-    """A function, compiled with one of three efforts.
+    """A function that is compiled with one of the sets of compiler options in `EFFORTS`.
 
-    Compiler options that this version of XLA does not know are left out; the first refusal is
-    remembered for the whole process.
+    Options that this version of XLA does not know are left out, from the first refusal on for the
+    whole process.
     """
 
     refused: ClassVar[set[str]] = set()
@@ -136,7 +142,7 @@ class Program:
                 self.refused.add(unknown[1])
 
     def compiled(self, effort: str):
-        """The jitted function for an effort."""
+        """The jitted function for one of `EFFORTS`."""
         options = {k: v for k, v in EFFORTS[effort].items() if k not in self.refused}
         key = tuple(options.items())
         if key not in self.jitted:
@@ -159,5 +165,5 @@ END = Program(_end, "batched")
 
 
 def _alone(leaf):
-    """A leaf with a leading axis of one, on the host where it is known: that compiles nothing."""
+    """A leaf with a leading axis of one; by NumPy where it is concrete, which compiles nothing."""
     return leaf[None] if is_traced(leaf) else np.asarray(leaf)[None]

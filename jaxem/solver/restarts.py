@@ -1,4 +1,4 @@
-"""Many short climbs, of which the best go on."""
+"""Screening of restarts: many short climbs, of which the best are continued."""
 
 from dataclasses import dataclass, replace
 
@@ -11,14 +11,15 @@ from jaxem.protocol.status import Status
 
 @dataclass(frozen=True)
 class Restarts:
-    """A plan for `fit(..., restarts=...)`: screen many starts briefly, climb from the best.
+    """A plan for `fit(..., restarts=...)`: a few steps from many starts, then climbs from the best.
 
-    `result.restarts` holds all of them; those not kept ended as MAX_ITER after the screening.
-    Short runs find the best optimum more often than as many full ones cost (Biernacki, Celeux &
-    Govaert 2003, "small EM").
+    `result.restarts` holds all of them; those not continued have the status MAX_ITER of the
+    screening. At equal cost, many short climbs find the best optimum more often than few full ones
+    (Biernacki, Celeux & Govaert 2003, "small EM").
 
     Args:
-      count: starts.  screen_iters: EM steps of each.  keep: how many go on, 1 to count.
+      count: the number of starts.  screen_iters: EM steps of each in the screening.
+      keep: the number of starts that are continued, 1 to count.
 
     Raises TypeError or ValueError where these are not such ints.
     """
@@ -36,18 +37,19 @@ class Restarts:
 
 def promising(every, keep: int):
     """The best `keep` of the restarts, the last axis of `every.status`, and their params."""
-    sound = (every.status == Status.CONVERGED) | (every.status == Status.MAX_ITER)
-    score = jnp.where(sound & ~jnp.isnan(every.objective), every.objective, -jnp.inf)
+    is_usable = (every.status == Status.CONVERGED) | (every.status == Status.MAX_ITER)
+    score = jnp.where(is_usable & ~jnp.isnan(every.objective), every.objective, -jnp.inf)
     index = jax.lax.top_k(score, keep)[1]
     return index, jax.tree.map(lambda a: a[_at(index)], every.params)
 
 
 def continued(every, index, later):
-    """`every` with the restarts at `index` replaced by what became of them `later`."""
+    """`every` with the fits at `index` replaced by their continuations `later`."""
     later = replace(later, n_iter=later.n_iter + every.n_iter[_at(index)])
     return jax.tree.map(lambda a, b: a.at[_at(index)].set(b), every, later)
 
 
 def _at(index):
-    """How restarts at `index` (..., keep) are taken from an array (..., restarts, ...)."""
+    """The index with which restarts `index` (..., keep) are taken from arrays (..., restarts,
+    ...)."""
     return index if index.ndim == 1 else (jnp.arange(index.shape[0])[:, None], index)

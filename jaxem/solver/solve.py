@@ -1,9 +1,8 @@
-"""From data and starts to finished fits: begin, advance, end, under any transform.
+"""From data and starts to fits, in three stages: begin, advance, end.
 
-Every call has one canonical form: data of B data sets, and starts (B, R), R restarts of each. A
-single fit is B = R = 1 and runs in the plain loop, without these axes; all others go through the
-lanes. `jax.vmap` of a fit arrives here through a batching rule that folds the new axis into B, or
-into R where the data are shared.
+The canonical form of a call is data of B data sets and starts (B, R), R restarts of each. A single
+fit, B = R = 1, runs in the plain loop, without these axes; all others run in lanes. `jax.vmap` of a
+fit has a batching rule, which merges the batch axis into B, or into R where the data are shared.
 """
 
 import math
@@ -19,47 +18,47 @@ from jaxem.solver.problem import Fit, Plan, Problem, finish
 
 
 def single(plan: Plan, numeric, x, weights, start, tol, max_iter) -> Fit:
-    """One climb, without the axes of the canonical form: these cost time to compile."""
+    """One fit without the axes of the canonical form, which would take longer to compile."""
     problem = Problem.of(plan, numeric, x, weights)
     state = problem.initial_state(start)
     return finish(problem, climb(problem, state, tol * problem.total, max_iter))
 
 
 def climb(problem: Problem, state, tol, max_iter, budget=None):
-    """One state after the plain loop."""
+    """The state after the climb of one state in the plain loop."""
     stopping = problem.plan.stopping
     options = {"tol": tol, "max_iter": max_iter, "stopping": stopping, "budget": budget}
     problem = problem.prepared()
     try:
-        return loop.run(state, problem.evaluate, **options)
+        return loop.iterate(state, problem.evaluate, **options)
     except TypeError:
         check_step(problem.climbed, state.params, state.method, problem.evaluate)
         raise
 
 
 def many(plan: Plan, data, starts, limits) -> Fit:
-    """All climbs of the canonical form: data (B, …), starts (B, R, …), limits two arrays (B, R)."""
+    """The fits of the canonical form: data (B, …), starts (B, R, …), limits two arrays (B, R)."""
     problems, queue, ends = begin(plan, data, starts, limits)
     problems = problems.on(data[1])
     return end(problems, advance(problems, queue, ends))
 
 
 def begin(plan: Plan, data, starts, limits):
-    """`Problem`s (B, …), states (B, R, …) at the starts, and what ends each of them.
+    """`Problem`s (B, …), states (B, R, …) at the starts, and (tol, max_iter) of each.
 
-    The data of a single problem that are as they were given are left out of it.
+    A single problem has no data in it where these are the given ones.
     """
     sets, restarts = limits[0].shape
     width, _ = lane_plan(plan, merge(data[0], plan.structure)[0], data[1], sets * restarts)
 
-    def prepare(data, starts):
+    def begin_set(data, starts):
         problem = Problem.of(plan, *data)
         states = over(problem.initial_state, starts, max(1, width // sets))
-        if sets == 1:  # once, not for every slice
+        if sets == 1:  # once here, not in every slice
             problem = problem.prepared(keep=True).without(data[1])
         return problem, states
 
-    problems, queue = over(lambda args: prepare(*args), (data, starts), width)
+    problems, queue = over(lambda args: begin_set(*args), (data, starts), width)
     tol, max_iter = limits
     return problems, queue, (tol * problems.total[:, None], max_iter)
 
@@ -67,8 +66,8 @@ def begin(plan: Plan, data, starts, limits):
 def advance(problems: Problem, queue, ends, budget=None):
     """The states after every climb has ended, or after `budget` rounds of steps.
 
-    A state that is not RUNNING stays as it is. A round is one step of one climb, or some steps
-    (`Lanes.interval`) of all lanes.
+    A state that is not RUNNING does not change. A round is one step of a single climb, or
+    `Lanes.interval` steps of all lanes.
     """
     sets, restarts = queue.status.shape
     if sets == restarts == 1:
@@ -79,7 +78,7 @@ def advance(problems: Problem, queue, ends, budget=None):
     width, steps = lane_plan(plan, problems.climbed, problems.data, sets * restarts)
     flat, ends = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (queue, ends))
     options = {"width": width, "steps": steps, "budget": budget}
-    flat = lanes.run(flat, problems, ends, stopping=plan.stopping, **options)
+    flat = lanes.run_lanes(flat, problems, ends, stopping=plan.stopping, **options)
     return jax.tree.map(lambda a: a.reshape(sets, restarts, *a.shape[1:]), flat)
 
 
@@ -95,13 +94,15 @@ def end(problems: Problem, queue) -> Fit:
 
 
 def lane_plan(plan: Plan, model, x, count: int) -> tuple[int, int]:
-    """Lanes for `count` fits, and steps between looks; the first axis of x is that of data sets."""
+    """Lanes for `count` fits, and EM steps between two checks. The first axis of x is of data
+    sets."""
     floats = model.domain.components * math.prod(jax.tree.leaves(x)[0].shape[1:])
     return plan.lanes.width_for(count, floats), plan.lanes.interval(floats)
 
 
 def over(function, tree, block: int):
-    """`function` of every entry along the leading axis of a tree, a block at a time."""
+    """`function` of every entry along the leading axis of a tree, vmapped over blocks of
+    `block`."""
     size = jax.tree.leaves(tree)[0].shape[0]
     if size == 1:
         return jax.tree.map(_lift, function(_first(tree)))
@@ -119,7 +120,7 @@ def _first(tree):
 
 
 def transformable(plan: Plan):
-    """`many` with a batching rule: a vmapped fit goes through the lanes as a batch does."""
+    """`many` with a batching rule: a vmapped fit runs in lanes as a batch does."""
 
     @custom_vmap
     def climb(data, starts, limits):

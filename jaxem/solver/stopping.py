@@ -1,30 +1,32 @@
-"""When a climb has converged: the rules behind `fit(..., criterion=...)`."""
+"""Stopping rules: when a climb has converged, for `fit(..., criterion=...)`."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-AUDIBLE = 0.25
-"""The part of the bound on rounding errors above which a gain counts as one: the bound is four
+MEASURABLE = 0.25
+"""A gain below this fraction of the bound on rounding errors counts as rounding. The bound is four
 times the largest error that was measured."""
 
 HORIZON, STREAK = 36, 5
-"""A transient or a plateau misleads Aitken's rate. So HORIZON times the steps so far, each with the
-last gain, must gain less than tol too, for STREAK steps: that is four times what a run ten times as
-long would add, so that gains may even grow there. Chosen on 1,000 recorded climbs; the notebook on
-mixtures has the figures on others."""
+"""At a transient or on a plateau Aitken's rate is wrong. So a second condition must hold, both for
+STREAK steps in a row: HORIZON · n_iter further steps with the last gain would gain less than tol.
+That is four times the gain of a climb ten times as long, which leaves room for gains that grow.
+Chosen on 1,000 recorded climbs; the notebook on mixtures has the figures on others."""
 
-LOOKS = 2
-"""How often in a row a method that estimates the gain to come must find it below tol."""
+ESTIMATES = 2
+"""The number of steps in a row at which a method's own estimate of the remaining gain must be below
+tol."""
 
 WINDOW = 32
-"""A climb that gains no more than rounding over this many steps, a power of 2, has ended."""
+"""A climb whose gain over this many steps, a power of 2, is within rounding errors has
+converged."""
 
 
 class Memory(NamedTuple):
-    """The last gain; the rate at which gains shrink; for how many steps in a row the gain to come
-    was below tol; the objective some steps ago."""
+    """gain: the last one. rate: the ratio of successive gains. streak: for how many steps in a row
+    the remaining gain was below tol. anchor: the objective up to `WINDOW` steps ago."""
 
     gain: Any
     rate: Any
@@ -32,60 +34,65 @@ class Memory(NamedTuple):
     anchor: Any
 
 
-NOTHING = Memory(0, 0.4, 0, -jnp.inf)
-"""The memory of a climb that has gained nothing yet."""
+INITIAL_MEMORY = Memory(0, 0.4, 0, -jnp.inf)
+"""The memory before the first step."""
 
 
 @dataclass(frozen=True)
 class Aitken:
-    """The estimated gain still to come is below the tolerance.
+    """The estimate of the remaining gain is below the tolerance.
 
-    With gains that shrink by the rate a the gain to come is gain · a / (1 − a). That, and the gain
-    over the `HORIZON`, must be below tol for `STREAK` steps. A gain lost in rounding counts as
-    large as the rounding, and the rate of the gains before it is kept. A method that estimates the
-    gain to come itself says so in its `Signal`, and has gain NaN where a step tells nothing.
+    With gains that shrink by the rate a, the remaining gain is gain · a / (1 − a). That, and the
+    gain over the `HORIZON`, must be below tol for `STREAK` steps. A gain below the rounding error
+    counts as large as that, and the rate before it is kept. A method that estimates the remaining
+    gain itself puts it in its `Signal`, with gain NaN for steps that are no measure of convergence.
     """
 
     def watch(self, memory, evaluation, gain, tol, n_iter):
-        """The rule's memory after a step, and whether the end is reached.
+        """The rule's memory after a step, and whether the climb has converged.
 
-        memory: a `Memory` as one vector: one compiled kernel instead of four. gain: of the
-        objective. A tolerance below the bound on rounding errors is raised to it; 0 never stops.
+        memory: a `Memory` as one vector, which takes one compiled kernel instead of four. gain: of
+        the objective. tol: raised to the bound on rounding errors where it is below; 0 never stops.
         """
-        signal, noise, known = evaluation.signal, evaluation.noise, evaluation.objective
+        signal, noise, objective = evaluation.signal, evaluation.noise, evaluation.objective
         gain = gain if signal.gain is None else signal.gain
         if signal.error is not None:
-            noise, known = signal.error, None
-        memory, near = self._near(memory, known, gain, signal.to_come, noise, tol, n_iter)
-        if signal.return_steps is not None:  # a probability that grows from next to 0
-            near &= ~(signal.return_steps < HORIZON * n_iter)
+            noise, objective = signal.error, None
+        memory, is_converged = self._converged(
+            memory, objective, gain, signal.to_come, noise, tol, n_iter
+        )
+        if signal.return_steps is not None:  # an entry that grows from nearly 0
+            is_converged &= ~(signal.return_steps < HORIZON * n_iter)
         if signal.restarted is not None:
-            nothing = jnp.asarray(NOTHING, memory.dtype)
-            memory = jnp.where(signal.restarted, nothing, memory)
-        return memory, near
+            reset = jnp.asarray(INITIAL_MEMORY, memory.dtype)
+            memory = jnp.where(signal.restarted, reset, memory)
+        return memory, is_converged
 
-    def _near(self, memory, objective, gain, to_come, noise, tol, n_iter):
-        """The memory and whether the end is near; objective: None where gains are known better."""
+    def _converged(self, memory, objective, gain, to_come, noise, tol, n_iter):
+        """The memory, and whether the climb has converged. objective: None where gains have an
+        error bound of their own."""
         tol = _raised(tol, noise)
-        past = Memory(*(memory[i] for i in range(len(Memory._fields))))
-        least = AUDIBLE * noise
-        size = jnp.maximum(gain, least)
-        rate = jnp.where((past.gain > least) & (n_iter > 1), size / past.gain, past.rate)
-        far = jnp.where(gain > least, HORIZON * n_iter * size, 0)
+        last = Memory(*(memory[i] for i in range(len(Memory._fields))))
+        measurable = MEASURABLE * noise
+        gain_size = jnp.maximum(gain, measurable)
+        rate = jnp.where((last.gain > measurable) & (n_iter > 1), gain_size / last.gain, last.rate)
+        horizon_gain = jnp.where(gain > measurable, HORIZON * n_iter * gain_size, 0)
         if to_come is None:
-            near = (size * rate < tol * (1 - rate)) & (far < tol)
-            streak = jnp.where(near, past.streak + 1, 0)
-            enough = STREAK
+            is_below_tol = (gain_size * rate < tol * (1 - rate)) & (horizon_gain < tol)
+            streak = jnp.where(is_below_tol, last.streak + 1, 0)
+            needed = STREAK
         else:
-            near = (to_come < tol) & (far < tol)
-            streak = jnp.where(jnp.isnan(gain), past.streak, jnp.where(near, past.streak + 1, 0))
-            enough = LOOKS
+            is_below_tol = (to_come < tol) & (horizon_gain < tol)
+            streak = jnp.where(
+                jnp.isnan(gain), last.streak, jnp.where(is_below_tol, last.streak + 1, 0)
+            )
+            needed = ESTIMATES
         if objective is None:
-            return jnp.stack(Memory(gain, rate, streak, past.anchor)), streak >= enough
-        due = n_iter & (WINDOW - 1) == 0
-        stalled = due & (objective - past.anchor <= noise) & (tol > 0)
-        anchor = jnp.where(due, objective, past.anchor)
-        return jnp.stack(Memory(gain, rate, streak, anchor)), (streak >= enough) | stalled
+            return jnp.stack(Memory(gain, rate, streak, last.anchor)), streak >= needed
+        is_window_end = n_iter & (WINDOW - 1) == 0
+        is_stalled = is_window_end & (objective - last.anchor <= noise) & (tol > 0)
+        anchor = jnp.where(is_window_end, objective, last.anchor)
+        return jnp.stack(Memory(gain, rate, streak, anchor)), (streak >= needed) | is_stalled
 
 
 @dataclass(frozen=True)

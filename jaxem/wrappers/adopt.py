@@ -1,4 +1,4 @@
-"""From what a user calls a model to a `Model`."""
+"""Conversion of a user's model of any class to a `Model`."""
 
 from jaxem.protocol.capabilities import defines
 from jaxem.protocol.model import Model
@@ -7,8 +7,8 @@ from jaxem.wrappers.adopted import Adopted
 
 
 def adopt(model) -> Model:
-    """`model` itself where it is a `Model`, else wrapped so that every default is there, and as a
-    free energy where its latent variables are several."""
+    """`model` itself where it is a `Model`; else an `Adopted` model with the defaults of `Model`,
+    or a `Factored` one where it has several latent variables."""
     if not isinstance(model, Wrapper) and defines(model, "latents"):
         from jaxem.wrappers.factored import Factored  # most fits need no mean field
 

@@ -1,4 +1,4 @@
-"""A user's model that inherits from nothing, with every default of `Model`."""
+"""A user's model that does not inherit from `Model`, with all defaults of `Model`."""
 
 from typing import Any
 

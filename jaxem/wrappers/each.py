@@ -21,7 +21,7 @@ class EachStatistics(NamedTuple):
 
 
 AS_MODEL = ("sample", "standardize", "inward", "outward", "whitened", "statistics", "maximize")
-"""What the bank can do where its model can."""
+"""The functions that the bank defines if its model does."""
 
 
 @pytree
@@ -60,8 +60,8 @@ class Each(Wrapper, Bank):
         return EachStatistics(weights.sum(0), one(params, x, q, weights))
 
     def maximize(self, params, stats):
-        new = jax.vmap(self.model.maximize)(params, stats.inner)
-        return keep_empty(stats.count, new, params)
+        updated = jax.vmap(self.model.maximize)(params, stats.inner)
+        return keep_empty(stats.count, updated, params)
 
     def whitened(self, params, step):
         return jax.vmap(lambda p, s: whitened(self.model, p, s))(params, step)

@@ -1,12 +1,12 @@
 """Models with several discrete latent variables a unit, and q as a product over them (mean field).
 
-log p(x, z | θ) is taken at one-hot z or, in their place, at probabilities. If it is linear in every
-latent variable given the others, but for terms of one variable alone, then
+log p(x, z | θ) is evaluated at one-hot z or at probabilities in place of z. If it is linear in
+every latent variable given the others, except for terms of one variable alone, then
 
     E_q[log p | z_m = k] = log p(x, z_m = k, the others' probabilities) + a constant, and
     E_q[log p] = log p(x, q) + Σ_m (Σ_k q_mk log p(x, z_m = k, the others') − log p(x, q)),
 
-both exactly, in as many evaluations as there are states in all.
+both exactly, with one evaluation for each state of each variable.
 
 Axes: `n` units, `m` latent variables of each, `k` states of the largest.
 """
@@ -26,10 +26,10 @@ from jaxem.protocol.wrapper import Wrapper
 from jaxem.wrappers.adopted import Adopted
 
 LONG, TRIES = 1000, 4
-"""The most sweeps of a q from nothing, and how many first q it is sought from."""
+"""A posterior without a given q: the most sweeps, and the number of first q that are tried."""
 
 FEW = 32
-"""Units on which it is looked whether log p is linear."""
+"""The number of units at which the linearity of log p is checked."""
 
 
 @pytree
@@ -39,7 +39,8 @@ class Factored(Adopted):
     log_joint = None
 
     def _defines(self, name):
-        """Its posterior is the best product, so that only a bound on the evidence is known."""
+        """All that the model defines but `posterior`: the best product gives only a bound on the
+        evidence."""
         return name != "posterior" and super()._defines(name)
 
     def standardize(self, x, weights):
@@ -47,7 +48,7 @@ class Factored(Adopted):
         return inner._replace(model=Factored(inner.model))
 
     def states(self, x):
-        """Which states every latent variable has, (m, k) booleans, from the shapes of x."""
+        """Booleans (m, k), which states each latent variable has, from the shapes of x."""
         name = type(self.inner).__name__
         try:
             counts = [operator.index(count) for count in self.inner.latents(x)]
@@ -60,7 +61,7 @@ class Factored(Adopted):
             )
         return np.arange(max(counts)) < np.array(counts)[:, None]
 
-    def joint(self, params, x, z):
+    def log_joint_at(self, params, x, z):
         """log p(x, z | params) per unit (n,), for z (n, m, k)."""
         value = self.inner.log_joint(params, x, z)
         if jnp.shape(value) != z.shape[:1]:
@@ -69,7 +70,7 @@ class Factored(Adopted):
         return value.astype(z.dtype)
 
     def init_q(self, params, x):
-        """The first q (n, m, k): the model's own or, alike in all units, uneven at random."""
+        """The first q (n, m, k): the model's own, or random and the same in all units."""
         states, (n, dtype) = self.states(x), _size(x)
         if not defines(self.inner, "init_q"):
             return self._drawn(0, n, states, dtype)
@@ -82,71 +83,74 @@ class Factored(Adopted):
         return q
 
     def free_energy(self, params, x, q):
-        """F(q, params) per unit (n,), nothing dropped, for probabilities q (n, m, k)."""
+        """F(q, params) per unit (n,), without any term dropped, for probabilities q (n, m, k)."""
         q = jnp.asarray(q)
-        mean = self.joint(params, x, q)
+        mean = self.log_joint_at(params, x, q)
 
         @jax.checkpoint
-        def alone(j):
+        def own_terms(j):
             return expectation(q[:, j], self.given(params, x, q, j)) - mean
 
-        return mean + jax.lax.map(alone, jnp.arange(q.shape[1])).sum(0) + entropy(q)
+        return mean + jax.lax.map(own_terms, jnp.arange(q.shape[1])).sum(0) + entropy(q)
 
     def given(self, params, x, q, j):
         """log p(x, z_j, the others as in q) for every state of latent variable j, (n, k)."""
         states = self.states(x)
-        some = jnp.asarray(np.where(states, np.arange(states.shape[1]), 0))  # absent: as the first
-        corners = jnp.eye(states.shape[1], dtype=q.dtype)[some[j]]
-        return jax.vmap(lambda z: self.joint(params, x, q.at[:, j].set(z)), out_axes=1)(corners)
+        # A state that the latent variable lacks is evaluated as its first state.
+        state_index = jnp.asarray(np.where(states, np.arange(states.shape[1]), 0))
+        corners = jnp.eye(states.shape[1], dtype=q.dtype)[state_index[j]]
+        return jax.vmap(lambda z: self.log_joint_at(params, x, q.at[:, j].set(z)), out_axes=1)(
+            corners
+        )
 
-    def swept(self, params, x, q):
-        """(q, F (n,)) after every latent variable in turn has taken its best distribution."""
+    def one_sweep(self, params, x, q):
+        """(q, F (n,)) after one sweep: the distribution of every latent variable in turn is set to
+        the maximiser of F given the others."""
         states = jnp.asarray(self.states(x))
 
         def update(j, carry):
-            q, alone, _ = carry
+            q, own_terms, _ = carry
             given = self.given(params, x, q, j)
             best = jax.nn.softmax(jnp.where(states[j], given, -jnp.inf), axis=-1)
             q = q.at[:, j].set(best)
-            mean = self.joint(params, x, q)
-            return q, alone + expectation(best, given) - mean, mean
+            mean = self.log_joint_at(params, x, q)
+            return q, own_terms + expectation(best, given) - mean, mean
 
         zero = jnp.zeros(q.shape[0], q.dtype)
-        q, alone, mean = jax.lax.fori_loop(0, q.shape[1], update, (q, zero, zero))
-        return q, mean + alone + entropy(q)
+        q, own_terms, mean = jax.lax.fori_loop(0, q.shape[1], update, (q, zero, zero))
+        return q, mean + own_terms + entropy(q)
 
     def ascended(self, params, x, q, tol, most: int):
-        """(q, F (n,)) after at least one sweep, at most `most`, until no entry of q moves by more
-        than tol."""
+        """(q, F (n,)) after 1 to `most` sweeps, until no entry of q changes by more than tol."""
 
         def step(carry):
             q, _, _, count = carry
-            new, value = self.swept(params, x, q)
-            return new, value, jnp.max(jnp.abs(new - q)), count + 1
+            updated, value = self.one_sweep(params, x, q)
+            return updated, value, jnp.max(jnp.abs(updated - q)), count + 1
 
-        def going(carry):
+        def is_unfinished(carry):
             return (carry[3] < most) & (carry[2] > tol)
 
         infinite = jnp.asarray(jnp.inf, q.dtype)
         carry = (q, jnp.zeros(q.shape[0], q.dtype), infinite, jnp.asarray(0))
-        q, value, *_ = jax.lax.while_loop(going, step, carry)
+        q, value, *_ = jax.lax.while_loop(is_unfinished, step, carry)
         return q, value
 
     def posterior(self, params, x):
-        """q (n, m, k) at rest and F (n,): the best, unit by unit, from a few first q."""
+        """Converged q (n, m, k) and F (n,): unit by unit the best from `TRIES` first q."""
         n, dtype = _size(x)
         states = self.states(x)
         first = [self.init_q(params, x)]
         first += [self._drawn(i, n, states, dtype) for i in range(1, TRIES)]
 
-        def settled(q):
+        def ascend(q):
             return self.ascended(params, x, q, jnp.finfo(dtype).eps ** 0.7, LONG)
 
-        every = jax.lax.map(settled, jnp.stack(first))
-        best, value = jax.tree.map(lambda a: a[0], every)
+        converged = jax.lax.map(ascend, jnp.stack(first))
+        best, value = jax.tree.map(lambda a: a[0], converged)
         for i in range(1, TRIES):
-            q, other = jax.tree.map(lambda a: a[i], every)  # noqa: B023
-            best, value = select(other > value, (q, other), (best, value))
+            q, other_value = jax.tree.map(lambda a: a[i], converged)  # noqa: B023
+            best, value = select(other_value > value, (q, other_value), (best, value))
         return best, value
 
     def log_prob(self, params, x):
@@ -154,25 +158,25 @@ class Factored(Adopted):
         return self.posterior(params, x)[1]
 
     def exact(self, params, x):
-        """Whether log p is as linear in z as mean field needs, at a few units and random q."""
+        """Whether log p is linear in z as mean field needs: a check at a few units and random q."""
         states, (n, dtype) = self.states(x), _size(x)
         x = jax.tree.map(lambda a: a[:FEW], x)
         n = min(n, FEW)
         one, two = (self._drawn(i, n, states, dtype) for i in (1, 2))
 
-        def alone(q, j):
-            given, mean = self.given(params, x, q, j), self.joint(params, x, q)
+        def own_terms(q, j):
+            given, mean = self.given(params, x, q, j), self.log_joint_at(params, x, q)
             return expectation(q[:, j], given) - mean, jnp.abs(given).max(-1) + jnp.abs(mean)
 
-        def off(j):
-            (a, size), (b, _) = alone(one, j), alone(two.at[:, j].set(one[:, j]), j)
+        def deviation(j):
+            (a, size), (b, _) = own_terms(one, j), own_terms(two.at[:, j].set(one[:, j]), j)
             return jnp.max(jnp.abs(a - b) / (1 + size))
 
-        away = jax.lax.map(off, jnp.arange(states.shape[0])).max()
-        return away <= 1e3 * jnp.finfo(dtype).eps
+        worst = jax.lax.map(deviation, jnp.arange(states.shape[0])).max()
+        return worst <= 1e3 * jnp.finfo(dtype).eps
 
     def refusal(self):
-        """What to say where `exact` is False."""
+        """The error message where `exact` is False."""
         return (
             f"{type(self.inner).__name__}.log_joint(params, x, z) is not linear in every z[:, m] "
             "given the others, up to terms of one of them alone, or not finite at probabilities: "
@@ -180,7 +184,7 @@ class Factored(Adopted):
         )
 
     def _drawn(self, seed: int, n: int, states, dtype):
-        """Random distributions, alike in all units, (n, m, k)."""
+        """Random distributions (n, m, k), the same in all units."""
         q = np.random.default_rng(seed).exponential(size=states.shape) * states
         return jnp.broadcast_to(jnp.asarray(q / q.sum(-1, keepdims=True), dtype), (n, *q.shape))
 

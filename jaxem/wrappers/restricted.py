@@ -1,8 +1,9 @@
-"""Partial parameters: a model of which some entries of the params are known, kept or equal.
+"""Restricted models: some entries of the params are fixed, frozen or tied.
 
-A path names entries: the names on the way to a leaf, joined by dots, and an index where only a part
-is meant: "weights", "components.mean", "components.mean[0]", "components.mean[:, 1]". A path that
-ends above the leaves names them all: "components[0]" is the whole first component.
+A path names entries of params: the field names from the root to a leaf, joined by dots, and an
+index for a part of the leaf: "weights", "components.mean", "components.mean[0]",
+"components.mean[:, 1]". A path to a subtree names all its leaves: "components[0]" is the whole
+first component.
 """
 
 import warnings
@@ -30,11 +31,11 @@ from jaxem.wrappers.adopt import adopt
 
 
 class Plan(NamedTuple):
-    """What is held of params of one shape, entry by entry of one flat vector.
+    """The restrictions of params of one shape, entry by entry of the flat vector of params.
 
-    given, frozen: which entries have a value of their own, and which keep what they start with.
-    source: for given entries their place among all given values. group: the first of the entries
-    that an entry equals, itself where it is free.
+    given: which entries are fixed at a value. frozen: which entries keep their value of the start.
+    source: for given entries, the index among all given values. group: the index of the first of
+    the entries to which an entry is tied, its own index where it is free.
     """
 
     layout: Layout
@@ -52,25 +53,27 @@ class Plan(NamedTuple):
 class Restricted(Wrapper):
     """A model with some of its params fixed, frozen or tied: a smaller model of the same data.
 
-    Its params are a tree like those of the model, and hold the fixed values bit for bit; given
-    starts are moved onto them. EM climbs the same objective over what is free, with the model's
-    M-step where one in closed form is left, else by `Gradient()`. `n_parameters`, BIC and
-    AIC count what is free. The gradient through a fit includes that by fixed values.
+    Its params are a tree like those of the model, with the fixed values bit for bit; given starts
+    are changed to satisfy the restrictions. EM maximises the same objective over the free entries,
+    with the model's M-step where it has a closed form under the restrictions, else by `Gradient()`.
+    `n_parameters`, BIC and AIC count free entries. The gradient through a fit includes that by
+    fixed values.
 
-    In closed form: weights in any way; whole components in any way; entries of rates and
-    probabilities; means of a normal (whole ones where it is full or tied), moments then being about
-    them; covariances fixed or shared by some components; the shape of a gamma.
+    The M-step has a closed form for: any restriction of weights; any restriction of whole
+    components; entries of rates and probabilities; means of a normal (whole means where it is full
+    or tied), with moments about the fixed means; covariances fixed or shared by some components;
+    the shape of a gamma.
 
     Args:
-      model: what is restricted.
-      fixed: {path: value}; None instead of a value keeps what the start holds, and so does a path
-        or a list of paths alone. Values broadcast.
-      tied: a sequence of ties. A tuple of paths: what they name is equal, such as
-        ("components.rate[0]", "components.rate[1]"). One path: equal along its first axis, so that
-        "components.covariance" is one covariance for all.
+      model: the model to restrict.
+      fixed: {path: value}; None in place of a value freezes the entries at their start, as does a
+        path or a list of paths without values. Values broadcast.
+      tied: a sequence of ties. A tuple of paths: the entries that they name are equal, such as
+        ("components.rate[0]", "components.rate[1]"). One path: entries are equal along its first
+        axis, so that "components.covariance" is one covariance for all.
 
-    Raises, when it is fitted, ValueError for a path that names nothing, a value of another shape or
-    outside its space, an entry both fixed and tied, part of a covariance matrix, and ties that a
+    Raises ValueError, when it is fitted, for a path that names nothing, a value of another shape or
+    outside its space, an entry both fixed and tied, a part of a covariance matrix, and ties that a
     change of units would break.
     """
 
@@ -118,9 +121,9 @@ class Restricted(Wrapper):
         return self.model.domain.also(self._check)
 
     def _check(self, x):
-        """Raises where a restriction does not fit the params that data like x have."""
-        like = jax.eval_shape(self._shape, x)
-        plan = self._plan(like)
+        """Raises where a restriction does not match the params for data shaped like x."""
+        params_shape = jax.eval_shape(self._shape, x)
+        plan = self._plan(params_shape)
 
         def units(x):
             return standardized(self.model, x, jnp.ones(jax.tree.leaves(x)[0].shape[0])).units
@@ -128,37 +131,38 @@ class Restricted(Wrapper):
         if jax.tree.leaves(jax.eval_shape(units, x)):
             plan.layout.require_columns(plan.group)
         if not is_traced(self.fixed):
-            self._check_values(plan, like)
+            self._check_values(plan, params_shape)
 
-    def settle(self, params, old):
-        """params with fixed values in place, frozen entries as in `old`, and ties by their mean."""
+    def restrict(self, params, old):
+        """params with fixed entries at their values, frozen entries as in `old`, and tied entries
+        at their mean."""
         plan = self._plan(params)
         vector, unravel = ravel_pytree(params)
         vector = averaged(plan.group, vector)
-        keep = stop_gradient(ravel_pytree(old)[0])
-        held = jnp.where(plan.given, self._given(plan, vector.dtype), keep)
-        vector = jnp.where(plan.held, held, vector)
+        frozen_values = stop_gradient(ravel_pytree(old)[0])
+        held_values = jnp.where(plan.given, self._given(plan, vector.dtype), frozen_values)
+        vector = jnp.where(plan.held, held_values, vector)
         return plan.layout.rescaled(unravel(vector), plan.held)
 
     def closed(self, x):
         """As in `Model`. TypeError where there is no M-step at all."""
-        found = []
+        is_closed = []
 
-        def look(x):
+        def record(x):
             weights = jnp.ones(jax.tree.leaves(x)[0].shape[0])
             inner = self.standardize(x, weights)
             params = inner.model.init(jax.random.key(0), inner.data, weights)
-            found.append(self.model.closed(x) and inner.model.step(params) is not None)
+            is_closed.append(self.model.closed(x) and inner.model.step(params) is not None)
             return params
 
-        jax.eval_shape(look, x)
+        jax.eval_shape(record, x)
         bound = has(self.model, FiniteLatents) or has(self.model, Bound)
-        if not found[0] and not bound:
+        if not is_closed[0] and not bound:
             raise TypeError(
                 f"there is no M-step in closed form for {self!r}, and its model defines no "
                 "log_joint(params, x) for one by gradients"
             )
-        return found[0]
+        return is_closed[0]
 
     def maximize(self, params, stats):
         step = self.step(params)
@@ -166,50 +170,54 @@ class Restricted(Wrapper):
             raise TypeError(
                 "these restrictions leave no M-step in closed form: use m_step=jaxem.Gradient()"
             )
-        return self.settle(step(params, stats), params)
+        return self.restrict(step(params, stats), params)
 
     def coordinates(self, params):
-        """The coordinates of what is free."""
+        """The coordinates of the free entries."""
         plan = self._plan(params)
         return Reduced(self, Coordinates(self.model.spaces(params), params), params, plan)
 
     def n_parameters(self, params):
         plan = self._plan(params)
-        lost = plan.layout.freedom() - plan.layout.freedom(plan.held, plan.group)
-        return self.model.n_parameters(params) - lost
+        removed = plan.layout.freedom() - plan.layout.freedom(plan.held, plan.group)
+        return self.model.n_parameters(params) - removed
 
     def init(self, key, x, weights):
-        return self._settled(self.model.init(key, x, weights))
+        return self._restrict_itself(self.model.init(key, x, weights))
 
     def from_responsibilities(self, key, x, responsibilities, weights):
         start = self.model.from_responsibilities(key, x, responsibilities, weights)
-        return self._settled(start)
+        return self._restrict_itself(start)
 
     def standardize(self, x, weights):
         inner = standardized(self.model, x, weights)
-        like = jax.eval_shape(self._shape, x)
-        plan = self._plan(like)
-        vector, unravel = ravel_pytree(plan.layout.neutral(like))
+        params_shape = jax.eval_shape(self._shape, x)
+        plan = self._plan(params_shape)
+        vector, unravel = ravel_pytree(plan.layout.neutral(params_shape))
         given = self._given(plan, vector.dtype)
-        there = inward(self.model, inner.units, unravel(jnp.where(plan.given, given, vector)))
-        there = ravel_pytree(there)[0]
+        standard_params = inward(
+            self.model, inner.units, unravel(jnp.where(plan.given, given, vector))
+        )
+        standard_params = ravel_pytree(standard_params)[0]
         fixed = {
-            path: None if v is None else tuple(there[at] for at in plan.layout.places(path))
+            path: None
+            if v is None
+            else tuple(standard_params[at] for at in plan.layout.places(path))
             for path, v in self.fixed.items()
         }
         return inner._replace(model=Restricted(inner.model, fixed, self.tied))
 
     def inward(self, units, params):
-        return inward(self.model, units, self._settled(params))
+        return inward(self.model, units, self._restrict_itself(params))
 
     def outward(self, units, params):
-        return self._settled(outward(self.model, units, params))
+        return self._restrict_itself(outward(self.model, units, params))
 
-    def _settled(self, params):
-        return self.settle(params, params)
+    def _restrict_itself(self, params):
+        return self.restrict(params, params)
 
     def step(self, params):
-        """The M-step before `settle`, or None."""
+        """The M-step in closed form, before `restrict`, or None."""
         plan = self._plan(params)
         held = plan.layout.held(plan.held, plan.group)
         return None if held is None else restricted(self.model, held)
@@ -255,14 +263,14 @@ class Restricted(Wrapper):
         return plan
 
     def _given(self, plan, dtype):
-        """The fixed values, entry by entry; 0 where there is none."""
+        """The fixed values, entry by entry, for the entries of `plan.given`."""
         values = [jnp.ravel(v) for vs in self.fixed.values() for v in vs or ()]
         if not values:
             return jnp.zeros(plan.layout.size, dtype)
         return jnp.concatenate(values).astype(dtype)[plan.source]
 
     def _check_values(self, plan, like):
-        """Raises ValueError where a fixed value lies outside its space, as the model sees it."""
+        """Raises ValueError where a fixed value lies outside its space."""
         with jax.ensure_compile_time_eval():
             vector, unravel = ravel_pytree(plan.layout.neutral(like))
             given = np.asarray(self._given(plan, vector.dtype))
@@ -278,7 +286,7 @@ class Restricted(Wrapper):
 
 
 class Reduced(Coordinates):
-    """The coordinates of what is free, each tie one of them."""
+    """The coordinates of the free entries, one for each group of tied entries."""
 
     def __init__(self, model, inner, params, plan):
         self.model, self.inner, self.kept, self.plan = model, inner, params, plan
@@ -293,7 +301,7 @@ class Reduced(Coordinates):
         full = self.full
         if vector.size:
             full = jnp.where(self.plan.held, full, vector[self.place])
-        return self.model.settle(self.inner.params(full), self.kept)
+        return self.model.restrict(self.inner.params(full), self.kept)
 
 
 def _values(value):
@@ -305,17 +313,17 @@ def _values(value):
 
 
 def coordinates(model, params) -> Coordinates:
-    """params as one vector without constraints; of a `Restricted` model what is free of them."""
+    """params as one vector without constraints; of a `Restricted` model only the free entries."""
     if isinstance(model, Restricted):
         return model.coordinates(params)
     return Coordinates(model.spaces(params), params)
 
 
-def settled(model, params, old):
-    """params with what a `Restricted` model holds in its place, next to `old` ones."""
-    return model.settle(params, old) if isinstance(model, Restricted) else params
+def with_restrictions(model, params, old):
+    """params under the restrictions of a `Restricted` model, with frozen entries as in `old`."""
+    return model.restrict(params, old) if isinstance(model, Restricted) else params
 
 
 def hold(model, paths) -> Restricted:
-    """A model that keeps what the paths name as it is."""
+    """The model with the entries of the paths frozen."""
     return Restricted(model, {path: None for path in paths})

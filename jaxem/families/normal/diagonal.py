@@ -10,8 +10,8 @@ from jaxem.families.normal.products import append_one
 from jaxem.protocol.priors import inverse_gamma
 from jaxem.protocol.spaces import ABOVE_ZERO
 
-NEAR = 1.001
-"""A variance on the floor is still seen there after a change of units and back."""
+ON_FLOOR = 1.001
+"""The factor of the floor up to which a variance counts as on it: a change of units rounds."""
 
 
 class DiagonalForm(Form):
@@ -24,7 +24,8 @@ class DiagonalForm(Form):
         return 2 * d
 
     def features(self, x):
-        power = jnp.arange(2)[:, None, None]  # one loop over whole rows; joined: four times
+        # One loop over whole rows; a concatenation takes four times as long.
+        power = jnp.arange(2)[:, None, None]
         return append_one(jnp.where(power == 0, jnp.square(x), x).reshape(-1, x.shape[1]))
 
     def coefficients(self, mean, covariance, level):
@@ -75,11 +76,11 @@ class Diagonal(Structure):
     def floor(self, covariance, floor):
         return jnp.maximum(covariance, floor)
 
-    def whitened(self, covariance, mean, chart):
-        return mean / jnp.sqrt(covariance), chart / (math.sqrt(2) * covariance)
+    def whitened(self, covariance, mean_step, covariance_step):
+        return mean_step / jnp.sqrt(covariance), covariance_step / (math.sqrt(2) * covariance)
 
     def is_floored(self, covariance, floor):
-        return jnp.any(covariance <= floor * NEAR, axis=-1)
+        return jnp.any(covariance <= floor * ON_FLOOR, axis=-1)
 
     def rescale(self, covariance, s):
         return (covariance * s) * s
@@ -91,8 +92,8 @@ class Diagonal(Structure):
         return inverse_gamma(df, scale, covariance)
 
     def against(self, scale, covariance, d):
-        shares = jnp.broadcast_to(scale, (d,))
-        return (shares / self.variances(covariance)).sum(-1), jnp.log(shares).sum()
+        scales = jnp.broadcast_to(scale, (d,))
+        return (scales / self.variances(covariance)).sum(-1), jnp.log(scales).sum()
 
     def colour(self, covariance, z, noise):
         return jnp.sqrt(covariance)[z] * noise

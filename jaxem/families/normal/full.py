@@ -18,7 +18,7 @@ from jaxem.protocol.spaces import POSITIVE_DEFINITE
 class FullForm(Form):
     """All products of two features of z."""
 
-    def pays(self, d):
+    def is_faster(self, d):
         return d <= tuning.WIDEST_PRODUCTS
 
     def size(self, d):
@@ -70,7 +70,7 @@ class Full(Structure):
         return jnp.diagonal(covariance, axis1=-2, axis2=-1)
 
     def unit(self, k, d, dtype):
-        """Unit variances."""
+        """Covariances with unit variances."""
         return jnp.broadcast_to(jnp.eye(d, dtype=dtype), (k, d, d))
 
     def quadratic(self, covariance, centred):
@@ -92,13 +92,13 @@ class Full(Structure):
 
         columns = x.T
 
-        def products(w, columns):
-            return self._products(w, columns - mean[:, :, None])
+        def products(weights_of_block, columns):
+            return self._products(weights_of_block, columns - mean[:, :, None])
 
         def add(i, sums):
             both = (weights, columns)
-            here = [jax.lax.dynamic_slice_in_dim(a, i * block, block, 1) for a in both]
-            return jax.tree.map(jnp.add, sums, products(*here))
+            block_arrays = [jax.lax.dynamic_slice_in_dim(a, i * block, block, 1) for a in both]
+            return jax.tree.map(jnp.add, sums, products(*block_arrays))
 
         done = n - n % block
         sums = products(weights[:, done:], columns[:, done:])
@@ -112,28 +112,32 @@ class Full(Structure):
     def _stacked(self, weights, centred):
         rows = range(centred.shape[1])
         products = [centred[:, i] * centred[:, j] for i in rows for j in range(i + 1)]
-        count, first, packed = weighted_sums(weights, centred, jnp.stack(products, 1))
-        at = [[max(i, j) * (max(i, j) + 1) // 2 + min(i, j) for j in rows] for i in rows]
-        second = jnp.stack([jnp.stack([packed[:, j] for j in row], -1) for row in at], -2)
+        count, first, stacked = weighted_sums(weights, centred, jnp.stack(products, 1))
+        positions = [[max(i, j) * (max(i, j) + 1) // 2 + min(i, j) for j in rows] for i in rows]
+        second = jnp.stack([jnp.stack([stacked[:, j] for j in row], -1) for row in positions], -2)
         return count, first, second
 
-    def whitened(self, covariance, mean, chart):
-        """Steps of the means (k, d) and of the covariance's chart in standard errors of a unit.
+    def whitened(self, covariance, mean_step, factor_step):
+        """Steps of the means (k, d) and of the covariance's factor in standard errors of one unit.
 
         With the factor L(I + E) the information on E is 1 off the diagonal and 2 on it.
         """
-        mean = jnp.swapaxes(mean.reshape(*covariance.shape[:-2], -1, mean.shape[-1]), -1, -2)
-        both = lower_solve(lower_factor(covariance), jnp.concatenate([mean, chart], -1))
-        mean, chart = both[..., : mean.shape[-1]], both[..., mean.shape[-1] :]
-        twice = jnp.where(jnp.eye(chart.shape[-1], dtype=bool), math.sqrt(2), 1)
-        return jnp.swapaxes(mean, -1, -2).reshape(-1, mean.shape[-2]), twice * chart
+        mean_step = jnp.swapaxes(
+            mean_step.reshape(*covariance.shape[:-2], -1, mean_step.shape[-1]), -1, -2
+        )
+        both = lower_solve(lower_factor(covariance), jnp.concatenate([mean_step, factor_step], -1))
+        mean_step, factor_step = both[..., : mean_step.shape[-1]], both[..., mean_step.shape[-1] :]
+        root_information = jnp.where(jnp.eye(factor_step.shape[-1], dtype=bool), math.sqrt(2), 1)
+        return jnp.swapaxes(mean_step, -1, -2).reshape(
+            -1, mean_step.shape[-2]
+        ), root_information * factor_step
 
     def outer(self, weights, v):
         """weight · v vᵀ, for weights (k,)."""
         return weights[:, None, None] * v[:, :, None] * v[:, None, :]
 
     def divisor(self, count, d, prior_df=None):
-        """What the scatter is divided by in the M-step, shaped to broadcast against it."""
+        """The divisor of the scatter in the M-step, of a shape that broadcasts to it."""
         n = count if prior_df is None else count + prior_df + d + 2
         return n[:, None, None]
 
@@ -156,12 +160,12 @@ class Full(Structure):
         return inverse_wishart(df, scale, covariance)
 
     def against(self, scale, covariance, d):
-        """tr(scale · covariance⁻¹), that broadcasts to (k,), and the log-determinant of scale."""
+        """tr(scale · covariance⁻¹), which broadcasts to (k,), and the log-determinant of scale."""
         root = jnp.broadcast_to(lower_factor(scale), covariance.shape)
         return Factor(covariance).mahalanobis(root).sum(-1), Factor(scale).log_det
 
     def colour(self, covariance, z, noise):
-        """White noise (n, d) given the covariance of component z (n,)."""
+        """Noise (n, d) of unit covariance, transformed to the covariance of component z (n,)."""
         root = jnp.linalg.cholesky(covariance)[z]
         return jnp.einsum("nij,nj->ni", root, noise, precision=Precision.HIGHEST)
 

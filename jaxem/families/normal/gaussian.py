@@ -1,4 +1,4 @@
-"""What all normal components stand on: params, statistics, and what a covariance structure is."""
+"""The base of all normal components: params, statistics, and the interface of a structure."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ class NormalParams:
 
 
 class NormalStatistics(NamedTuple):
-    """Moments about the mean that params hold: Σw (k,), Σw·c (k, d), Σw·c cᵀ by structure."""
+    """Moments about the mean of params: Σw (k,), Σw·c (k, d), Σw·c cᵀ by structure."""
 
     count: Any
     first: Any
@@ -23,11 +23,11 @@ class NormalStatistics(NamedTuple):
 
 
 class Structure:
-    """A covariance structure: one object, in a file of its own, by its name in `STRUCTURES`.
+    """A covariance structure: one object, in its own file, with a name in `STRUCTURES`.
 
-    It has all methods of `Full`, whose docstrings say what they return. Shapes: `centred` (k, d, n)
+    It has all methods of `Full`, whose docstrings describe them. Shapes: `centred` (k, d, n)
     with the units minor, `weights` (k, n), `count` (k,), `v` (k, d); a covariance has the shape
-    that its structure names.
+    of its structure.
     """
 
     space: Any
@@ -37,38 +37,40 @@ class Structure:
     """Its `Form`."""
 
     whole: bool
-    """It is of matrices: their prior is inverse Wishart, that of variances inverse gamma."""
+    """Whether covariances are matrices, with an inverse Wishart prior; that of variances is inverse
+    gamma."""
 
     shared = False
-    """One covariance is for all components, without an axis of its own for them."""
+    """Whether all components have one covariance, without an axis of components."""
 
     common_scale = False
-    """Data keep this structure only if one scale is for all features."""
+    """Whether data must be standardised with one scale for all features to keep this structure."""
 
-    def seen(self, count, scatter, d, whole_prior):
-        """The units that every precision has seen, and their scatter.
+    def counted(self, count, scatter, d, whole_prior):
+        """The number of units from which every precision is estimated, and their scatter.
 
-        whole_prior: it is of a whole matrix for every component, and what is shared sees the mean.
+        whole_prior: whether the prior is of a whole matrix for every component; a shared precision
+        is then estimated from the mean over components.
         """
         return count, scatter
 
     def shared_by(self, k, d):
-        """How many of the k components, or of the d features, have one precision between them."""
+        """How many of the k components, or of the d features, share one precision."""
         return 1
 
 
 class Form:
     """Normal log densities as linear functions of features: two matrix products a pass.
 
-    It has `size(d)`, how many features there are of d of the data, and `one(d)`, the feature that
-    is 1; `features(x)`, (m, n) from (d, n); `coefficients(mean, covariance, level)`, (k, m), with
-    level (k,) added to every log density; `moments(mean, sums)`, the moments about the means from
-    Σ w · features (m, k); `terms(mean, covariance)`, (k,), the size of the terms of which a log
-    density is the small difference, on average over a component's own units.
+    It has `size(d)`, the number of features m for d columns of data; `one(d)`, the index of the
+    feature that is 1; `features(x)`, (m, n) from (d, n); `coefficients(mean, covariance, level)`,
+    (k, m), with level (k,) added to every log density; `moments(mean, sums)`, the moments about the
+    means from Σ w · features (m, k); `terms(mean, covariance)`, (k,), the size of the terms that
+    cancel to a log density, on average over the units of a component.
     """
 
-    def pays(self, d):
-        """Whether the products cost less than centred rows."""
+    def is_faster(self, d):
+        """Whether the matrix products are faster than a pass over centred rows."""
         return True
 
 
@@ -79,7 +81,7 @@ def centred_moments(structure, mean, stats):
 
 
 def with_prior_mean(structure, prior, count, mean, scatter):
-    """Means and scatter with what a normal prior of the means adds to both."""
+    """Means and scatter with the terms that a normal prior of the means adds to both."""
     shrink = count / (count + prior.kappa)
     away = mean - prior.mean
     scatter = scatter + structure.outer(prior.kappa * shrink, away)

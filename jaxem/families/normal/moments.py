@@ -1,4 +1,4 @@
-"""Arithmetic that all covariance structures share."""
+"""Functions of all covariance structures."""
 
 import math
 
@@ -13,8 +13,8 @@ LOG_2PI = math.log(2 * math.pi)
 def weighted_sums(weights, centred, products):
     """Σ_n weight (k,), · c (k, d), and · each of `products` (k, m, n), as (k, m).
 
-    Matrix-vector products: sums along a minor axis do not vectorise on a CPU, and arrays joined for
-    one product cost more than they save, above all in reverse.
+    Computed as matrix-vector products: sums along a minor axis are not vectorised on a CPU. Arrays
+    are not concatenated for one product, which is slower, above all in reverse differentiation.
     """
     column = weights[..., None]
     sums = (jnp.matmul(a, column, precision=Precision.HIGHEST) for a in (centred, products))
@@ -27,8 +27,8 @@ def centre(x, mean):
 
 
 def variance_floor(dtype) -> float:
-    """The smallest variance of standardised data that is not taken for a collapse.
+    """The smallest variance of standardised data that does not count as a collapse.
 
-    A standard deviation of about 2e-5 of the spread in float32 and 6e-12 in float64.
+    It is a standard deviation of about 2e-5 of the spread in float32 and 6e-12 in float64.
     """
     return 10 * float(jnp.finfo(dtype).eps) ** 1.5

@@ -37,7 +37,8 @@ class Normal(Bank):
       covariance: "full", "tied" (one for all), "diagonal" or "spherical".
       prior: a `NormalPrior` for a maximum a posteriori fit, or None for maximum likelihood.
       floor: the smallest variance allowed, in squared units of the data. None: a value so far below
-        the data's spread (`variance_floor`) that it acts on a collapse alone, which is flagged.
+        the data's variance (`variance_floor`) that only a collapsed component reaches it, and the
+        fit then has the status DEGENERATE.
 
     Raises ValueError for another covariance, or for data that are not of shape (n, d).
     """
@@ -96,7 +97,7 @@ class Normal(Bank):
 
     def linear(self, x):
         d, form = x.shape[1], self.structure.form
-        if not form.pays(d):
+        if not form.is_faster(d):
             return None
 
         return Linear(
@@ -125,24 +126,24 @@ class Normal(Bank):
             scatter = scatter + structure.as_scale(prior.scale, d)
             divisor = structure.divisor(scatter_count, d, prior.df)
         covariance = structure.floor(scatter / divisor, self._floor)
-        new = NormalParams(mean, covariance)
-        return new if prior is not None else self._keep_empty(stats.count, new, params)
+        updated = NormalParams(mean, covariance)
+        return updated if prior is not None else self._keep_empty(stats.count, updated, params)
 
     def restricted(self, held):
-        """Means held, about which the moments then are; means that are equal, where covariances are
-        too; covariances fixed, or equal: the mean of what each would be, by counts."""
+        """Fixed means, about which the moments are then computed. Tied means, where the covariances
+        are tied too. Covariances, fixed, or tied: the mean of the untied ones by counts."""
         mean, covariance = held.mean, held.covariance
         shared = self.structure.shared
         from jaxem.protocol.restriction import by_rows
 
-        whole = None if shared else by_rows(self, held)
-        if whole is not None or (mean.free and covariance.free):
-            return whole or self.maximize
+        by_whole_rows = None if shared else by_rows(self, held)
+        if by_whole_rows is not None or (mean.free and covariance.free):
+            return by_whole_rows or self.maximize
         if self.prior is not None:
             return self.maximize if mean.free and not covariance.tied else None
         if mean.tied and not shared:
-            alike = covariance.leaders[mean.leaders] == covariance.leaders
-            if covariance.fixed.any() or covariance.rows is None or not alike.all():
+            are_tied_alike = covariance.leaders[mean.leaders] == covariance.leaders
+            if covariance.fixed.any() or covariance.rows is None or not are_tied_alike.all():
                 return None
         if mean.rows is None and (mean.tied or self.structure.whole):
             return None
@@ -151,13 +152,13 @@ class Normal(Bank):
             count, first = (averaged(mean.leaders, a) for a in (stats.count, stats.first))
             second = stats.second if shared else averaged(mean.leaders, stats.second)
             first = jnp.where(mean.fixed, 0, first)
-            new = self.maximize(params, NormalStatistics(count, first, second))
+            updated = self.maximize(params, NormalStatistics(count, first, second))
             if not covariance.tied or shared:
-                return new
-            c, group = new.covariance, covariance.group.ravel()
+                return updated
+            c, group = updated.covariance, covariance.group.ravel()
             weight = jnp.broadcast_to(safe(count).reshape(-1, *(1,) * (c.ndim - 1)), c.shape)
             total, weight = (averaged(group, a.ravel()) for a in (weight * c, weight))
-            return NormalParams(new.mean, (total / weight).reshape(c.shape))
+            return NormalParams(updated.mean, (total / weight).reshape(c.shape))
 
         return maximize
 
@@ -171,19 +172,21 @@ class Normal(Bank):
         return self._informed if self.prior is None else None
 
     def _informed(self, x, weights, k):
-        """With the prior of Fraley & Raftery 2007, of uncorrelated features: kappa 0.01, df d + 2,
-        scale the variances / k^(2/d). A constant feature counts as one of its own magnitude."""
+        """With the prior of Fraley & Raftery 2007, for uncorrelated features: kappa 0.01, df d + 2,
+        scale the variances / k^(2/d). The scale of a constant feature is its magnitude."""
         d, spherical = x.shape[1], self.structure.common_scale
-        own = frame(x, weights, spherical)
-        scale = jnp.square(own.scale[0] if spherical else own.scale) / k ** (2 / d)
-        return dataclasses.replace(self, prior=NormalPrior(own.location, 0.01, d + 2.0, scale))
+        data_frame = frame(x, weights, spherical)
+        scale = jnp.square(data_frame.scale[0] if spherical else data_frame.scale) / k ** (2 / d)
+        return dataclasses.replace(
+            self, prior=NormalPrior(data_frame.location, 0.01, d + 2.0, scale)
+        )
 
     def spaces(self, params):
         return NormalParams(REAL, self.structure.space)
 
     def whitened(self, params, step):
-        own = self.structure.whitened(params.covariance, step.mean, step.covariance)
-        return NormalParams(*own)
+        steps = self.structure.whitened(params.covariance, step.mean, step.covariance)
+        return NormalParams(*steps)
 
     def log_prior(self, params):
         if self.prior is None:
@@ -207,8 +210,8 @@ class Normal(Bank):
 
     def standardize(self, x, weights, copy=False):
         structure = self.structure
-        own = frame(x, weights, structure.common_scale)
-        loc, scale = own.location, own.scale
+        data_frame = frame(x, weights, structure.common_scale)
+        location, scale = data_frame.location, data_frame.scale
         lazy = not (roomy(x) or copy)
         floor = variance_floor(x.dtype)
         if self.floor is not None:
@@ -218,12 +221,14 @@ class Normal(Bank):
             spread = structure.as_scale(prior.scale, x.shape[1])
             prior = dataclasses.replace(
                 prior,
-                mean=(prior.mean - loc) / scale,
+                mean=(prior.mean - location) / scale,
                 scale=structure.rescale(spread, 1 / scale),
             )
-        model = dataclasses.replace(self, prior=prior, floor=floor, frame=own if lazy else None)
-        data = x if lazy else own.standardize(x)
-        return Standardized(model, data, Affine(loc, scale), jnp.log(scale).sum())
+        model = dataclasses.replace(
+            self, prior=prior, floor=floor, frame=data_frame if lazy else None
+        )
+        data = x if lazy else data_frame.standardize(x)
+        return Standardized(model, data, Affine(location, scale), jnp.log(scale).sum())
 
     def inward(self, units, params):
         mean = (params.mean - units.location) / units.scale
@@ -242,11 +247,11 @@ class Normal(Bank):
     def _floor(self):
         return 0.0 if self.floor is None else self.floor
 
-    def _keep_empty(self, count, new, old):
+    def _keep_empty(self, count, updated, previous):
         empty = is_empty(count)
-        kept = jnp.all(empty) if self.structure.shared else empty
-        shape = kept.shape + (1,) * (new.covariance.ndim - kept.ndim)
+        is_kept = jnp.all(empty) if self.structure.shared else empty
+        shape = is_kept.shape + (1,) * (updated.covariance.ndim - is_kept.ndim)
         return NormalParams(
-            jnp.where(empty[:, None], old.mean, new.mean),
-            jnp.where(kept.reshape(shape), old.covariance, new.covariance),
+            jnp.where(empty[:, None], previous.mean, updated.mean),
+            jnp.where(is_kept.reshape(shape), previous.covariance, updated.covariance),
         )

@@ -4,7 +4,7 @@ import math
 
 import jax.numpy as jnp
 
-from jaxem.families.normal.diagonal import NEAR, Diagonal
+from jaxem.families.normal.diagonal import ON_FLOOR, Diagonal
 from jaxem.families.normal.gaussian import Form
 from jaxem.families.normal.moments import LOG_2PI
 from jaxem.families.normal.products import append_one
@@ -63,12 +63,14 @@ class Spherical(Diagonal):
     def divisor(self, count, d, prior_df=None):
         return count * d if prior_df is None else count * d + prior_df + d + 2
 
-    def whitened(self, covariance, mean, chart):
-        d = mean.shape[1]
-        return mean / jnp.sqrt(covariance)[:, None], chart * (math.sqrt(d / 2) / covariance)
+    def whitened(self, covariance, mean_step, covariance_step):
+        d = mean_step.shape[1]
+        return mean_step / jnp.sqrt(covariance)[:, None], covariance_step * (
+            math.sqrt(d / 2) / covariance
+        )
 
     def is_floored(self, covariance, floor):
-        return covariance <= floor * NEAR
+        return covariance <= floor * ON_FLOOR
 
     def rescale(self, covariance, s):
         return (covariance * s[0]) * s[0]
@@ -76,7 +78,7 @@ class Spherical(Diagonal):
     def as_scale(self, scale, d):
         return jnp.asarray(scale).reshape(())
 
-    def seen(self, count, scatter, d, whole_prior):
+    def counted(self, count, scatter, d, whole_prior):
         return (count, scatter / d) if whole_prior else (count * d, scatter)
 
     def shared_by(self, k, d):

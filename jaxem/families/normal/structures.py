@@ -1,4 +1,4 @@
-"""The covariance structures by name: a new one is its own file and a line here."""
+"""The covariance structures by name: each has a file of its own."""
 
 from jaxem.families.normal.diagonal import Diagonal
 from jaxem.families.normal.full import Full

@@ -9,7 +9,7 @@ from jaxem.numerics.linalg import Factor
 
 
 class TiedForm(FullForm):
-    """As for full covariances: the products cost less than what they would share."""
+    """As for full covariances, which is faster than a form with shared products."""
 
     def moments(self, mean, sums):
         count, first, second = super().moments(mean, sums)
@@ -47,7 +47,7 @@ class Tied(Full):
         n = count.sum() if prior_df is None else count.sum() + prior_df + d + 1 + count.shape[0]
         return n[None, None]
 
-    def seen(self, count, scatter, d, whole_prior):
+    def counted(self, count, scatter, d, whole_prior):
         k = count.shape[0] if whole_prior else 1
         return count.sum() / k, scatter / k
 

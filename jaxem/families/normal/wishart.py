@@ -1,4 +1,5 @@
-"""Normal components whose means and precisions are distributed: normal–Wishart, and its kin."""
+"""Normal components with random means and precisions: normal–Wishart and normal–gamma
+posteriors."""
 
 import math
 from typing import Any
@@ -64,11 +65,11 @@ class NormalWishart(Bank):
         return self.maximize(start, self.statistics(start, x, None, weights))
 
     def posterior(self, params, x):
-        q, log_density = self.normal.posterior(_plain(params), x)
+        q, log_density = self.normal.posterior(_as_normal(params), x)
         return q, log_density + self._level(params)
 
     def statistics(self, params, x, q, weights):
-        return self.normal.statistics(_plain(params), x, q, weights)
+        return self.normal.statistics(_as_normal(params), x, q, weights)
 
     def linear(self, x):
         form = self.normal.linear(x)
@@ -76,23 +77,23 @@ class NormalWishart(Bank):
             return None
 
         def coefficients(params, level):
-            return form.coefficients(_plain(params), level + self._level(params))
+            return form.coefficients(_as_normal(params), level + self._level(params))
 
         def statistics(params, sums):
-            return form.statistics(_plain(params), sums)
+            return form.statistics(_as_normal(params), sums)
 
         return form._replace(
             coefficients=coefficients,
             statistics=statistics,
-            terms=lambda params: form.terms(_plain(params)),
+            terms=lambda params: form.terms(_as_normal(params)),
         )
 
     def maximize(self, params, stats):
         structure, prior, d = self.normal.structure, self._prior, params.mean.shape[1]
         mean, scatter = centred_moments(structure, params.mean, stats)
         mean, scatter = with_prior_mean(structure, prior, stats.count, mean, scatter)
-        units, scatter = structure.seen(stats.count, scatter, d, self._whole_prior)
-        df = prior.df + units
+        counts, scatter = structure.counted(stats.count, scatter, d, self._whole_prior)
+        df = prior.df + counts
         scale = structure.as_scale(prior.scale, d) + scatter
         return NormalPosterior(
             mean=mean,
@@ -102,7 +103,7 @@ class NormalWishart(Bank):
         )
 
     def log_prior(self, params):
-        """−KL(q ‖ prior). A precision that all share is counted once."""
+        """−KL(q ‖ prior). A precision that all components share is counted once."""
         structure, prior, (k, d) = self.normal.structure, self._prior, params.mean.shape
         away = (params.mean - prior.mean)[:, :, None]
         distance, log_det = structure.quadratic(params.covariance, away)
@@ -121,7 +122,7 @@ class NormalWishart(Bank):
         v = jnp.broadcast_to(self._freedom(df, d), params.mean_precision.shape)
         spread = df / v * (1 + 1 / params.mean_precision)
         centred = centre(self.normal._framed(x), params.mean)
-        if self._apart:
+        if self._is_featurewise:
             size = spread[:, None] * params.covariance
             distance = jnp.square(centred) / (size * v[:, None])[..., None]
             tail = (v + 1)[:, None] / 2 * jnp.log1p(distance).sum(1)
@@ -133,15 +134,15 @@ class NormalWishart(Bank):
         return (level[:, None] - 0.5 * log_det[:, None] - tail).T
 
     def sample(self, key, params, z):
-        """Draws from the predictive density, each unit with a mean and precision of its own."""
+        """Draws from the predictive density: a mean and a precision are drawn for every unit."""
         noise, mix = jax.random.split(key)
         d = params.mean.shape[1]
         df = jnp.broadcast_to(params.df, params.mean_precision.shape)
         v = self._freedom(df, d)[z][:, None]
-        shape = (z.shape[0], d if self._apart else 1)
+        shape = (z.shape[0], d if self._is_featurewise else 1)
         precision = jax.random.gamma(mix, jnp.broadcast_to(v / 2, shape), dtype=v.dtype) / (v / 2)
         spread = (df * (1 + 1 / params.mean_precision))[z][:, None] / v
-        centred = self.normal.sample(noise, _plain(params), z) - params.mean[z]
+        centred = self.normal.sample(noise, _as_normal(params), z) - params.mean[z]
         return params.mean[z] + centred * jnp.sqrt(spread / precision)
 
     def spaces(self, params):
@@ -180,7 +181,7 @@ class NormalWishart(Bank):
         return self._whole_prior or self.normal.structure.whole
 
     @property
-    def _apart(self):
+    def _is_featurewise(self):
         """Whether every feature has a gamma precision of its own."""
         return not self._wishart and not self.normal.structure.common_scale
 
@@ -193,11 +194,11 @@ class NormalWishart(Bank):
         return df - d + 1 if self._wishart else df
 
     def _level(self, params):
-        """What E[log p(x | k)] has beyond the normal log density, (k,)."""
+        """E[log p(x | k)] minus the normal log density at `params`, (k,)."""
         d, df = params.mean.shape[1], params.df
         each = [jnp.log1p(-j / df) - log_minus_digamma((df - j) / 2) for j in self._steps(d)]
         return 0.5 * (sum(each) - d / params.mean_precision)
 
 
-def _plain(params):
+def _as_normal(params):
     return NormalParams(params.mean, params.covariance)

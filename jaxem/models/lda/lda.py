@@ -33,21 +33,23 @@ from jaxem.protocol.priors import DirichletPrior
 from jaxem.protocol.spaces import ABOVE_ZERO, SIMPLEX
 
 LOOSE, BRIEF = 1e-3, 20
-"""γ moves until its mean change is below LOOSE, scikit-learn's default, BRIEF steps at most: what
-it then lacks, the steps to come make up for. While topics are alike more steps are worse than
-wasted: after 20 passes over 4,000 documents the bound was no higher with 100 steps, after twice the
-work, nor with the fixed points themselves, found by SQUAREM."""
+"""In a fit γ is iterated until its mean change is below LOOSE, scikit-learn's default, at most
+BRIEF steps; the E-steps that follow continue from it. More steps do not help while topics are
+similar: after 20 passes over 4,000 documents the bound was no higher with 100 steps, at twice the
+cost, nor with the fixed points themselves, found by SQUAREM."""
 
-ANEW, AGAIN = 10, 10
-"""While topics are still alike, a γ kept from the step before holds documents where they happen to
-be: after 20 passes over 4,000 documents the bound was 8% lower. So the first ANEW passes start from
-nothing, and every AGAIN-th after them, except where that lowers F; the others go on from γ."""
+COLD_PASSES, COLD_PERIOD = 10, 10
+"""While topics are similar, a warm start of γ holds documents at the topics that they have at
+random: after 20 passes over 4,000 documents the bound was 8% lower. So the first COLD_PASSES
+passes, and every COLD_PERIOD-th after them, use a cold start, except where that lowers F; the
+others use the warm start, γ of the pass before."""
 
 TIGHT, LONG = 0.7, 1000
-"""A posterior from nothing: until the mean change is below eps^TIGHT of the mean γ."""
+"""A posterior from a cold start: steps until the mean change of γ is below eps^TIGHT of its mean,
+at most LONG."""
 
 SEEDS = 10
-"""Documents whose words a topic starts from."""
+"""The number of documents whose words are the start of a topic."""
 
 
 @pytree(eq=False)
@@ -97,7 +99,7 @@ class DocumentsDomain(Domain):
 
 
 class LDALocal(NamedTuple):
-    """The local part of a fit: γ (n, k) as the last step left it, and how many steps there were."""
+    """The q of a fit: γ (n, k) after the last E-step, and the number of E-steps."""
 
     gamma: Any
     steps: Any
@@ -109,7 +111,7 @@ class LDA(Model):
 
     The posterior of a document is mean field, q(θ_d) q(z_d), so evidence, `log_likelihood` and
     `objective` are LOWER BOUNDS, on log p(words | topics, alpha) with the words of a document as a
-    sequence; nothing is dropped. Fits climb the bound and never lower it.
+    sequence, without any term dropped. No step of a fit lowers the bound.
 
     Args:
       topics: how many, an int of 1 or more.
@@ -162,7 +164,8 @@ class LDA(Model):
         return self.inference == "bayes"
 
     def init(self, key, x, weights):
-        """Each topic from the words of a few documents, with as much of all words."""
+        """Each topic is the mean of the word frequencies of a few documents and of all
+        documents."""
         v, n = x.vocabulary, x.words.shape[0]
         dtype = weights.dtype
         chosen = jax.random.choice(key, n, (self.topics, SEEDS), p=weights / weights.sum())
@@ -170,24 +173,30 @@ class LDA(Model):
         def spread(words, counts):
             return jnp.zeros(v, dtype).at[words.reshape(-1)].add(counts.reshape(-1))
 
-        whole = spread(x.words, x.counts * weights[:, None])
-        whole = (whole + 1 / v) / (whole.sum() + 1)
-        few = jax.vmap(spread)(x.words[chosen], x.counts[chosen])
-        total = few.sum(-1, keepdims=True)
-        few = jnp.where(total > 0, few / jnp.where(total > 0, total, 1), whole)
+        all_words = spread(x.words, x.counts * weights[:, None])
+        all_words = (all_words + 1 / v) / (all_words.sum() + 1)
+        chosen_words = jax.vmap(spread)(x.words[chosen], x.counts[chosen])
+        total = chosen_words.sum(-1, keepdims=True)
+        chosen_words = jnp.where(
+            total > 0, chosen_words / jnp.where(total > 0, total, 1), all_words
+        )
         mass = eta = None
         if self.bayes:
             eta = self._eta(None, dtype)
-            share = (x.size * weights).sum() / self.topics
-            mass = jnp.full(self.topics, jnp.broadcast_to(eta, (v,)).sum() + share, dtype)
+            tokens_per_topic = (x.size * weights).sum() / self.topics
+            mass = jnp.full(
+                self.topics, jnp.broadcast_to(eta, (v,)).sum() + tokens_per_topic, dtype
+            )
             eta = jnp.broadcast_to(eta, () if self.eta == "symmetric" else (v,))
-        own = self.alpha is not None and not isinstance(self.alpha, str)
-        alpha = self.alpha if own else 1 / self.topics
+        has_alpha = self.alpha is not None and not isinstance(self.alpha, str)
+        alpha = self.alpha if has_alpha else 1 / self.topics
         alpha = jnp.broadcast_to(jnp.asarray(alpha, dtype), (self.topics,))
-        return LDAParams((few + whole) / 2, alpha, mass, eta if isinstance(self.eta, str) else None)
+        return LDAParams(
+            (chosen_words + all_words) / 2, alpha, mass, eta if isinstance(self.eta, str) else None
+        )
 
     def posterior(self, params, x):
-        q = LDAPosterior(self.settled(params, x))
+        q = LDAPosterior(self.converged(params, x))
         return q, self.free_energy(params, x, q)
 
     def statistics(self, params, x, q, weights):
@@ -201,45 +210,43 @@ class LDA(Model):
         return self.sums(topics, mean_log(q.gamma), weights)
 
     def free_energy(self, params, x, q):
-        """F(q, params) of every document (n,), whatever q is."""
+        """F(q, params) of every document (n,), for any q."""
         data, logs = self.table(params, x), mean_log(q.gamma)
         if q.shares is None:
             return sums_at_gamma(data, q.gamma, jnp.ones_like(x.size)).evidence
-        some = q.shares > 0
-        joint = logs[:, None] + jnp.log(jnp.where(some, data.table[x.words], 1))
-        joint = joint - jnp.log(jnp.where(some, q.shares, 1))
-        words = jnp.sum(x.counts[..., None] * jnp.where(some, q.shares * joint, 0), (1, 2))
+        is_positive = q.shares > 0
+        joint = logs[:, None] + jnp.log(jnp.where(is_positive, data.table[x.words], 1))
+        joint = joint - jnp.log(jnp.where(is_positive, q.shares, 1))
+        words = jnp.sum(x.counts[..., None] * jnp.where(is_positive, q.shares * joint, 0), (1, 2))
         return words + minus_kl_of_dirichlets(data.alpha, q.gamma, logs)
 
     def init_q(self, params, x):
-        """The `LDALocal` of documents about which nothing is known."""
+        """The first `LDALocal`: γ of a cold start."""
         return LDALocal(stop_gradient(self.cold(params, x)), jnp.asarray(0, jnp.int32))
 
     def improve_q(self, params, x, q, weights):
-        """(q, statistics, F (n,)) after some steps of γ, which never lower F.
-
-        γ moves until its mean change is below `LOOSE`, `BRIEF` steps at most.
-        """
+        """(q, statistics, F (n,)) after steps of γ until its mean change is below `LOOSE`, at most
+        `BRIEF`. They never lower F."""
         units = x.units if isinstance(x, Prepared) else self.arranged(x)
         x = x.x if isinstance(x, Prepared) else x
-        anew = (q.steps > 0) & ((q.steps < ANEW) | (q.steps % AGAIN == 0))
-        gamma, statistics, value = self.swept(
-            params, x, units, weights, q.gamma, anew, LOOSE, BRIEF
+        from_cold = (q.steps > 0) & ((q.steps < COLD_PASSES) | (q.steps % COLD_PERIOD == 0))
+        gamma, statistics, value = self.improved(
+            params, x, units, weights, q.gamma, from_cold, LOOSE, BRIEF
         )
         return LDALocal(gamma, q.steps + 1), statistics, value
 
     def smooth_map(self):
-        from jaxem.models.lda.stationary import LDAMap  # a plain fit starts sooner without it
+        from jaxem.models.lda.stationary import LDAMap  # only gradients use it
 
         return LDAMap()
 
     def fused(self, x):
-        """Passes over one set of documents share their arrangement by length."""
+        """The arrangement of documents by length is computed once for many passes."""
         return FusedPass(prepare=self.arranged, room=roomy(x))
 
     def maximize(self, params, stats, smooth: bool = False):
-        """As in `Model`. smooth: learnt concentrations take a Newton step, as `concentration` has
-        it."""
+        """As in `Model`. smooth: whether learnt concentrations take one Newton step, which is
+        differentiable (`concentration`)."""
         alpha = self._alpha(params, stats, smooth)
         if not self.bayes:
             topics = jnp.maximum(stats.topics + (self._eta(params) - 1), 0)
@@ -249,13 +256,15 @@ class LDA(Model):
             return LDAParams(topics, alpha, params.mass, params.eta)
         topics = stats.topics + self._eta(params)
         mass = topics.sum(-1)
-        new = LDAParams(topics / mass[:, None], alpha, mass, params.eta)
+        updated = LDAParams(topics / mass[:, None], alpha, mass, params.eta)
         if params.eta is None:
-            return new
+            return updated
         logs = mean_log(topics).mean(0)
         if self.eta == "asymmetric":
-            return replace(new, eta=concentration.asymmetric(params.eta, logs, smooth))
-        return replace(new, eta=concentration.symmetric(params.eta, logs.sum(), logs.size, smooth))
+            return replace(updated, eta=concentration.asymmetric(params.eta, logs, smooth))
+        return replace(
+            updated, eta=concentration.symmetric(params.eta, logs.sum(), logs.size, smooth)
+        )
 
     def restricted(self, held):
         """The M-step with entries of point estimates of topics fixed, and alpha as a whole."""
@@ -293,7 +302,7 @@ class LDA(Model):
 
     def degenerate(self, params):
         learnt = [params.alpha] if isinstance(self.alpha, str) else []
-        learnt += [params.eta] if self.eta == "symmetric" else []  # a word may have none
+        learnt += [params.eta] if self.eta == "symmetric" else []  # asymmetric: may be 0 for a word
         return jnp.any(jnp.asarray([concentration.on_edge(a) for a in learnt], bool))
 
     def n_parameters(self, params):
@@ -313,7 +322,7 @@ class LDA(Model):
         return Documents(dense)
 
     def table(self, params, x) -> Table:
-        """What the E-step works on. ValueError where documents and topics differ in vocabulary."""
+        """The input of the E-step. ValueError where documents and topics differ in vocabulary."""
         v = params.topics.shape[1]
         if v != x.vocabulary:
             raise ValueError(
@@ -327,32 +336,35 @@ class LDA(Model):
         return Table(table, self._fixed_alpha(params), x.words, x.counts)
 
     def cold(self, params, x):
-        """γ (n, k) of documents about which nothing is known: tokens shared evenly."""
+        """γ (n, k) of a cold start: the tokens of a document are divided evenly among topics."""
         return self._fixed_alpha(params) + x.size[:, None] / self.topics
 
-    def settled(self, params, x):
-        """γ (n, k) at rest, from nothing."""
+    def converged(self, params, x):
+        """Converged γ (n, k), from a cold start."""
         gamma = self.cold(params, x)
         return converged_gamma(
             self.table(params, x), gamma, _tight(gamma), jnp.asarray(LONG, jnp.int32)
         )
 
     def arranged(self, x):
-        """The documents as `swept` takes them."""
+        """The documents in the form that `improved` takes."""
         return arranged(x.words, x.counts, self.topics)
 
-    def swept(self, params, x, units, weights, gamma, anew, tol, most):
-        """(γ (n, k), statistics, evidence (n,)) after some steps: from a given γ or, where `anew`,
-        from nothing if F is then not lower than with the given one."""
+    def improved(self, params, x, units, weights, gamma, from_cold, tol, most):
+        """(γ (n, k), statistics, evidence (n,)) after at most `most` steps from a given γ.
+        from_cold: whether they begin at a cold start, for documents of which F is then not
+        lower."""
         cold = self.cold(params, x)
         limit = jnp.maximum(_tight(cold), tol)
         most = jnp.asarray(most, jnp.int32)
         data = self.table(params, x)
-        gamma, (topics, evidence) = one_pass(data, units, gamma, cold, anew, limit, most, weights)
+        gamma, (topics, evidence) = one_pass(
+            data, units, gamma, cold, from_cold, limit, most, weights
+        )
         return gamma, self.sums(topics, mean_log(gamma), weights), evidence
 
     def _fixed_alpha(self, params):
-        """alpha (k,): the model's own where it is given one, whatever params hold."""
+        """alpha (k,): that of the model where it is a number, else that of params."""
         if self.alpha is None or isinstance(self.alpha, str):
             return params.alpha
         return jnp.broadcast_to(jnp.asarray(self.alpha, params.topics.dtype), (self.topics,))
@@ -378,5 +390,5 @@ class LDA(Model):
 
 
 def _tight(gamma):
-    """The mean change (n,) below which γ is at rest."""
+    """The mean change (n,) below which γ has converged."""
     return jnp.finfo(gamma.dtype).eps ** TIGHT * gamma.mean(-1)

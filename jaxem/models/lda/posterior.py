@@ -73,7 +73,7 @@ def converged_gamma(data: Table, gamma, tol, most_steps):
 
     def visit_block(state, idx, inside, length, is_only_block):
         words, counts = cells(data, idx, length)
-        allowed = jnp.where(is_only_block, 0, idx.shape[0] // tuning.LEFT)
+        allowed = jnp.where(is_only_block, 0, idx.shape[0] // tuning.UNCONVERGED_DIVISOR)
         gamma, steps, live = (leaf[idx] for leaf in state)
         live_state = (gamma, steps, live & inside)
         block = table_rows(data.table, words)
@@ -219,7 +219,7 @@ def over_blocks(block_function, data: Table, units: Arranged, weights):
             jax.lax.dynamic_slice(leaf, (idx[0], 0), shape) for leaf in (units.words, units.counts)
         )
         # The last block of a class may hold few documents, so they are counted.
-        allowed = 0 if rows == [n] else inside.sum() // tuning.LEFT
+        allowed = 0 if rows == [n] else inside.sum() // tuning.UNCONVERGED_DIVISOR
         values = block_function(table_rows(data.table, words), counts, idx, inside, allowed)
         ratio = counts / jnp.where(values.norm > 0, values.norm, 1)
         weighted = exp_digamma(values.gamma) * jnp.where(inside, weights[idx], 0)[:, None]

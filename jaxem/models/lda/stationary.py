@@ -1,7 +1,8 @@
-"""The point where a fit of LDA stands still, topics and γ at once, and the map that holds it there.
+"""The stationary map of LDA: a smooth map of topics and γ at once with the fixed points of a fit.
 
-Given γ and the topics the best φ is known, and so is the best α; given φ and α, γ and the topics.
-In these two turns an exact step of coordinate ascent is smooth, with no inner loop.
+Given γ and the topics, the maximisers of F over φ and over α are in closed form; given φ and α, so
+are those over γ and over the topics. So a step of the map is an exact step of coordinate ascent in
+two blocks, which is smooth and has no inner loop.
 """
 
 from dataclasses import dataclass
@@ -22,18 +23,18 @@ from jaxem.numerics import tuning
 from jaxem.numerics.special import digamma, exp_digamma
 
 TIGHT, SLACK = 0.7, 10
-"""γ is at rest where a step moves it by less than SLACK·ε^TIGHT of its mean."""
+"""γ has converged where a step changes it by less than SLACK·ε^TIGHT of its mean."""
 
 
 LONG = 3000
-"""The most steps in which γ comes to rest."""
+"""The most steps until γ has converged."""
 
 
 @dataclass(frozen=True)
 class LDAMap:
-    """The map of `LDA`; q is γ (n, k)."""
+    """The stationary map of `LDA`; q is γ (n, k). Methods as in `StationaryMap`."""
 
-    def kept(self, state):
+    def q_of(self, state):
         return state.method.e_step.q.gamma
 
     def inward(self, problem, params):
@@ -48,16 +49,16 @@ class LDAMap:
     def scale(self, problem, params, q):
         return ()
 
-    def rested(self, problem, params, q):
+    def converge_q(self, problem, params, q):
         table = problem.model.table(params, problem.data)
         tol = jnp.finfo(q.dtype).eps ** TIGHT * q.mean(-1)
         gamma = converged_gamma(table, q, tol, jnp.asarray(LONG, jnp.int32))
-        moved = jnp.abs(passed(table, gamma, problem.weights)[0] - gamma).mean(-1)
+        moved = jnp.abs(stepped(table, gamma, problem.weights)[0] - gamma).mean(-1)
         return gamma, jnp.all(moved <= SLACK * tol)
 
     def step(self, problem, params, q, scale):
         model, weights = problem.model, problem.weights
-        gamma, topics, _ = passed(model.table(params, problem.data), q, weights)
+        gamma, topics, _ = stepped(model.table(params, problem.data), q, weights)
         stats = model.sums(topics, mean_log(gamma), weights)
         return model.maximize(params, stats, smooth=True), gamma
 
@@ -65,25 +66,26 @@ class LDAMap:
         return None
 
     def value(self, problem, params, q):
-        return passed(problem.model.table(params, problem.data), q, problem.weights)[2]
+        return stepped(problem.model.table(params, problem.data), q, problem.weights)[2]
 
 
-def passed(data: Table, gamma, weights):
+def stepped(data: Table, gamma, weights):
     """(γ (n, k) after one step, Σ w·counts·φ (k, v), F at γ and the best φ (n,)).
 
-    Every document has as many cells as the longest. A reverse pass keeps nothing of a block.
+    Every document has as many cells as the longest. Reverse differentiation stores nothing of a
+    block.
     """
     n, k = gamma.shape
-    rows = min(n, max(1, tuning.CELLS // (k * data.words.shape[1])))
+    rows = min(n, max(1, tuning.MAP_NUMBERS // (k * data.words.shape[1])))
 
     @jax.checkpoint
     def block(table, alpha, words, counts, gamma, weights):
-        here = table_rows(table, words)
+        rows_of_table = table_rows(table, words)
         e = exp_digamma(gamma)
-        norm = cell_norms(here, e)
+        norm = cell_norms(rows_of_table, e)
         norm = jnp.where(norm > 0, norm, 1)
         ratio = counts / norm
-        sums = jnp.einsum("wl,wkl->wk", ratio, here, precision=Precision.HIGHEST)
+        sums = jnp.einsum("wl,wkl->wk", ratio, rows_of_table, precision=Precision.HIGHEST)
         logs = (counts * jnp.log(norm)).sum(-1) - counts.sum(-1) * digamma(gamma.sum(-1))
         cells = (e * weights[:, None])[:, None] * ratio[..., None]
         total = jnp.zeros_like(table).at[words.reshape(-1)].add(cells.reshape(-1, k))
@@ -96,13 +98,13 @@ def passed(data: Table, gamma, weights):
         return gamma, (total * data.table).T, value
 
     def add(total, part):
-        here, out = block(data.table, data.alpha, *part)
-        return total + here, out
+        block_total, out = block(data.table, data.alpha, *part)
+        return total + block_total, out
 
-    def cut(leaf):  # absent documents have γ = 1
-        blank = jnp.ones if leaf is gamma else jnp.zeros
-        below = blank((-n % rows, *leaf.shape[1:]), leaf.dtype)
-        return jnp.concatenate([leaf, below]).reshape(-1, rows, *leaf.shape[1:])
+    def cut(leaf):  # documents that fill up a block have γ = 1
+        fill = jnp.ones if leaf is gamma else jnp.zeros
+        padding = fill((-n % rows, *leaf.shape[1:]), leaf.dtype)
+        return jnp.concatenate([leaf, padding]).reshape(-1, rows, *leaf.shape[1:])
 
     total, out = jax.lax.scan(add, jnp.zeros_like(data.table), tuple(map(cut, leaves)))
     gamma, value = (leaf.reshape(-1, *leaf.shape[2:])[:n] for leaf in out)
