@@ -317,3 +317,27 @@ def test_free_parameters_are_counted():
         model = jaxem.Restricted(model, fixed, tied)
         params = jax.jit(model.init)(jax.random.key(0), x, np.ones(len(x)))
         assert model.n_parameters(params) == many, (name, fixed, tied)
+
+
+@pytest.mark.parametrize(
+    ("bank", "name", "value"),
+    [
+        (jaxem.Poisson(), "rate", 4.0),
+        (jaxem.Exponential(), "rate", 0.4),
+        (jaxem.Normal("spherical"), "mean", 4.0),
+    ],
+    ids=["poisson", "exponential", "normal"],
+)
+def test_the_slope_by_a_fixed_value(bank, name, value):
+    """In families with and without units of their own."""
+    counts = np.random.default_rng(0).poisson(np.repeat([2.0, 8.0], 60))[:, None] + 1.0
+
+    def score(value):
+        fixed = {f"components.{name}[0]": value}
+        model = jaxem.Restricted(jaxem.Mixture(bank, k=2), fixed=fixed)
+        return jaxem.fit(model, counts, key=0, tol=1e-13, max_iter=20_000).objective
+
+    at, step = jnp.asarray(value), 1e-4
+    difference = (score(at + step) - score(at - step)) / (2 * step)
+    assert abs(difference) > 0.1
+    np.testing.assert_allclose(jax.grad(score)(at), difference, rtol=1e-5)

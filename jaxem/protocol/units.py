@@ -8,8 +8,6 @@ model without the capability is fitted in the units of its data.
 
 from typing import Any, NamedTuple
 
-import jax
-
 from jaxem.protocol.capabilities import Units, has
 
 
@@ -36,9 +34,9 @@ def standardized(model, x, weights) -> Standardized:
 
 def inward(model, units, params):
     """Params in the units of the data, converted to those of the arithmetic."""
-    return model.inward(units, params) if jax.tree.leaves(units) else params
+    return model.inward(units, params) if has(model, Units) else params
 
 
 def outward(model, units, params):
     """Params in the units of the arithmetic, converted to those of the data."""
-    return model.outward(units, params) if jax.tree.leaves(units) else params
+    return model.outward(units, params) if has(model, Units) else params
