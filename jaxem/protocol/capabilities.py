@@ -4,7 +4,6 @@ A class has a capability if it defines all names of it; it need not inherit from
 a capability. A wrapper has those of the model that it wraps.
 """
 
-import inspect
 from typing import Any, Protocol
 
 
@@ -124,7 +123,7 @@ def names(capability) -> tuple[str, ...]:
 
 def defines(model, *wanted: str) -> bool:
     """Whether a model defines functions other than the defaults of `Model` and `Bank`."""
-    method = inspect.getattr_static(model, "_defines", None)
-    if method is not None:
-        return all(model._defines(name) for name in wanted)
-    return all(callable(inspect.getattr_static(model, name, None)) for name in wanted)
+    own_answer = getattr(type(model), "_defines", None)
+    if own_answer is not None:
+        return all(own_answer(model, name) for name in wanted)
+    return all(callable(getattr(model, name, None)) for name in wanted)

@@ -143,9 +143,9 @@ class Program:
 
     def compiled(self, effort: str):
         """The jitted function for one of `EFFORTS`."""
-        options = {k: v for k, v in EFFORTS[effort].items() if k not in self.refused}
-        key = tuple(options.items())
+        key = effort, len(self.refused)
         if key not in self.jitted:
+            options = {k: v for k, v in EFFORTS[effort].items() if k not in self.refused}
             jitted = jax.jit(
                 self.function, static_argnames=self.static, compiler_options=options or None
             )
