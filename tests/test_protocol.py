@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -104,8 +105,22 @@ class Called(Shifted):
         return x
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["precision", "states"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class Registered(Shifted):
+    """A pytree, all of whose fields are leaves, as those of an `equinox.Module` are."""
+
+    precision: object
+    states: int = 2
+
+    def log_joint(self, params, x):
+        return super().log_joint(params, x)[:, : self.states]
+
+
 X = np.random.default_rng(0).normal(2.0, 1.0, (60, 1))
-CLASSES = pytest.mark.parametrize("kind", [Shifted, Frozen, Called])
+CLASSES = pytest.mark.parametrize("kind", [Shifted, Frozen, Called, Registered])
 
 
 @CLASSES

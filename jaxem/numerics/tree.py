@@ -62,8 +62,8 @@ class Structure(NamedTuple):
 
     treedef: Any
     others: tuple
-    """One entry for each leaf: None for a number, `Parts` for an object that is split by its
-    fields, else (leaf,)."""
+    """One entry for each leaf: None for a number, `Node` for a user's pytree, `Parts` for an object
+    that is split by its fields, else (leaf,)."""
     types: int
     """The hash of the tree, which depends on the types of dataclasses; its == does not."""
 
@@ -75,6 +75,16 @@ class Parts(NamedTuple):
     cls: type
     names: tuple[str, ...]
     fields: Structure
+    size: int
+
+
+class Node(NamedTuple):
+    """A pytree of a user's class: its tree with the hash of it, the structure of its leaves, and
+    the number of those that are traced (size)."""
+
+    treedef: Any
+    types: int
+    leaves: Structure
     size: int
 
 
@@ -99,21 +109,32 @@ def is_array(leaf) -> bool:
     return isinstance(leaf, (jax.Array, np.ndarray))
 
 
+def is_real(leaf) -> bool:
+    """Whether a leaf is an array or a real number; an int may be a size."""
+    return is_array(leaf) or isinstance(leaf, (float, np.floating))
+
+
 def split(obj, is_data=is_number) -> tuple[list, Structure]:
     """Splits `obj` into its numeric leaves, which are traced, and its structure, which is static.
 
-    The hyperparameters of a pytree are traced, so that another value needs no compilation. An
-    object of another class is split by its fields: arrays among them are traced, all else is
-    structure. So equal objects have equal structures, and a changed object has another one.
+    The hyperparameters of a pytree are traced, so that another value needs no compilation; of a
+    user's pytree its arrays and floats. An object of another class is split by its fields: arrays
+    among them are traced, all else is structure. So equal objects have equal structures, and a
+    changed object has another one.
 
     is_data: whether a leaf is traced.
     """
-    leaves, treedef = jax.tree.flatten(obj)
+    leaves, treedef = jax.tree.flatten(obj, is_leaf=_is_users_pytree)
     numeric, others = [], []
     for leaf in leaves:
         if is_data(leaf):
             numeric.append(leaf)
             others.append(None)
+        elif _is_users_pytree(leaf):
+            inner, users = jax.tree.flatten(leaf)
+            values, fields = split(inner, is_real)
+            numeric += values
+            others.append(Node(users, hash(users), fields, len(values)))
         elif has_fields(leaf):
             names = tuple(sorted(vars(leaf)))
             arrays, fields = split([vars(leaf)[name] for name in names], is_array)
@@ -131,6 +152,9 @@ def merge(numeric, structure: Structure):
     for other in structure.others:
         if other is None:
             leaves.append(next(numbers_left))
+        elif isinstance(other, Node):
+            values = merge([next(numbers_left) for _ in range(other.size)], other.leaves)
+            leaves.append(jax.tree.unflatten(other.treedef, values))
         elif isinstance(other, Parts):
             values = merge([next(numbers_left) for _ in range(other.size)], other.fields)
             instance = object.__new__(other.cls)
@@ -150,6 +174,15 @@ def has_fields(leaf) -> bool:
     if callable(leaf) and not hasattr(type(leaf), "init"):
         return False
     return type(leaf).__module__ != "builtins" and hasattr(leaf, "__dict__")
+
+
+def _is_users_pytree(node) -> bool:
+    """Whether a node is of a pytree class that is neither jaxem's nor a container of Python's."""
+    if is_number(node) or isinstance(node, (tuple, list, dict)):
+        return False
+    module = type(node).__module__
+    own = module == "builtins" or module.partition(".")[0] == "jaxem"
+    return not own and not jax.tree_util.all_leaves((node,))
 
 
 def _hashable(leaf):
