@@ -15,7 +15,7 @@ from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
 from jaxem.models.mixture import FiniteMixture, warn_if_identical
 from jaxem.numerics.tree import float_dtype, is_traced, split
-from jaxem.protocol.capabilities import Bound, FiniteLatents, defines, has
+from jaxem.protocol.capabilities import Bound, FiniteLatents, Placed, defines, has
 from jaxem.protocol.model import Bank, name_of
 from jaxem.protocol.starts import NAMED, Start
 from jaxem.protocol.wrapper import Wrapper
@@ -99,6 +99,11 @@ def fit(
     limits = (1e-6 if tol is None else checks.tolerance(tol), limit)
     if isinstance(init, str):
         init = NAMED[checks.one_of(init, "init", NAMED)]
+    if isinstance(init, Start) and not has(model, Placed):
+        raise TypeError(
+            f"{name_of(model)} has its own start, and takes no responsibilities: leave init=None, "
+            "or give params"
+        )
     if (init is None or (isinstance(init, Start) and init.random)) and key is None:
         raise ValueError("the start is random: pass key=jax.random.key(0), or an int")
     key = None if key is None else checks.as_key(key)

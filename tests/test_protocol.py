@@ -228,6 +228,15 @@ def test_topics_with_a_given_concentration():
         jaxem.fit(jaxem.Restricted(jaxem.LDA(2, alpha=0.5), {"alpha": 0.3}), documents, key=0)
 
 
+def test_what_topics_cannot_take_is_said():
+    documents = jaxem.Documents(np.ones((4, 5), int))
+    with pytest.raises(TypeError, match="LDA has its own start"):
+        jaxem.fit(jaxem.LDA(2), documents, key=0, init="random")
+    with pytest.raises(TypeError, match="LDA keeps its q from step to step"):
+        method = jaxem.EM(accelerator=jaxem.SQUAREM())
+        jaxem.fit(jaxem.LDA(2), documents, key=0, method=method)
+
+
 @dataclasses.dataclass(frozen=True)
 class Posterior(jaxem.Exact):
     """A rule of a user's own, which happens to be the exact one."""

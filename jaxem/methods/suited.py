@@ -24,9 +24,14 @@ def suited(method, model, x):
                 f"{name_of(model)} has a posterior of its own, which is improved step by "
                 "step: leave e_step=jaxem.Exact() and m_step=jaxem.Exact()"
             )
+        if method.accelerator is not None:
+            raise TypeError(
+                f"{name_of(model)} keeps its q from step to step: an accelerator needs one map of "
+                "params alone; use accelerator=None"
+            )
         from jaxem.methods.local import LocalAscent
 
-        return EM(LocalAscent(), m_step, method.accelerator)
+        return EM(LocalAscent(), m_step)
     has_posterior = defines(model, "posterior") or has(model, FiniteLatents)
     has_bound_only = not has_posterior and not getattr(e_step, "several", False)
     if has_bound_only and type(e_step) is Exact:
