@@ -318,17 +318,19 @@ def test_batch_vmap_restarts_and_files_work_as_everywhere(tmp_path):
     np.testing.assert_array_equal(again.predict(x), one.predict(x))
 
 
-@pytest.mark.shipped  # with the fast flags a difference is 0.3% off
+@pytest.mark.shipped
 def test_the_gradient_is_that_of_the_optimum():
-    """With respect to data and hyperparameters of prior and weights, by central differences."""
+    """With respect to data and hyperparameters of prior and weights, by central differences of fits
+    with one number of steps: sides that stop after 34 and 35 steps differ by 0.1%."""
     x = planted(np.float64, 60)
 
-    def loss(theta):
+    def loss(theta, tol=1e-12, max_iter=2000):
         prior = jaxem.NormalPrior(theta[0] * np.ones(2), jnp.exp(theta[1]), 5.0, jnp.exp(theta[2]))
         bank = jaxem.Normal("diagonal", prior=prior)
         model = jaxem.BayesianMixture(bank, k=2, concentration=jnp.exp(theta[3]))
         labels = jaxem.Labels(np.minimum(np.arange(60) % 3, 1))
-        found = jaxem.fit(model, x * (1 + theta[4]), init=labels, tol=1e-12)
+        options = {"init": labels, "tol": tol, "max_iter": max_iter}
+        found = jaxem.fit(model, x * (1 + theta[4]), **options)
         p = found.params
         value = jnp.sum(jnp.sin(p.components.mean)) + jnp.sum(p.components.covariance)
         return value + p.weights @ jnp.arange(2.0) + 0.01 * found.objective, found.gradient_ok
@@ -336,7 +338,7 @@ def test_the_gradient_is_that_of_the_optimum():
     at = jnp.array([0.3, -1.0, 0.2, 0.1, 0.0])
     slope, ok = jax.jit(jax.grad(loss, has_aux=True))(at)
     assert ok
-    value = jax.jit(lambda t: loss(t)[0])
+    value = jax.jit(lambda t: loss(t, 0.0, 200)[0])
     step = 1e-5
     for i in range(5):
         move = step * jnp.eye(5)[i]
