@@ -109,5 +109,5 @@ class DirichletMultinomial(Conjugate):
     def sample(self, key, params, z):
         mix, draw = jax.random.split(key)
         probs = jax.random.dirichlet(mix, params.concentration[z])
-        one = jnp.arange(z.shape[0])
-        return self.family.sample(draw, MultinomialParams(probs), one)
+        component = jnp.arange(z.shape[0])  # every unit has probabilities of its own
+        return self.family.sample(draw, MultinomialParams(probs), component)

@@ -89,8 +89,9 @@ def line_search(loss, vector, value, slope, direction):
     def searching(carry):
         return ~carry[2] & (carry[1] < MOST_HALVINGS)
 
-    one = jnp.ones((), vector.dtype)
-    length, _, is_found = jax.lax.while_loop(searching, halve, (one, 0, decreases(one)))
+    full_step = jnp.ones((), vector.dtype)
+    first = (full_step, 0, decreases(full_step))
+    length, _, is_found = jax.lax.while_loop(searching, halve, first)
     return jnp.where(is_found, vector + length * direction, vector)
 
 

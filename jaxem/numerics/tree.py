@@ -181,8 +181,8 @@ def _is_users_pytree(node) -> bool:
     if is_number(node) or isinstance(node, (tuple, list, dict)):
         return False
     module = type(node).__module__
-    own = module == "builtins" or module.partition(".")[0] == "jaxem"
-    return not own and not jax.tree_util.all_leaves((node,))
+    is_known = module == "builtins" or module.partition(".")[0] == "jaxem"
+    return not is_known and not jax.tree_util.all_leaves((node,))
 
 
 def _hashable(leaf):

@@ -67,9 +67,9 @@ def symmetric(alpha, mean_log, k: int, smooth: bool = False):
         return lgamma(k * alpha) - k * lgamma(alpha) + alpha * mean_log
 
     def direction(alpha):
-        one = jnp.ones_like(alpha)
+        order = jnp.ones_like(alpha)  # of the polygamma function: trigamma
         slope = k * (digamma(k * alpha) - digamma(alpha)) + mean_log
-        curvature = k * k * polygamma(one, k * alpha) - k * polygamma(one, alpha)
+        curvature = k * k * polygamma(order, k * alpha) - k * polygamma(order, alpha)
         return slope / stop_gradient(curvature)
 
     if smooth:
