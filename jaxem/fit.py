@@ -10,6 +10,7 @@ from jaxem.data import arrays as checks
 from jaxem.data.batch import Batch, as_blocks
 from jaxem.data.check_starts import check_init, check_start
 from jaxem.data.options import integer
+from jaxem.data.precision import float64, needs_float64, on_host, warn_of_lost_digits
 from jaxem.gradient.rules import GRADIENTS
 from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
@@ -87,6 +88,12 @@ def fit(
     """
     checks.refuse_unknown(unknown, OPTIONS)
     require_model(model)
+    is_batch = isinstance(data, Batch)
+    if needs_float64(data.data if is_batch else data, is_batch):
+        names = OPTIONS
+        options = (key, init, restarts, weights, method, tol, max_iter, criterion, lanes, gradient)
+        with float64():
+            return on_host(fit(model, data, **dict(zip(names, options, strict=True))))
     model = adopt(model)
     if not isinstance(restarts, Restarts):
         restarts = integer(restarts, "restarts", 1)
@@ -110,10 +117,11 @@ def fit(
     lanes = lanes if isinstance(lanes, Lanes) else Lanes(integer(lanes, "lanes", 1))
     plan = Plan(None, stopping, clean=False, given=False, lanes=lanes, restarts=restarts)
     options = (key, init, method, limits, plan, gradient)
-    if isinstance(data, Batch):
+    if is_batch:
         result, x = _fit_batch(model, data, weights, *options), None
     else:
         x, n = checks.as_data(data)
+        warn_of_lost_digits(x)
         weights = checks.as_weights(weights, n, float_dtype(x))
         result = _fit_one(model, x, n, weights, *options)
         model = result.model

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxem.families.gamma import solve_shape
 from jaxem.families.normal.gaussian import NormalParams, NormalStatistics
-from jaxem.families.normal.moments import centre
+from jaxem.families.normal.moments import Limits, centre
 from jaxem.families.normal.normal import Normal
 from jaxem.numerics.special import log_gamma_ratio, log_minus_digamma
 from jaxem.numerics.tree import pytree
@@ -63,6 +63,7 @@ class StudentT(Bank):
     df: Any = None
     prior: NormalPrior | None = None
     floor: Any = None
+    limits: Limits | None = dataclasses.field(default=None, repr=False)  # set by `standardize` alone
 
     @property
     def domain(self):
@@ -155,7 +156,10 @@ class StudentT(Bank):
 
     def standardize(self, x, weights):
         inner = self._normal.standardize(x, weights, copy=True)
-        model = dataclasses.replace(self, prior=inner.model.prior, floor=inner.model.floor)
+        normal = inner.model
+        model = dataclasses.replace(
+            self, prior=normal.prior, floor=normal.floor, limits=normal.limits
+        )
         return inner._replace(model=model)
 
     def inward(self, units, params):
@@ -172,7 +176,7 @@ class StudentT(Bank):
 
     @property
     def _normal(self):
-        return Normal("full", self.prior, self.floor)
+        return Normal("full", self.prior, self.floor, None, self.limits)
 
     @staticmethod
     def _as_normal(params):

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.lax import Precision, stop_gradient
+from jax.lax import stop_gradient
 
 from jaxem.numerics import tuning
 from jaxem.numerics.linalg import copies
@@ -21,12 +21,14 @@ class Affine(NamedTuple):
 class Frame(NamedTuple):
     """Location and scale (d,) of standardised data, and the intermediate results of `frame`.
 
-    first: the first present row. reach: the largest distance of a row from it, per feature, so that
-    (x − first) / reach is of order 1. centre: the mean of that.
+    varies: which features have two different values. first: the first present row. reach: the
+    largest distance of a row from it, per feature, so that (x − first) / reach is of order 1.
+    centre: the location in those units.
     """
 
     location: Any
     scale: Any
+    varies: Any
     first: Any
     reach: Any
     centre: Any
@@ -40,32 +42,26 @@ class Frame(NamedTuple):
 def frame(x, weights, common: bool) -> Frame:
     """The `Frame` of the data; one scale for all features if `common`.
 
-    Two passes about the first present row, so that no digits are lost by an offset or by a scale
-    near the ends of the float range. The scale of a constant feature is its magnitude. `first` and
-    `reach` are not differentiated, since location and scale do not depend on them.
+    The location of a feature is its median, its scale the interquartile range over that of a
+    standard normal, so that outliers set neither; both are estimated from at most `SAMPLED_UNITS`
+    units. A feature with more than half of its values equal has its standard deviation. Values are
+    taken about the first present row, in parts of the largest distance from it, so that no digits
+    are lost by an offset or by a scale near the ends of the float range. The scale of a constant
+    feature is its magnitude. Nothing here is differentiated: a fit does not depend on its units.
     """
-    first = stop_gradient(jnp.asarray(x)[jnp.argmax(weights > 0)])
-    total = weights.sum()
+    x, weights = stop_gradient((jnp.asarray(x), weights))
+    first = x[jnp.argmax(weights > 0)]
 
     def farthest(x, weights):
         present = (weights > 0)[:, None]
         return jnp.max(jnp.where(present, jnp.abs(x - first), 0), axis=0)
 
-    def average(of):
-        def part(x, weights):
-            values = of((x - first) / reach)
-            return jnp.matmul(weights / total, values, precision=Precision.HIGHEST)
-
-        return over_rows(part, jnp.add, x, weights)
-
-    reach = over_rows(farthest, jnp.maximum, stop_gradient(x), weights)
+    reach = over_rows(farthest, jnp.maximum, x, weights)
     reach = jnp.where(reach > 0, reach, 1)
-    centre_of = average(lambda unit: unit)
-    variance = average(lambda unit: jnp.square(unit - copies(centre_of, unit.shape[0])))
-    rounding = 4 * jnp.finfo(x.dtype).eps
-    scale = jnp.sqrt(jnp.where(variance > 0, variance, 1)) * reach  # √0 has no gradient
-    scale = jnp.where(variance > 0, scale, 0)
-    varies = scale > rounding * jnp.abs(first)
+    stride = -(-x.shape[0] // tuning.SAMPLED_UNITS)
+    centre, spread = _middle((x[::stride] - first) / reach, weights[::stride] > 0)
+    scale = jnp.maximum(spread, SMALLEST_PART) * reach
+    varies = (spread > 0) & (scale > 4 * jnp.finfo(x.dtype).eps * jnp.abs(first))
     magnitude = jnp.where(first != 0, jnp.abs(first), 1)
     scale = jnp.where(varies, scale, magnitude)
     if common:
@@ -74,7 +70,27 @@ def frame(x, weights, common: bool) -> Frame:
         mean_square = jnp.mean(jnp.where(varies, jnp.square(scale / top), 0))
         common_scale = top * jnp.sqrt(jnp.where(mean_square > 0, mean_square, 1))
         scale = jnp.full_like(scale, common_scale)
-    return Frame(first + centre_of * reach, scale, first, reach, centre_of)
+    return Frame(first + centre * reach, scale, varies, first, reach, centre)
+
+
+SMALLEST_PART = 1e-14
+"""The smallest scale, as a part of the largest distance: squares of distances stay below the end of
+the range of float32."""
+
+NORMAL_QUARTILES = 1.349
+"""The interquartile range of the standard normal distribution."""
+
+
+def _middle(sample, present):
+    """Median and robust standard deviation (d,) of the present rows of a sample (m, d) of values of
+    order 1; 0 and 1 where none is present."""
+    count = present.sum()
+    rows = jnp.sort(jnp.where(present[:, None], sample, jnp.inf), axis=0)
+    low, median, high = (rows[((count - 1) * part) // 4] for part in (1, 2, 3))
+    away = jnp.where(present[:, None], sample - median, 0)
+    deviation = jnp.sqrt(jnp.square(away).sum(0) / count)
+    spread = jnp.where(high > low, (high - low) / NORMAL_QUARTILES, deviation)
+    return jnp.where(count > 0, median, 0), jnp.where(count > 0, spread, 1)
 
 
 def over_rows(function, combine, x, weights):

@@ -63,6 +63,9 @@ SURVEY_ROWS = 2**15
 CHECKED_UNITS = 2**16
 """Units that are checked at a time: a check allocates several arrays of the size of its units."""
 
+SAMPLED_UNITS = 1024
+"""Units from which the offset and the spread of host data are estimated."""
+
 # Small linear algebra and sums
 
 UNROLLED_FEATURES = 8

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxem.data import arrays as checks
 from jaxem.data.options import integer
+from jaxem.data.precision import float64, is_beyond_float32, on_host
 from jaxem.numerics.special import safe_entr
 from jaxem.numerics.tree import Structure, float_dtype, is_traced, merge, pytree, split
 from jaxem.protocol.capabilities import Sampled, has
@@ -185,6 +186,12 @@ class Result(Fit):
         return jnp.where(weights > 0, weights * evidence, 0).sum(), weights.sum()
 
     def _ask(self, quantity: str, x, weights=None):
+        if is_beyond_float32(self.params):
+            with float64():
+                return on_host(self._answer(quantity, x, weights))
+        return self._answer(quantity, x, weights)
+
+    def _answer(self, quantity, x, weights):
         if np.ndim(self.status):
             raise TypeError("a batch answers one fit at a time: result[i].predict(x[i])")
         x, n = checks.as_data(x)

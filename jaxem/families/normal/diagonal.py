@@ -73,6 +73,12 @@ class Diagonal(Structure):
         n = count if prior_df is None else count + prior_df + 3
         return n[:, None]
 
+    def per_component(self, floor):
+        return floor
+
+    def widened(self, covariance, variances):
+        return covariance + variances
+
     def floor(self, covariance, floor):
         return jnp.maximum(covariance, floor)
 

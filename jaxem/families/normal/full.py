@@ -141,6 +141,14 @@ class Full(Structure):
         n = count if prior_df is None else count + prior_df + d + 2
         return n[:, None, None]
 
+    def per_component(self, floor):
+        """Smallest variances (k, d) as those of its covariances."""
+        return floor
+
+    def widened(self, covariance, variances):
+        """Covariances with `variances`, as given by `per_component`, added to their diagonals."""
+        return covariance + variances[..., None] * jnp.eye(variances.shape[-1], dtype=variances.dtype)
+
     def floor(self, covariance, floor):
         return floored(covariance, floor)
 

@@ -1,6 +1,7 @@
 """Functions of all covariance structures."""
 
 import math
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.lax import Precision
@@ -26,9 +27,21 @@ def centre(x, mean):
     return copies(x.T, mean.shape[0]) - mean[:, :, None]
 
 
-def variance_floor(dtype) -> float:
-    """The smallest variance of standardised data that does not count as a collapse.
+class Limits(NamedTuple):
+    """What decides which variances are a collapse, in the units of the arithmetic.
 
-    It is a standard deviation of about 2e-5 of the spread in float32 and 6e-12 in float64.
+    resolution: (d,), the spread of every feature, below whose rounding error no component has a
+    standard deviation. varies: (d,), the features that are not the same in all units.
     """
-    return 10 * float(jnp.finfo(dtype).eps) ** 1.5
+
+    resolution: Any
+    varies: Any
+
+    def floor(self, mean):
+        """The smallest variances (k, d) of components with means (k, d): of a standard deviation of
+        `FLOOR_IN_ROUNDINGS` rounding errors of values in the neighbourhood of the mean."""
+        eps = FLOOR_IN_ROUNDINGS * float(jnp.finfo(mean.dtype).eps)
+        return jnp.square(eps * mean) + jnp.square(eps * self.resolution)
+
+
+FLOOR_IN_ROUNDINGS = 2.0

@@ -13,7 +13,7 @@ from jaxem.families.normal.gaussian import (
     centred_moments,
     with_prior_mean,
 )
-from jaxem.families.normal.moments import LOG_2PI, centre, variance_floor
+from jaxem.families.normal.moments import LOG_2PI, Limits, centre
 from jaxem.families.normal.structures import STRUCTURES
 from jaxem.families.units import Affine, frame
 from jaxem.numerics.tree import pytree
@@ -36,9 +36,12 @@ class Normal(Bank):
     Args:
       covariance: "full", "tied" (one for all), "diagonal" or "spherical".
       prior: a `NormalPrior` for a maximum a posteriori fit, or None for maximum likelihood.
-      floor: the smallest variance allowed, in squared units of the data. None: a value so far below
-        the data's variance (`variance_floor`) that only a collapsed component reaches it, and the
-        fit then has the status DEGENERATE.
+      floor: the smallest variance allowed, in squared units of the data. None: the square of the
+        rounding error of values near the component's mean (`Limits`), which only a collapsed
+        component reaches. The fit then has the status DEGENERATE.
+
+    A feature that is the same in all units says nothing about components: its variance is the
+    square of that value (1 where it is 0), or `floor`, and `fit` warns.
 
     Raises ValueError for another covariance, or for data that are not of shape (n, d).
     """
@@ -47,6 +50,7 @@ class Normal(Bank):
     prior: NormalPrior | None = None
     floor: Any = None
     frame: Any = dataclasses.field(default=None, repr=False)  # set by `standardize` alone
+    limits: Limits | None = dataclasses.field(default=None, repr=False)  # likewise
 
     _separate = True
 
@@ -75,16 +79,16 @@ class Normal(Bank):
         return STRUCTURES[self.covariance]
 
     def init(self, key, x, weights):
-        """The M-step for the given weights (n, k), about the weighted mean of all the data."""
+        """The M-step for the given weights (n, k), about the weighted means of the components."""
         start = NormalParams(*self.middle(x, weights))
         return self.maximize(start, self.statistics(start, x, None, weights))
 
     def middle(self, x, weights):
-        """The weighted mean of all the data, for every component, and unit covariances."""
+        """The weighted mean of the data for every component, and unit covariances."""
         k, d = weights.shape[1], x.shape[1]
-        share = weights.sum(1) / weights.sum()
-        mean = jnp.matmul(share, self._framed(x), precision=Precision.HIGHEST)
-        return jnp.broadcast_to(mean, (k, d)), self.structure.unit(k, d, x.dtype)
+        share = weights / safe(weights.sum(0))
+        mean = jnp.matmul(share.T, self._framed(x), precision=Precision.HIGHEST)
+        return mean, self.structure.unit(k, d, x.dtype)
 
     def posterior(self, params, x):
         distance, log_det = self.structure.quadratic(
@@ -125,7 +129,7 @@ class Normal(Bank):
             mean, scatter = with_prior_mean(structure, prior, stats.count, mean, scatter)
             scatter = scatter + structure.as_scale(prior.scale, d)
             divisor = structure.divisor(scatter_count, d, prior.df)
-        covariance = structure.floor(scatter / divisor, self._floor)
+        covariance = self._floored(mean, scatter / divisor)
         updated = NormalParams(mean, covariance)
         return updated if prior is not None else self._keep_empty(stats.count, updated, params)
 
@@ -175,11 +179,16 @@ class Normal(Bank):
         """With the prior of Fraley & Raftery 2007, for uncorrelated features: kappa 0.01, df d + 2,
         scale the variances / k^(2/d). The scale of a constant feature is its magnitude."""
         d, spherical = x.shape[1], self.structure.common_scale
-        data_frame = frame(x, weights, spherical)
-        scale = jnp.square(data_frame.scale[0] if spherical else data_frame.scale) / k ** (2 / d)
-        return dataclasses.replace(
-            self, prior=NormalPrior(data_frame.location, 0.01, d + 2.0, scale)
-        )
+        units = frame(x, weights, spherical)
+        share, inner = weights / weights.sum(), units.standardize(x)
+        mean = jnp.matmul(share, inner, precision=Precision.HIGHEST)
+        variance = jnp.matmul(share, jnp.square(inner - mean), precision=Precision.HIGHEST)
+        variance = jnp.where(units.varies, variance, 0 if spherical else 1)
+        variance = jnp.mean(variance) if spherical else variance
+        variance = jnp.where(variance > 0, variance, 1)
+        scale = variance * jnp.square(units.scale[0] if spherical else units.scale) / k ** (2 / d)
+        location = units.location + mean * units.scale
+        return dataclasses.replace(self, prior=NormalPrior(location, 0.01, d + 2.0, scale))
 
     def spaces(self, params):
         return NormalParams(REAL, self.structure.space)
@@ -199,7 +208,11 @@ class Normal(Bank):
         return structure.log_prior(prior.df, scale, params.covariance) - 0.5 * normal.sum()
 
     def degenerate(self, params):
-        return self.structure.is_floored(params.covariance, self._floor)
+        floor = self._floor(params.mean)
+        if self.limits is not None:  # where no feature varies, every component has collapsed
+            counts = self.limits.varies | ~jnp.any(self.limits.varies)
+            floor = jnp.where(counts, floor, 0)
+        return self.structure.is_floored(params.covariance, self.structure.per_component(floor))
 
     def sample(self, key, params, z):
         noise = jax.random.normal(key, (z.shape[0], params.mean.shape[1]), params.mean.dtype)
@@ -213,9 +226,10 @@ class Normal(Bank):
         data_frame = frame(x, weights, structure.common_scale)
         location, scale = data_frame.location, data_frame.scale
         lazy = not (roomy(x) or copy)
-        floor = variance_floor(x.dtype)
-        if self.floor is not None:
-            floor = self.floor / jnp.square(scale[0] if structure.common_scale else scale)
+        limits = Limits(jnp.ones_like(scale), data_frame.varies)
+        if self.limits is not None:
+            limits = limits._replace(resolution=self.limits.resolution / scale)
+        floor = None if self.floor is None else self.floor / jnp.square(scale)
         prior = self.prior
         if prior is not None:
             spread = structure.as_scale(prior.scale, x.shape[1])
@@ -225,7 +239,7 @@ class Normal(Bank):
                 scale=structure.rescale(spread, 1 / scale),
             )
         model = dataclasses.replace(
-            self, prior=prior, floor=floor, frame=data_frame if lazy else None
+            self, prior=prior, floor=floor, limits=limits, frame=data_frame if lazy else None
         )
         data = x if lazy else data_frame.standardize(x)
         return Standardized(model, data, Affine(location, scale), jnp.log(scale).sum())
@@ -243,9 +257,21 @@ class Normal(Bank):
     def _framed(self, x):
         return x if self.frame is None else self.frame.standardize(x)
 
-    @property
-    def _floor(self):
-        return 0.0 if self.floor is None else self.floor
+    def _floor(self, mean):
+        """The smallest variances, of a shape that broadcasts to (k, d)."""
+        if self.floor is not None:
+            return jnp.broadcast_to(jnp.asarray(self.floor, mean.dtype), mean.shape)
+        return jnp.zeros_like(mean) if self.limits is None else self.limits.floor(mean)
+
+    def _floored(self, mean, covariance):
+        """Covariances with variances of at least the floor; that of a constant feature is 1, in the
+        units of the arithmetic, or the given floor."""
+        structure, floor = self.structure, self._floor(mean)
+        if self.limits is not None:
+            size = 1.0 if self.floor is None else floor
+            constant = jnp.where(self.limits.varies, 0, jnp.broadcast_to(size, mean.shape))
+            covariance = structure.widened(covariance, structure.per_component(constant))
+        return structure.floor(covariance, structure.per_component(floor))
 
     def _keep_empty(self, count, updated, previous):
         empty = is_empty(count)

@@ -69,6 +69,12 @@ class Spherical(Diagonal):
             math.sqrt(d / 2) / covariance
         )
 
+    def per_component(self, floor):
+        return floor.max(-1)
+
+    def widened(self, covariance, variances):
+        return covariance  # a constant feature has its part in the common variance
+
     def is_floored(self, covariance, floor):
         return covariance <= floor * ON_FLOOR
 

@@ -30,6 +30,9 @@ class Tied(Full):
     def unit(self, k, d, dtype):
         return jnp.eye(d, dtype=dtype)
 
+    def per_component(self, floor):
+        return floor.max(0)
+
     def quadratic(self, covariance, centred):
         factor = Factor(covariance)
         distance = factor.mahalanobis(jnp.moveaxis(centred, 0, 1).reshape(centred.shape[1], -1))

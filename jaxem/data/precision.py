@@ -1,0 +1,147 @@
+"""The precision of a call: float64 for host data whose digits float32 cannot hold.
+
+Time stamps and map coordinates have a large offset and a small spread. Cast to float32 they lose
+the digits that matter, and so do params in their units. Such data are fitted in float64, whether or
+not JAX has x64 on; all other data in JAX's default float.
+"""
+
+import contextlib
+import warnings
+
+import jax
+import numpy as np
+
+from jaxem.numerics import tuning
+from jaxem.numerics.tree import is_traced
+from jaxem.protocol.status import FitWarning
+
+FLOAT32_EPS = float(np.finfo(np.float32).eps)
+KEPT = 1e-3
+"""The largest rounding error of a cast to float32, as a part of the spread of a column. It adds
+1e-7 of a column's variance."""
+
+TOLERATED = 1e-2
+"""The largest rounding error of float32 data without a warning, as a part of the spread."""
+
+
+@contextlib.contextmanager
+def float64():
+    """A context with x64 on, for this thread; on a TPU also with the host as the device."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.enable_x64(True))
+        if tuning.platform() == "tpu":
+            stack.enter_context(jax.default_device(jax.devices("cpu")[0]))
+        yield
+
+
+def on_host(tree):
+    """The tree with NumPy arrays, which keep 64 bits where x64 is off."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def needs_float64(data, is_batch: bool = False) -> bool:
+    """Whether x64 is off and the cast of 64-bit host data to float32 loses digits that matter.
+
+    data: an array-like (n, ...), or a tree of them; if `is_batch` an array (b, n, d) or a list.
+    """
+    if jax.config.jax_enable_x64:
+        return False
+    if is_batch and isinstance(data, (list, tuple)):
+        return any(needs_float64(dataset) for dataset in data)
+    if jax.tree_util.all_leaves([data]) or isinstance(data, list):
+        return len(_lost(data, is_batch)) > 0
+    leaves = jax.tree.leaves(data, is_leaf=lambda node: isinstance(node, list))
+    return any(len(_lost(leaf, is_batch)) > 0 for leaf in leaves if not _is_integer(leaf))
+
+
+def is_beyond_float32(tree) -> bool:
+    """Whether x64 is off and a tree holds arrays in float64, as results of `needs_float64` do."""
+    if jax.config.jax_enable_x64:
+        return False
+    return any(getattr(leaf, "dtype", None) == np.float64 for leaf in jax.tree.leaves(tree))
+
+
+def _is_integer(leaf) -> bool:
+    """Whether a leaf of a tree is an array of integers, which are not cast to floating point."""
+    return getattr(getattr(leaf, "dtype", None), "kind", "") in "iub"
+
+
+def _lost(leaf, is_batch):
+    """The columns of a host array in 64 bits that lose digits in float32."""
+    if leaf is None or isinstance(leaf, (str, bytes, jax.Array)) or is_traced(leaf):
+        return ()
+    try:
+        array = np.asarray(leaf)
+    except (ValueError, TypeError):
+        return ()  # the check of the data says what is wrong
+    if array.dtype.kind not in "iuf" or array.dtype.itemsize < 8:
+        return ()
+    if is_batch and array.ndim == 3:
+        ends = array[:, [0, -1]].swapaxes(0, 1) if array.size else array
+        suspects = _suspect(ends).any(axis=-1) if array.size else ()
+        return [i for i in np.flatnonzero(suspects) if len(lost_columns(array[i], KEPT))]
+    if array.ndim == 0 or not array.size or not _suspect(array[[0, -1]]).any():
+        return ()
+    return lost_columns(array, KEPT)
+
+
+def _suspect(ends):
+    """Whether the first and the last row, ends (2, ...), leave it open that digits are lost: cheap,
+    for batches of many data sets."""
+    first, last = ends.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        reach = np.maximum(abs(first), abs(last))
+        return ~(FLOAT32_EPS * reach <= 0.1 * KEPT * abs(last - first))
+
+
+def lost_columns(array, part: float):
+    """The columns (flat indices) of an array (n, ...) in which rounding to float32 is more than
+    `part` of the spread.
+
+    From at most `SAMPLED_UNITS` rows, evenly spaced. The offset of a column is its median, the
+    spread its interquartile range over that of a normal of variance 1, so that single outliers
+    change neither.
+    """
+    n = array.shape[0]
+    rows = np.unique(np.linspace(0, n - 1, min(n, tuning.SAMPLED_UNITS)).astype(int))
+    sample = array[rows].reshape(len(rows), -1)
+    values = sample.astype(np.float64)
+    values = values[np.isfinite(values).all(axis=1)]
+    if not len(values):
+        return np.zeros(0, int)
+    low, middle, high = np.percentile(values, (25, 50, 75), axis=0)
+    spread = (high - low) / 1.349
+    spread = np.where(spread > 0, spread, abs(values - middle).mean(axis=0))
+    return np.flatnonzero((FLOAT32_EPS * abs(middle) > part * spread) & (spread > 0))
+
+
+def warn_of_lost_digits(x) -> None:
+    """A warning that names the columns of concrete float32 arrays that have lost digits before they
+    came here, such as time stamps on a device."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(x):
+        if is_traced(leaf) or leaf.dtype != np.float32 or not leaf.size:
+            continue
+        n = leaf.shape[0]
+        rows = slice(0, None, max(1, n // tuning.SAMPLED_UNITS))
+        sample = np.asarray(leaf[rows])
+        if not _suspect(sample[[0, -1]]).any():
+            continue
+        if sample.ndim > 2 or _are_small_integers(sample):
+            continue
+        columns = lost_columns(sample, TOLERATED)
+        if len(columns):
+            name = "data" + jax.tree_util.keystr(path)
+            names = ", ".join(map(str, columns[:5])) + ", ..." * (len(columns) > 5)
+            warnings.warn(
+                f"{name} are float32 and their offset is so large that column {names} (counted "
+                "from 0) has lost digits: subtract the offset before the cast, or pass float64 "
+                "NumPy data",
+                FitWarning,
+                stacklevel=5,
+            )
+
+
+def _are_small_integers(sample) -> bool:
+    """Whether float32 holds all values exactly because they are integers below 2²⁴."""
+    with np.errstate(invalid="ignore"):
+        return bool(np.all((sample % 1 == 0) & (abs(sample) < 2**24)))
