@@ -20,6 +20,7 @@ from jaxem.protocol.capabilities import Bound, FiniteLatents, Placed, defines, h
 from jaxem.protocol.model import Bank, name_of
 from jaxem.protocol.starts import NAMED, Start
 from jaxem.protocol.wrapper import Wrapper
+from jaxem.results.columns import column_names
 from jaxem.results.report import report
 from jaxem.results.result import Result
 from jaxem.solver.lanes import Lanes
@@ -130,7 +131,8 @@ def fit(
     resolves_small_gains = (
         x is not None and isinstance(method, EM) and method.gains_from_steps(model, x)
     )
-    return report(result, model, x, weights, tol, resolves_small_gains)
+    names = column_names(data)
+    return report(result, model, x, weights, tol, resolves_small_gains, names)
 
 
 def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):

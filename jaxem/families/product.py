@@ -154,6 +154,10 @@ class ProductDomain(domains.Matrix):
 
     product: Any = None
 
+    def with_variance(self, d):
+        parts = [(f.domain, c) for _, f, c in self.product._parts()]
+        return sorted(c[i] for domain, c in parts for i in domain.with_variance(len(c)))
+
     def valid(self, x):
         is_valid = (x == x) | (x != x)
         for _, family, columns in self.product._parts():

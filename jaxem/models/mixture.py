@@ -209,6 +209,9 @@ class MixtureDomain(Domain):
 
     bank: Any = None
 
+    def with_variance(self, d):
+        return self.bank.domain.with_variance(d)
+
     def valid(self, x):
         if not isinstance(x, Labelled):
             return self.bank.domain.valid(x)

@@ -21,13 +21,18 @@ class Domain:
     operators only, so that it works for NumPy and JAX arrays. words: the support in words, for
     messages. components: the size of the largest array of a pass over the size of the data; also
     the smallest number of units of a fit. further: functions of x that raise where its shape is
-    wrong.
+    wrong. variances: whether the model estimates a variance of every column.
     """
 
     words: str = "finite numbers"
     mask: Callable[[Any], Any] = finite
     components: int = 1
     further: tuple[Callable[[Any], None], ...] = ()
+    variances: bool = False
+
+    def with_variance(self, d: int):
+        """The columns, of d, of which the model estimates a variance."""
+        return list(range(d)) if self.variances else []
 
     def valid(self, x):
         """Which values are in the model's support: a boolean tree shaped like x."""
@@ -71,6 +76,7 @@ def _counts(x):
 
 
 REALS = Matrix()
+SPREAD_REALS = Matrix(variances=True)
 POSITIVE = Matrix("finite positive numbers", lambda x: (x > 0) & (x < float("inf")))
 NONNEGATIVE = Matrix("finite numbers of 0 or more", lambda x: (x >= 0) & (x < float("inf")))
 COUNTS = Matrix("counts 0, 1, 2, ...", _counts)

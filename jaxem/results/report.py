@@ -8,20 +8,25 @@ import jax
 import numpy as np
 
 from jaxem.data import arrays as checks
+from jaxem.data.labelled import unlabelled
 from jaxem.numerics.rounding import ROUNDING
 from jaxem.protocol.status import FitWarning, Status, sentence
+from jaxem.results.columns import explain_collapse, explain_constant
 from jaxem.results.result import Result
 from jaxem.wrappers.factored import factored
 
 
-def report(result: Result, model, x, weights, tol, resolves_small_gains=False) -> Result:
+def report(
+    result: Result, model, x, weights, tol, resolves_small_gains=False, names=None
+) -> Result:
     """The result with its scalars on the host; raises and warns by its status.
 
     ValueError for bad input; one `FitWarning` for fits that did not converge, or for a tolerance
     below the rounding error of the objective.
 
     resolves_small_gains: whether the fit measured gains below that rounding error, as large float32
-    fits do (`EM.gains_from_steps`), so that such a tolerance needs no warning.
+    fits do (`EM.gains_from_steps`), so that such a tolerance needs no warning. names: of the columns
+    of x, where it was a data frame.
     """
     scalars = ("log_likelihood", "objective", "n_iter", "status")
     host = jax.device_get({name: getattr(result, name) for name in scalars})
@@ -48,9 +53,11 @@ def report(result: Result, model, x, weights, tol, resolves_small_gains=False) -
         subject = "the fit" if count == 1 else f"the best of {count} restarts"
         message = f"{subject} did not converge: {sentence(status)}"
         message += _impossible_units(result, x, weights) if status == Status.NONFINITE else ""
+        message += _collapsed_columns(result, model, x, names) if status == Status.DEGENERATE else ""
         warnings.warn(message, FitWarning, stacklevel=3)
     elif tol and not resolves_small_gains:
         _warn_of_rounding(result, weights, tol)
+    _warn_of_constants(model, x, names)
     return result
 
 
@@ -67,6 +74,32 @@ def _report_batch(result, tol) -> Result:
             stacklevel=4,
         )
     return result
+
+
+def _matrix(x):
+    """The data as one array (n, d), without labels; None where they are another tree."""
+    plain = unlabelled(x)[0]
+    return plain if getattr(plain, "ndim", 0) == 2 else None
+
+
+def _collapsed_columns(result, model, x, names) -> str:
+    """The end of a message that names columns without a variance of their own."""
+    matrix = _matrix(x)
+    if matrix is None or not model.domain.with_variance(matrix.shape[1]):
+        return ""
+    labels = np.asarray(result.predict(x))
+    return explain_collapse(np.asarray(matrix), labels, model.domain.components, names)
+
+
+def _warn_of_constants(model, x, names):
+    """A warning where columns are the same in all units, for models that estimate variances."""
+    matrix = _matrix(x)
+    if matrix is None:
+        return
+    columns = model.domain.with_variance(matrix.shape[1])
+    explanation = explain_constant(matrix, columns, names) if columns else None
+    if explanation is not None:
+        warnings.warn(explanation, FitWarning, stacklevel=4)
 
 
 def _impossible_units(result, x, weights) -> str:

@@ -56,7 +56,8 @@ class Normal(Bank):
 
     @property
     def domain(self):
-        return domains.REALS if self.prior is None else domains.REALS.also(self._check_prior)
+        reals = domains.REALS if self.structure.common_scale else domains.SPREAD_REALS
+        return reals if self.prior is None else reals.also(self._check_prior)
 
     def _check_prior(self, x):
         if isinstance(self.prior, NormalWishartPrior):
