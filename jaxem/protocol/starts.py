@@ -41,7 +41,8 @@ class Start:
 class KMeansPlusPlus(Start):
     """Seeds drawn with probability ∝ squared distance to the nearest earlier seed.
 
-    Each unit belongs to the nearest seed. Source: Arthur & Vassilvitskii 2007.
+    Each unit belongs to the nearest seed. Outliers are no seeds, and have responsibilities of 0.
+    Source: Arthur & Vassilvitskii 2007.
     """
 
     def responsibilities(self, key, points, weights, k):
@@ -52,7 +53,7 @@ class KMeansPlusPlus(Start):
 class RandomRows(Start):
     """Seeds drawn evenly from the units that differ from all earlier seeds.
 
-    Each unit belongs to the nearest seed.
+    Each unit belongs to the nearest seed. Outliers are no seeds, and have responsibilities of 0.
     """
 
     def responsibilities(self, key, points, weights, k):
@@ -111,26 +112,84 @@ def fill_empty(responsibilities, weights):
     return jnp.where(empty, 1 / responsibilities.shape[1], responsibilities)
 
 
+GROSS = 100.0
+"""A squared distance is gross from this many times the typical one between two units."""
+
+AROUND = 16.0
+"""A unit is around a new seed where its squared distance to the nearest seed falls by this factor."""
+
+ISOLATED_PART = 0.1
+"""Units at gross distances are outliers where they are fewer than this part of all, and those
+around a seed where they are fewer than this part of an even share of a component."""
+
+REDRAWS = 16
+"""The most outliers that are drawn as seeds and refused."""
+
+TYPICAL_ROWS = 4
+"""Units whose distances to all others are the sample for the typical distance."""
+
+
 def _seeded(key, points, weights, k, preference):
     """Responsibilities (n, k) by the nearest of k seeds, which are drawn one after the other.
 
     A unit is drawn with probability ∝ weight · preference(squared distance to the nearest seed),
-    the first one ∝ weight.
+    the first one ∝ weight. An outlier is no seed: a unit at a gross distance from all others, or
+    from the earlier seeds with few units around it. It is refused, and another one drawn. Few units at a gross distance from all seeds have responsibilities of 0, so that the
+    start does not depend on them.
     """
     if points is None:
         raise ValueError('this model cannot place its units in space: use init="random"')
     uniforms = jax.random.uniform(key, (k,), points.dtype)
+    spare_key = jax.random.fold_in(key, 1)
+    spare = jax.random.uniform(spare_key, (REDRAWS + TYPICAL_ROWS,), points.dtype)
+    few = ISOLATED_PART * weights.sum()
 
-    def add(j, carry):
-        nearest, label = carry
-        cumulative = jnp.cumsum(weights * preference(nearest))
-        row = jnp.sum(cumulative <= uniforms[j] * cumulative[-1])
-        seed = points[jnp.minimum(row, points.shape[0] - 1)]
-        distance = jnp.square(points - seed).sum(-1)
+    def drawn(mass, uniform):
+        cumulative = jnp.cumsum(mass)
+        row = jnp.sum(cumulative <= uniform * cumulative[-1])
+        return jnp.minimum(row, points.shape[0] - 1)
+
+    def squared_distance(row):
+        return jnp.square(points - points[row]).sum(-1)
+
+    sample = jax.lax.map(
+        lambda uniform: _typical(squared_distance(drawn(weights, uniform)), weights),
+        spare[REDRAWS:],
+    )
+    gross = GROSS * sample.min()
+
+    def draw(carry):
+        j, redraws, nearest, label, refused = carry
+        uniform = jnp.where(redraws > 0, spare[redraws - 1], uniforms[jnp.minimum(j, k - 1)])
+        row = drawn(jnp.where(refused, 0, weights * preference(nearest)), uniform)
+        distance = squared_distance(row)
         is_closer = (distance < nearest) | (j == 0)
-        return jnp.where(is_closer, distance, nearest), jnp.where(is_closer, j, label)
+        is_far = jnp.where(j == 0, _typical(distance, weights), nearest[row]) > gross
+        is_around = distance < nearest / AROUND
+        is_isolated = (j == 0) | (jnp.where(is_around, weights, 0).sum() < few / k)
+        is_outlier = is_far & is_isolated & (redraws < REDRAWS)
+        is_closer &= ~is_outlier
+        return (
+            jnp.where(is_outlier, j, j + 1),
+            jnp.where(is_outlier, redraws + 1, 0),
+            jnp.where(is_closer, distance, nearest),
+            jnp.where(is_closer, j, label),
+            refused | (is_outlier & (jnp.arange(points.shape[0]) == row)),
+        )
 
-    ones = jnp.ones(points.shape[0], points.dtype)
-    label = jnp.zeros(points.shape[0], jnp.int32)
-    _, label = jax.lax.fori_loop(0, k, add, (ones, label))
-    return jnp.where(label[:, None] == jnp.arange(k), 1 - EVEN_PART + EVEN_PART / k, EVEN_PART / k)
+    n = points.shape[0]
+    zero, nearest = jnp.zeros((), jnp.int32), jnp.ones(n, points.dtype)
+    start = (zero, zero, nearest, jnp.zeros(n, jnp.int32), jnp.zeros(n, bool))
+    _, _, nearest, label, _ = jax.lax.while_loop(lambda carry: carry[0] < k, draw, start)
+    shares = jnp.where(label[:, None] == jnp.arange(k), 1 - EVEN_PART + EVEN_PART / k, EVEN_PART / k)
+    is_far = nearest > gross
+    is_ignored = is_far & (jnp.where(is_far, weights, 0).sum() < few)
+    return jnp.where(is_ignored[:, None], 0, shares)
+
+
+def _typical(distance, weights):
+    """The geometric mean of squared distances above 0: few outliers hardly change it."""
+    mass = jnp.where(distance > 0, weights, 0)
+    total = mass.sum()
+    logs = jnp.log(jnp.where(distance > 0, distance, 1))
+    return jnp.where(total > 0, jnp.exp((mass * logs).sum() / jnp.where(total > 0, total, 1)), jnp.inf)

@@ -210,9 +210,8 @@ class Normal(Bank):
 
     def degenerate(self, params):
         floor = self._floor(params.mean)
-        if self.limits is not None:  # where no feature varies, every component has collapsed
-            counts = self.limits.varies | ~jnp.any(self.limits.varies)
-            floor = jnp.where(counts, floor, 0)
+        if self.limits is not None:
+            floor = jnp.where(self.limits.varies, floor, 0)
         return self.structure.is_floored(params.covariance, self.structure.per_component(floor))
 
     def sample(self, key, params, z):
@@ -227,7 +226,9 @@ class Normal(Bank):
         data_frame = frame(x, weights, structure.common_scale)
         location, scale = data_frame.location, data_frame.scale
         lazy = not (roomy(x) or copy)
-        limits = Limits(jnp.ones_like(scale), data_frame.varies)
+        # Where no feature varies, all count, and every component has collapsed.
+        varies = data_frame.varies | ~jnp.any(data_frame.varies)
+        limits = Limits(jnp.ones_like(scale), varies)
         if self.limits is not None:
             limits = limits._replace(resolution=self.limits.resolution / scale)
         floor = None if self.floor is None else self.floor / jnp.square(scale)
@@ -269,8 +270,8 @@ class Normal(Bank):
         units of the arithmetic, or the given floor."""
         structure, floor = self.structure, self._floor(mean)
         if self.limits is not None:
-            size = 1.0 if self.floor is None else floor
-            constant = jnp.where(self.limits.varies, 0, jnp.broadcast_to(size, mean.shape))
+            size = jnp.ones_like(mean) if self.floor is None else floor
+            constant = jnp.where(self.limits.varies, 0, size)
             covariance = structure.widened(covariance, structure.per_component(constant))
         return structure.floor(covariance, structure.per_component(floor))
 
