@@ -8,22 +8,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxem.families.gamma import solve_shape
 from jaxem.families.normal.gaussian import NormalParams, NormalStatistics
-from jaxem.families.normal.moments import Limits, centre
+from jaxem.families.normal.moments import LOG_2PI, Limits, centre
 from jaxem.families.normal.normal import Normal
-from jaxem.numerics.special import log_gamma_ratio, log_minus_digamma
+from jaxem.numerics.special import half_gamma_ratio, half_gamma_ratio_slope
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.counts import keep_empty, safe
 from jaxem.protocol.model import Bank
 from jaxem.protocol.priors import NormalPrior
 from jaxem.protocol.restriction import by_rows
-from jaxem.protocol.spaces import ABOVE_ZERO, POSITIVE_DEFINITE, REAL, Positive
+from jaxem.protocol.spaces import ABOVE_ZERO, POSITIVE_DEFINITE, REAL, Reciprocal
 
-DF_RANGE = (0.1, 1000.0)
-"""The range of estimated degrees of freedom; at 1000 the density is normal to four digits."""
+DF_RANGE = (0.1, 1e5)
+"""The range of estimated degrees of freedom. The upper end is the normal limit: on n normal units
+it is √n · 1e-5 nats short of it, to which data of light tails lead."""
 
 DF_START = 10.0
+
+LARGEST_FACTOR = 2.0
+"""The largest factor by which a step changes the degrees of freedom. With 4, 1 of 560 climbs from
+random starts lowered the objective, with 2 none."""
+
+SMALL = 0.05
+"""Arguments up to which `_tail_slope` is a series."""
 
 
 @pytree(eq=False)
@@ -36,11 +43,13 @@ class StudentTParams:
 
 
 class StudentTStatistics(NamedTuple):
-    """Σw (k,), the moments weighted by w·u, and Σw·(log u − u + 1) (k,)."""
+    """Σw (k,), the moments weighted by w·u, and the quadratic model of the log-likelihood in
+    τ = 1/df: Σw·(slope + curvature·τ) (k,) and Σw·curvature (k,)."""
 
     count: Any
     moments: NormalStatistics
-    tail: Any
+    target: Any
+    curvature: Any
 
 
 @pytree
@@ -57,13 +66,18 @@ class StudentT(Bank):
       floor: the smallest variance of a scale, as in `Normal`.
 
     Without a prior the scatter is divided by Σwu rather than Σw: parameter-expanded EM, the same
-    optimum in a tenth of the steps (Kent, Tyler & Vardi 1994; Liu, Rubin & Wu 1998).
+    optimum in a tenth of the steps (Kent, Tyler & Vardi 1994; Liu, Rubin & Wu 1998). The degrees of
+    freedom take a Newton step on the observed log-likelihood, not on its expectation given u (ECME;
+    Liu & Rubin 1995), in τ = 1/df, by its expected information. Without a prior S · (1 + 2τ), which
+    is nearly uncorrelated with τ, is held fixed in that step.
     """
 
     df: Any = None
     prior: NormalPrior | None = None
     floor: Any = None
-    limits: Limits | None = dataclasses.field(default=None, repr=False)  # set by `standardize` alone
+    limits: Limits | None = dataclasses.field(
+        default=None, repr=False
+    )  # set by `standardize` alone
 
     @property
     def domain(self):
@@ -86,31 +100,53 @@ class StudentT(Bank):
         d, df = x.shape[1], self._df(params)
         structure = self._normal.structure
         distance, log_det = structure.quadratic(params.scale, centre(x, params.mean))
-        constant = log_gamma_ratio(df / 2, d / 2) - d / 2 * jnp.log(math.pi * df) - 0.5 * log_det
+        constant = log_constant(1 / df, d) - d / 2 * LOG_2PI - 0.5 * log_det
         tail = (df + d) / 2 * jnp.log1p(distance.T / df)
         return (df + d) / (df + distance.T), constant - tail
 
     def statistics(self, params, x, q, weights):
         moments = self._normal.statistics(self._as_normal(params), x, None, weights * q)
-        tail = weights * (jnp.log(q) - (q - 1))
-        return StudentTStatistics(weights.sum(0), moments, tail.sum(0))
+        count = weights.sum(0)
+        if self.df is not None:
+            return StudentTStatistics(count, moments, jnp.zeros_like(count), jnp.zeros_like(count))
+        d, df = x.shape[1], params.df
+        tau, moves = 1 / df, self._scale_moves
+        distance = (df + d) / q - df
+        slope = tail_slope(distance, tau, d) + log_constant_slope(tau, d)
+        if moves:
+            slope = slope - (q * distance - d) / (1 + 2 * tau)
+        curvature = information(tau, d, moves)
+        target = (weights * (slope + curvature * tau)).sum(0)
+        return StudentTStatistics(count, moments, target, curvature * count)
 
     def maximize(self, params, stats):
+        return self._maximize(params, stats, False)
+
+    def _maximize(self, params, stats, fixed):
+        """The M-step; fixed: whose degrees of freedom are, (k,) or one for all."""
         precision, count = stats.moments.count, safe(stats.count)
-        is_expanded = self.prior is None
         normal_params = self._normal.maximize_weighted(
-            self._as_normal(params), stats.moments, precision if is_expanded else stats.count
+            self._as_normal(params), stats.moments, precision if self.prior is None else stats.count
         )
         df = self._df(params)
         if self.df is None:
-            tail = stats.tail / count
-            if is_expanded:
-                mean_u = safe(precision / count)
-                tail = tail - (jnp.log(mean_u) - (mean_u - 1))
-            target = log_minus_digamma((df + params.mean.shape[1]) / 2) - tail
-            low, high = (log_minus_digamma(jnp.asarray(v / 2, df.dtype)) for v in DF_RANGE)
-            df = 2 * solve_shape(jnp.clip(target, high, low))
+            tau = 1 / df
+            proposal = stats.target / jnp.where(stats.curvature > 0, stats.curvature, 1)
+            proposal = jnp.clip(proposal, tau / LARGEST_FACTOR, tau * LARGEST_FACTOR)
+            proposal = jnp.clip(proposal, 1 / DF_RANGE[1], 1 / DF_RANGE[0])
+            proposal = jnp.where(fixed | ~(stats.curvature > 0), tau, proposal)
+            df = jnp.where(fixed, df, 1 / proposal)
+            if self._scale_moves:
+                ratio = (1 + 2 * tau) / (1 + 2 * proposal)
+                scale = normal_params.covariance * ratio[:, None, None]
+                scale = self._normal.floored(normal_params.mean, scale)
+                normal_params = NormalParams(normal_params.mean, scale)
         return keep_empty(stats.count, self._params(normal_params, df), params)
+
+    @property
+    def _scale_moves(self):
+        """Whether a step of the degrees of freedom takes the scale with it."""
+        return self.prior is None
 
     def restricted(self, held):
         """Whole means fixed, about which the moments are then computed, and any fixed degrees of
@@ -125,17 +161,20 @@ class StudentT(Bank):
 
         def maximize(params, stats):
             moments = stats.moments._replace(first=is_free * stats.moments.first)
-            return self.maximize(params, stats._replace(moments=moments))
+            return self._maximize(params, stats._replace(moments=moments), held.df.fixed)
 
         return maximize
 
     def spaces(self, params):
-        df = Positive(*DF_RANGE) if self.df is None else ABOVE_ZERO
+        df = Reciprocal(*DF_RANGE) if self.df is None else ABOVE_ZERO
         return StudentTParams(REAL, POSITIVE_DEFINITE, df)
 
     def whitened(self, params, step):
         normal = self._normal.whitened(self._as_normal(params), self._as_normal(step))
-        return self._params(normal, step.df / params.df)
+        if self.df is not None:
+            return self._params(normal, step.df / params.df)
+        information_of_tau = information(1 / params.df, params.mean.shape[1], self._scale_moves)
+        return self._params(normal, jnp.sqrt(information_of_tau) * step.df)
 
     def log_prior(self, params):
         return self._normal.log_prior(self._as_normal(params))
@@ -185,3 +224,45 @@ class StudentT(Bank):
     @staticmethod
     def _params(normal, df):
         return StudentTParams(normal.mean, normal.covariance, df)
+
+
+def log_constant(tau, d):
+    """log Γ((ν+d)/2) − log Γ(ν/2) − (d/2) log(ν/2) for τ = 1/ν (k,): exact to rounding also where it
+    is nearly 0, as a sum of terms of one sign and, for odd d, one of half a step."""
+    steps = 2 * tau[:, None] * _steps(d, tau.dtype)
+    half = half_gamma_ratio(2 * tau) if d % 2 else 0.0
+    return jnp.log1p(steps).sum(1) + half
+
+
+def log_constant_slope(tau, d):
+    """The derivative of `log_constant` by τ."""
+    steps = 2 * _steps(d, tau.dtype)
+    half = 2 * half_gamma_ratio_slope(2 * tau) if d % 2 else 0.0
+    return (steps / (1 + tau[:, None] * steps)).sum(1) + half
+
+
+def _steps(d, dtype):
+    return jnp.arange(d // 2, dtype=dtype) + (d % 2) / 2
+
+
+def tail_slope(distance, tau, d):
+    """The derivative by τ of −((1/τ + d)/2) log(1 + δτ), for distances δ (n, k)."""
+    y = distance * tau
+    direct = 0.5 * (jnp.log1p(y) - y / (1 + y)) / jnp.square(tau)
+    small = jnp.minimum(y, SMALL)
+    part = 1 / 2 - small * (2 / 3 - small * (3 / 4 - small * (4 / 5 - small * (5 / 6))))
+    series = 0.5 * jnp.square(small / tau) * part
+    return jnp.where(y > SMALL, direct, series) - d / 2 * distance / (1 + y)
+
+
+def information(tau, d, scale_moves):
+    """The expected information of a unit on τ = 1/ν, with S · (1 + 2τ) held fixed if `scale_moves`,
+    else with S: (k,).
+
+    The first is exact for d = 2 and in both limits, and within 10% for other d ≤ 20 (by quadrature).
+    """
+    size = d * (d + 2) / 2
+    own = size / jnp.square(1 + math.sqrt(size) * tau)
+    if scale_moves:
+        return own
+    return own + jnp.square(2 / (1 + 2 * tau)) * d / (2 * (1 + (d + 2) * tau))

@@ -19,24 +19,16 @@ class Affine(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """Location and scale (d,) of standardised data, and the intermediate results of `frame`.
-
-    varies: which features have two different values. first: the first present row. reach: the
-    largest distance of a row from it, per feature, so that (x − first) / reach is of order 1.
-    centre: the location in those units.
-    """
+    """Location and scale (d,) of standardised data; varies: which features have two different
+    values."""
 
     location: Any
     scale: Any
     varies: Any
-    first: Any
-    reach: Any
-    centre: Any
 
     def standardize(self, x):
         """Rows (n, d) in these units."""
-        centre, ratio = (copies(v, x.shape[0]) for v in (self.centre, self.reach / self.scale))
-        return ((x - self.first) / self.reach - centre) * ratio
+        return (x - copies(self.location, x.shape[0])) / copies(self.scale, x.shape[0])
 
 
 def frame(x, weights, common: bool) -> Frame:
@@ -44,25 +36,21 @@ def frame(x, weights, common: bool) -> Frame:
 
     The location of a feature is its median, its scale the interquartile range over that of a
     standard normal, so that outliers set neither; both are estimated from at most `SAMPLED_UNITS`
-    units. A feature with more than half of its values equal has its standard deviation. Values are
-    taken about the first present row, in parts of the largest distance from it, so that no digits
-    are lost by an offset or by a scale near the ends of the float range. The scale of a constant
-    feature is its magnitude. Nothing here is differentiated: a fit does not depend on its units.
+    units. A feature with more than half of its values equal has its standard deviation. The scale
+    of a constant feature is its magnitude. Nothing here is differentiated: a fit does not depend on
+    its units.
     """
     x, weights = stop_gradient((jnp.asarray(x), weights))
-    first = x[jnp.argmax(weights > 0)]
+    location, spread = _middle(x, weights)
 
     def farthest(x, weights):
         present = (weights > 0)[:, None]
-        return jnp.max(jnp.where(present, jnp.abs(x - first), 0), axis=0)
+        return jnp.max(jnp.where(present, jnp.abs(x - location), 0), axis=0)
 
     reach = over_rows(farthest, jnp.maximum, x, weights)
-    reach = jnp.where(reach > 0, reach, 1)
-    stride = -(-x.shape[0] // tuning.SAMPLED_UNITS)
-    centre, spread = _middle((x[::stride] - first) / reach, weights[::stride] > 0)
-    scale = jnp.maximum(spread, SMALLEST_PART) * reach
-    varies = (spread > 0) & (scale > 4 * jnp.finfo(x.dtype).eps * jnp.abs(first))
-    magnitude = jnp.where(first != 0, jnp.abs(first), 1)
+    scale = jnp.maximum(spread, SMALLEST_PART * reach)
+    varies = scale > 4 * jnp.finfo(x.dtype).eps * jnp.abs(location)
+    magnitude = jnp.where(location != 0, jnp.abs(location), 1)
     scale = jnp.where(varies, scale, magnitude)
     if common:
         top = jnp.max(jnp.where(varies, scale, 0))
@@ -70,7 +58,7 @@ def frame(x, weights, common: bool) -> Frame:
         mean_square = jnp.mean(jnp.where(varies, jnp.square(scale / top), 0))
         common_scale = top * jnp.sqrt(jnp.where(mean_square > 0, mean_square, 1))
         scale = jnp.full_like(scale, common_scale)
-    return Frame(first + centre * reach, scale, varies, first, reach, centre)
+    return Frame(location, scale, varies)
 
 
 SMALLEST_PART = 1e-14
@@ -81,16 +69,20 @@ NORMAL_QUARTILES = 1.349
 """The interquartile range of the standard normal distribution."""
 
 
-def _middle(sample, present):
-    """Median and robust standard deviation (d,) of the present rows of a sample (m, d) of values of
-    order 1; 0 and 1 where none is present."""
+def _middle(x, weights):
+    """Median and robust standard deviation (d,) of the present rows of a sample."""
+    stride = -(-x.shape[0] // tuning.SAMPLED_UNITS)
+    sample, present = x[::stride], (weights[::stride] > 0)
     count = present.sum()
     rows = jnp.sort(jnp.where(present[:, None], sample, jnp.inf), axis=0)
     low, median, high = (rows[((count - 1) * part) // 4] for part in (1, 2, 3))
+    first = x[jnp.argmax(weights > 0)]  # where the sample has no present row
+    median = jnp.where(count > 0, median, first)
     away = jnp.where(present[:, None], sample - median, 0)
-    deviation = jnp.sqrt(jnp.square(away).sum(0) / count)
-    spread = jnp.where(high > low, (high - low) / NORMAL_QUARTILES, deviation)
-    return jnp.where(count > 0, median, 0), jnp.where(count > 0, spread, 1)
+    reach = jnp.max(jnp.abs(away), axis=0)
+    unit = away / jnp.where(reach > 0, reach, 1)
+    deviation = reach * jnp.sqrt(jnp.square(unit).sum(0) / jnp.maximum(count, 1))
+    return median, jnp.where(high > low, (high - low) / NORMAL_QUARTILES, deviation)
 
 
 def over_rows(function, combine, x, weights):

@@ -73,6 +73,22 @@ def log_gamma_ratio(y, h):
     return jnp.where(is_large, series, special.gammaln(small + h) - special.gammaln(small))
 
 
+def half_gamma_ratio(z):
+    """log Γ(y + ½) − log Γ(y) − ½ log y for y = 1/z: near −z/8 where z is small."""
+    is_large, small, z = _split_at_limit(1 / z)
+    series = -z * (1 / 8 - z**2 * (1 / 192 - z**2 * (1 / 640 - z**2 * (17 / 14336))))
+    direct = special.gammaln(small + 0.5) - special.gammaln(small) - 0.5 * jnp.log(small)
+    return jnp.where(is_large, series, direct)
+
+
+def half_gamma_ratio_slope(z):
+    """The derivative of `half_gamma_ratio`."""
+    is_large, small, z = _split_at_limit(1 / z)
+    series = -(1 / 8 - z**2 * (1 / 64 - z**2 * (1 / 128 - z**2 * (17 / 2048))))
+    direct = lax.digamma(small + 0.5) - lax.digamma(small) - 0.5 / small
+    return jnp.where(is_large, series, -jnp.square(small) * direct)
+
+
 def betaln(a, b):
     """log B(a, b) = log Γ(a) + log Γ(b) − log Γ(a + b), for a, b > 0.
 

@@ -103,6 +103,23 @@ class Positive(Space):
         return leaf / jnp.where(largest > 0, largest, 1)
 
 
+@dataclass(frozen=True)
+class Reciprocal(Positive):
+    """Numbers within a range, by their reciprocals: for a value whose limit is infinite."""
+
+    def chart(self, leaf):
+        return 1 / leaf
+
+    def leaf(self, chart):
+        return 1 / chart
+
+    def guard(self, proposal, legal):
+        return jnp.clip(proposal, jnp.maximum(LEAST_RATIO * legal, 1 / self.most), 1 / self.least)
+
+    def metric(self, leaf):
+        return jnp.square(leaf)
+
+
 class UnitInterval(Space):
     """Numbers between 0 and 1."""
 

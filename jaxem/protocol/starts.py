@@ -119,8 +119,11 @@ AROUND = 16.0
 """A unit is around a new seed where its squared distance to the nearest seed falls by this factor."""
 
 ISOLATED_PART = 0.1
-"""Units at gross distances are outliers where they are fewer than this part of all, and those
-around a seed where they are fewer than this part of an even share of a component."""
+"""Units around a seed at a gross distance are outliers where they are fewer than this part of an
+even share of a component."""
+
+MOST_IGNORED = 0.4
+"""Units at gross distances from all seeds are ignored where they are fewer than this part."""
 
 REDRAWS = 16
 """The most outliers that are drawn as seeds and refused."""
@@ -134,15 +137,15 @@ def _seeded(key, points, weights, k, preference):
 
     A unit is drawn with probability ∝ weight · preference(squared distance to the nearest seed),
     the first one ∝ weight. An outlier is no seed: a unit at a gross distance from all others, or
-    from the earlier seeds with few units around it. It is refused, and another one drawn. Few units at a gross distance from all seeds have responsibilities of 0, so that the
-    start does not depend on them.
+    from the earlier seeds with few units around it. It is refused, and another one drawn. Units at a gross distance from all seeds have responsibilities of 0, so that the start
+    does not depend on them.
     """
     if points is None:
         raise ValueError('this model cannot place its units in space: use init="random"')
     uniforms = jax.random.uniform(key, (k,), points.dtype)
     spare_key = jax.random.fold_in(key, 1)
     spare = jax.random.uniform(spare_key, (REDRAWS + TYPICAL_ROWS,), points.dtype)
-    few = ISOLATED_PART * weights.sum()
+    few = ISOLATED_PART / k * weights.sum()
 
     def drawn(mass, uniform):
         cumulative = jnp.cumsum(mass)
@@ -166,7 +169,7 @@ def _seeded(key, points, weights, k, preference):
         is_closer = (distance < nearest) | (j == 0)
         is_far = jnp.where(j == 0, _typical(distance, weights), nearest[row]) > gross
         is_around = distance < nearest / AROUND
-        is_isolated = (j == 0) | (jnp.where(is_around, weights, 0).sum() < few / k)
+        is_isolated = (j == 0) | (jnp.where(is_around, weights, 0).sum() < few)
         is_outlier = is_far & is_isolated & (redraws < REDRAWS)
         is_closer &= ~is_outlier
         return (
@@ -181,9 +184,11 @@ def _seeded(key, points, weights, k, preference):
     zero, nearest = jnp.zeros((), jnp.int32), jnp.ones(n, points.dtype)
     start = (zero, zero, nearest, jnp.zeros(n, jnp.int32), jnp.zeros(n, bool))
     _, _, nearest, label, _ = jax.lax.while_loop(lambda carry: carry[0] < k, draw, start)
-    shares = jnp.where(label[:, None] == jnp.arange(k), 1 - EVEN_PART + EVEN_PART / k, EVEN_PART / k)
+    shares = jnp.where(
+        label[:, None] == jnp.arange(k), 1 - EVEN_PART + EVEN_PART / k, EVEN_PART / k
+    )
     is_far = nearest > gross
-    is_ignored = is_far & (jnp.where(is_far, weights, 0).sum() < few)
+    is_ignored = is_far & (jnp.where(is_far, weights, 0).sum() < MOST_IGNORED * weights.sum())
     return jnp.where(is_ignored[:, None], 0, shares)
 
 
@@ -192,4 +197,6 @@ def _typical(distance, weights):
     mass = jnp.where(distance > 0, weights, 0)
     total = mass.sum()
     logs = jnp.log(jnp.where(distance > 0, distance, 1))
-    return jnp.where(total > 0, jnp.exp((mass * logs).sum() / jnp.where(total > 0, total, 1)), jnp.inf)
+    return jnp.where(
+        total > 0, jnp.exp((mass * logs).sum() / jnp.where(total > 0, total, 1)), jnp.inf
+    )

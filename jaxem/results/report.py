@@ -53,7 +53,9 @@ def report(
         subject = "the fit" if count == 1 else f"the best of {count} restarts"
         message = f"{subject} did not converge: {sentence(status)}"
         message += _impossible_units(result, x, weights) if status == Status.NONFINITE else ""
-        message += _collapsed_columns(result, model, x, names) if status == Status.DEGENERATE else ""
+        message += (
+            _collapsed_columns(result, model, x, names) if status == Status.DEGENERATE else ""
+        )
         warnings.warn(message, FitWarning, stacklevel=3)
     elif tol and not resolves_small_gains:
         _warn_of_rounding(result, weights, tol)

@@ -147,7 +147,9 @@ class Full(Structure):
 
     def widened(self, covariance, variances):
         """Covariances with `variances`, as given by `per_component`, added to their diagonals."""
-        return covariance + variances[..., None] * jnp.eye(variances.shape[-1], dtype=variances.dtype)
+        return covariance + variances[..., None] * jnp.eye(
+            variances.shape[-1], dtype=variances.dtype
+        )
 
     def floor(self, covariance, floor):
         return floored(covariance, floor)

@@ -130,7 +130,7 @@ class Normal(Bank):
             mean, scatter = with_prior_mean(structure, prior, stats.count, mean, scatter)
             scatter = scatter + structure.as_scale(prior.scale, d)
             divisor = structure.divisor(scatter_count, d, prior.df)
-        covariance = self._floored(mean, scatter / divisor)
+        covariance = self.floored(mean, scatter / divisor)
         updated = NormalParams(mean, covariance)
         return updated if prior is not None else self._keep_empty(stats.count, updated, params)
 
@@ -265,7 +265,7 @@ class Normal(Bank):
             return jnp.broadcast_to(jnp.asarray(self.floor, mean.dtype), mean.shape)
         return jnp.zeros_like(mean) if self.limits is None else self.limits.floor(mean)
 
-    def _floored(self, mean, covariance):
+    def floored(self, mean, covariance):
         """Covariances with variances of at least the floor; that of a constant feature is 1, in the
         units of the arithmetic, or the given floor."""
         structure, floor = self.structure, self._floor(mean)
