@@ -100,14 +100,16 @@ def test_batches_restarts_and_vmap_give_the_single_fits(rule):
     model = jaxem.Mixture(jaxem.Normal("diagonal"), k=3)
     fit = functools.partial(jaxem.fit, model, method=method(rule), tol=1e-5)
     x = sets()
-    starts = [jaxem.fit(model, a, key=i, max_iter=0, tol=0).params for i, a in enumerate(x)]
+    # L-BFGS amplifies rounding: only from near an optimum do its ways have the same end.
+    steps = 50 if rule == "variational" else 0
+    starts = [jaxem.fit(model, a, key=i, max_iter=steps, tol=0).params for i, a in enumerate(x)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     alone = [fit(a, init=p) for a, p in zip(x, starts, strict=True)]
     assert all(one.converged for one in alone)
     batch = fit(jaxem.Batch(x), init=stacked)
     mapped = jax.jit(jax.vmap(lambda a, p: fit(a, init=p)))(x, stacked)
     for many in (batch, mapped):
-        if rule == "variational":  # L-BFGS amplifies rounding: other ways to the same end
+        if rule == "variational":
             assert np.allclose(many.objective, [one.objective for one in alone], atol=60 * 1e-5)
             continue
         same_ends(many, alone, 60, 1e-5, params=1e-6)

@@ -6,6 +6,7 @@ platform on which programs run.
 """
 
 import jax
+import jaxlib.version
 
 
 def platform() -> str:
@@ -115,9 +116,13 @@ CONSTANT_UNITS = 4096
 """Units up to which weights of 1 are constants of a program. XLA folds constants, which takes
 seconds of compile time for many."""
 
-QUICK_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_llvm_disable_expensive_passes": True}
-"""Compiler options of a single fit of few units on a CPU: the default fusion emitters double the
-compile time (jaxlib 0.10.2)."""
+QUICK_OPTIONS = {"xla_llvm_disable_expensive_passes": True}
+"""Compiler options of a single fit of few units on a CPU."""
+
+if jaxlib.version.__version_info__ < (0, 11):
+    QUICK_OPTIONS["xla_cpu_use_fusion_emitters"] = False
+    """The fusion emitters double the compile time (jaxlib 0.10.2); from jaxlib 0.11 on there is no
+    such option."""
 
 TINY_WORK = 4096
 """Units × features² × components × restarts below which a step takes less than 0.1 ms with any
