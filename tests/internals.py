@@ -1,6 +1,7 @@
 """Uses of what jaxem does not make public, in one place, and the listener for compilations."""
 
 import contextlib
+import sys
 
 import jax.monitoring
 
@@ -36,7 +37,7 @@ from jaxem.protocol.status import Status
 from jaxem.protocol.units import inward, outward, standardized
 from jaxem.results.optima import Optimum, optima
 from jaxem.solver import host as slices
-from jaxem.solver import loop
+from jaxem.solver import loop, threads
 from jaxem.solver.problem import Plan
 from jaxem.solver.solve import single
 from jaxem.solver.stopping import Aitken
@@ -99,6 +100,7 @@ __all__ = [
     "responsibilities_of",
     "row_sum",
     "sampled",
+    "select_module",
     "single",
     "slices",
     "solve_shape",
@@ -106,10 +108,14 @@ __all__ = [
     "split",
     "standardized",
     "suited",
+    "threads",
     "tuning",
     "unpacked",
 ]
 
+
+select_module = sys.modules["jaxem.analysis.select"]
+"""The module, which the function of its name hides."""
 
 CLIMBS = "jit(_solve)"
 """The program that climbs, as JAX's events name it."""

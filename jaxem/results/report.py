@@ -1,7 +1,6 @@
 """Errors and warnings after an eager fit: bad input, and fits that did not converge."""
 
 import dataclasses
-import warnings
 from collections import Counter
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 
 from jaxem.data import arrays as checks
 from jaxem.numerics.rounding import ROUNDING
-from jaxem.protocol.status import FitWarning, Status, sentence
+from jaxem.protocol.status import Status, sentence, warn
 from jaxem.results.result import Result
 from jaxem.wrappers.factored import factored
 
@@ -48,7 +47,7 @@ def report(result: Result, model, x, weights, tol, resolves_small_gains=False) -
         subject = "the fit" if count == 1 else f"the best of {count} restarts"
         message = f"{subject} did not converge: {sentence(status)}"
         message += _impossible_units(result, x, weights) if status == Status.NONFINITE else ""
-        warnings.warn(message, FitWarning, stacklevel=3)
+        warn(message, stacklevel=3)
     elif tol and not resolves_small_gains:
         _warn_of_rounding(result, weights, tol)
     return result
@@ -61,9 +60,8 @@ def _report_batch(result, tol) -> Result:
     if failed.size:
         counts = Counter(failed.tolist()).most_common()
         sentences = "; ".join(sentence(code, many) for code, many in counts)
-        warnings.warn(
+        warn(
             f"{failed.size} of {result.status.size} fits did not converge: {sentences}",
-            FitWarning,
             stacklevel=4,
         )
     return result
@@ -88,10 +86,9 @@ def _warn_of_rounding(result, weights, tol):
         ROUNDING * float(np.finfo(dtype).eps) * abs(float(result.log_likelihood)) / total_weight
     )
     if tol < smallest:
-        warnings.warn(
+        warn(
             f"tol={tol:g} per unit is below the rounding of a {dtype} objective here; about "
             f"{smallest:.1g} was used"
             + (": give float64 data, with x64 enabled, for more" * (dtype == np.float32)),
-            FitWarning,
             stacklevel=4,
         )
