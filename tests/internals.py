@@ -1,7 +1,7 @@
 """Uses of what jaxem does not make public, in one place, and the listener for compilations."""
 
 import contextlib
-import sys
+import importlib
 
 import jax.monitoring
 
@@ -23,7 +23,7 @@ from jaxem.models.lda import lda as lda_model
 from jaxem.models.lda import posterior as lda_posterior
 from jaxem.models.lda.lda import DocumentsDomain
 from jaxem.numerics import special, tuning
-from jaxem.numerics.linalg import Factor, floored, is_floored
+from jaxem.numerics.linalg import Factor, floored, is_floored, triangular_inverse
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.special import exp_digamma
 from jaxem.numerics.tree import float_dtype, merge, pytree, split
@@ -109,12 +109,13 @@ __all__ = [
     "standardized",
     "suited",
     "threads",
+    "triangular_inverse",
     "tuning",
     "unpacked",
 ]
 
 
-select_module = sys.modules["jaxem.analysis.select"]
+select_module = importlib.import_module("jaxem.analysis.select")
 """The module, which the function of its name hides."""
 
 CLIMBS = "jit(_solve)"

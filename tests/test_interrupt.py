@@ -165,11 +165,13 @@ def test_filters_of_warnings_stay():
 
 
 def test_an_error_in_a_thread_stops_the_others():
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def run(job):
         if job == 0:
+            begun.wait()
             raise ValueError("of job 0")
+        begun.set()
         try:
             while True:
                 threads.check()
