@@ -24,13 +24,14 @@ def entries(a):
 def diagonal(a):
     """The diagonals (..., d) of (..., d, d).
 
-    For large d it is a sum of masked rows: one slice an entry takes long to compile, and the
-    derivative of a gather is a scatter.
+    For large d it is one slice of the entries in a row: a slice for each takes long to compile, and
+    the derivative of `jnp.diagonal` is a scatter.
     """
     d = a.shape[-1]
     if d <= tuning.UNROLLED_FEATURES:
         return jnp.stack([a[..., i, i] for i in range(d)], axis=-1)
-    return jnp.where(jnp.eye(d, dtype=bool), a, 0).sum(-1)
+    row = a.reshape(*a.shape[:-2], d * d)
+    return lax.slice_in_dim(row, 0, None, d + 1, axis=-1)
 
 
 class Factor:
@@ -101,16 +102,22 @@ def triangular_inverse(lower):
     d, levels = lower.shape[-1], 0
     while (size := -(-d >> levels)) > tuning.ONE_THREAD_FEATURES:
         levels += 1
-    padding = [(0, 0)] * (lower.ndim - 2) + [(0, (size << levels) - d)] * 2
+    if levels == 0:
+        eye = jnp.broadcast_to(jnp.eye(d, dtype=lower.dtype), lower.shape)
+        return lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
+    lead = lower.shape[:-2]
+    padding = [(0, 0)] * len(lead) + [(0, (size << levels) - d)] * 2
     padded = jnp.pad(lower, padding)
     is_added = jnp.arange(size << levels) >= d
     padded = jnp.where(jnp.diag(is_added), 1, padded)
-    blocks = _diagonal_blocks(padded, size)
+    blocks = _on_diagonal(padded.reshape(*lead, 1 << levels, size, 1 << levels, size))
     eye = jnp.broadcast_to(jnp.eye(size, dtype=lower.dtype), blocks.shape)
     inverse = lax.linalg.triangular_solve(blocks, eye, left_side=True, lower=True)
     for _ in range(levels):
         inverse_a, inverse_d = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-        c = _diagonal_blocks(padded, 2 * size)[..., size:, :size]
+        m = padded.shape[-1] // (2 * size)
+        halves = padded.reshape(*lead, m, 2, size, m, 2, size)
+        c = _on_diagonal(halves[..., 1, :, :, 0, :])
         corner = -times(inverse_d, times(c, inverse_a))
         top = jnp.concatenate([inverse_a, jnp.zeros_like(corner)], axis=-1)
         inverse = jnp.concatenate([top, jnp.concatenate([corner, inverse_d], axis=-1)], axis=-2)
@@ -124,10 +131,9 @@ def _triangular_inverse_jvp(primals, tangents):
     return inverse, -jnp.tril(times(inverse, times(jnp.tril(*tangents), inverse)))
 
 
-def _diagonal_blocks(a, size: int):
-    """The blocks (..., m, size, size) on the diagonal of (..., m · size, m · size)."""
-    m = a.shape[-1] // size
-    blocks = a.reshape(*a.shape[:-2], m, size, m, size)
+def _on_diagonal(blocks):
+    """The m blocks (..., m, i, j) on the diagonal of m × m blocks (..., m, i, m, j)."""
+    m = blocks.shape[-2]
     return jnp.where(jnp.eye(m, dtype=bool)[:, None, :, None], blocks, 0).sum(-2)
 
 
