@@ -1,6 +1,7 @@
 """Uses of what jaxem does not make public, in one place, and the listener for compilations."""
 
 import contextlib
+import importlib
 
 import jax.monitoring
 
@@ -22,7 +23,7 @@ from jaxem.models.lda import lda as lda_model
 from jaxem.models.lda import posterior as lda_posterior
 from jaxem.models.lda.lda import DocumentsDomain
 from jaxem.numerics import special, tuning
-from jaxem.numerics.linalg import Factor, floored, is_floored
+from jaxem.numerics.linalg import Factor, floored, is_floored, triangular_inverse
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.special import exp_digamma
 from jaxem.numerics.tree import float_dtype, merge, pytree, split
@@ -36,7 +37,7 @@ from jaxem.protocol.status import Status
 from jaxem.protocol.units import inward, outward, standardized
 from jaxem.results.optima import Optimum, optima
 from jaxem.solver import host as slices
-from jaxem.solver import loop
+from jaxem.solver import loop, threads
 from jaxem.solver.problem import Plan
 from jaxem.solver.solve import single
 from jaxem.solver.stopping import Aitken
@@ -99,6 +100,7 @@ __all__ = [
     "responsibilities_of",
     "row_sum",
     "sampled",
+    "select_module",
     "single",
     "slices",
     "solve_shape",
@@ -106,10 +108,15 @@ __all__ = [
     "split",
     "standardized",
     "suited",
+    "threads",
+    "triangular_inverse",
     "tuning",
     "unpacked",
 ]
 
+
+select_module = importlib.import_module("jaxem.analysis.select")
+"""The module, which the function of its name hides."""
 
 CLIMBS = "jit(_solve)"
 """The program that climbs, as JAX's events name it."""

@@ -2,11 +2,8 @@
 
 import dataclasses
 import math
-import os
-import warnings
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +18,10 @@ from jaxem.methods.em import EM
 from jaxem.models.mixture import FiniteMixture, Mixture
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.starts import NAMED, Start
-from jaxem.protocol.status import MEANING, FitWarning, Status
+from jaxem.protocol.status import MEANING, Status, collected_warnings, warn
 from jaxem.results.result import Result
 from jaxem.solver.restarts import Restarts
+from jaxem.solver.threads import in_threads
 
 CRITERIA = ("bic", "aic", "icl")
 OPTIONS = ("criterion", "key", "restarts", "weights", "init", "method", "tol", "max_iter")
@@ -154,7 +152,11 @@ def select(
     x, _ = checks.as_data(x)
     options = {"restarts": restarts, "weights": weights, "method": method}
     options |= {"tol": tol, "max_iter": max_iter}
-    results = _without_convergence_warnings(_fit_all, names, models, x, key, init, options)
+    with collected_warnings() as texts:
+        results = _fit_all(names, models, x, key, init, options)
+    for text in dict.fromkeys(texts):
+        if "did not converge" not in text:  # the table says which did not, in one warning
+            warn(text, stacklevel=2)
     total = _total_weight(x, weights)
     table = tuple(
         _row(name, model, result, criterion, total, x, weights)
@@ -204,31 +206,10 @@ def _fit_all(names, models, x, key, init, options):
             raise
 
     jobs = [*padded_groups, *([i] for i in sorted(single_models))]
-    with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
-        fitted = [*pool.map(fit_group, jobs)]
+    fitted = in_threads(fit_group, jobs)
     pairs = zip(jobs, fitted, strict=True)
     by_model = {i: r for job, fits in pairs for i, r in zip(job, fits, strict=True)}
     return [by_model[i] for i in range(len(models))]
-
-
-def _without_convergence_warnings(function, *args):
-    """`function(*args)` without the warnings that single fits did not converge.
-
-    Any other warning is given afterwards, a `FitWarning` of one text once.
-    """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", FitWarning)
-        result = function(*args)
-    given = set()
-    for warning in caught:
-        if not issubclass(warning.category, FitWarning):
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
-        elif "did not converge" not in str(warning.message) and str(warning.message) not in given:
-            given.add(str(warning.message))
-            warnings.warn(str(warning.message), FitWarning, stacklevel=3)
-    return result
 
 
 def _total_weight(x, weights) -> float:
@@ -269,11 +250,10 @@ def _warn_of_failed(selection: Selection, tol) -> None:
         f"{status.name}: {MEANING[status]}" for status in Counter(row.status for row in failed)
     )
     no_winner = "" if selection.winner is not None else "; none is sound, so best is None"
-    warnings.warn(
+    warn(
         f"{len(failed)} of {len(selection.table)} models did not converge ({listed}{unnamed}): "
         + meanings
         + no_winner,
-        FitWarning,
         stacklevel=3,
     )
 

@@ -21,6 +21,19 @@ def entries(a):
     return [[a[..., i, j] for j in range(i + 1)] for i in range(a.shape[-1])]
 
 
+def diagonal(a):
+    """The diagonals (..., d) of (..., d, d).
+
+    For large d it is one slice of the entries in a row: a slice for each takes long to compile, and
+    the derivative of `jnp.diagonal` is a scatter.
+    """
+    d = a.shape[-1]
+    if d <= tuning.UNROLLED_FEATURES:
+        return jnp.stack([a[..., i, i] for i in range(d)], axis=-1)
+    row = a.reshape(*a.shape[:-2], d * d)
+    return lax.slice_in_dim(row, 0, None, d + 1, axis=-1)
+
+
 class Factor:
     """The Cholesky factor of a (..., d, d) covariance: pivots, log-determinant, whitening.
 
@@ -30,13 +43,12 @@ class Factor:
 
     def __init__(self, covariance):
         self.d = covariance.shape[-1]
-        self.diagonal = jnp.stack([covariance[..., i, i] for i in range(self.d)], axis=-1)
+        self.diagonal = diagonal(covariance)
         if self.d <= tuning.UNROLLED_FEATURES:
             self.pivots, self.unit = _unrolled_ldl(entries(covariance))
         else:
-            lower = lax.linalg.cholesky(covariance, symmetrize_input=False)
-            self.pivots = jnp.diagonal(lower, axis1=-2, axis2=-1) ** 2
-            self.inverse = triangular_inverse(lower)
+            self.lower = lax.linalg.cholesky(covariance, symmetrize_input=False)
+            self.pivots = diagonal(self.lower) ** 2
 
     @property
     def log_det(self):
@@ -46,8 +58,7 @@ class Factor:
     def mahalanobis(self, centred):
         """x' covariance⁻¹ x for `centred` of shape (..., d, n); returns (..., n)."""
         if self.d > tuning.UNROLLED_FEATURES:
-            whitened = jnp.matmul(self.inverse, centred, precision=lax.Precision.HIGHEST)
-            return jnp.square(whitened).sum(-2)
+            return jnp.square(times(triangular_inverse(self.lower), centred)).sum(-2)
         total, solved = 0.0, []
         for i in range(self.d):
             z = centred[..., i, :]
@@ -80,23 +91,50 @@ def _unrolled_ldl(a):
     return jnp.stack(pivots, axis=-1), unit
 
 
+@jax.custom_jvp
 def triangular_inverse(lower):
-    """The inverse of lower triangular (..., d, d) matrices, by recursion on halves:
-    [[A, 0], [C, D]]⁻¹ = [[A⁻¹, 0], [−D⁻¹ C A⁻¹, D⁻¹]]."""
-    d, half = lower.shape[-1], lower.shape[-1] // 2
-    if d <= tuning.ONE_THREAD_FEATURES:
+    """The inverse of lower triangular (..., d, d) matrices.
+
+    The diagonal is cut into 2^levels blocks of at most `ONE_THREAD_FEATURES` rows, whose inverses
+    are merged in pairs, all pairs of a level at once:
+    [[A, 0], [C, D]]⁻¹ = [[A⁻¹, 0], [−D⁻¹ C A⁻¹, D⁻¹]].
+    """
+    d, levels = lower.shape[-1], 0
+    while (size := -(-d >> levels)) > tuning.ONE_THREAD_FEATURES:
+        levels += 1
+    if levels == 0:
         eye = jnp.broadcast_to(jnp.eye(d, dtype=lower.dtype), lower.shape)
         return lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
-    inverse_a = triangular_inverse(lower[..., :half, :half])
-    inverse_d = triangular_inverse(lower[..., half:, half:])
-    highest = lax.Precision.HIGHEST
-    corner = -jnp.matmul(
-        inverse_d,
-        jnp.matmul(lower[..., half:, :half], inverse_a, precision=highest),
-        precision=highest,
-    )
-    upper_rows = jnp.concatenate([inverse_a, jnp.zeros_like(corner).swapaxes(-1, -2)], axis=-1)
-    return jnp.concatenate([upper_rows, jnp.concatenate([corner, inverse_d], axis=-1)], axis=-2)
+    lead = lower.shape[:-2]
+    padding = [(0, 0)] * len(lead) + [(0, (size << levels) - d)] * 2
+    padded = jnp.pad(lower, padding)
+    is_added = jnp.arange(size << levels) >= d
+    padded = jnp.where(jnp.diag(is_added), 1, padded)
+    blocks = _on_diagonal(padded.reshape(*lead, 1 << levels, size, 1 << levels, size))
+    eye = jnp.broadcast_to(jnp.eye(size, dtype=lower.dtype), blocks.shape)
+    inverse = lax.linalg.triangular_solve(blocks, eye, left_side=True, lower=True)
+    for _ in range(levels):
+        inverse_a, inverse_d = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        m = padded.shape[-1] // (2 * size)
+        halves = padded.reshape(*lead, m, 2, size, m, 2, size)
+        c = _on_diagonal(halves[..., 1, :, :, 0, :])
+        corner = -times(inverse_d, times(c, inverse_a))
+        top = jnp.concatenate([inverse_a, jnp.zeros_like(corner)], axis=-1)
+        inverse = jnp.concatenate([top, jnp.concatenate([corner, inverse_d], axis=-1)], axis=-2)
+        size *= 2
+    return inverse[..., 0, :d, :d]
+
+
+@triangular_inverse.defjvp
+def _triangular_inverse_jvp(primals, tangents):
+    inverse = triangular_inverse(*primals)
+    return inverse, -jnp.tril(times(inverse, times(jnp.tril(*tangents), inverse)))
+
+
+def _on_diagonal(blocks):
+    """The m blocks (..., m, i, j) on the diagonal of m × m blocks (..., m, i, m, j)."""
+    m = blocks.shape[-2]
+    return jnp.where(jnp.eye(m, dtype=bool)[:, None, :, None], blocks, 0).sum(-2)
 
 
 def pivot_rounding(d: int, dtype) -> float:
@@ -114,14 +152,14 @@ def floored(covariance, floor):
     `RAISE_IN_ROUNDINGS` times `pivot_rounding`.
     """
     factor = Factor(covariance)
-    diagonal, d = factor.diagonal, covariance.shape[-1]
+    variance, d = factor.diagonal, covariance.shape[-1]
     is_lost = factor.singular()[..., None]
-    is_sound = ~is_lost & jnp.all(diagonal >= floor, axis=-1, keepdims=True)
-    target = jnp.maximum(diagonal, floor)
+    is_sound = ~is_lost & jnp.all(variance >= floor, axis=-1, keepdims=True)
+    target = jnp.maximum(variance, floor)
     target = jnp.where(
         is_lost, (1 + RAISE_IN_ROUNDINGS * pivot_rounding(d, covariance.dtype)) * target, target
     )
-    raised = covariance + (target - diagonal)[..., None] * jnp.eye(d, dtype=covariance.dtype)
+    raised = covariance + (target - variance)[..., None] * jnp.eye(d, dtype=covariance.dtype)
     return jnp.where(is_sound[..., None], covariance, raised)
 
 
@@ -132,11 +170,11 @@ def is_floored(covariance, floor):
     stays below RAISE_IN_ROUNDINGS + 1 roundings after the raise, while pivots can be of any size.
     """
     d = covariance.shape[-1]
-    diagonal = jnp.stack([covariance[..., i, i] for i in range(d)], axis=-1)
+    variance = diagonal(covariance)
     margin = (RAISE_IN_ROUNDINGS + 1.5) * pivot_rounding(d, covariance.dtype)
-    lowered = covariance - (margin * diagonal)[..., None] * jnp.eye(d, dtype=covariance.dtype)
+    lowered = covariance - (margin * variance)[..., None] * jnp.eye(d, dtype=covariance.dtype)
     positive = jnp.all(Factor(lowered).pivots > 0, axis=-1)
-    return ~positive | jnp.any(diagonal <= floor * (1 + 2 * margin), axis=-1)
+    return ~positive | jnp.any(variance <= floor * (1 + 2 * margin), axis=-1)
 
 
 def lower_factor(covariance):
@@ -154,7 +192,7 @@ def lower_solve(lower, b):
     """lower⁻¹ b for lower triangular (..., d, d) and b (..., d, m)."""
     d = lower.shape[-1]
     if d > tuning.UNROLLED_FEATURES:
-        return jnp.matmul(triangular_inverse(lower), b, precision=lax.Precision.HIGHEST)
+        return times(triangular_inverse(lower), b)
     rows = []
     for i in range(d):
         row = b[..., i, :]

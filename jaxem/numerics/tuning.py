@@ -132,7 +132,11 @@ TINY_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_s
 """Further options for such steps."""
 
 SLICE_SECONDS = 0.3
-"""The intended seconds of a slice: an interrupt takes effect at the end of a slice."""
+"""The intended seconds of a slice. What was begun when an interrupt came runs on for that long."""
+
+WAIT_SECONDS = 0.01
+"""The estimated seconds of a fit from which its end is awaited in steps, so that an interrupt takes
+effect at once."""
 
 STEP_SECONDS = 1e-9
 """Seconds of a step for one unit × feature² × component, roughly: the first estimate."""

@@ -1,6 +1,9 @@
 """The status of a fit: how it ended, one integer per lane, set inside the loop."""
 
+import contextlib
+import contextvars
 import enum
+import warnings
 
 
 class Status(enum.IntEnum):
@@ -50,3 +53,31 @@ def sentence(code, many=None) -> str:
     """The name of a status and what it means, for messages; many: how many fits have it."""
     lead = "" if many in (None, 1) else f"{many} fits: "
     return f"{lead}{Status(code).name}: {MEANING[Status(code)]}"
+
+
+_collected = contextvars.ContextVar("collected", default=None)
+"""The list that takes the texts of the warnings of fits, or None."""
+
+
+def warn(text: str, stacklevel: int = 1) -> None:
+    """Gives a `FitWarning`, or collects it in the block of `collected_warnings`."""
+    collected = _collected.get()
+    if collected is None:
+        warnings.warn(text, FitWarning, stacklevel=stacklevel + 1)
+    else:
+        collected.append(text)
+
+
+@contextlib.contextmanager
+def collected_warnings():
+    """A list of the texts that fits in the block, also those in threads, warn of instead.
+
+    `warnings.catch_warnings` would change the filters of the whole process, for good where two
+    threads use it at once.
+    """
+    texts: list[str] = []
+    token = _collected.set(texts)
+    try:
+        yield texts
+    finally:
+        _collected.reset(token)

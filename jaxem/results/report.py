@@ -1,7 +1,6 @@
 """Errors and warnings after an eager fit: bad input, and fits that did not converge."""
 
 import dataclasses
-import warnings
 from collections import Counter
 
 import jax
@@ -10,8 +9,8 @@ import numpy as np
 from jaxem.data import arrays as checks
 from jaxem.data.labelled import unlabelled
 from jaxem.numerics.rounding import ROUNDING
-from jaxem.protocol.status import FitWarning, Status, sentence
-from jaxem.results.columns import explain_collapse, explain_constant
+        message += _collapsed_columns(result, model, x, names) if status == Status.DEGENERATE else ""
+        warn(message, stacklevel=3)
 from jaxem.results.result import Result
 from jaxem.wrappers.factored import factored
 
@@ -53,10 +52,14 @@ def report(
         subject = "the fit" if count == 1 else f"the best of {count} restarts"
         message = f"{subject} did not converge: {sentence(status)}"
         message += _impossible_units(result, x, weights) if status == Status.NONFINITE else ""
+<<<<<<< HEAD
         message += (
             _collapsed_columns(result, model, x, names) if status == Status.DEGENERATE else ""
         )
         warnings.warn(message, FitWarning, stacklevel=3)
+=======
+        warn(message, stacklevel=3)
+>>>>>>> interrupts
     elif tol and not resolves_small_gains:
         _warn_of_rounding(result, weights, tol)
     _warn_of_constants(model, x, names)
@@ -70,9 +73,8 @@ def _report_batch(result, tol) -> Result:
     if failed.size:
         counts = Counter(failed.tolist()).most_common()
         sentences = "; ".join(sentence(code, many) for code, many in counts)
-        warnings.warn(
+        warn(
             f"{failed.size} of {result.status.size} fits did not converge: {sentences}",
-            FitWarning,
             stacklevel=4,
         )
     return result
@@ -101,7 +103,7 @@ def _warn_of_constants(model, x, names):
     columns = model.domain.with_variance(matrix.shape[1])
     explanation = explain_constant(matrix, columns, names) if columns else None
     if explanation is not None:
-        warnings.warn(explanation, FitWarning, stacklevel=4)
+        warn(explanation, stacklevel=4)
 
 
 def _impossible_units(result, x, weights) -> str:
@@ -123,10 +125,9 @@ def _warn_of_rounding(result, weights, tol):
         ROUNDING * float(np.finfo(dtype).eps) * abs(float(result.log_likelihood)) / total_weight
     )
     if tol < smallest:
-        warnings.warn(
+        warn(
             f"tol={tol:g} per unit is below the rounding of a {dtype} objective here; about "
             f"{smallest:.1g} was used"
             + (": give float64 data, with x64 enabled, for more" * (dtype == np.float32)),
-            FitWarning,
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""A long climb in slices, each a call of a program: a call itself cannot be interrupted."""
+"""A long climb in slices, each a call of a program: a call that has begun runs to its end."""
 
 import builtins
 import contextlib
@@ -10,11 +10,12 @@ import numpy as np
 
 from jaxem.numerics import tuning
 from jaxem.protocol.status import Status
+from jaxem.solver import threads
 
 
-def is_long(work: int, steps: int) -> bool:
-    """Whether `steps` steps that cost `work` each could take more than a second."""
-    return work * steps * tuning.STEP_SECONDS > 1
+def is_long(work: int, steps: int, seconds: float = 1) -> bool:
+    """Whether `steps` steps that cost `work` each could take more than `seconds`."""
+    return work * steps * tuning.STEP_SECONDS > seconds
 
 
 def run_in_slices(advance, queue, work: int, what: str, total: int):
@@ -30,6 +31,8 @@ def run_in_slices(advance, queue, work: int, what: str, total: int):
         while True:
             started = time.perf_counter()
             queue = advance(queue, np.int32(min(budget, 2**30)))
+            threads.until_ready(queue.status)
+            threads.check()
             status = np.asarray(queue.status)
             seconds = time.perf_counter() - started
             done = np.sum(status != Status.RUNNING) if what == "fits" else np.max(queue.n_iter)

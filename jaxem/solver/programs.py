@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import is_traced, merge, split
-from jaxem.solver import host
+from jaxem.solver import host, threads
 from jaxem.solver.axes import as_sets, best_of, canonical, typed
 from jaxem.solver.host import is_long
 from jaxem.solver.restarts import Restarts, continued, promising
@@ -64,6 +64,8 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     fits = sets * restarts
     if not is_long(cost * fits, max_iter):
         best, every = SOLVE(effort, *args, plan=plan, transformed=False)
+        if is_long(cost * fits, max_iter, tuning.WAIT_SECONDS):
+            threads.until_ready(best.status)
         return best, (jax.tree.map(_alone, best) if every is None else every)
     x = jax.tree.map(jnp.asarray, x)  # once, not for every slice
     problems, queue, ends = BEGIN(effort, numeric, x, *args[2:], plan=plan)
@@ -77,7 +79,9 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     queue = host.run_in_slices(
         advance_slice, queue, cost * (width * steps if fits > 1 else 1), *progress
     )
-    return END(effort, problems, x, queue, batched=batched)
+    best, every = END(effort, problems, x, queue, batched=batched)
+    threads.until_ready(best.status)
+    return best, every
 
 
 def _solve(numeric, x, weights, start, tol, max_iter, *, plan, transformed):
@@ -129,17 +133,33 @@ class Program:
 
     def __init__(self, function, *static: str):
         self.function, self.static = function, static
-        self.jitted = {}
+        self.jitted, self.signatures = {}, set()
 
     def __call__(self, effort: str, *args, **static):
         while True:
             try:
-                return self.compiled(effort)(*args, **static)
+                jitted = self.compiled(effort)
+                self._compile(jitted, args, static)
+                return jitted(*args, **static)
             except jax.errors.JaxRuntimeError as error:
                 unknown = re.search(r"No such compile option: '(\w+)'", str(error))
                 if unknown is None or unknown[1] in self.refused:
                     raise
                 self.refused.add(unknown[1])
+
+    def _compile(self, jitted, args, static) -> None:
+        """Compiles the program for these arguments, so that an interrupt does not abandon it: the
+        call of `jitted` finds it in JAX's cache."""
+        leaves, structure = jax.tree.flatten(args)
+        kinds = tuple((np.shape(a), getattr(a, "dtype", type(a))) for a in leaves)
+        options = tuple(static.items()), jax.config.jax_enable_x64
+        signature = hash((jitted, structure, kinds, options))  # keeps no model alive
+        if signature in self.signatures:
+            return
+        threads.check()
+        if threads.can_abandon() and not (is_traced(leaves) or jax.config.jax_disable_jit):
+            threads.not_abandoned(jitted.lower(*args, **static).compile)
+            self.signatures.add(signature)
 
     def compiled(self, effort: str):
         """The jitted function for one of `EFFORTS`."""

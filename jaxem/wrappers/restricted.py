@@ -6,7 +6,6 @@ index for a part of the leaf: "weights", "components.mean", "components.mean[0]"
 first component.
 """
 
-import warnings
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any, NamedTuple
@@ -24,7 +23,6 @@ from jaxem.protocol.held import averaged
 from jaxem.protocol.layout import Layout
 from jaxem.protocol.restriction import restricted
 from jaxem.protocol.spaces import Coordinates
-from jaxem.protocol.status import FitWarning
 from jaxem.protocol.units import inward, outward, standardized
 from jaxem.protocol.wrapper import Wrapper
 from jaxem.wrappers.adopt import adopt
@@ -278,9 +276,7 @@ class Restricted(Wrapper):
             params = jax.tree.map(np.asarray, plan.layout.rescaled(params, plan.held))
         plan.layout.require_values(given, plan.given)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FitWarning)
-                check_params(self.model, params)
+            check_params(self.model, params)
         except ValueError as error:
             raise ValueError(f"fixed: {error}") from None
 
