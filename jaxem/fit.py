@@ -9,7 +9,7 @@ import numpy as np
 from jaxem.data import arrays as checks
 from jaxem.data.batch import Batch, as_blocks
 from jaxem.data.check_starts import check_init, check_start
-from jaxem.data.options import integer
+from jaxem.data.options import as_key, integer, one_of, refuse_unknown, tolerance
 from jaxem.gradient.rules import GRADIENTS
 from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
@@ -85,20 +85,20 @@ def fit(
       ValueError, TypeError: data, weights or options that cannot be used. Under `jit`, `vmap` and
       `grad` only shapes and dtypes can raise; bad values become the `Status` of that fit.
     """
-    checks.refuse_unknown(unknown, OPTIONS)
+    refuse_unknown(unknown, OPTIONS)
     require_model(model)
     model = adopt(model)
     if not isinstance(restarts, Restarts):
         restarts = integer(restarts, "restarts", 1)
-    stopping = CRITERIA[checks.one_of(criterion, "criterion", CRITERIA)]
-    gradient = GRADIENTS[checks.one_of(gradient, "gradient", GRADIENTS)]
+    stopping = CRITERIA[one_of(criterion, "criterion", CRITERIA)]
+    gradient = GRADIENTS[one_of(gradient, "gradient", GRADIENTS)]
     if isinstance(method, type) or not callable(getattr(method, "evaluate", None)):
         raise TypeError(f"method must be jaxem.EM() or jaxem.OnlineEM(), got {method!r}")
     gradient.check(method, max_iter, restarts)
     limit = max_iter if is_traced(max_iter) else integer(max_iter, "max_iter", 0)
-    limits = (1e-6 if tol is None else checks.tolerance(tol), limit)
+    limits = (1e-6 if tol is None else tolerance(tol), limit)
     if isinstance(init, str):
-        init = NAMED[checks.one_of(init, "init", NAMED)]
+        init = NAMED[one_of(init, "init", NAMED)]
     if isinstance(init, Start) and not has(model, Placed):
         raise TypeError(
             f"{name_of(model)} has its own start, and takes no responsibilities: leave init=None, "
@@ -106,7 +106,7 @@ def fit(
         )
     if (init is None or (isinstance(init, Start) and init.random)) and key is None:
         raise ValueError("the start is random: pass key=jax.random.key(0), or an int")
-    key = None if key is None else checks.as_key(key)
+    key = None if key is None else as_key(key)
     lanes = lanes if isinstance(lanes, Lanes) else Lanes(integer(lanes, "lanes", 1))
     plan = Plan(None, stopping, clean=False, given=False, lanes=lanes, restarts=restarts)
     options = (key, init, method, limits, plan, gradient)

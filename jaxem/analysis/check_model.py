@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxem.analysis.free_energy import free_energy
 from jaxem.data import arrays as checks
+from jaxem.data.options import as_key
 from jaxem.fit import require_model
 from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
@@ -100,7 +101,7 @@ class ModelChecks:
         self.n, self.dtype = n, float_dtype(self.x)
         unequal = 0.5 + np.arange(n) % 3
         self.weights = jnp.asarray(unequal if weights is None else weights, self.dtype)
-        self.key = checks.as_key(key)
+        self.key = as_key(key)
         self.finite = has(self.model, FiniteLatents)
         self.bound_only = not self.finite and not defines(self.model, "posterior")
         self.several = factored(self.model) is not None

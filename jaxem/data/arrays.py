@@ -1,8 +1,5 @@
-"""Checks and conversion of arguments: data, weights, keys and options."""
+"""Checks and conversion of arguments: data and weights."""
 
-import difflib
-import math
-import operator
 import warnings
 
 import jax
@@ -164,83 +161,6 @@ def _on_host(leaf) -> bool:
         return False
     devices = leaf.devices()
     return len(devices) == 1 and next(iter(devices)).platform == "cpu"
-
-
-def as_key(key):
-    """A typed or a legacy uint32 key as it is; an int as a uint32 seed, of which the compiled fit
-    makes a key."""
-    if isinstance(key, jax.Array):
-        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            if key.ndim:
-                raise ValueError(
-                    f"key must be one key, got an array of shape {key.shape}: restarts split it"
-                )
-            return key
-        if key.dtype == jnp.uint32 and key.shape == (2,):
-            return key
-    elif isinstance(key, np.ndarray) and key.dtype == np.uint32 and key.shape == (2,):
-        return key
-    try:
-        return np.uint32(operator.index(key) % 2**32)
-    except TypeError as error:
-        got = f"dtype {key.dtype} of shape {key.shape}" if hasattr(key, "dtype") else repr(key)
-        raise TypeError(f"key must be one jax.random.key(seed) or an int, got {got}") from error
-
-
-def tolerance(value) -> float:
-    """A tolerance in nats per unit of weight: a number of 0 or more, or a traced scalar."""
-    if isinstance(value, jax.core.Tracer):
-        return value
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"tol must be a number of 0 or more, got {value!r}") from error
-    if not number >= 0 or math.isinf(number):
-        raise ValueError(f"tol must be a finite number of 0 or more, got {value!r}")
-    return number
-
-
-def plan_to_unroll(max_iter, restarts) -> None:
-    """TypeError where a fit cannot be unrolled: an unrolled fit takes a fixed number of steps and
-    keeps all its restarts."""
-    if isinstance(max_iter, jax.core.Tracer):
-        raise TypeError('gradient="unrolled" takes exactly max_iter steps: pass a Python int')
-    if not isinstance(restarts, int):
-        raise TypeError('gradient="unrolled" cannot screen restarts: pass restarts as an int')
-
-
-def one_of(value, name: str, allowed):
-    """An option from a list of strings. The ValueError for any other suggests the nearest one."""
-    if isinstance(value, str) and value in allowed:
-        return value
-    raise ValueError(
-        f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
-        + suggestion(value, allowed)
-    )
-
-
-def suggestion(word, allowed) -> str:
-    """The end of a message that suggests the nearest allowed word, "" where none is near."""
-    matches = difflib.get_close_matches(str(word), list(allowed), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
-
-
-ALIASES = {
-    "n_init": "restarts",
-    "random_state": "key",
-    "seed": "key",
-    "rng": "key",
-    "sample_weight": "weights",
-    "n_iter": "max_iter",
-}
-"""The arguments of `fit` by the names that other libraries give them."""
-
-
-def refuse_unknown(unknown, allowed):
-    """TypeError for keyword arguments that do not exist."""
-    for word in unknown:
-        known_name = ALIASES.get(word, word)
-        raise TypeError(f"fit() has no argument {word!r}" + suggestion(known_name, allowed))
 
 
 def explain_bad_weights(weights) -> str | None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data import arrays as checks
-from jaxem.data.options import integer
+from jaxem.data.options import as_key, integer
 from jaxem.numerics.special import safe_entr
 from jaxem.numerics.tree import Structure, float_dtype, is_traced, merge, pytree, split
 from jaxem.protocol.capabilities import Sampled, has
@@ -74,7 +74,7 @@ class Result(Fit):
 
     def sample(self, key, n: int):
         """n units drawn from the fitted model; key: a JAX key or an int."""
-        key, n = checks.as_key(key), integer(n, "n", 1)
+        key, n = as_key(key), integer(n, "n", 1)
         key = jax.random.key(key) if isinstance(key, np.uint32) else key
         if not has(self.model, Sampled):
             raise NotImplementedError(
