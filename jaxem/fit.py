@@ -143,7 +143,8 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
     start = key if init is None or isinstance(init, Start) else init
     numeric, plan = _planned(plan._replace(clean=clean), model, method, init)
     fits = gradient.fit(plan, numeric, x, weights, start, *limits)
-    return Result.of(model, *fits[:2], tuple(jax.tree.leaves(x)[0].shape), fits[2])
+    shape, total = tuple(jax.tree.leaves(x)[0].shape), _total_weight(weights, (n,), float_dtype(x))
+    return Result.of(model, *fits[:2], shape, fits[2], total)
 
 
 @jax.jit
@@ -176,19 +177,22 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
         init = _given(model, init, shapes, (sets,) + (many,) * (many > 1), dtype)
         init = jax.tree.map(lambda a: a[:, None], init) if many == 1 else init
     numeric, plan = _planned(plan._replace(batched=True), model, method, init)
-    fits = []
+    fits, totals = [], []
     for block in blocks:
         start = (key, block.index)
         if given:
             start = jax.tree.map(lambda a: a[block.index], init)  # noqa: B023
         fits.append(gradient.fit(plan, numeric, block.x, block.weights, start, *limits))
+        shape = jax.tree.leaves(block.x)[0].shape[:2]
+        totals.append(_total_weight(block.weights, shape, dtype))
     if len(fits) > 1:
         order = np.argsort(np.concatenate([block.index for block in blocks]))
         join = jnp.concatenate if is_traced(fits) else np.concatenate
         fits = [jax.tree.map(lambda *leaves: join(leaves)[order], *fits)]
+        totals = [(jnp if is_traced(totals) else np).concatenate(totals)[order]]
     best, every, ok = fits[0]
     shape = jax.tree.leaves(blocks[-1].x)[0].shape[1:]
-    return Result.of(model, best, every, (sets, *shape), ok)
+    return Result.of(model, best, every, (sets, *shape), ok, totals[0])
 
 
 def _given(model, init, x, lead, dtype):
@@ -206,6 +210,15 @@ def _planned(plan, model, method, init):
     given = init is not None and not isinstance(init, Start)
     numeric, structure = split((model, method, None if given else init))
     return numeric, plan._replace(structure=structure, given=given)
+
+
+def _total_weight(weights, shape, dtype):
+    """Σw over the last axis of weights (..., n), or of ones of that shape where they are None."""
+    if weights is None:
+        return np.full(shape[:-1], shape[-1], dtype)
+    if isinstance(weights, jax.Array):
+        return weights.sum(-1)
+    return np.asarray(weights).sum(-1, dtype=float).astype(dtype)
 
 
 def _count(restarts) -> int:

@@ -54,11 +54,6 @@ class Categorical(ExponentialFamily):
         dtype = jnp.result_type(float) if jnp.issubdtype(x.dtype, jnp.integer) else x.dtype
         return codes.reshape(x.shape[0], -1).astype(dtype)
 
-    def base_measure(self, x):
-        # All features of a code beyond the levels are 0, which would give it log density 0.
-        unknown = jnp.where(x == x, -jnp.inf, x)
-        return jnp.where(self.domain.mask(x), 0.0, unknown).sum(-1)
-
     def natural(self, params):
         return log_or_impossible(params.probs.reshape(params.probs.shape[0], -1))
 

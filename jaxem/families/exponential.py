@@ -37,9 +37,6 @@ class Exponential(ExponentialFamily):
     domain = domains.NONNEGATIVE
     _separate = True
 
-    def base_measure(self, x):
-        return jnp.where(x < 0, -jnp.inf, jnp.zeros_like(x)).sum(-1)
-
     def natural(self, params):
         return -params.rate
 

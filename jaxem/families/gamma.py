@@ -62,7 +62,7 @@ class Gamma(Bank):
         _, excess = relative(params, x)
         shape = params.shape
         density = (stirling_term(shape) + shape * excess).sum(-1)
-        return None, jnp.where((x <= 0).any(-1)[:, None], -jnp.inf, density - _logs(x)[:, None])
+        return None, self.domain.outside(x, density - _logs(x)[:, None])
 
     def statistics(self, params, x, q, weights):
         moved, excess = relative(params, x)

@@ -158,7 +158,7 @@ class BayesianMixture(FiniteMixture):
         """log of the predictive density E_q[Σ_k π_k p(x | k)] per unit, (n,)."""
         plain, labels = unlabelled(x)
         joint = self.bank.predictive(params.components, plain) + jnp.log(params.weights)
-        return jax.nn.logsumexp(self._known(joint, labels, 1), axis=1)
+        return self.domain.outside(x, jax.nn.logsumexp(self._known(joint, labels, 1), axis=1))
 
     def sample(self, key, params, n: int):
         """n draws from the predictive density, each with its own draw of the components."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -32,6 +33,18 @@ class Domain:
     def valid(self, x):
         """Which values are in the model's support: a boolean tree shaped like x."""
         return jax.tree.map(self.mask, x)
+
+    def outside(self, x, evidence):
+        """`evidence` (n,) or (n, k), for units outside the support −∞, and NaN for those of them
+        with a NaN."""
+        n = evidence.shape[0]
+        is_valid, is_nan = jnp.ones(n, bool), jnp.zeros(n, bool)
+        for mask, leaf in zip(*map(jax.tree.leaves, (self.valid(x), x)), strict=True):
+            is_valid &= mask.reshape(n, -1).all(1)
+            is_nan |= (~mask & (leaf != leaf)).reshape(n, -1).any(1)
+        shape = (n,) + (1,) * (evidence.ndim - 1)
+        value = jnp.where(is_nan, jnp.nan, -jnp.inf).astype(evidence.dtype).reshape(shape)
+        return jnp.where(is_valid.reshape(shape), evidence, value)
 
     def check(self, x, name: str) -> None:
         """ValueError or TypeError where the model does not take data shaped like x. name: of the

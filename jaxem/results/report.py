@@ -23,17 +23,12 @@ def report(result: Result, model, x, weights, tol, resolves_small_gains=False) -
     resolves_small_gains: whether the fit measured gains below that rounding error, as large float32
     fits do (`EM.gains_from_steps`), so that such a tolerance needs no warning.
     """
-    scalars = ("log_likelihood", "objective", "n_iter", "status")
-    host = jax.device_get({name: getattr(result, name) for name in scalars})
+    scalars = ("log_likelihood", "objective", "n_iter", "status", "posterior_entropy")
+    ends = ("gradient_ok", "total_weight")
+    host = jax.device_get({name: getattr(result, name) for name in (*scalars, *ends)})
     of_restarts = jax.device_get({name: getattr(result.restarts, name) for name in scalars})
     restarts = dataclasses.replace(result.restarts, **of_restarts)
-    gradient_ok = result.gradient_ok
-    gradient_ok = (
-        np.asarray(host["status"] == Status.CONVERGED)
-        if gradient_ok is None
-        else jax.device_get(gradient_ok)
-    )
-    result = dataclasses.replace(result, restarts=restarts, gradient_ok=gradient_ok, **host)
+    result = dataclasses.replace(result, restarts=restarts, **host)
     if np.ndim(result.status):
         return _report_batch(result, tol)
     status = int(result.status)
@@ -50,7 +45,7 @@ def report(result: Result, model, x, weights, tol, resolves_small_gains=False) -
         message += _impossible_units(result, x, weights) if status == Status.NONFINITE else ""
         warnings.warn(message, FitWarning, stacklevel=3)
     elif tol and not resolves_small_gains:
-        _warn_of_rounding(result, weights, tol)
+        _warn_of_rounding(result, tol)
     return result
 
 
@@ -71,7 +66,7 @@ def _report_batch(result, tol) -> Result:
 
 def _impossible_units(result, x, weights) -> str:
     """The end of a message that names the first unit of probability 0, "" where there is none."""
-    evidence = np.asarray(result._ask("scores", x))
+    evidence = np.asarray(result.score_samples(x))
     has_weight = True if weights is None else np.asarray(weights) > 0
     is_impossible = (evidence == -np.inf) & has_weight
     if not is_impossible.any():
@@ -80,13 +75,10 @@ def _impossible_units(result, x, weights) -> str:
     return f" ({int(is_impossible.sum())} have probability zero here, the first at index {first})"
 
 
-def _warn_of_rounding(result, weights, tol):
+def _warn_of_rounding(result, tol):
     """A warning where `tol` is below the rounding error of the objective per unit of weight."""
-    total_weight = result.data_shape[0] if weights is None else float(np.sum(np.asarray(weights)))
-    dtype = result.log_likelihood.dtype
-    smallest = (
-        ROUNDING * float(np.finfo(dtype).eps) * abs(float(result.log_likelihood)) / total_weight
-    )
+    dtype, total = result.log_likelihood.dtype, float(result.total_weight)
+    smallest = ROUNDING * float(np.finfo(dtype).eps) * abs(float(result.log_likelihood)) / total
     if tol < smallest:
         warnings.warn(
             f"tol={tol:g} per unit is below the rounding of a {dtype} objective here; about "
