@@ -9,7 +9,15 @@ import numpy as np
 from jaxem.data import arrays as checks
 from jaxem.data.batch import Batch, as_blocks
 from jaxem.data.check_starts import check_init, check_start
-from jaxem.data.options import as_key, integer, one_of, refuse_unknown, tolerance
+from jaxem.data.memory import require_room
+from jaxem.data.options import (
+    as_key,
+    integer,
+    iteration_limit,
+    one_of,
+    refuse_unknown,
+    tolerance,
+)
 from jaxem.gradient.rules import GRADIENTS
 from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
@@ -95,8 +103,7 @@ def fit(
     if isinstance(method, type) or not callable(getattr(method, "evaluate", None)):
         raise TypeError(f"method must be jaxem.EM() or jaxem.OnlineEM(), got {method!r}")
     gradient.check(method, max_iter, restarts)
-    limit = max_iter if is_traced(max_iter) else integer(max_iter, "max_iter", 0)
-    limits = (1e-6 if tol is None else tolerance(tol), limit)
+    limits = (1e-6 if tol is None else tolerance(tol), iteration_limit(max_iter))
     if isinstance(init, str):
         init = NAMED[one_of(init, "init", NAMED)]
     if isinstance(init, Start) and not has(model, Placed):
@@ -111,6 +118,7 @@ def fit(
     plan = Plan(None, stopping, clean=False, given=False, lanes=lanes, restarts=restarts)
     options = (key, init, method, limits, plan, gradient)
     if isinstance(data, Batch):
+        require_room(data.data, "Batch data")
         result, x = _fit_batch(model, data, weights, *options), None
     else:
         x, n = checks.as_data(data)
@@ -255,8 +263,6 @@ def require_model(model):
             missing.append("init_q, the first q of its free_energy")
     elif defined:
         missing += [name for name in ("statistics", "maximize") if name not in defined]
-    elif not is_finite:
-        missing.append("statistics and maximize (or log_joint)")
     if missing:
         raise TypeError(
             f"{type(model).__name__} is no model: it lacks {', '.join(missing)}; "

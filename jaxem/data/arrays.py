@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.data.memory import require_room
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.status import FitWarning
@@ -18,14 +19,18 @@ def as_data(data):
 
     A bare array-like becomes floating point; in a tree, integers stay integers.
     """
+
+    def converted(path, leaf):
+        name = "data" + jax.tree_util.keystr(path)
+        require_room(leaf, name)
+        return as_array(_with_nan(leaf), name, keep_integers=bool(path))
+
     if _is_tree(data):
         data = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: as_array(leaf, "data" + jax.tree_util.keystr(path), True),
-            data,
-            is_leaf=lambda node: isinstance(node, list),
+            converted, data, is_leaf=lambda node: isinstance(node, list) or _is_sparse(node)
         )
     else:
-        data = as_array(data, "data")
+        data = converted((), data)
     leaves = jax.tree_util.tree_leaves_with_path(data)
     if not leaves:
         raise ValueError("data hold no array: pass an array of shape (n, d)")
@@ -45,7 +50,7 @@ def as_data(data):
 def _is_tree(data) -> bool:
     if isinstance(data, dict) or (isinstance(data, tuple) and hasattr(data, "_fields")):
         return True
-    bare = data is None or isinstance(data, (list, tuple))
+    bare = data is None or isinstance(data, (list, tuple)) or _is_sparse(data)
     return not bare and not jax.tree_util.all_leaves([data])
 
 
@@ -81,13 +86,34 @@ def _require_array_like(value, name):
         raise TypeError(f"{name} must be an array of numbers, got {value!r:.40}")
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array: fill it, or give masked rows weight 0")
-    if hasattr(value, "tocsr"):
-        raise TypeError(f"{name} is a sparse matrix: pass {name}.toarray()")
+    if _is_sparse(value):
+        dense = "toarray()" if hasattr(value, "tocsr") else "todense()"
+        raise TypeError(f"{name} is a sparse matrix: pass {name}.{dense}")
     if hasattr(value, "__next__"):
         raise TypeError(f"{name} is an iterator: pass an array, for example np.array(list(...))")
 
 
+def _is_sparse(value) -> bool:
+    """Whether a value is a sparse array of SciPy or JAX."""
+    return hasattr(value, "tocsr") or hasattr(value, "todense")
+
+
+def _with_nan(value):
+    """A data frame or series with nullable numbers as a float array with NaN; else the value."""
+    convert = getattr(value, "to_numpy", None)
+    if convert is None or isinstance(value, (jax.Array, np.ndarray)):
+        return value
+    if np.asarray(value).dtype != object:
+        return value
+    try:
+        return convert(dtype=float, na_value=np.nan)
+    except (TypeError, ValueError):
+        return value  # it holds other objects, which `as_array` refuses
+
+
 def _is_integer(dtype) -> bool:
+    if np.issubdtype(dtype, np.timedelta64):  # a signed integer to NumPy
+        return False
     return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
 
 
@@ -132,7 +158,8 @@ def as_weights(weights, n: int, dtype):
     """Weights (n,) in the data's dtype, or None."""
     if weights is None:
         return None
-    weights = as_array(weights, "weights")
+    require_room(weights, "weights")
+    weights = as_array(_with_nan(weights), "weights")
     if weights.shape != (n,):
         raise ValueError(f"weights must have shape ({n},), one per unit, got {weights.shape}")
     with np.errstate(over="ignore"):
@@ -192,14 +219,17 @@ def explain_bad_input(model, x, weights) -> str:
         is_wrong = ~is_valid & (weight > 0).reshape((n,) + (1,) * (is_valid.ndim - 1))
         if is_wrong.any():
             name = jax.tree_util.keystr(path)
-            accepted = model.domain.words
+            accepted, remedy = model.domain.words, model.domain.remedy(leaf[~np.isnan(leaf)])
             if name == ".labels":
-                accepted = f"-1 where unknown, else 0 to {model.domain.components - 1}"
+                accepted, remedy = f"-1 where unknown, else 0 to {model.domain.components - 1}", ""
             at = tuple(int(i) for i in np.argwhere(is_wrong)[0])
             count = int(is_wrong.sum())
+            are_few = is_wrong.reshape(n, -1).any(1).sum() <= n / 2
+            drop = "give such units weight 0 or remove them"
+            remedies = [remedy] * bool(remedy) + [drop] * are_few
             return (
                 f"data{name} holds {count} value{'s' * (count > 1)} outside the model's support, "
                 f"the first at index {at if len(at) > 1 else at[0]}: {leaf[at]}; it takes "
-                f"{accepted}: give such units weight 0 or remove them"
+                f"{accepted}: " + (", or ".join(remedies) or "use a model that takes such data")
             )
     return "the data hold values outside the model's support"

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.numerics.tree import is_traced
+
 
 def integer(value, name: str, least: int) -> int:
     """`value` as an int, at most 2^31 − 1. TypeError or ValueError unless it is `least` or more."""
@@ -46,6 +48,8 @@ def as_key(key):
 def tolerance(value) -> float:
     """A tolerance in nats per unit of weight: a number of 0 or more, or a traced scalar."""
     if isinstance(value, jax.core.Tracer):
+        if value.ndim:
+            raise TypeError(f"tol must be one number, got a traced array of shape {value.shape}")
         return value
     try:
         number = float(value)
@@ -54,6 +58,18 @@ def tolerance(value) -> float:
     if not number >= 0 or math.isinf(number):
         raise ValueError(f"tol must be a finite number of 0 or more, got {value!r}")
     return number
+
+
+def iteration_limit(value):
+    """The most EM steps: an int of 0 or more, or a traced integer scalar."""
+    if not isinstance(value, jax.core.Tracer):
+        return integer(value, "max_iter", 0)
+    if value.ndim or not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(
+            f"max_iter must be one int of 0 or more, got a traced {value.dtype} of shape "
+            f"{value.shape}"
+        )
+    return value
 
 
 def plan_to_unroll(max_iter, restarts) -> None:
@@ -97,3 +113,24 @@ def refuse_unknown(unknown, allowed):
     for word in unknown:
         known_name = ALIASES.get(word, word)
         raise TypeError(f"fit() has no argument {word!r}" + suggestion(known_name, allowed))
+
+
+def integers(options, least: int, *names) -> None:
+    """Replaces these fields of a frozen dataclass by ints. TypeError or ValueError, as by
+    `integer`, unless each is `least` or more, or traced."""
+    for name in names:
+        value = getattr(options, name)
+        if not is_traced(value):
+            object.__setattr__(options, name, integer(value, name, least))
+
+
+def finite_number(value, name: str, least: float = 0.0) -> None:
+    """TypeError or ValueError unless every number in `value` is finite and `least` or more, or it
+    is traced."""
+    if is_traced(value):
+        return
+    numbers = np.asarray(value)
+    if numbers.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be a number of {least:g} or more, got {value!r}")
+    if not np.all((numbers >= least) & np.isfinite(numbers)):
+        raise ValueError(f"{name} must be finite and {least:g} or more, got {value!r}")

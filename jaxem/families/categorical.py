@@ -15,7 +15,7 @@ from jaxem.numerics.tree import pytree
 from jaxem.protocol import domains
 from jaxem.protocol.held import Held, averaged
 from jaxem.protocol.model import IMPOSSIBLE
-from jaxem.protocol.priors import DirichletPrior
+from jaxem.protocol.priors import DirichletPrior, require_kind
 from jaxem.protocol.spaces import SIMPLEX
 
 
@@ -48,6 +48,7 @@ class Categorical(ExponentialFamily):
 
     def __post_init__(self):
         object.__setattr__(self, "levels", _levels(self.levels))
+        require_kind(self, DirichletPrior)
 
     def features(self, x):
         codes = x[:, :, None] == jnp.arange(self.widest)

@@ -5,11 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxem.data.options import finite_number
 from jaxem.families.exponential_family import ExponentialFamily, Relative
 from jaxem.families.units import column_scale
 from jaxem.numerics.tree import pytree
 from jaxem.protocol import domains
-from jaxem.protocol.priors import GammaPrior
+from jaxem.protocol.priors import GammaPrior, require_kind
 from jaxem.protocol.spaces import POSITIVE
 from jaxem.protocol.units import Standardized
 
@@ -36,6 +37,11 @@ class Exponential(ExponentialFamily):
     columns = 1
     domain = domains.NONNEGATIVE
     _separate = True
+
+    def __post_init__(self):
+        require_kind(self, GammaPrior)
+        if self.floor is not None:
+            finite_number(self.floor, "floor")
 
     def natural(self, params):
         return -params.rate

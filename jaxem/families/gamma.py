@@ -12,7 +12,7 @@ from jaxem.numerics.tree import pytree
 from jaxem.protocol import domains
 from jaxem.protocol.counts import keep_empty, safe
 from jaxem.protocol.model import Bank
-from jaxem.protocol.priors import GammaConjugatePrior
+from jaxem.protocol.priors import GammaConjugatePrior, require_kind
 from jaxem.protocol.restriction import by_rows
 from jaxem.protocol.spaces import ABOVE_ZERO
 from jaxem.protocol.units import Standardized
@@ -50,6 +50,9 @@ class Gamma(Bank):
 
     domain = domains.POSITIVE
     _separate = True
+
+    def __post_init__(self):
+        require_kind(self, GammaConjugatePrior)
 
     def init(self, key, x, weights):
         share = weights.sum(1) / weights.sum()

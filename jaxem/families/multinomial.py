@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.lax import digamma, lgamma
 
+from jaxem.data.options import integer
 from jaxem.families.conjugate import Conjugate, DirichletPosterior
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
 from jaxem.numerics import divergence
 from jaxem.numerics.tree import pytree
 from jaxem.protocol import domains
 from jaxem.protocol.held import averaged
-from jaxem.protocol.priors import DirichletPrior
+from jaxem.protocol.priors import DirichletPrior, require_kind
 from jaxem.protocol.spaces import SIMPLEX
 
 
@@ -40,6 +41,11 @@ class Multinomial(ExponentialFamily):
 
     domain = domains.COUNTS
     _separate = True
+
+    def __post_init__(self):
+        require_kind(self, DirichletPrior)
+        if self.trials is not None:
+            object.__setattr__(self, "trials", integer(self.trials, "trials", 1))
 
     def natural(self, params):
         return log_or_impossible(params.probs)

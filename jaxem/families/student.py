@@ -2,21 +2,22 @@
 
 import dataclasses
 import math
-import numbers
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxem.data.options import finite_number
 from jaxem.families.gamma import solve_shape
 from jaxem.families.normal.gaussian import NormalParams, NormalStatistics
 from jaxem.families.normal.moments import centre
 from jaxem.families.normal.normal import Normal
 from jaxem.numerics.special import log_gamma_ratio, log_minus_digamma
-from jaxem.numerics.tree import pytree
+from jaxem.numerics.tree import is_traced, pytree
 from jaxem.protocol.counts import keep_empty, safe
 from jaxem.protocol.model import Bank
-from jaxem.protocol.priors import NormalPrior
+from jaxem.protocol.priors import NormalPrior, require_kind
 from jaxem.protocol.restriction import by_rows
 from jaxem.protocol.spaces import ABOVE_ZERO, POSITIVE_DEFINITE, REAL, Positive
 
@@ -69,7 +70,12 @@ class StudentT(Bank):
         return self._normal.domain
 
     def __post_init__(self):
-        if isinstance(self.df, numbers.Real) and not 0 < self.df < math.inf:
+        require_kind(self, NormalPrior)
+        if self.floor is not None:
+            finite_number(self.floor, "floor")
+        if self.df is not None:
+            finite_number(self.df, "df")
+        if not is_traced(self.df) and self.df is not None and not np.all(np.asarray(self.df) > 0):
             raise ValueError(
                 f"df must be positive and finite, got {self.df!r}: the limit of many degrees of "
                 "freedom is Normal()"

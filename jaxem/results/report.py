@@ -41,8 +41,8 @@ def report(result: Result, model, x, weights, tol, resolves_small_gains=False) -
     if status != Status.CONVERGED and not is_requested:
         count = len(result.restarts.status)
         subject = "the fit" if count == 1 else f"the best of {count} restarts"
-        message = f"{subject} did not converge: {sentence(status)}"
-        message += _impossible_units(result, x, weights) if status == Status.NONFINITE else ""
+        impossible = _impossible_units(result, x, weights) if status == Status.NONFINITE else ""
+        message = f"{subject} did not converge: {impossible or sentence(status)}"
         warnings.warn(message, FitWarning, stacklevel=3)
     elif tol and not resolves_small_gains:
         _warn_of_rounding(result, tol)
@@ -65,14 +65,18 @@ def _report_batch(result, tol) -> Result:
 
 
 def _impossible_units(result, x, weights) -> str:
-    """The end of a message that names the first unit of probability 0, "" where there is none."""
+    """A sentence that names the first unit of probability 0, "" where there is none."""
     evidence = np.asarray(result.score_samples(x))
     has_weight = True if weights is None else np.asarray(weights) > 0
     is_impossible = (evidence == -np.inf) & has_weight
     if not is_impossible.any():
         return ""
     first = int(np.argmax(is_impossible))
-    return f" ({int(is_impossible.sum())} have probability zero here, the first at index {first})"
+    return (
+        f"NONFINITE: the log-likelihood is -inf ({int(is_impossible.sum())} have probability zero "
+        f"under every component, the first at index {first}); give such units weight 0, another "
+        "start, or the model a prior that keeps probabilities above 0"
+    )
 
 
 def _warn_of_rounding(result, tol):

@@ -147,9 +147,18 @@ class Problem:
 
     def initial_state(self, start):
         """The state before the first evaluation. start: a key, or given params."""
-        params = self.initial_params(start)
+        params, status = self.initial_params(start), self.status
+        if self.plan.given:
+            is_wrong = (status == Status.RUNNING) & ~self._are_legal(start)
+            status = jnp.where(is_wrong, Status.NONFINITE, status)
         memory = self.method.start(self.climbed, params, self.plain_data, self.weights)
-        return loop.initial_state(params, self.weights.dtype, self.status, memory)
+        return loop.initial_state(params, self.weights.dtype, status, memory)
+
+    def _are_legal(self, params):
+        """Whether given params, in the units of the data, lie in the spaces of their leaves."""
+        spaces = self.model.spaces(params)
+        held = [s.holds(p) for s, p in zip(*map(jax.tree.leaves, (spaces, params)), strict=True)]
+        return jnp.all(jnp.stack(held))
 
     def initial_params(self, start):
         """The params at the start, in the units of the arithmetic. start: a key, or given

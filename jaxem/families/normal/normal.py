@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
+from jaxem.data.options import finite_number
 from jaxem.families.normal.gaussian import (
     NormalParams,
     NormalStatistics,
@@ -22,7 +23,12 @@ from jaxem.protocol import domains
 from jaxem.protocol.counts import is_empty, safe
 from jaxem.protocol.held import averaged
 from jaxem.protocol.model import Bank
-from jaxem.protocol.priors import NormalPrior, NormalWishartPrior, require_proper
+from jaxem.protocol.priors import (
+    NormalPrior,
+    NormalWishartPrior,
+    require_kind,
+    require_proper,
+)
 from jaxem.protocol.spaces import REAL
 from jaxem.protocol.units import Standardized
 
@@ -65,6 +71,9 @@ class Normal(Bank):
         if self.covariance not in tuple(STRUCTURES):
             names = ", ".join(repr(name) for name in STRUCTURES)
             raise ValueError(f"covariance must be one of {names}, got {self.covariance!r}")
+        require_kind(self, NormalPrior, NormalWishartPrior)
+        if self.floor is not None:
+            finite_number(self.floor, "floor")
 
     @property
     def separate(self):
