@@ -16,6 +16,7 @@ from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import float_dtype
 from jaxem.protocol.capabilities import FiniteLatents, defines, has
 from jaxem.protocol.posterior import expectation, responsibilities_of
+from jaxem.protocol.returned import WrongReturn
 from jaxem.protocol.units import standardized
 from jaxem.wrappers.adopt import adopt
 from jaxem.wrappers.factored import factored
@@ -64,6 +65,8 @@ def check_model(model, x, *, weights=None, key=0) -> Findings:
             continue
         try:
             problem = getattr(checks_of_model, name)()
+        except WrongReturn as error:
+            problem = str(error)
         except Exception as error:
             problem = f"{title} could not be checked: {type(error).__name__}: {error}"
         if problem is None:
@@ -256,15 +259,7 @@ class ModelChecks:
         method = suited(EM(), self.model, self.x)
         self.step = jax.jit(lambda p, m: method.evaluate(self.model, p, self.x, self.weights, m))
         self.memory = method.start(self.model, self.params, self.x, self.weights)
-        after = jax.eval_shape(self.step, self.params, self.memory).proposal
-        if jax.tree.structure(after) != jax.tree.structure(self.params):
-            return "maximize returns another tree than init: give both the same fields"
-        for (path, old), new in zip(_leaves(self.params), jax.tree.leaves(after), strict=True):
-            if (old.shape, old.dtype) != (new.shape, new.dtype):
-                return (
-                    f"maximize returned params{path} as {new.dtype}{new.shape}; init made it "
-                    f"{old.dtype}{old.shape}: keep shape and dtype"
-                )
+        jax.eval_shape(self.step, self.params, self.memory)  # it raises WrongReturn
 
     def ascent(self):
         params, memory, before = self.params, self.memory, -jnp.inf

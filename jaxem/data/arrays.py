@@ -112,7 +112,7 @@ def _with_nan(value):
 
 
 def _is_integer(dtype) -> bool:
-    if np.issubdtype(dtype, np.timedelta64):  # a signed integer to NumPy
+    if isinstance(dtype, np.dtype) and dtype.kind == "m":  # durations: integers to NumPy
         return False
     return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
 
@@ -224,7 +224,7 @@ def explain_bad_input(model, x, weights) -> str:
                 accepted, remedy = f"-1 where unknown, else 0 to {model.domain.components - 1}", ""
             at = tuple(int(i) for i in np.argwhere(is_wrong)[0])
             count = int(is_wrong.sum())
-            are_few = is_wrong.reshape(n, -1).any(1).sum() <= n / 2
+            are_few = bool(is_wrong.reshape(n, -1).any(1).sum() <= n / 2)
             drop = "give such units weight 0 or remove them"
             remedies = [remedy] * bool(remedy) + [drop] * are_few
             return (

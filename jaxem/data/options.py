@@ -122,15 +122,3 @@ def integers(options, least: int, *names) -> None:
         value = getattr(options, name)
         if not is_traced(value):
             object.__setattr__(options, name, integer(value, name, least))
-
-
-def finite_number(value, name: str, least: float = 0.0) -> None:
-    """TypeError or ValueError unless every number in `value` is finite and `least` or more, or it
-    is traced."""
-    if is_traced(value):
-        return
-    numbers = np.asarray(value)
-    if numbers.dtype.kind not in "fiu":
-        raise TypeError(f"{name} must be a number of {least:g} or more, got {value!r}")
-    if not np.all((numbers >= least) & np.isfinite(numbers)):
-        raise ValueError(f"{name} must be finite and {least:g} or more, got {value!r}")

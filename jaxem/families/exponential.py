@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxem.data.options import finite_number
 from jaxem.families.exponential_family import ExponentialFamily, Relative
 from jaxem.families.units import column_scale
 from jaxem.numerics.tree import pytree
 from jaxem.protocol import domains
+from jaxem.protocol.hyperparameters import finite_number
 from jaxem.protocol.priors import GammaPrior, require_kind
 from jaxem.protocol.spaces import POSITIVE
 from jaxem.protocol.units import Standardized

@@ -5,15 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import digamma, lgamma
 
-from jaxem.data.options import integer
 from jaxem.families.conjugate import Conjugate, DirichletPosterior
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
 from jaxem.numerics import divergence
 from jaxem.numerics.tree import pytree
 from jaxem.protocol import domains
 from jaxem.protocol.held import averaged
+from jaxem.protocol.hyperparameters import finite_number
 from jaxem.protocol.priors import DirichletPrior, require_kind
 from jaxem.protocol.spaces import SIMPLEX
 
@@ -45,7 +46,9 @@ class Multinomial(ExponentialFamily):
     def __post_init__(self):
         require_kind(self, DirichletPrior)
         if self.trials is not None:
-            object.__setattr__(self, "trials", integer(self.trials, "trials", 1))
+            finite_number(self.trials, "trials", 1)
+            if not isinstance(self.trials, (int, np.integer)):
+                raise TypeError(f"trials must be an int of 1 or more, got {self.trials!r}")
 
     def natural(self, params):
         return log_or_impossible(params.probs)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.data.options import finite_number
 from jaxem.families.gamma import solve_shape
 from jaxem.families.normal.gaussian import NormalParams, NormalStatistics
 from jaxem.families.normal.moments import centre
@@ -16,6 +15,7 @@ from jaxem.families.normal.normal import Normal
 from jaxem.numerics.special import log_gamma_ratio, log_minus_digamma
 from jaxem.numerics.tree import is_traced, pytree
 from jaxem.protocol.counts import keep_empty, safe
+from jaxem.protocol.hyperparameters import finite_number
 from jaxem.protocol.model import Bank
 from jaxem.protocol.priors import NormalPrior, require_kind
 from jaxem.protocol.restriction import by_rows

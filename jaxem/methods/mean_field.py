@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxem.data.options import finite_number, integers
+from jaxem.data.options import integers
 from jaxem.methods.em import Exact, Expectation
 from jaxem.methods.stationary import SLACK, TIGHT, StationaryMap
 from jaxem.numerics.tree import float_dtype, pytree
+from jaxem.protocol.hyperparameters import finite_number
 from jaxem.wrappers.adopt import adopt
 from jaxem.wrappers.factored import LONG, factored
 

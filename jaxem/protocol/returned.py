@@ -8,6 +8,10 @@ import numpy as np
 from jaxem.protocol.model import name_of
 
 
+class WrongReturn(TypeError):
+    """A function of a user's model returned an array of another shape or dtype than it must."""
+
+
 def listed(tree) -> str:
     """A description of a tree: its type, and its leaves with their shapes."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -21,7 +25,7 @@ def require_params(model, params, proposal):
     before, after = jax.tree.structure(params), jax.tree.structure(proposal)
     name = name_of(model)
     if before != after:
-        raise TypeError(
+        raise WrongReturn(
             f"{name}.maximize must return params like {listed(params)}; got {listed(proposal)}"
         )
     pairs = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(proposal), strict=True)
@@ -29,9 +33,9 @@ def require_params(model, params, proposal):
         kept = jnp.shape(leaf), jnp.result_type(leaf)
         got = jnp.shape(proposed), jnp.result_type(proposed)
         if kept != got:
-            raise TypeError(
+            raise WrongReturn(
                 f"{name}.maximize returned params{jax.tree_util.keystr(path)} with shape "
-                f"{got[0]} and dtype {got[1]}; it must keep {kept[0]} and {kept[1]}"
+                f"{got[0]} and dtype {got[1]}; keep shape and dtype, {kept[0]} and {kept[1]}"
             )
     return proposal
 
@@ -44,7 +48,7 @@ def maximized(model, params, statistics):
 def require_evidence(model, evidence, weights) -> None:
     """TypeError unless there is one number a unit, as there are weights (n,)."""
     if jnp.shape(evidence) != weights.shape:
-        raise TypeError(
+        raise WrongReturn(
             f"{name_of(model)}.posterior must return evidence of shape {weights.shape}, one number "
             f"a unit, got {jnp.shape(evidence)}: sum over all axes but the first"
         )
@@ -53,6 +57,6 @@ def require_evidence(model, evidence, weights) -> None:
 def require_scalar_prior(model, prior) -> None:
     """TypeError unless log p(params) is a scalar."""
     if jnp.shape(prior) != ():
-        raise TypeError(
+        raise WrongReturn(
             f"{name_of(model)}.log_prior must return a scalar, got shape {jnp.shape(prior)}: sum it"
         )

@@ -276,7 +276,8 @@ def finish(problem: Problem, state) -> Fit:
     degenerate &= jnp.isfinite(loop.zero_or_nan(last_params))
     status = jnp.where(degenerate, Status.DEGENERATE, state.status)
     status = jnp.where(jnp.isfinite(loop.zero_or_nan(params)), status, Status.NONFINITE)
-    status = jnp.where(state.status < Status.DEGENERATE, status, state.status)
+    has_begun = (state.status < Status.DEGENERATE) & (state.n_iter >= 0)
+    status = jnp.where(has_begun, status, state.status)
     log_likelihood = objective - climbed.log_prior(inner) - problem.volume
     by_unit, entropy = problem.measured(inner)
     log_likelihood = log_likelihood if by_unit is None else by_unit

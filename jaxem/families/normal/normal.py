@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from jaxem.data.options import finite_number
 from jaxem.families.normal.gaussian import (
     NormalParams,
     NormalStatistics,
@@ -22,6 +21,7 @@ from jaxem.passes.linear import Linear, roomy
 from jaxem.protocol import domains
 from jaxem.protocol.counts import is_empty, safe
 from jaxem.protocol.held import averaged
+from jaxem.protocol.hyperparameters import finite_number
 from jaxem.protocol.model import Bank
 from jaxem.protocol.priors import (
     NormalPrior,
