@@ -92,7 +92,8 @@ class FiniteMixture(Model):
 
     @property
     def domain(self):
-        return MixtureDomain(self.components.domain.words, components=self.k, bank=self.bank)
+        inner = self.components.domain
+        return MixtureDomain(inner.words, components=self.k, remedy=inner.remedy, bank=self.bank)
 
     def closed(self, x):
         return self.bank.closed(unlabelled(x)[0])
