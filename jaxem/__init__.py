@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from jaxem.data.batch import Batch
 from jaxem.data.labelled import Labelled
-from jaxem.fit import fit
+from jaxem.fit import fit, require_model
 from jaxem.methods.em import EM, Exact
 from jaxem.models.mixture import Mixture, MixtureParams
 from jaxem.protocol.model import Bank, Model
@@ -207,10 +207,13 @@ def __dir__():
 def load(path, model=None) -> Result:
     """Reads a result that `Result.save` wrote; `model` where it is not one of jaxem's own.
 
-    Raises ValueError where the file is damaged, not a jaxem result, or lacks its model.
+    Raises ValueError where the file is damaged, not a jaxem result, or lacks its model, and
+    TypeError where `model` is no model.
     """
     from jaxem.results.files import load
 
+    if model is not None:
+        require_model(model)
     return Result.of(*load(path, model, _public_class))
 
 

@@ -9,7 +9,15 @@ import numpy as np
 from jaxem.data import arrays as checks
 from jaxem.data.batch import Batch, as_blocks
 from jaxem.data.check_starts import check_init, check_start
-from jaxem.data.options import integer
+from jaxem.data.memory import require_room
+from jaxem.data.options import (
+    as_key,
+    integer,
+    iteration_limit,
+    one_of,
+    refuse_unknown,
+    tolerance,
+)
 from jaxem.data.precision import float64, needs_float64, on_host, warn_of_lost_digits
 from jaxem.gradient.rules import GRADIENTS
 from jaxem.methods.em import EM
@@ -87,7 +95,7 @@ def fit(
       ValueError, TypeError: data, weights or options that cannot be used. Under `jit`, `vmap` and
       `grad` only shapes and dtypes can raise; bad values become the `Status` of that fit.
     """
-    checks.refuse_unknown(unknown, OPTIONS)
+    refuse_unknown(unknown, OPTIONS)
     require_model(model)
     is_batch = isinstance(data, Batch)
     if needs_float64(data.data if is_batch else data, is_batch):
@@ -98,15 +106,14 @@ def fit(
     model = adopt(model)
     if not isinstance(restarts, Restarts):
         restarts = integer(restarts, "restarts", 1)
-    stopping = CRITERIA[checks.one_of(criterion, "criterion", CRITERIA)]
-    gradient = GRADIENTS[checks.one_of(gradient, "gradient", GRADIENTS)]
+    stopping = CRITERIA[one_of(criterion, "criterion", CRITERIA)]
+    gradient = GRADIENTS[one_of(gradient, "gradient", GRADIENTS)]
     if isinstance(method, type) or not callable(getattr(method, "evaluate", None)):
         raise TypeError(f"method must be jaxem.EM() or jaxem.OnlineEM(), got {method!r}")
     gradient.check(method, max_iter, restarts)
-    limit = max_iter if is_traced(max_iter) else integer(max_iter, "max_iter", 0)
-    limits = (1e-6 if tol is None else checks.tolerance(tol), limit)
+    limits = (1e-6 if tol is None else tolerance(tol), iteration_limit(max_iter))
     if isinstance(init, str):
-        init = NAMED[checks.one_of(init, "init", NAMED)]
+        init = NAMED[one_of(init, "init", NAMED)]
     if isinstance(init, Start) and not has(model, Placed):
         raise TypeError(
             f"{name_of(model)} has its own start, and takes no responsibilities: leave init=None, "
@@ -114,11 +121,12 @@ def fit(
         )
     if (init is None or (isinstance(init, Start) and init.random)) and key is None:
         raise ValueError("the start is random: pass key=jax.random.key(0), or an int")
-    key = None if key is None else checks.as_key(key)
+    key = None if key is None else as_key(key)
     lanes = lanes if isinstance(lanes, Lanes) else Lanes(integer(lanes, "lanes", 1))
     plan = Plan(None, stopping, clean=False, given=False, lanes=lanes, restarts=restarts)
     options = (key, init, method, limits, plan, gradient)
     if is_batch:
+        require_room(data.data, "Batch data")
         result, x = _fit_batch(model, data, weights, *options), None
     else:
         x, n = checks.as_data(data)
@@ -153,7 +161,8 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
     start = key if init is None or isinstance(init, Start) else init
     numeric, plan = _planned(plan._replace(clean=clean), model, method, init)
     fits = gradient.fit(plan, numeric, x, weights, start, *limits)
-    return Result.of(model, *fits[:2], tuple(jax.tree.leaves(x)[0].shape), fits[2])
+    shape, total = tuple(jax.tree.leaves(x)[0].shape), _total_weight(weights, (n,), float_dtype(x))
+    return Result.of(model, *fits[:2], shape, fits[2], total)
 
 
 @jax.jit
@@ -186,19 +195,22 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
         init = _given(model, init, shapes, (sets,) + (many,) * (many > 1), dtype)
         init = jax.tree.map(lambda a: a[:, None], init) if many == 1 else init
     numeric, plan = _planned(plan._replace(batched=True), model, method, init)
-    fits = []
+    fits, totals = [], []
     for block in blocks:
         start = (key, block.index)
         if given:
             start = jax.tree.map(lambda a: a[block.index], init)  # noqa: B023
         fits.append(gradient.fit(plan, numeric, block.x, block.weights, start, *limits))
+        shape = jax.tree.leaves(block.x)[0].shape[:2]
+        totals.append(_total_weight(block.weights, shape, dtype))
     if len(fits) > 1:
         order = np.argsort(np.concatenate([block.index for block in blocks]))
         join = jnp.concatenate if is_traced(fits) else np.concatenate
         fits = [jax.tree.map(lambda *leaves: join(leaves)[order], *fits)]
+        totals = [(jnp if is_traced(totals) else np).concatenate(totals)[order]]
     best, every, ok = fits[0]
     shape = jax.tree.leaves(blocks[-1].x)[0].shape[1:]
-    return Result.of(model, best, every, (sets, *shape), ok)
+    return Result.of(model, best, every, (sets, *shape), ok, totals[0])
 
 
 def _given(model, init, x, lead, dtype):
@@ -216,6 +228,15 @@ def _planned(plan, model, method, init):
     given = init is not None and not isinstance(init, Start)
     numeric, structure = split((model, method, None if given else init))
     return numeric, plan._replace(structure=structure, given=given)
+
+
+def _total_weight(weights, shape, dtype):
+    """Σw over the last axis of weights (..., n), or of ones of that shape where they are None."""
+    if weights is None:
+        return np.full(shape[:-1], shape[-1], dtype)
+    if isinstance(weights, jax.Array):
+        return weights.sum(-1)
+    return np.asarray(weights).sum(-1, dtype=float).astype(dtype)
 
 
 def _count(restarts) -> int:
@@ -252,8 +273,6 @@ def require_model(model):
             missing.append("init_q, the first q of its free_energy")
     elif defined:
         missing += [name for name in ("statistics", "maximize") if name not in defined]
-    elif not is_finite:
-        missing.append("statistics and maximize (or log_joint)")
     if missing:
         raise TypeError(
             f"{type(model).__name__} is no model: it lacks {', '.join(missing)}; "

@@ -148,3 +148,27 @@ def test_a_sound_model_of_a_user_passes_with_and_without_an_m_step():
     assert all(r.converged for r in fitted)
     assert np.allclose(fitted[0].params["rates"], fitted[1].params["rates"], rtol=1e-3)
     assert abs(fitted[0].log_likelihood - fitted[1].log_likelihood) < 1e-6
+
+
+class Geometric:
+    """One geometric distribution: `init` and `posterior` alone, with no base class."""
+
+    def init(self, key, x, weights):
+        return {"p": jnp.full(x.shape[1], 0.5, x.dtype)}
+
+    def posterior(self, params, x):
+        return None, (jnp.log(params["p"]) + x * jnp.log1p(-params["p"])).sum(1)
+
+    def spaces(self, params):
+        return {"p": jaxem.spaces.UNIT}
+
+
+def test_posterior_alone_is_enough():
+    counts = np.floor(X)
+    fitted = jaxem.fit(Geometric(), counts, key=0, tol=1e-9)
+    assert fitted.converged
+    np.testing.assert_allclose(fitted.params["p"], 1 / (1 + counts.mean()), rtol=1e-4)
+    mixture = jaxem.Mixture(jaxem.Each(Geometric()), 1)
+    inside = jaxem.fit(mixture, counts, key=0, tol=1e-9)
+    np.testing.assert_allclose(inside.log_likelihood, fitted.log_likelihood, rtol=1e-9)
+    assert fitted.n_parameters == 1

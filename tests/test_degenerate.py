@@ -34,10 +34,10 @@ DEGENERATE = {
         np.concatenate([np.repeat(ROWS[:1], HALF, 0), SOUND[HALF:]]),
         ("full", "diagonal", "spherical"),
     ),
-    "a constant column": (np.c_[SOUND[:, 0], np.full(N, 3.3)], ("full", "tied", "diagonal")),
-    "a column of zeros": (np.c_[SOUND[:, 0], np.zeros(N)], ("full", "tied", "diagonal")),
+    "a constant column": (np.c_[SOUND[:, 0], np.full(N, 3.3)], ()),
+    "a column of zeros": (np.c_[SOUND[:, 0], np.zeros(N)], ()),
     "collinear": (np.c_[SOUND[:, 0], 2 * SOUND[:, 0] + 1], ("full", "tied")),
-    "one far": (np.r_[SOUND[:-1], [[1e6, 1e6]]], ("full", "diagonal", "spherical")),
+    "one far": (np.r_[SOUND[:-1], [[1e6, 1e6]]], ()),  # no start has a component of its own
     "one very far": (np.r_[SOUND[:-1], [[1e30, -1e30]]], ()),
     "near the end of float32": (np.r_[SOUND[:-1], [[3e38, -3e38]]], ()),
     "subnormal": (SOUND * 1e-39, ()),
@@ -92,8 +92,8 @@ def test_collapse_is_flagged(structure, dtype):
         if result.converged:
             c = matrices(result.params.components.covariance, structure, 2)
             own = np.sqrt(np.diagonal(c, axis1=1, axis2=2))
-            spread = np.std(data) if structure == "spherical" else np.std(data, axis=0)
-            assert (own / spread).min() > np.finfo(dtype).eps ** 0.75, name
+            low, high = np.percentile(data, (25, 75), axis=0)
+            assert (own / (high - low + (high == low))).min() > eps, name
             assert np.linalg.eigvalsh(c / own[:, :, None] / own[:, None]).min() > 16 * eps, name
 
 
@@ -229,7 +229,7 @@ FAMILIES = {
         {"same": SOUND * 0 + 3, "two rows": TWO, "collinear": SOUND[:, :1] * [1, 2],
          "column": SOUND * [1, 0], "huge": SOUND * 1e25, "tiny": SOUND * 1e-25},
         SOUND,
-        ("same", "two rows", "collinear", "column"),
+        ("same", "two rows", "collinear"),
     ),
 }  # fmt: skip
 

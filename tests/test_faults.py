@@ -13,6 +13,7 @@ import pytest
 import scipy.sparse
 from compare import equal, with_value
 from internals import arrays, as_data
+from jax.experimental import sparse
 
 import jaxem
 from jaxem import Status
@@ -55,6 +56,23 @@ UNUSABLE = {
     "keys": (jax.random.split(jax.random.key(0), 3), TypeError, r"data has dtype key<fry>"),
     "masked": (np.ma.masked_array(X), TypeError, r"masked array.*weight 0"),
     "sparse": (scipy.sparse.csr_array(X), TypeError, r"sparse.*data.toarray\(\)"),
+    "sparse of JAX": (sparse.BCOO.fromdense(X), TypeError, r"sparse.*data.todense\(\)"),
+    "durations": (np.zeros((N, 2), "m8[s]"), TypeError, r"data has dtype timedelta64"),
+    "larger than memory": (
+        np.broadcast_to(0.0, (10**12, 2)),
+        ValueError,
+        r"data of shape \(1000000000000, 2\) take 14.6 TiB.*fit fewer rows",
+    ),
+    "a larger leaf": (
+        jaxem.Labelled(X, np.broadcast_to(0, (10**12,))),
+        ValueError,
+        r"data.labels of shape \(1000000000000,\) take 7.28 TiB",
+    ),
+    "larger data sets": (
+        jaxem.Batch(np.broadcast_to(0.0, (10**6, 10**6, 2))),
+        ValueError,
+        r"Batch data of shape \(1000000, 1000000, 2\) take 14.6 TiB",
+    ),
     "iterator": (iter(X), TypeError, r"iterator.*np.array\(list"),
     "a dict": ({"x": X}, TypeError, r"Normal takes data as one array.*dict"),
     "unequal leaves": (
@@ -130,6 +148,37 @@ def test_values_outside_the_support(family, x, value, accepted):
         fit(with_value(x, value), jaxem.Mixture(family, K))
 
 
+REMEDIES = [
+    (
+        jaxem.Categorical(3),
+        COUNTS % 3 + 1,
+        r"codes 0, 1, \.\.\., 2: codes are counted.*subtract 1$",
+    ),
+    (jaxem.Categorical(2), COUNTS % 2 + 5, r"codes 0 and 1: codes are counted.*subtract 5$"),
+    (jaxem.Categorical(2), COUNTS % 3, r"codes 0 and 1: recode them, or give.*levels=3, or give"),
+    (jaxem.Categorical((3, 2)), COUNTS % 3, r"codes from 0 to below \(3, 2\), a limit for each"),
+    (jaxem.Bernoulli(), COUNTS % 2 + 1, r"0 and 1: recode the two values 1 and 2 as 0 and 1"),
+    (jaxem.Poisson(), -COUNTS - 1, r"counts 0, 1, 2, \.\.\.: use a model that takes such data"),
+]
+
+
+@pytest.mark.parametrize(("family", "x", "words"), REMEDIES)
+def test_the_remedy_is_of_use(family, x, words):
+    with pytest.raises(ValueError, match=words):
+        fit(x, jaxem.Mixture(family, K))
+
+
+class Nullable(Frame):
+    """What a DataFrame of nullable numbers is to NumPy."""
+
+    def __array__(self, dtype=None, copy=None):
+        return X.astype(object)
+
+    def to_numpy(self, dtype=None, na_value=None):
+        assert np.isnan(na_value)
+        return X.astype(dtype)
+
+
 WEIGHTS = {
     "negative": (with_value(np.ones(N), -1, 5), ValueError, r"weights hold 1 neg.*index 5: -1"),
     "NaN": (with_value(np.ones(N), np.nan, 5), ValueError, r"weights hold 1.*index 5: nan"),
@@ -169,6 +218,7 @@ def test_what_is_accepted_gives_the_same_bits():
     device = jnp.asarray(whole)  # looked at on the device only: another program
     assert np.allclose(fit(device).log_likelihood, plain.log_likelihood, rtol=1e-12)
     assert equal(fit(Frame()).params, fit(X).params)
+    assert equal(fit(Nullable()).params, fit(X).params)
     half = X.astype(np.float16)
     assert equal(fit(half).params, fit(half.astype(np.float32)).params)
     assert as_data(X > 3)[0].dtype == np.float64
@@ -185,6 +235,7 @@ def test_x64_off_warns_once_and_refuses_integers_that_wrap(monkeypatch):
 
 
 OPTIONS = {
+    "init empty": ({"init": []}, ValueError, r"init must be MixtureParams.*got \[\]"),
     "tol below 0": ({"tol": -1}, ValueError, "tol must be.*0 or more.*-1"),
     "tol NaN": ({"tol": np.nan}, ValueError, "tol must be.*nan"),
     "tol a word": ({"tol": "low"}, TypeError, "tol must be a number.*'low'"),
@@ -215,6 +266,89 @@ def test_options_that_cannot_be_used(case):
     options, error, words = OPTIONS[case]
     with pytest.raises(error, match=words):
         fit(**options)
+
+
+CONSTRUCTORS = {
+    "order 0": (lambda: jaxem.Anderson(order=0), ValueError, "order must be an int of 1 or more"),
+    "order 2.5": (lambda: jaxem.Anderson(order=2.5), TypeError, "order must be an int.*2.5"),
+    "reach": (lambda: jaxem.SQUAREM(reach="far"), ValueError, "reach must be a number above 0"),
+    "blocks 0": (lambda: jaxem.Incremental(blocks=0), ValueError, "blocks must be an int of 1"),
+    "draws 0": (lambda: jaxem.Stochastic(draws=0), ValueError, "draws must be an int of 1"),
+    "steps below 0": (lambda: jaxem.Stochastic(steps=-1), ValueError, "steps must be an int of 0"),
+    "schedule": (lambda: jaxem.Tempered(0.5), ValueError, "schedule must be a sequence.*0.5"),
+    "half a step": (lambda: jaxem.Gradient(steps=1.5), TypeError, "steps must be an int.*1.5"),
+    "transform": (lambda: jaxem.Gradient("adam"), TypeError, r"optax.adam\(0.01\).*'adam'"),
+    "sweeps": (lambda: jaxem.MeanField(sweeps=0.5), TypeError, "sweeps must be an int.*0.5"),
+    "tol of q": (lambda: jaxem.MeanField(tol=-1), ValueError, "tol must be finite and 0 or more"),
+    "no blocks": (lambda: jaxem.Blocks(3), TypeError, "blocks must be a sequence of paths"),
+    "features": (lambda: jaxem.Constrained("a", [1.0]), TypeError, "features must be an array"),
+    "bounds": (lambda: jaxem.Constrained(np.eye(2), [1.0]), ValueError, "one bound a feature"),
+    "q for theta": (lambda: jaxem.EM(m_step=jaxem.Hard()), TypeError, r"q: use EM\(e_step=Hard"),
+    "accelerator": (lambda: jaxem.EM(accelerator="squarem"), TypeError, r"SQUAREM\(\).*'squarem'"),
+    "its class": (lambda: jaxem.EM(accelerator=jaxem.SQUAREM), TypeError, r"None, jaxem.SQUAREM"),
+    "floor": (lambda: jaxem.Normal(floor=-1), ValueError, "floor must be finite and 0 or more"),
+    "a floor of t": (lambda: jaxem.StudentT(floor=np.nan), ValueError, "floor must be.*nan"),
+    "least mean": (lambda: jaxem.Exponential(floor="a"), TypeError, "floor must be a number.*'a'"),
+    "df": (lambda: jaxem.StudentT(df="many"), TypeError, "df must be a number.*'many'"),
+    "df array": (lambda: jaxem.StudentT(df=np.array([3, -1])), ValueError, "df must be"),
+    "trials": (lambda: jaxem.Multinomial(trials=1.5), TypeError, "trials must be an int.*1.5"),
+    "rate": (lambda: jaxem.Poisson(5), TypeError, r"prior of Poisson must be jaxem.GammaPrior.*5"),
+    "a list": (lambda: jaxem.Mixture([jaxem.Normal()] * 2, 2), TypeError, "one bank for all"),
+    "shares": (lambda: jaxem.Mixture(jaxem.Normal(), 2, 3.0), TypeError, "DirichletPrior.*3.0"),
+    "concentrations": (
+        lambda: jaxem.BayesianMixture(jaxem.Normal(), 2, concentration=np.ones(2)),
+        TypeError,
+        "concentration must be one number",
+    ),
+    "vector": (lambda: jaxem.DirichletPrior(np.ones(3)), ValueError, r"one number.*\(3,\)"),
+    "mean": (lambda: jaxem.NormalPrior(np.nan, 1, 4, 1), ValueError, "NormalPrior needs mean fin"),
+    "no dict": (lambda: jaxem.Product([jaxem.Normal()]), TypeError, "parts must be a dict"),
+    "no bank": (lambda: jaxem.Product({"a": (5, [0])}), TypeError, "part 'a' must be a pair"),
+    "each": (lambda: jaxem.Each(3), TypeError, r"one component, with init\(key.*3"),
+    "each class": (lambda: jaxem.Each(jaxem.Model), TypeError, r"write Each\(Model\(\.\.\.\)\)"),
+    "restricted": (lambda: jaxem.Restricted(3), TypeError, "model must be a model, got 3"),
+    "fixed": (lambda: jaxem.Restricted(MODEL, fixed=3), TypeError, "fixed must be a path.*3"),
+    "data of a prior": (
+        lambda: jaxem.NormalPrior.from_data(X[:, 0], 2),
+        ValueError,
+        r"\(n, d\).*\(40,\).*x\[:, None\]",
+    ),
+    "empty": (lambda: jaxem.NormalPrior.from_data(X[:0], 2), ValueError, r"not empty.*\(0, 2\)"),
+    "k of a prior": (lambda: jaxem.NormalPrior.from_data(X, 0), ValueError, "k must be an int.*0"),
+    "structure": (lambda: jaxem.NormalPrior.from_data(X, 2, "ful"), ValueError, "'full'.*'ful'"),
+    "NaN": (lambda: jaxem.NormalPrior.from_data(X * np.nan, 2), ValueError, "not finite"),
+}
+
+
+@pytest.mark.parametrize("case", CONSTRUCTORS)
+def test_values_that_cannot_be_used(case):
+    build, error, words = CONSTRUCTORS[case]
+    with pytest.raises(error, match=words):
+        build()
+
+
+def test_every_family_refuses_priors_of_another():
+    families = [jaxem.Normal, jaxem.StudentT, jaxem.Poisson, jaxem.Bernoulli, jaxem.Multinomial]
+    families += [jaxem.Gamma, jaxem.Exponential, lambda prior: jaxem.Categorical(3, prior)]
+    for family in families:
+        with pytest.raises(TypeError, match=r"prior of \w+ must be jaxem.\w+Prior\(.*got 'x'"):
+            family(prior="x")
+
+
+def test_traced_limits_are_one_number():
+    with pytest.raises(TypeError, match=r"max_iter must be one int.*float64"):
+        jax.jit(lambda limit: fit(max_iter=limit).status)(3.5)
+    with pytest.raises(TypeError, match=r"tol must be one number.*\(2,\)"):
+        jax.jit(lambda tol: fit(tol=tol).status)(np.ones(2))
+
+
+def test_priors_of_another_width():
+    prior = jaxem.NormalPrior(np.zeros(3), 0.1, 5.0, np.ones(3))
+    with pytest.raises(ValueError, match=r"NormalPrior has mean of shape \(3,\).*2 features"):
+        fit(model=jaxem.Mixture(jaxem.Normal("diagonal", prior=prior), K))
+    bayes = fit(model=jaxem.BayesianMixture(jaxem.Normal("diagonal"), K), max_iter=1, tol=0)
+    with pytest.raises(ValueError, match="X has 1 features, but the model was fitted with 2"):
+        bayes.predict(X[:, :1])
 
 
 @pytest.mark.parametrize("k", [0, -1, True, 2.5, "3", None])
@@ -273,8 +407,19 @@ def test_starts_that_are_flagged():
         fit(init=fit().params, restarts=3)
     with pytest.warns(jaxem.FitWarning, match="init components are identical.*different"):
         fit(init=changed(mean=X[[0, 0]], covariance=np.ones((2, 2))))
-    start = changed(mean=np.full((2, 2), np.nan))
-    assert jax.jit(lambda p: fit(init=p).status)(start) == Status.NONFINITE
+    bad = {
+        "NaN": changed(mean=np.full((2, 2), np.nan)),
+        "shares": changed(weights=np.full(2, 0.9)),
+        "negative": changed(covariance=-np.ones((2, 2))),
+    }
+    traced = jax.jit(lambda p: fit(init=p))
+    for name, start in bad.items():
+        result = traced(start)
+        assert result.status == Status.NONFINITE and result.n_iter == 0, name
+    assert traced(fit().params).status == Status.CONVERGED
+    both = jax.tree.map(lambda *leaves: np.stack(leaves), fit().params, bad["negative"])
+    lanes = jax.vmap(lambda p: fit(init=p).status)(both)
+    assert lanes.tolist() == [Status.CONVERGED, Status.NONFINITE]
 
 
 def test_keys_and_restarts():

@@ -53,6 +53,17 @@ def test_the_end_is_that_of_scikit_learn():
     np.testing.assert_allclose(ours.sum_of_squares, peer.inertia_, rtol=1e-10)
     assert (np.asarray(ours.labels) == peer.labels_).all()
     assert (np.asarray(ours.predict(x[:9])) == peer.labels_[:9]).all()
+    assert (np.asarray(ours.predict(x[:9].tolist())) == peer.labels_[:9]).all()
+    far = np.array([[1e250, 0, 0], [np.nan, 0, 0], [np.inf, 0, 0]])
+    nearest = np.asarray(ours.centres)[:, 0].argmax()  # along the first axis
+    assert np.asarray(ours.predict(far)).tolist() == [nearest, -1, -1]
+    for wrong, error, words in (
+        (x[:, :1], ValueError, "X has 1 features, but the centres have 3"),
+        (x[:, 0], ValueError, r"kmeans takes data of shape \(n, d\).*x\[:, None\]"),
+        ("abc", TypeError, "data must be an array of numbers, got 'abc'"),
+    ):
+        with pytest.raises(error, match=words):
+            ours.predict(wrong)
 
 
 @pytest.mark.parametrize("k", [2, 3, 4, 5, 6])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo import BANKS, MODELS, REAL, K
+from zoo import BANKS, COUNTS, MODELS, REAL, K
 
 import jaxem
 
@@ -81,11 +81,18 @@ def test_a_users_model_is_given_at_loading(tmp_path):
     result.save(path)
     with pytest.raises(ValueError, match="model="):
         jaxem.load(path)
+    for wrong, words in (
+        (3, "int is no model"),
+        (jaxem.Mixture, "class"),
+        (jaxem.Normal(), "bank"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            jaxem.load(path, model=wrong)
     loaded = jaxem.load(path, model=model)
     np.testing.assert_array_equal(loaded.predict(data), result.predict(data))
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "text", "pickle", "structure"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "text", "pickle", "structure", "depth"])
 def test_a_damaged_file_is_refused(result, tmp_path, damage):
     path = tmp_path / "fit.npz"
     result.save(path)
@@ -100,6 +107,9 @@ def test_a_damaged_file_is_refused(result, tmp_path, damage):
     if damage == "pickle":
         with path.open("wb") as file:
             np.savez(file, structure=np.array([{1: 2}], dtype=object))
+    elif damage == "depth":
+        with path.open("wb") as file:
+            np.savez(file, structure=np.array('{"list":[' * 10**5 + "1" + "]}" * 10**5))
     elif damage == "structure":
         with path.open("wb") as file:
             np.savez(file, structure=np.array(json.dumps({"format": 1, "params": {"type": "fit"}})))
@@ -117,3 +127,121 @@ def test_params_of_a_foreign_type_cannot_be_saved(tmp_path):
 def test_free_energy_needs_a_joint():
     with pytest.raises(NotImplementedError, match="log_joint"):
         jaxem.free_energy(jaxem.Model(), {}, REAL, jnp.ones((len(REAL), 2)) / 2)
+
+
+SUPPORTS = ["normal-full", "student", "poisson", "bernoulli", "categorical", "multinomial"]
+SUPPORTS += ["exponential", "gamma", "product", "bayes-poisson"]
+
+
+@pytest.mark.parametrize("name", SUPPORTS)
+def test_predictions_outside_the_support(name):
+    model, data = MODELS.get(name) or (
+        jaxem.BayesianMixture(jaxem.Poisson(jaxem.GammaPrior(1.0, 1.0)), k=K),
+        COUNTS,
+    )
+    result = jaxem.fit(model, data, key=0, max_iter=3, tol=0)
+    x = np.array(data[:4])
+    x[0, -1], x[1, -1] = (np.inf if data is REAL else -3), np.nan
+    scores, r = result.score_samples(x), result.predict_proba(x)
+    assert scores[0] == -np.inf and np.isnan(scores[1]) and np.isfinite(scores[2:]).all()
+    assert np.isnan(r[:2]).all()
+    np.testing.assert_allclose(r[2:].sum(1), 1, rtol=1e-12)
+    assert (result.predict(x)[:2] == -1).all() and (result.predict(x)[2:] >= 0).all()
+    traced = jax.jit(lambda x: (result.score_samples(x), result.predict_proba(x)))(x)
+    np.testing.assert_array_equal(traced[0], scores)
+    np.testing.assert_array_equal(traced[1], r)
+    weights = np.array([0.0, 0, 1, 2])
+    assert np.isfinite(result.entropy(x, weights))
+    if name == "bayes-poisson":
+        scores = model.log_predictive(result.params, x)
+    else:
+        scores = model.log_prob(result.params, x)
+    if data is not REAL:  # the density itself, without a result
+        assert scores[0] == -np.inf and np.isnan(scores[1]) and np.isfinite(scores[2:]).all()
+
+
+@pytest.mark.parametrize("name", ["normal-full", "student", "multinomial"])
+def test_far_units_have_probabilities(name):
+    model, data = MODELS[name]
+    result = jaxem.fit(model, data.astype("f4"), key=0, max_iter=3, tol=0)
+    far = np.array([[1e20, 0, 0], [0, 1e38, 0], [1e30, 1e30, 1e30]], "f4")
+    r = np.asarray(result.predict_proba(far))
+    np.testing.assert_allclose(r.sum(1), 1, rtol=1e-6)
+    assert (result.predict(far) == r.argmax(1)).all()
+    if name == "normal-full":  # the smallest quadratic form decides
+        precision = np.linalg.inv(np.asarray(result.params.components.covariance, float))
+        distance = np.einsum("nd,kde,ne->nk", far / 1e20, precision, far / 1e20)
+        assert (distance.argmin(1) == r.argmax(1)).all()
+
+
+def test_criteria_of_the_fit_itself():
+    model = jaxem.Mixture(jaxem.Normal("diagonal"), k=2)
+    w = np.arange(len(REAL)) % 4.0
+    weighted = jaxem.fit(model, REAL, key=0, weights=w)
+    names = ("bic", "aic", "icl", "entropy")
+    for name in names:
+        ask = getattr(weighted, name)
+        np.testing.assert_allclose(ask(), ask(REAL, w), rtol=1e-6, err_msg=name)
+    assert weighted.total_weight == w.sum()
+    assert not np.isclose(weighted.bic(), weighted.bic(REAL))  # without weights each row counts 1
+    sets, weights = [REAL, REAL[:25]], [w, w[:25] + 1]
+    batch = jaxem.fit(model, jaxem.Batch(sets), key=0, weights=weights)
+    for name in names:
+        each = [
+            getattr(batch[i], name)(x, v)
+            for i, (x, v) in enumerate(zip(sets, weights, strict=True))
+        ]
+        np.testing.assert_allclose(getattr(batch, name)(), each, rtol=1e-5, err_msg=name)
+    assert batch.n_parameters == batch[0].n_parameters == weighted.n_parameters
+    lanes = jax.vmap(lambda w: jaxem.fit(model, REAL, key=0, weights=w).bic())(np.stack([w, w + 1]))
+    np.testing.assert_allclose(lanes[0], weighted.bic(), rtol=1e-9)
+    with pytest.raises(TypeError, match="weights belong to data"):
+        weighted.bic(weights=w)
+
+
+class Factor(jaxem.Model):
+    """One normal factor and unit noise: z is a number, not a class."""
+
+    def init(self, key, x, weights):
+        return {"mean": weights @ x / weights.sum()}
+
+    def posterior(self, params, x):
+        away = x - params["mean"]
+        d = x.shape[1]
+        mean = away.sum(1, keepdims=True) / (d + 1)
+        square = (away**2).sum(1) - away.sum(1) ** 2 / (d + 1)
+        return mean, -0.5 * (d * jnp.log(2 * jnp.pi) + jnp.log(d + 1.0) + square)
+
+    def statistics(self, params, x, q, weights):
+        return weights.sum(), weights @ (x - q)
+
+    def maximize(self, params, stats):
+        return {"mean": stats[1] / stats[0]}
+
+
+class FactorMoments(Factor):
+    """The same with a pair as its q."""
+
+    def posterior(self, params, x):
+        mean, evidence = super().posterior(params, x)
+        return (mean, jnp.ones_like(mean)), evidence
+
+    def statistics(self, params, x, q, weights):
+        return super().statistics(params, x, q[0], weights)
+
+
+def test_a_model_without_classes_has_none_to_predict():
+    for model in (Factor(), FactorMoments()):
+        fitted = jaxem.fit(model, REAL, key=0)
+        for name in ("predict", "predict_proba", "entropy", "icl"):
+            with pytest.raises(TypeError, match=r"Factor\w* has no classes.*score_samples"):
+                getattr(fitted, name)(REAL)
+        with pytest.raises(TypeError, match=r"no entropy of responsibilities.*Factor"):
+            fitted.entropy()
+        np.testing.assert_allclose(fitted.bic(), fitted.bic(REAL), rtol=1e-12)
+        traced = jax.jit(lambda x, fitted=fitted: fitted.predict_proba(x))
+        if type(model) is Factor:
+            assert np.isnan(traced(REAL)).all()
+        else:
+            with pytest.raises(TypeError, match="no classes"):
+                traced(REAL)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import pickle
+import re
 import threading
 import warnings
 
@@ -38,6 +39,13 @@ class Own(jaxem.Model):
         joint = -0.5 * (x[:, :1] - params["mean"]) ** 2
         return joint[:, 0] if self.fault == "joint" else joint
 
+    def posterior(self, params, x):
+        q, evidence = super().posterior(params, x)
+        return q, {"column": evidence[:, None], "sum": evidence.sum()}.get(self.fault, evidence)
+
+    def log_prior(self, params):
+        return params["mean"] * 0 if self.fault == "prior" else 0.0
+
     def statistics(self, params, x, q, weights):
         r = q * weights[:, None]
         return r.sum(0), (r * x[:, :1]).sum(0)
@@ -57,14 +65,32 @@ class Own(jaxem.Model):
         ("tree", r"Own.maximize must return params like dict.*\['mean'\] \(2,\).*\['mu'\]"),
         ("shape", r"Own.maximize returned params\['mean'\] with shape \(1,\).*\(2,\)"),
         ("dtype", r"params\['mean'\].*float32.*keep.*float64"),
-        ("joint", r"Own.log_joint must return shape \(n, k\) with n = 40, got \(40,\)"),
+        ("joint", r"Own.log_joint must return shape \(n, k\) with n = \d+, got \(\d+,\)"),
+        ("column", r"Own.posterior must return evidence of shape \(\d+,\).*got \(\d+, 1\)"),
+        ("sum", r"Own.posterior must return evidence of shape \(\d+,\).*got \(\)"),
+        ("prior", r"Own.log_prior must return a scalar, got shape \(2,\)"),
     ],
 )
 def test_a_user_model_that_returns_the_wrong_thing(fault, words):
-    with pytest.raises(TypeError, match=words):
-        fit(model=Own(fault))
-    with pytest.raises(TypeError, match=words):
-        jax.jit(lambda x: fit(x, Own(fault)).status)(X)
+    model = Own(fault)
+    drivers = {
+        "eager": lambda: fit(model=model),
+        "traced": lambda: jax.jit(lambda x: fit(x, model).status)(X),
+        "vmap": lambda: jax.vmap(lambda x: fit(x, model).status)(np.stack([X, X])),
+        "restarts": lambda: fit(model=model, restarts=3),
+        "screened": lambda: fit(model=model, restarts=jaxem.Restarts(3, 2)),
+        "batch": lambda: fit(jaxem.Batch(np.stack([X, X])), model),
+        "unrolled": lambda: fit(model=model, gradient="unrolled", max_iter=2),
+        "long": lambda: fit(np.repeat(X, 500, 0), model, max_iter=2**31 - 1),
+        "SQUAREM": lambda: fit(model=model, method=jaxem.EM(accelerator=jaxem.SQUAREM())),
+        "Anderson": lambda: fit(model=model, method=jaxem.EM(accelerator=jaxem.Anderson())),
+        "online": lambda: fit(model=model, method=jaxem.OnlineEM(batch=20)),
+        "incremental": lambda: fit(model=model, method=jaxem.EM(jaxem.Incremental(2))),
+    }
+    for name, call in drivers.items():
+        with pytest.raises(TypeError) as raised:
+            call()
+        assert re.search(words, str(raised.value)), (name, raised.value)
 
 
 def test_a_user_model_whose_m_step_is_wrong():
@@ -149,6 +175,16 @@ def test_copies_threads_and_modes_give_the_same_result():
     with jax.disable_jit():
         slow = fit(max_iter=2, tol=0)
     assert np.isclose(slow.log_likelihood, fit(max_iter=2, tol=0).log_likelihood)
+
+
+def test_data_that_are_constants_of_a_jitted_function():
+    assert jax.jit(lambda: fit().gradient_ok)() and jax.jit(lambda: fit().bic())() == fit().bic()
+
+    def onward(result, _):
+        return fit(init=result.params), None
+
+    chained = jax.jit(lambda: jax.lax.scan(onward, fit(init=fit().params), length=2)[0])()
+    assert chained.status == Status.CONVERGED
 
 
 def test_200_fits_hold_no_memory():

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxem.analysis.free_energy import free_energy
 from jaxem.data import arrays as checks
+from jaxem.data.options import as_key
 from jaxem.fit import require_model
 from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
@@ -15,6 +16,7 @@ from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import float_dtype
 from jaxem.protocol.capabilities import FiniteLatents, defines, has
 from jaxem.protocol.posterior import expectation, responsibilities_of
+from jaxem.protocol.returned import WrongReturn
 from jaxem.protocol.units import standardized
 from jaxem.wrappers.adopt import adopt
 from jaxem.wrappers.factored import factored
@@ -63,6 +65,8 @@ def check_model(model, x, *, weights=None, key=0) -> Findings:
             continue
         try:
             problem = getattr(checks_of_model, name)()
+        except WrongReturn as error:
+            problem = str(error)
         except Exception as error:
             problem = f"{title} could not be checked: {type(error).__name__}: {error}"
         if problem is None:
@@ -100,7 +104,7 @@ class ModelChecks:
         self.n, self.dtype = n, float_dtype(self.x)
         unequal = 0.5 + np.arange(n) % 3
         self.weights = jnp.asarray(unequal if weights is None else weights, self.dtype)
-        self.key = checks.as_key(key)
+        self.key = as_key(key)
         self.finite = has(self.model, FiniteLatents)
         self.bound_only = not self.finite and not defines(self.model, "posterior")
         self.several = factored(self.model) is not None
@@ -255,15 +259,7 @@ class ModelChecks:
         method = suited(EM(), self.model, self.x)
         self.step = jax.jit(lambda p, m: method.evaluate(self.model, p, self.x, self.weights, m))
         self.memory = method.start(self.model, self.params, self.x, self.weights)
-        after = jax.eval_shape(self.step, self.params, self.memory).proposal
-        if jax.tree.structure(after) != jax.tree.structure(self.params):
-            return "maximize returns another tree than init: give both the same fields"
-        for (path, old), new in zip(_leaves(self.params), jax.tree.leaves(after), strict=True):
-            if (old.shape, old.dtype) != (new.shape, new.dtype):
-                return (
-                    f"maximize returned params{path} as {new.dtype}{new.shape}; init made it "
-                    f"{old.dtype}{old.shape}: keep shape and dtype"
-                )
+        jax.eval_shape(self.step, self.params, self.memory)  # it raises WrongReturn
 
     def ascent(self):
         params, memory, before = self.params, self.memory, -jnp.inf

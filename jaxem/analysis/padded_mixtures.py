@@ -182,7 +182,7 @@ def fit_padded(models, x, key, init, *, weights, restarts, method, **limits) -> 
     )
     best = jax.device_get(_best(every.objective, every.status))
     return [
-        _alone(model, jax.tree.map(lambda a, i=i: a[i], every), best[i], banked, x.shape)
+        _alone(model, jax.tree.map(lambda a, i=i: a[i], every), best[i], banked, together)
         for i, model in enumerate(models)
     ]
 
@@ -223,7 +223,7 @@ def _best(objective, status):
     return jax.vmap(lambda *pair: rank(Fit(None, None, pair[0], None, pair[1])))(objective, status)
 
 
-def _alone(model, every, best, banked, shape) -> Result:
+def _alone(model, every, best, banked, together) -> Result:
     """The result of one model: its restarts, with the params of the present components."""
     padded = every.params
     params = MixtureParams(
@@ -236,4 +236,4 @@ def _alone(model, every, best, banked, shape) -> Result:
         dataclasses.replace(fits, params=jax.tree.map(jnp.asarray, fits.params))
         for fits in (chosen, every)
     )
-    return Result.of(model, chosen, every, shape)
+    return Result.of(model, chosen, every, together.data_shape, total_weight=together.total_weight)

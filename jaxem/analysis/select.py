@@ -12,7 +12,7 @@ import numpy as np
 from jaxem.analysis.padded_mixtures import fit_padded, groups
 from jaxem.data import arrays as checks
 from jaxem.data.batch import Batch
-from jaxem.data.options import integer
+from jaxem.data.options import ALIASES, as_key, integer, one_of, suggestion
 from jaxem.fit import fit, require_model
 from jaxem.methods.em import EM
 from jaxem.models.mixture import FiniteMixture, Mixture
@@ -124,12 +124,10 @@ def select(
     Warns once, with `FitWarning`, for all the models whose fit did not converge.
     """
     for word in unknown:
-        known_name = checks.ALIASES.get(word, word)
-        raise TypeError(
-            f"select() has no argument {word!r}" + checks.suggestion(known_name, OPTIONS)
-        )
+        known_name = ALIASES.get(word, word)
+        raise TypeError(f"select() has no argument {word!r}" + suggestion(known_name, OPTIONS))
     names, models = _as_models(models)
-    criterion = checks.one_of(criterion, "criterion", CRITERIA)
+    criterion = one_of(criterion, "criterion", CRITERIA)
     if isinstance(x, Batch):
         raise TypeError("select takes one data set: call it for every data set of the Batch")
     if is_traced((x, key, weights, tol, max_iter)):
@@ -138,7 +136,7 @@ def select(
             "there, or call select outside"
         )
     if isinstance(init, str):
-        init = NAMED[checks.one_of(init, "init", NAMED)]
+        init = NAMED[one_of(init, "init", NAMED)]
     if init is not None and not (isinstance(init, Start) and init.random):
         raise TypeError(
             f"init must be a random rule, {', '.join(map(repr, NAMED))}, got "
@@ -146,7 +144,7 @@ def select(
         )
     if key is None:
         raise ValueError("the starts are random: pass key=jax.random.key(0), or an int")
-    key = checks.as_key(key)
+    key = as_key(key)
     if not isinstance(restarts, Restarts):
         restarts = integer(restarts, "restarts", 1)
     x, _ = checks.as_data(x)

@@ -1,14 +1,12 @@
-"""Checks and conversion of arguments: data, weights, keys and options."""
+"""Checks and conversion of arguments: data and weights."""
 
-import difflib
-import math
-import operator
 import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.data.memory import require_room
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.status import FitWarning
@@ -21,14 +19,18 @@ def as_data(data):
 
     A bare array-like becomes floating point; in a tree, integers stay integers.
     """
+
+    def converted(path, leaf):
+        name = "data" + jax.tree_util.keystr(path)
+        require_room(leaf, name)
+        return as_array(_with_nan(leaf), name, keep_integers=bool(path))
+
     if _is_tree(data):
         data = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: as_array(leaf, "data" + jax.tree_util.keystr(path), True),
-            data,
-            is_leaf=lambda node: isinstance(node, list),
+            converted, data, is_leaf=lambda node: isinstance(node, list) or _is_sparse(node)
         )
     else:
-        data = as_array(data, "data")
+        data = converted((), data)
     leaves = jax.tree_util.tree_leaves_with_path(data)
     if not leaves:
         raise ValueError("data hold no array: pass an array of shape (n, d)")
@@ -48,7 +50,7 @@ def as_data(data):
 def _is_tree(data) -> bool:
     if isinstance(data, dict) or (isinstance(data, tuple) and hasattr(data, "_fields")):
         return True
-    bare = data is None or isinstance(data, (list, tuple))
+    bare = data is None or isinstance(data, (list, tuple)) or _is_sparse(data)
     return not bare and not jax.tree_util.all_leaves([data])
 
 
@@ -84,13 +86,34 @@ def _require_array_like(value, name):
         raise TypeError(f"{name} must be an array of numbers, got {value!r:.40}")
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array: fill it, or give masked rows weight 0")
-    if hasattr(value, "tocsr"):
-        raise TypeError(f"{name} is a sparse matrix: pass {name}.toarray()")
+    if _is_sparse(value):
+        dense = "toarray()" if hasattr(value, "tocsr") else "todense()"
+        raise TypeError(f"{name} is a sparse matrix: pass {name}.{dense}")
     if hasattr(value, "__next__"):
         raise TypeError(f"{name} is an iterator: pass an array, for example np.array(list(...))")
 
 
+def _is_sparse(value) -> bool:
+    """Whether a value is a sparse array of SciPy or JAX."""
+    return hasattr(value, "tocsr") or hasattr(value, "todense")
+
+
+def _with_nan(value):
+    """A data frame or series with nullable numbers as a float array with NaN; else the value."""
+    convert = getattr(value, "to_numpy", None)
+    if convert is None or isinstance(value, (jax.Array, np.ndarray)):
+        return value
+    if np.asarray(value).dtype != object:
+        return value
+    try:
+        return convert(dtype=float, na_value=np.nan)
+    except (TypeError, ValueError):
+        return value  # it holds other objects, which `as_array` refuses
+
+
 def _is_integer(dtype) -> bool:
+    if isinstance(dtype, np.dtype) and dtype.kind == "m":  # durations: integers to NumPy
+        return False
     return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
 
 
@@ -135,7 +158,8 @@ def as_weights(weights, n: int, dtype):
     """Weights (n,) in the data's dtype, or None."""
     if weights is None:
         return None
-    weights = as_array(weights, "weights")
+    require_room(weights, "weights")
+    weights = as_array(_with_nan(weights), "weights")
     if weights.shape != (n,):
         raise ValueError(f"weights must have shape ({n},), one per unit, got {weights.shape}")
     with np.errstate(over="ignore"):
@@ -164,83 +188,6 @@ def _on_host(leaf) -> bool:
         return False
     devices = leaf.devices()
     return len(devices) == 1 and next(iter(devices)).platform == "cpu"
-
-
-def as_key(key):
-    """A typed or a legacy uint32 key as it is; an int as a uint32 seed, of which the compiled fit
-    makes a key."""
-    if isinstance(key, jax.Array):
-        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            if key.ndim:
-                raise ValueError(
-                    f"key must be one key, got an array of shape {key.shape}: restarts split it"
-                )
-            return key
-        if key.dtype == jnp.uint32 and key.shape == (2,):
-            return key
-    elif isinstance(key, np.ndarray) and key.dtype == np.uint32 and key.shape == (2,):
-        return key
-    try:
-        return np.uint32(operator.index(key) % 2**32)
-    except TypeError as error:
-        got = f"dtype {key.dtype} of shape {key.shape}" if hasattr(key, "dtype") else repr(key)
-        raise TypeError(f"key must be one jax.random.key(seed) or an int, got {got}") from error
-
-
-def tolerance(value) -> float:
-    """A tolerance in nats per unit of weight: a number of 0 or more, or a traced scalar."""
-    if isinstance(value, jax.core.Tracer):
-        return value
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"tol must be a number of 0 or more, got {value!r}") from error
-    if not number >= 0 or math.isinf(number):
-        raise ValueError(f"tol must be a finite number of 0 or more, got {value!r}")
-    return number
-
-
-def plan_to_unroll(max_iter, restarts) -> None:
-    """TypeError where a fit cannot be unrolled: an unrolled fit takes a fixed number of steps and
-    keeps all its restarts."""
-    if isinstance(max_iter, jax.core.Tracer):
-        raise TypeError('gradient="unrolled" takes exactly max_iter steps: pass a Python int')
-    if not isinstance(restarts, int):
-        raise TypeError('gradient="unrolled" cannot screen restarts: pass restarts as an int')
-
-
-def one_of(value, name: str, allowed):
-    """An option from a list of strings. The ValueError for any other suggests the nearest one."""
-    if isinstance(value, str) and value in allowed:
-        return value
-    raise ValueError(
-        f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
-        + suggestion(value, allowed)
-    )
-
-
-def suggestion(word, allowed) -> str:
-    """The end of a message that suggests the nearest allowed word, "" where none is near."""
-    matches = difflib.get_close_matches(str(word), list(allowed), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
-
-
-ALIASES = {
-    "n_init": "restarts",
-    "random_state": "key",
-    "seed": "key",
-    "rng": "key",
-    "sample_weight": "weights",
-    "n_iter": "max_iter",
-}
-"""The arguments of `fit` by the names that other libraries give them."""
-
-
-def refuse_unknown(unknown, allowed):
-    """TypeError for keyword arguments that do not exist."""
-    for word in unknown:
-        known_name = ALIASES.get(word, word)
-        raise TypeError(f"fit() has no argument {word!r}" + suggestion(known_name, allowed))
 
 
 def explain_bad_weights(weights) -> str | None:
@@ -272,14 +219,17 @@ def explain_bad_input(model, x, weights) -> str:
         is_wrong = ~is_valid & (weight > 0).reshape((n,) + (1,) * (is_valid.ndim - 1))
         if is_wrong.any():
             name = jax.tree_util.keystr(path)
-            accepted = model.domain.words
+            accepted, remedy = model.domain.words, model.domain.remedy(leaf[~np.isnan(leaf)])
             if name == ".labels":
-                accepted = f"-1 where unknown, else 0 to {model.domain.components - 1}"
+                accepted, remedy = f"-1 where unknown, else 0 to {model.domain.components - 1}", ""
             at = tuple(int(i) for i in np.argwhere(is_wrong)[0])
             count = int(is_wrong.sum())
+            are_few = bool(is_wrong.reshape(n, -1).any(1).sum() <= n / 2)
+            drop = "give such units weight 0 or remove them"
+            remedies = [remedy] * bool(remedy) + [drop] * are_few
             return (
                 f"data{name} holds {count} value{'s' * (count > 1)} outside the model's support, "
                 f"the first at index {at if len(at) > 1 else at[0]}: {leaf[at]}; it takes "
-                f"{accepted}: give such units weight 0 or remove them"
+                f"{accepted}: " + (", or ".join(remedies) or "use a model that takes such data")
             )
     return "the data hold values outside the model's support"

@@ -9,6 +9,7 @@ import numpy as np
 from jaxem.data.arrays import as_array
 from jaxem.numerics.tree import in_dtype, is_traced, merge, split
 from jaxem.protocol.derived import check_params
+from jaxem.protocol.returned import listed
 from jaxem.protocol.starts import Labels, Responsibilities, Start
 
 MOST_CHECKED = 64
@@ -66,13 +67,6 @@ def check_init(model, init, x, lead: tuple[int, ...], dtype):
         for i in range(min(math.prod(lead), MOST_CHECKED)):
             check_params(model, jax.tree.map(lambda leaf: leaf[i], flattened))  # noqa: B023
     return init
-
-
-def listed(tree) -> str:
-    """A description of a tree: its type, and its leaves with their shapes."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    shapes = ", ".join(f"{jax.tree_util.keystr(path)} {np.shape(leaf)}" for path, leaf in leaves)
-    return f"{type(tree).__name__} with leaves {shapes}" if leaves[0][0] else repr(tree)[:80]
 
 
 def check_start(start: Start, n: int, k: int) -> Start:

@@ -6,14 +6,14 @@ not JAX has x64 on; all other data in JAX's default float.
 """
 
 import contextlib
-import warnings
+import functools
 
 import jax
 import numpy as np
 
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import is_traced
-from jaxem.protocol.status import FitWarning
+from jaxem.protocol.status import warn
 
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
 KEPT = 1e-3
@@ -59,6 +59,19 @@ def is_beyond_float32(tree) -> bool:
     if jax.config.jax_enable_x64:
         return False
     return any(getattr(leaf, "dtype", None) == np.float64 for leaf in jax.tree.leaves(tree))
+
+
+def in_own_precision(method):
+    """A method of a result, in float64 where its params are: see `is_beyond_float32`."""
+
+    @functools.wraps(method)
+    def computed(self, *args, **kwargs):
+        if not is_beyond_float32(self.params):
+            return method(self, *args, **kwargs)
+        with float64():
+            return on_host(method(self, *args, **kwargs))
+
+    return computed
 
 
 def _is_integer(leaf) -> bool:
@@ -132,12 +145,11 @@ def warn_of_lost_digits(x) -> None:
         if len(columns):
             name = "data" + jax.tree_util.keystr(path)
             names = ", ".join(map(str, columns[:5])) + ", ..." * (len(columns) > 5)
-            warnings.warn(
+            warn(
                 f"{name} are float32 and their offset is so large that column {names} (counted "
                 "from 0) has lost digits: subtract the offset before the cast, or pass float64 "
                 "NumPy data",
-                FitWarning,
-                stacklevel=5,
+                stacklevel=4,
             )
 
 

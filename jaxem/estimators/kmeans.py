@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import Precision
 
 from jaxem.data import arrays as checks
@@ -17,7 +18,7 @@ from jaxem.methods.e_steps import Hard
 from jaxem.methods.em import EM
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.counts import keep_empty, safe
-from jaxem.protocol.domains import REALS
+from jaxem.protocol.domains import REALS, require_matrix
 from jaxem.protocol.model import Model
 from jaxem.protocol.starts import KMeansPlusPlus
 from jaxem.protocol.status import FitWarning, Status
@@ -96,8 +97,22 @@ class Clusters:
         return self.status == int(Status.CONVERGED)
 
     def predict(self, x):
-        """The nearest centre of every unit, shape (n,)."""
-        return _nearest(jnp.asarray(x), self.centres)[0]
+        """The nearest centre of every unit, shape (n,); −1 where x holds a NaN or an infinity.
+
+        Raises ValueError or TypeError unless x has the shape (n, d) of the centres.
+        """
+        if np.ndim(self.centres) != 2:
+            raise TypeError(
+                f"these are several results, with centres of shape {np.shape(self.centres)}: take "
+                "one with jax.tree.map(lambda leaf: leaf[i], clusters)"
+            )
+        x, _ = checks.as_data(x)
+        require_matrix(x, "kmeans")
+        if x.shape[1] != self.centres.shape[1]:
+            raise ValueError(
+                f"X has {x.shape[1]} features, but the centres have {self.centres.shape[1]}"
+            )
+        return _labels(jnp.asarray(x), self.centres)
 
 
 def kmeans(x, k: int, *, key=None, init=None, restarts=1, weights=None, max_iter=300) -> Clusters:
@@ -136,6 +151,22 @@ def kmeans(x, k: int, *, key=None, init=None, restarts=1, weights=None, max_iter
     labels, squares = _nearest(jnp.asarray(x), result.params)
     total = squares.sum() if weights is None else jnp.where(weights > 0, weights * squares, 0).sum()
     return Clusters(result.params, labels, total, result.n_iter, result.status)
+
+
+@jax.jit
+def _labels(x, centres):
+    """The nearest centre of each unit (n,), −1 where it is not finite. A unit whose squares would
+    overflow is scaled down with its centres."""
+    limit = jnp.sqrt(jnp.finfo(x.dtype).max) / (4 * x.shape[1])
+    is_known = jnp.isfinite(x).all(1)
+    largest = jnp.maximum(jnp.abs(jnp.where(is_known[:, None], x, 0)).max(1), limit)
+    scale = (limit / largest)[:, None]
+
+    def squares(centre):
+        return jnp.square(x * scale - centre * scale).sum(1)
+
+    nearest = jnp.argmin(jax.lax.map(squares, centres), axis=0)
+    return jnp.where(is_known, nearest, -1)
 
 
 @jax.jit

@@ -11,7 +11,7 @@ from jaxem.families.exponential_family import ExponentialFamily, log_or_impossib
 from jaxem.numerics import divergence
 from jaxem.numerics.tree import pytree
 from jaxem.protocol import domains
-from jaxem.protocol.priors import BetaPrior
+from jaxem.protocol.priors import BetaPrior, require_kind
 from jaxem.protocol.spaces import UNIT
 
 
@@ -34,6 +34,9 @@ class Bernoulli(ExponentialFamily):
     columns = 2
     domain = domains.BITS
     _separate = True
+
+    def __post_init__(self):
+        require_kind(self, BetaPrior)
 
     def features(self, x):
         return jnp.concatenate([x, 1 - x], axis=1)

@@ -15,7 +15,7 @@ from jaxem.numerics.tree import pytree
 from jaxem.protocol import domains
 from jaxem.protocol.held import Held, averaged
 from jaxem.protocol.model import IMPOSSIBLE
-from jaxem.protocol.priors import DirichletPrior
+from jaxem.protocol.priors import DirichletPrior, require_kind
 from jaxem.protocol.spaces import SIMPLEX
 
 
@@ -48,16 +48,12 @@ class Categorical(ExponentialFamily):
 
     def __post_init__(self):
         object.__setattr__(self, "levels", _levels(self.levels))
+        require_kind(self, DirichletPrior)
 
     def features(self, x):
         codes = x[:, :, None] == jnp.arange(self.widest)
         dtype = jnp.result_type(float) if jnp.issubdtype(x.dtype, jnp.integer) else x.dtype
         return codes.reshape(x.shape[0], -1).astype(dtype)
-
-    def base_measure(self, x):
-        # All features of a code beyond the levels are 0, which would give it log density 0.
-        unknown = jnp.where(x == x, -jnp.inf, x)
-        return jnp.where(self.domain.mask(x), 0.0, unknown).sum(-1)
 
     def natural(self, params):
         return log_or_impossible(params.probs.reshape(params.probs.shape[0], -1))

@@ -9,7 +9,8 @@ from jaxem.families.exponential_family import ExponentialFamily, Relative
 from jaxem.families.units import column_scale
 from jaxem.numerics.tree import pytree
 from jaxem.protocol import domains
-from jaxem.protocol.priors import GammaPrior
+from jaxem.protocol.hyperparameters import finite_number
+from jaxem.protocol.priors import GammaPrior, require_kind
 from jaxem.protocol.spaces import POSITIVE
 from jaxem.protocol.units import Standardized
 
@@ -37,8 +38,10 @@ class Exponential(ExponentialFamily):
     domain = domains.NONNEGATIVE
     _separate = True
 
-    def base_measure(self, x):
-        return jnp.where(x < 0, -jnp.inf, jnp.zeros_like(x)).sum(-1)
+    def __post_init__(self):
+        require_kind(self, GammaPrior)
+        if self.floor is not None:
+            finite_number(self.floor, "floor")
 
     def natural(self, params):
         return -params.rate

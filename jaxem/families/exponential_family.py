@@ -65,7 +65,12 @@ class ExponentialFamily(Bank):
         evidence = linear - self.log_partition(params)
         base = jnp.asarray(self.base_measure(x))
         evidence = evidence + (base[:, None] if base.ndim else base)
-        return None, jnp.where(linear > IMPOSSIBLE / 1e6, evidence, -jnp.inf)
+        evidence = jnp.where(linear <= IMPOSSIBLE / 1e6, -jnp.inf, evidence)
+        return None, self.supported(x, evidence)
+
+    def supported(self, x, evidence):
+        """`evidence` (n, k), −∞ or NaN for units outside the support: `Domain.outside`."""
+        return self.domain.outside(x, evidence)
 
     def statistics(self, params, x, q, weights):
         total = jnp.matmul(weights.T, self.features(x), precision=Precision.HIGHEST)
@@ -162,6 +167,9 @@ class Relative(Wrapper, ExponentialFamily):
 
     def base_measure(self, x):
         return 0.0
+
+    def supported(self, x, evidence):
+        return evidence
 
     def variational(self):
         return self

@@ -12,7 +12,7 @@ from jaxem.numerics.tree import pytree
 from jaxem.protocol import domains
 from jaxem.protocol.counts import keep_empty, safe
 from jaxem.protocol.model import Bank
-from jaxem.protocol.priors import GammaConjugatePrior
+from jaxem.protocol.priors import GammaConjugatePrior, require_kind
 from jaxem.protocol.restriction import by_rows
 from jaxem.protocol.spaces import ABOVE_ZERO
 from jaxem.protocol.units import Standardized
@@ -51,6 +51,9 @@ class Gamma(Bank):
     domain = domains.POSITIVE
     _separate = True
 
+    def __post_init__(self):
+        require_kind(self, GammaConjugatePrior)
+
     def init(self, key, x, weights):
         share = weights.sum(1) / weights.sum()
         mean = jnp.matmul(share, x, precision=Precision.HIGHEST)
@@ -62,7 +65,7 @@ class Gamma(Bank):
         _, excess = relative(params, x)
         shape = params.shape
         density = (stirling_term(shape) + shape * excess).sum(-1)
-        return None, jnp.where((x <= 0).any(-1)[:, None], -jnp.inf, density - _logs(x)[:, None])
+        return None, self.domain.outside(x, density - _logs(x)[:, None])
 
     def statistics(self, params, x, q, weights):
         moved, excess = relative(params, x)

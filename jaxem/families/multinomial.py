@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import digamma, lgamma
 
 from jaxem.families.conjugate import Conjugate, DirichletPosterior
@@ -13,7 +14,8 @@ from jaxem.numerics import divergence
 from jaxem.numerics.tree import pytree
 from jaxem.protocol import domains
 from jaxem.protocol.held import averaged
-from jaxem.protocol.priors import DirichletPrior
+from jaxem.protocol.hyperparameters import finite_number
+from jaxem.protocol.priors import DirichletPrior, require_kind
 from jaxem.protocol.spaces import SIMPLEX
 
 
@@ -40,6 +42,13 @@ class Multinomial(ExponentialFamily):
 
     domain = domains.COUNTS
     _separate = True
+
+    def __post_init__(self):
+        require_kind(self, DirichletPrior)
+        if self.trials is not None:
+            finite_number(self.trials, "trials", 1)
+            if not isinstance(self.trials, (int, np.integer)):
+                raise TypeError(f"trials must be an int of 1 or more, got {self.trials!r}")
 
     def natural(self, params):
         return log_or_impossible(params.probs)

@@ -12,7 +12,7 @@ from jaxem.families.units import column_scale
 from jaxem.numerics import divergence
 from jaxem.numerics.tree import pytree
 from jaxem.protocol import domains
-from jaxem.protocol.priors import GammaPrior
+from jaxem.protocol.priors import GammaPrior, require_kind
 from jaxem.protocol.spaces import POSITIVE
 
 
@@ -35,6 +35,9 @@ class Poisson(ExponentialFamily):
     columns = 1
     domain = domains.COUNTS
     _separate = True
+
+    def __post_init__(self):
+        require_kind(self, GammaPrior)
 
     def natural(self, params):
         return log_or_impossible(params.rate)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,8 +27,19 @@ class Product(Bank):
     """
 
     def __init__(self, parts):
+        if not isinstance(parts, Mapping):
+            raise TypeError(
+                'parts must be a dict such as {"size": (jaxem.Normal(), [0, 1])}, got '
+                f"{parts!r:.60}"
+            )
         names, families, columns = [], [], []
-        for name, (family, where) in dict(parts).items():
+        for name, part in parts.items():
+            family, where = part if isinstance(part, tuple) and len(part) == 2 else (part, None)
+            if not isinstance(family, Bank) or where is None:
+                raise TypeError(
+                    f"part {name!r} must be a pair of a bank and its columns, such as "
+                    f"(jaxem.Normal(), [0, 1]), got {part!r:.60}"
+                )
             names.append(name)
             families.append(family)
             columns.append(_columns(where))

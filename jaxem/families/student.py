@@ -2,20 +2,21 @@
 
 import dataclasses
 import math
-import numbers
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxem.families.normal.gaussian import NormalParams, NormalStatistics
 from jaxem.families.normal.moments import LOG_2PI, Limits, centre
 from jaxem.families.normal.normal import Normal
 from jaxem.numerics.special import half_gamma_ratio, half_gamma_ratio_slope
-from jaxem.numerics.tree import pytree
-from jaxem.protocol.counts import keep_empty, safe
+from jaxem.numerics.tree import is_traced, pytree
+from jaxem.protocol.counts import keep_empty
+from jaxem.protocol.hyperparameters import finite_number
 from jaxem.protocol.model import Bank
-from jaxem.protocol.priors import NormalPrior
+from jaxem.protocol.priors import NormalPrior, require_kind
 from jaxem.protocol.restriction import by_rows
 from jaxem.protocol.spaces import ABOVE_ZERO, POSITIVE_DEFINITE, REAL, Reciprocal
 
@@ -84,7 +85,12 @@ class StudentT(Bank):
         return self._normal.domain
 
     def __post_init__(self):
-        if isinstance(self.df, numbers.Real) and not 0 < self.df < math.inf:
+        require_kind(self, NormalPrior)
+        if self.floor is not None:
+            finite_number(self.floor, "floor")
+        if self.df is not None:
+            finite_number(self.df, "df")
+        if not is_traced(self.df) and self.df is not None and not np.all(np.asarray(self.df) > 0):
             raise ValueError(
                 f"df must be positive and finite, got {self.df!r}: the limit of many degrees of "
                 "freedom is Normal()"
@@ -110,11 +116,10 @@ class StudentT(Bank):
         if self.df is not None:
             return StudentTStatistics(count, moments, jnp.zeros_like(count), jnp.zeros_like(count))
         d, df = x.shape[1], params.df
-        tau, moves = 1 / df, self._scale_moves
+        tau, moves = 1 / df, self._expanded
         distance = (df + d) / q - df
         slope = tail_slope(distance, tau, d) + log_constant_slope(tau, d)
-        if moves:
-            slope = slope - (q * distance - d) / (1 + 2 * tau)
+        slope = slope - jnp.where(moves, (q * distance - d) / (1 + 2 * tau), 0)
         curvature = information(tau, d, moves)
         target = (weights * (slope + curvature * tau)).sum(0)
         return StudentTStatistics(count, moments, target, curvature * count)
@@ -124,9 +129,10 @@ class StudentT(Bank):
 
     def _maximize(self, params, stats, fixed):
         """The M-step; fixed: whose degrees of freedom are, (k,) or one for all."""
-        precision, count = stats.moments.count, safe(stats.count)
+        expanded = self._expanded
+        scatter_count = jnp.where(expanded, stats.moments.count, stats.count)
         normal_params = self._normal.maximize_weighted(
-            self._as_normal(params), stats.moments, precision if self.prior is None else stats.count
+            self._as_normal(params), stats.moments, scatter_count
         )
         df = self._df(params)
         if self.df is None:
@@ -136,17 +142,19 @@ class StudentT(Bank):
             proposal = jnp.clip(proposal, 1 / DF_RANGE[1], 1 / DF_RANGE[0])
             proposal = jnp.where(fixed | ~(stats.curvature > 0), tau, proposal)
             df = jnp.where(fixed, df, 1 / proposal)
-            if self._scale_moves:
-                ratio = (1 + 2 * tau) / (1 + 2 * proposal)
-                scale = normal_params.covariance * ratio[:, None, None]
-                scale = self._normal.floored(normal_params.mean, scale)
-                normal_params = NormalParams(normal_params.mean, scale)
+            ratio = jnp.where(expanded, (1 + 2 * tau) / (1 + 2 * proposal), 1)
+            scale = normal_params.covariance * ratio[:, None, None]
+            scale = self._normal.floored(normal_params.mean, scale)
+            normal_params = NormalParams(normal_params.mean, scale)
         return keep_empty(stats.count, self._params(normal_params, df), params)
 
     @property
-    def _scale_moves(self):
-        """Whether a step of the degrees of freedom takes the scale with it."""
-        return self.prior is None
+    def _expanded(self):
+        """Whether the whole scale is free, as parameter expansion needs: there is no prior, and no
+        feature is constant, whose scale is fixed."""
+        if self.prior is not None or self.limits is None:
+            return self.prior is None
+        return jnp.all(self.limits.varies)
 
     def restricted(self, held):
         """Whole means fixed, about which the moments are then computed, and any fixed degrees of
@@ -173,7 +181,7 @@ class StudentT(Bank):
         normal = self._normal.whitened(self._as_normal(params), self._as_normal(step))
         if self.df is not None:
             return self._params(normal, step.df / params.df)
-        information_of_tau = information(1 / params.df, params.mean.shape[1], self._scale_moves)
+        information_of_tau = information(1 / params.df, params.mean.shape[1], self._expanded)
         return self._params(normal, jnp.sqrt(information_of_tau) * step.df)
 
     def log_prior(self, params):
@@ -227,8 +235,11 @@ class StudentT(Bank):
 
 
 def log_constant(tau, d):
-    """log Γ((ν+d)/2) − log Γ(ν/2) − (d/2) log(ν/2) for τ = 1/ν (k,): exact to rounding also where it
-    is nearly 0, as a sum of terms of one sign and, for odd d, one of half a step."""
+    """log Γ((ν+d)/2) − log Γ(ν/2) − (d/2) log(ν/2) for τ = 1/ν, (k,).
+
+    It is a sum of terms of one sign and, for odd d, one of half a step, so that it is exact to
+    rounding where it is nearly 0 too.
+    """
     steps = 2 * tau[:, None] * _steps(d, tau.dtype)
     half = half_gamma_ratio(2 * tau) if d % 2 else 0.0
     return jnp.log1p(steps).sum(1) + half
@@ -255,14 +266,13 @@ def tail_slope(distance, tau, d):
     return jnp.where(y > SMALL, direct, series) - d / 2 * distance / (1 + y)
 
 
-def information(tau, d, scale_moves):
-    """The expected information of a unit on τ = 1/ν, with S · (1 + 2τ) held fixed if `scale_moves`,
+def information(tau, d, expanded):
+    """The expected information of a unit on τ = 1/ν, with S · (1 + 2τ) held fixed where `expanded`,
     else with S: (k,).
 
-    The first is exact for d = 2 and in both limits, and within 10% for other d ≤ 20 (by quadrature).
+    The first is exact for d = 2 and in both limits, and within 10% for d = 1 (by quadrature).
     """
     size = d * (d + 2) / 2
     own = size / jnp.square(1 + math.sqrt(size) * tau)
-    if scale_moves:
-        return own
-    return own + jnp.square(2 / (1 + 2 * tau)) * d / (2 * (1 + (d + 2) * tau))
+    of_scale = jnp.square(2 / (1 + 2 * tau)) * d / (2 * (1 + (d + 2) * tau))
+    return own + jnp.where(expanded, 0, of_scale)

@@ -66,6 +66,8 @@ def attached(numeric, x, weights, best, every, *, plan, rule):
         model = merge(numeric, plan.structure)[0]
         attached_values[0] = with_restrictions(model, attached_values[0], attached_values[0])
         best = replace(best, **dict(zip(fields, attached_values, strict=True)))
+        entropy = with_nan_gradient(data, best.posterior_entropy)
+        best = replace(best, posterior_entropy=entropy)
         if plan.restarts == 1:
             return best, jax.tree.map(lambda a: a[None], best), ok
         return best, with_nan_gradient(data, every), ok

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 from jax.lax import stop_gradient
 
-from jaxem.data.arrays import plan_to_unroll
+from jaxem.data.options import plan_to_unroll
 from jaxem.methods.em import EM, has_stationary_map
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.capabilities import LocalPosterior, has

@@ -20,6 +20,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.lax import Precision
 
+from jaxem.data.options import integers
 from jaxem.numerics.linalg import solve_positive
 from jaxem.numerics.tree import is_traced, pytree, select
 from jaxem.protocol.derived import whitened
@@ -110,7 +111,10 @@ def turning_angle(a, b):
 
 def require_reach(reach):
     """ValueError unless `reach` is a number above 0."""
-    if not is_traced(reach) and not (np.ndim(reach) == 0 and reach > 0):
+    if is_traced(reach):
+        return
+    is_number = np.ndim(reach) == 0 and np.asarray(reach).dtype.kind in "fiu"
+    if not (is_number and reach > 0):
         raise ValueError(f"reach must be a number above 0, got {reach!r}: jnp.inf knows no limit")
 
 
@@ -267,13 +271,15 @@ class Anderson:
     Where a mixture lies against the direction of the EM step, as near a saddle point, M(θ) is
     evaluated in its place. More fits than with `SQUAREM` end in another optimum than EM.
 
-    Raises ValueError where reach is not above 0.
+    Raises ValueError where reach is not above 0, and TypeError or ValueError where order is no int
+    of 1 or more.
     """
 
     order: int = 5
     reach: Any = 0.02
 
     def __post_init__(self):
+        integers(self, 1, "order")
         require_reach(self.reach)
 
     def start(self, model, params):

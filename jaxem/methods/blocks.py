@@ -32,6 +32,12 @@ class Blocks:
     otherwise: Any = Gradient()
 
     def __post_init__(self):
+        is_sequence = isinstance(self.blocks, (tuple, list))
+        if not is_sequence or not all(isinstance(b, (str, tuple, list)) for b in self.blocks):
+            raise TypeError(
+                "blocks must be a sequence of paths or of tuples of paths, such as "
+                f"('weights', 'components'), got {self.blocks!r}"
+            )
         blocks = tuple((b,) if isinstance(b, str) else tuple(b) for b in self.blocks)
         object.__setattr__(self, "blocks", blocks)
         if not callable(getattr(self.otherwise, "improve", None)):

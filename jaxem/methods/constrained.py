@@ -4,12 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import Precision
 
 from jaxem.methods.em import Exact, Expectation
 from jaxem.numerics.linalg import solve_positive
 from jaxem.numerics.softmax import normalize
-from jaxem.numerics.tree import float_dtype, pytree
+from jaxem.numerics.tree import float_dtype, is_traced, pytree
 from jaxem.protocol.posterior import with_responsibilities
 
 MOST_NEWTON_STEPS = 60
@@ -39,9 +40,26 @@ class Constrained(Exact):
 
     measures_evidence = False
 
+    def __post_init__(self):
+        for name, axes in (("features", (2, 3)), ("bound", (1,))):
+            value = getattr(self, name)
+            is_number = is_traced(value) or np.asarray(value).dtype.kind in "fiub"
+            if not is_number or np.ndim(value) not in axes:
+                raise TypeError(
+                    f"{name} must be an array of numbers, features (k, m) or (n, k, m) and bound "
+                    f"(m,), got {value!r:.60}"
+                )
+        if np.shape(self.features)[-1] != np.shape(self.bound)[0]:
+            raise ValueError(
+                f"features have {np.shape(self.features)[-1]} columns and bound has "
+                f"{np.shape(self.bound)[0]} entries: give one bound a feature"
+            )
+
     @classmethod
     def sizes(cls, shares):
         """The constraint that components hold exactly these shares (k,) of the total weight."""
+        if not is_traced(shares) and np.asarray(shares).dtype.kind not in "fiu":
+            raise TypeError(f"shares must be k numbers that sum to 1, got {shares!r:.60}")
         shares = jnp.asarray(shares, jnp.result_type(float))
         return cls(jnp.eye(shares.shape[0]), shares, equal=True)
 

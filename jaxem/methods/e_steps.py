@@ -4,14 +4,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxem.data.options import integers
 from jaxem.methods.acceleration import Chart
 from jaxem.methods.em import Exact, Expectation, summed
 from jaxem.methods.stationary import StationaryMap
 from jaxem.numerics.softmax import normalize
-from jaxem.numerics.tree import pytree, select
+from jaxem.numerics.tree import is_traced, pytree, select
 from jaxem.passes.chunks import Sums
 from jaxem.protocol.posterior import responsibilities_of, with_responsibilities
+from jaxem.protocol.returned import maximized, require_evidence
 
 
 @pytree
@@ -59,8 +62,14 @@ class Tempered(Exact):
         return StationaryMap(closed)
 
     def __post_init__(self):
-        if not all(beta > 0 for beta in self.schedule):
-            raise ValueError(f"schedule must hold values above 0, got {self.schedule!r}")
+        integers(self, 1, "steps")
+        if is_traced(self.schedule):
+            return
+        if np.ndim(self.schedule) != 1 or not all(beta > 0 for beta in self.schedule):
+            raise ValueError(
+                f"schedule must be a sequence of values above 0, got {self.schedule!r}: the "
+                "default rises from 0.1 to 1"
+            )
 
     def start(self, model, params, x, weights):
         return jnp.asarray(0, jnp.int32)
@@ -106,6 +115,11 @@ class Stochastic(Exact):
     seed: Any = 0
 
     steady = False
+
+    def __post_init__(self):
+        integers(self, 1, "draws")
+        if self.steps is not None:
+            integers(self, 0, "steps")
 
     def stationary(self, model, closed):
         return None if self.steps is None else StationaryMap(closed)  # the last steps are exact
@@ -160,6 +174,9 @@ class Incremental(Exact):
     blocks: int = 16
     sweeps: int = 4
 
+    def __post_init__(self):
+        integers(self, 1, "blocks", "sweeps")
+
     def stationary(self, model, closed):
         return StationaryMap(closed)
 
@@ -171,6 +188,7 @@ class Incremental(Exact):
         def block_e_step(p, i):
             block = jax.tree.map(lambda a: a[i], data)
             q, evidence = model.posterior(p, block)
+            require_evidence(model, evidence, block_weights[i])
             return model.statistics(params, block, q, block_weights[i]), evidence
 
         stats, evidence = jax.lax.map(lambda i: block_e_step(params, i), jnp.arange(blocks))
@@ -182,9 +200,9 @@ class Incremental(Exact):
             updated, _ = block_e_step(p, i)
             total = jax.tree.map(lambda t, old, a: t + (a - old[i]), total, stats, updated)
             stats = jax.tree.map(lambda old, a: old.at[i].set(a), stats, updated)
-            return model.maximize(params, total), stats, total
+            return maximized(model, params, total), stats, total
 
-        carry = (model.maximize(params, total), stats, total)
+        carry = (maximized(model, params, total), stats, total)
         *_, total = jax.lax.fori_loop(0, self.sweeps * blocks, update_block, carry)
         evidence = jnp.where(block_weights > 0, evidence, 0).T.reshape(-1)[:n]
         return Sums(total, *summed(weights, evidence)), memory

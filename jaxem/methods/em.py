@@ -14,6 +14,12 @@ from jaxem.numerics.tree import float_dtype, pytree
 from jaxem.passes.chunks import Sums, row_sum
 from jaxem.passes.collect import collect, is_large
 from jaxem.protocol.capabilities import FiniteLatents, defines, has
+from jaxem.protocol.returned import (
+    maximized,
+    require_evidence,
+    require_params,
+    require_scalar_prior,
+)
 from jaxem.protocol.spaces import return_time
 
 
@@ -105,7 +111,7 @@ class Exact:
     def improve(self, model, params, x, weights, q, memory):
         """(params, memory) after the M-step, which does not lower F. params: those at which q was
         computed."""
-        return model.maximize(params, model.statistics(params, x, q, weights)), memory
+        return maximized(model, params, model.statistics(params, x, q, weights)), memory
 
 
 class Given(NamedTuple):
@@ -162,6 +168,19 @@ class EM:
             is_rule = callable(getattr(rule, needed, None)) or (name == "e_step" and collects(rule))
             if isinstance(rule, type) or not is_rule:
                 raise TypeError(f"{name} must be a rule such as jaxem.Exact(), got {rule!r}")
+        if _is_e_step_only(self.m_step):
+            raise TypeError(
+                f"{type(self.m_step).__name__} is a rule for q: use EM(e_step={self.m_step!r})"
+            )
+        accelerator = self.accelerator
+        is_type = isinstance(accelerator, type)
+        if accelerator is not None and (
+            is_type or not callable(getattr(accelerator, "advance", None))
+        ):
+            raise TypeError(
+                "accelerator must be None, jaxem.SQUAREM() or jaxem.Anderson(), got "
+                f"{accelerator!r}"
+            )
         unsteady = [r for r in (self.e_step, self.m_step) if not r.steady]
         if self.accelerator is not None and unsteady:
             raise TypeError(
@@ -227,6 +246,7 @@ class EM:
             sums, e_memory = self.e_step.collect(model, params, x, weights, memory.e_step)
             return sums, memory._replace(e_step=e_memory), None
         expectation = self.e_step.expect(model, params, x, weights, memory.e_step)
+        require_evidence(model, expectation.value, weights)
         if isinstance(self.m_step, Exact):
             statistics = model.statistics(params, x, expectation.q, weights)
         else:
@@ -237,11 +257,12 @@ class EM:
     def update(self, model, params, sums, memory, restarted=None) -> Evaluation:
         """The M-step from what `collect` returned at params."""
         if isinstance(self.m_step, Exact):
-            proposal = model.maximize(params, sums.statistics)
+            proposal = maximized(model, params, sums.statistics)
         else:
             given = sums.statistics
             args = (model, params, given.x, given.weights, given.q, memory.m_step)
             proposal, m_memory = self.m_step.improve(*args)
+            require_params(model, params, proposal)
             memory = memory._replace(m_step=m_memory)
         proposal = self.e_step.onward(model, proposal, memory.e_step)
         evaluation = measured(model, params, sums.evidence, sums.magnitude, proposal, memory)
@@ -270,6 +291,14 @@ class EM:
         return row_sum(weights, jnp.where(weights > 0, evidence, 0))
 
 
+def _is_e_step_only(rule) -> bool:
+    """Whether a rule changes the E-step of `Exact` and not its M-step."""
+    kind = type(rule)
+    if kind is Exact or not isinstance(rule, Exact):
+        return False
+    return kind.improve is Exact.improve and (kind.expect is not Exact.expect or collects(rule))
+
+
 def is_floating(params) -> bool:
     """Whether all params are floating-point numbers, so that steps have lengths."""
     return all(jnp.issubdtype(jnp.result_type(a), jnp.floating) for a in jax.tree.leaves(params))
@@ -290,7 +319,9 @@ def summed(weights, values):
 def measured(model, params, value, magnitude, proposal, memory) -> Evaluation:
     """The `Evaluation` of params at which F is `value` without the log prior. magnitude: as there,
     without the prior."""
-    prior = jnp.asarray(model.log_prior(params), value.dtype)
+    prior = model.log_prior(params)
+    require_scalar_prior(model, prior)
+    prior = jnp.asarray(prior, value.dtype)
     steps = return_time(model.spaces(params), params, proposal)
     signal = Signal(return_steps=steps)
     return Evaluation(proposal, value + prior, magnitude + jnp.abs(prior), memory, signal=signal)

@@ -4,7 +4,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxem.numerics.descent import descend, initial_state
+from jaxem.data.options import integers
+from jaxem.numerics.descent import descend, initial_state, require_transform
 from jaxem.numerics.tree import pytree, select
 from jaxem.protocol.derived import expected_log_joint
 from jaxem.wrappers.restricted import coordinates
@@ -38,8 +39,8 @@ class Gradient:
         return self.transform is None
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"steps must be 1 or more, got {self.steps!r}")
+        integers(self, 1, "steps")
+        require_transform(self.transform)
 
     def stationary(self, model, closed):
         """True: the fixed points of fits by this rule are those of the map of the rule for q."""

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxem.data.options import integers
 from jaxem.methods.em import Exact, Expectation
 from jaxem.methods.stationary import SLACK, TIGHT, StationaryMap
 from jaxem.numerics.tree import float_dtype, pytree
+from jaxem.protocol.hyperparameters import finite_number
 from jaxem.wrappers.adopt import adopt
 from jaxem.wrappers.factored import LONG, factored
 
@@ -54,8 +56,8 @@ class MeanField(Exact):
     several = True
 
     def __post_init__(self):
-        if self.sweeps < 1:
-            raise ValueError(f"sweeps must be 1 or more, got {self.sweeps!r}")
+        integers(self, 1, "sweeps")
+        finite_number(self.tol, "tol")
 
     def stationary(self, model, closed):
         return ProductMap(closed)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxem.data.options import integer
 from jaxem.methods.em import EM, measured
 from jaxem.methods.suited import suited
-from jaxem.numerics.tree import pytree, select
+from jaxem.numerics.tree import is_traced, pytree, select
 from jaxem.passes.chunks import row_sum
 from jaxem.protocol.capabilities import LocalPosterior, has
+from jaxem.protocol.returned import maximized, require_evidence
 
 
 @pytree
@@ -109,6 +110,8 @@ class OnlineEM:
             if value is None and name == "passes":
                 continue
             integer(value, name, 1)
+        if not is_traced(self.seed):
+            integer(self.seed, "seed", -(2**63))
 
     def suited(self, model, x):
         """This method; TypeError where the model has no M-step from its statistics."""
@@ -189,7 +192,7 @@ class OnlineEM:
             has_weight = average.mass > 0
             scale = weights.sum() / jnp.where(has_weight, average.mass, 1)
             scaled = jax.tree.map(lambda a: a * scale, average.statistics)
-            return select(has_weight, model.maximize(centre, scaled), current)
+            return select(has_weight, maximized(model, centre, scaled), current)
 
         def interpolated(target, current, fraction):
             fraction = jnp.clip(jnp.asarray(fraction, weights.dtype), 0, 1)
@@ -222,4 +225,5 @@ def _collected(model, centre, params, x, weights):
         _, statistics, value = model.improve_q(params, x, model.init_q(params, x), weights)
         return statistics, value
     q, value = model.posterior(params, x)
+    require_evidence(model, value, weights)
     return model.statistics(centre, x, q, weights), value

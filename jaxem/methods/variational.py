@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from jaxem.data.options import integers
 from jaxem.methods.em import Exact, Expectation
 from jaxem.methods.stationary import StationaryMap, summed_over
 from jaxem.numerics.curvature import Curvature
-from jaxem.numerics.descent import descend, initial_state, lbfgs
+from jaxem.numerics.descent import descend, initial_state, lbfgs, require_transform
 from jaxem.numerics.tree import float_dtype, pytree
 from jaxem.protocol.capabilities import FiniteLatents, defines, has
 from jaxem.protocol.model import IMPOSSIBLE
@@ -51,8 +52,8 @@ class Variational(Exact):
     steady = False
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"steps must be 1 or more, got {self.steps!r}")
+        integers(self, 1, "steps")
+        require_transform(self.transform)
 
     def stationary(self, model, closed):
         if defines(model, "posterior") or has(model, FiniteLatents):

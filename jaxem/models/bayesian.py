@@ -4,13 +4,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import digamma
 
 from jaxem.data.labelled import unlabelled
 from jaxem.models.mixture import FiniteMixture
 from jaxem.numerics import divergence
 from jaxem.numerics.special import safe_entr
-from jaxem.numerics.tree import pytree
+from jaxem.numerics.tree import is_traced, pytree
 from jaxem.passes.chunks import total_of
 from jaxem.protocol.capabilities import Conjugate, has
 from jaxem.protocol.model import name_of
@@ -88,7 +89,12 @@ class BayesianMixture(FiniteMixture):
         super().__post_init__()
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights must be one of {WEIGHTS}, got {self.weights!r}")
-        if isinstance(self.concentration, (int, float)) and not self.concentration > 0:
+        if self.concentration is None or is_traced(self.concentration):
+            return
+        value = np.asarray(self.concentration)
+        if value.ndim or value.dtype.kind not in "fiu":
+            raise TypeError(f"concentration must be one number above 0, got {value!r}")
+        if not 0 < value < np.inf:
             raise ValueError(f"concentration must be above 0, got {self.concentration!r}")
 
     @property
@@ -158,7 +164,7 @@ class BayesianMixture(FiniteMixture):
         """log of the predictive density E_q[Σ_k π_k p(x | k)] per unit, (n,)."""
         plain, labels = unlabelled(x)
         joint = self.bank.predictive(params.components, plain) + jnp.log(params.weights)
-        return jax.nn.logsumexp(self._known(joint, labels, 1), axis=1)
+        return self.domain.outside(x, jax.nn.logsumexp(self._known(joint, labels, 1), axis=1))
 
     def sample(self, key, params, n: int):
         """n draws from the predictive density, each with its own draw of the components."""

@@ -17,11 +17,11 @@ from jaxem.numerics import tuning
 from jaxem.numerics.softmax import normalize, softmax_parts
 from jaxem.numerics.tree import pytree
 from jaxem.passes.linear import FusedPass
-from jaxem.protocol.capabilities import LinearBank, has
+from jaxem.protocol.capabilities import LinearBank, defines, has
 from jaxem.protocol.derived import whitened
 from jaxem.protocol.domains import Domain
 from jaxem.protocol.model import Bank, Model, name_of
-from jaxem.protocol.priors import DirichletPrior
+from jaxem.protocol.priors import DirichletPrior, require_kind
 from jaxem.protocol.spaces import SIMPLEX
 from jaxem.protocol.starts import Start, fill_empty
 from jaxem.protocol.status import FitWarning
@@ -71,6 +71,11 @@ class FiniteMixture(Model):
                 f"components must be a bank of components, got {self.components!r}: "
                 f"write {type(self).__name__}({name}(...), k={self.k})"
             )
+        if not isinstance(self.components, Model) and not defines(self.components, "posterior"):
+            raise TypeError(
+                f"components must be one bank for all k components, got {self.components!r:.60}: "
+                f"write {type(self).__name__}(Normal(), k={self.k})"
+            )
         if not isinstance(self.components, Model):
             object.__setattr__(self, "components", AdoptedBank(self.components))
         if not isinstance(self.components, Bank):
@@ -87,7 +92,8 @@ class FiniteMixture(Model):
 
     @property
     def domain(self):
-        return MixtureDomain(self.components.domain.words, components=self.k, bank=self.bank)
+        inner = self.components.domain
+        return MixtureDomain(inner.words, components=self.k, remedy=inner.remedy, bank=self.bank)
 
     def closed(self, x):
         return self.bank.closed(unlabelled(x)[0])
@@ -244,6 +250,10 @@ class Mixture(FiniteMixture):
     components: Any
     k: int
     prior: DirichletPrior | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_kind(self, DirichletPrior)
 
     def log_weights(self, params):
         return jnp.log(params.weights)

@@ -99,3 +99,13 @@ def _with_value_arguments(transform):
     import optax
 
     return optax.with_extra_args_support(transform)
+
+
+def require_transform(transform) -> None:
+    """TypeError unless it is None or an optax transformation."""
+    is_known = all(callable(getattr(transform, name, None)) for name in ("init", "update"))
+    if transform is not None and (isinstance(transform, type) or not is_known):
+        raise TypeError(
+            f"transform must be an optax transformation, such as optax.adam(0.01), or None, got "
+            f"{transform!r}"
+        )

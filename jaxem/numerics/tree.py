@@ -198,6 +198,11 @@ def is_traced(*trees) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
+def in_jit() -> bool:
+    """Whether a jitted function is being traced, where the values at hand may be its constants."""
+    return is_traced(jax.lax.full((), 0.0))
+
+
 def select(condition, on_true, on_false):
     """`where` over two trees of one structure. condition: a scalar, or with leading axes of
     leaves."""

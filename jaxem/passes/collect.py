@@ -14,6 +14,7 @@ from jaxem.numerics import tuning
 from jaxem.numerics.tree import pytree
 from jaxem.passes.chunks import Sums, in_chunks, sums_of
 from jaxem.protocol.capabilities import Fused, has
+from jaxem.protocol.returned import require_evidence
 
 TRUSTED = 3e-4
 """The largest rounding error of the terms of a log density, in nats, with which a fused pass is
@@ -78,6 +79,7 @@ def collect(model, params, x, weights) -> Sums:
 
     def expect(params, x, weights):
         q, evidence = model.posterior(params, x)
+        require_evidence(model, evidence, weights)
         return model.statistics(params, x, q, weights), evidence
 
     if not is_large(model, x):

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxem.protocol.capabilities import FiniteLatents, Metric, has
+from jaxem.protocol.capabilities import FiniteLatents, Metric, defines, has
 from jaxem.protocol.posterior import expectation, responsibilities_of
 
 
@@ -28,7 +28,13 @@ def check_params(model, params) -> None:
 
 
 def expected_log_joint(model, params, x, q):
-    """E_q[log p(x, z | params)] per unit (n,), up to terms that do not depend on params."""
+    """E_q[log p(x, z | params)] per unit (n,), up to terms that do not depend on params.
+
+    For a model with `posterior` alone, log p(x | params), which has the same gradient at the params
+    of q (Fisher's identity).
+    """
     if has(model, FiniteLatents):
         return expectation(responsibilities_of(q), model.log_joint(params, x))
-    return model.free_energy(params, x, q)
+    if defines(model, "free_energy"):
+        return model.free_energy(params, x, q)
+    return model.posterior(params, x)[1]

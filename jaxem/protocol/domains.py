@@ -5,12 +5,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
 def finite(x):
     """Which entries are finite, for NumPy and JAX arrays."""
     return abs(x) < float("inf")
+
+
+def _no_remedy(values) -> str:
+    return ""
 
 
 @dataclass(frozen=True)
@@ -21,13 +26,16 @@ class Domain:
     operators only, so that it works for NumPy and JAX arrays. words: the support in words, for
     messages. components: the size of the largest array of a pass over the size of the data; also
     the smallest number of units of a fit. further: functions of x that raise where its shape is
-    wrong. variances: whether the model estimates a variance of every column.
+    wrong. remedy: a function of NumPy values, some of them outside the support, that says how to
+    recode them, "" where it does not know. variances: whether the model estimates a variance of
+    every column.
     """
 
     words: str = "finite numbers"
     mask: Callable[[Any], Any] = finite
     components: int = 1
     further: tuple[Callable[[Any], None], ...] = ()
+    remedy: Callable[[Any], str] = _no_remedy
     variances: bool = False
 
     def with_variance(self, d: int):
@@ -37,6 +45,18 @@ class Domain:
     def valid(self, x):
         """Which values are in the model's support: a boolean tree shaped like x."""
         return jax.tree.map(self.mask, x)
+
+    def outside(self, x, evidence):
+        """`evidence` (n,) or (n, k), for units outside the support −∞, and NaN for those of them
+        with a NaN."""
+        n = evidence.shape[0]
+        is_valid, is_nan = jnp.ones(n, bool), jnp.zeros(n, bool)
+        for mask, leaf in zip(*map(jax.tree.leaves, (self.valid(x), x)), strict=True):
+            is_valid &= mask.reshape(n, -1).all(1)
+            is_nan |= (~mask & (leaf != leaf)).reshape(n, -1).any(1)
+        shape = (n,) + (1,) * (evidence.ndim - 1)
+        value = jnp.where(is_nan, jnp.nan, -jnp.inf).astype(evidence.dtype).reshape(shape)
+        return jnp.where(is_valid.reshape(shape), evidence, value)
 
     def check(self, x, name: str) -> None:
         """ValueError or TypeError where the model does not take data shaped like x. name: of the
@@ -75,19 +95,43 @@ def _counts(x):
     return (x >= 0) & (x % 1 == 0) & (x < float("inf"))
 
 
+def _two_values(values) -> str:
+    found = np.unique(values)
+    if len(found) != 2:
+        return ""
+    return f"recode the two values {found[0]:g} and {found[1]:g} as 0 and 1"
+
+
+def _recoded(values, limit: int) -> str:
+    """How to recode codes that are not 0 … limit − 1."""
+    if not values.size or (values % 1 != 0).any() or values.min() < 0:
+        return ""
+    low, high = int(values.min()), int(values.max())
+    if low > 0 and high - low < limit:
+        return f"codes are counted from 0: subtract {low}"
+    return f"recode them, or give Categorical levels={high + 1}" if high >= limit else ""
+
+
 REALS = Matrix()
 SPREAD_REALS = Matrix(variances=True)
 POSITIVE = Matrix("finite positive numbers", lambda x: (x > 0) & (x < float("inf")))
 NONNEGATIVE = Matrix("finite numbers of 0 or more", lambda x: (x >= 0) & (x < float("inf")))
 COUNTS = Matrix("counts 0, 1, 2, ...", _counts)
-BITS = Matrix("0 and 1", lambda x: (x == 0) | (x == 1))
+BITS = Matrix("0 and 1", lambda x: (x == 0) | (x == 1), remedy=_two_values)
 
 
 def codes(levels) -> Matrix:
     """Codes 0 … levels − 1 in every column; levels: an int, or a tuple with one a column."""
     limit = levels if isinstance(levels, int) else np.asarray(levels)
-    top = levels - 1 if isinstance(levels, int) else "levels - 1"
-    domain = Matrix(f"codes 0, 1, ..., {top}", lambda x: (x >= 0) & (x < limit) & (x % 1 == 0))
+    words = f"codes from 0 to below {levels}, a limit for each column"
+    if isinstance(levels, int):
+        few = {1: "the code 0 alone", 2: "codes 0 and 1"}
+        words = few.get(levels, f"codes 0, 1, ..., {levels - 1}")
+    domain = Matrix(
+        words,
+        lambda x: (x >= 0) & (x < limit) & (x % 1 == 0),
+        remedy=lambda values: _recoded(values, int(np.max(limit))),
+    )
     if isinstance(levels, int):
         return domain
 

@@ -38,10 +38,30 @@ class NormalPrior:
 
     def __post_init__(self):
         above_zero(self, "kappa", "df")
+        finite(self, "mean", "scale")
 
     @staticmethod
     def from_data(x, k: int, covariance: str = "full"):
-        """Fraley & Raftery's default: κ=.01, df=d+2, scale = the data's variance / k^(2/d)."""
+        """Fraley & Raftery's default: κ=.01, df=d+2, scale = the data's variance / k^(2/d).
+
+        Raises ValueError or TypeError unless x is (n, d) with finite entries, k an int of 1 or more
+        and covariance "full", "tied", "diagonal" or "spherical".
+        """
+        if not hasattr(x, "dtype"):
+            x = np.asarray(x)
+        if x.dtype.kind not in "fiub" and not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"x has dtype {x.dtype}: pass real numbers")
+        if x.ndim != 2 or 0 in x.shape:
+            remedy = ": for one feature use x[:, None]" if x.ndim == 1 else ""
+            raise ValueError(f"x must have shape (n, d), not empty, got {x.shape}{remedy}")
+        if not is_traced(x) and not np.isfinite(np.asarray(x, float)).all():
+            raise ValueError("x holds values that are not finite: leave such rows out")
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+            raise ValueError(f"k must be an int of 1 or more, got {k!r}")
+        if covariance not in ("full", "tied", "diagonal", "spherical"):
+            raise ValueError(
+                f"covariance must be 'full', 'tied', 'diagonal' or 'spherical', got {covariance!r}"
+            )
         x = jnp.asarray(x)
         x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
         d = x.shape[1]
@@ -77,6 +97,7 @@ class NormalWishartPrior:
 
     def __post_init__(self):
         above_zero(self, "kappa", "df")
+        finite(self, "mean", "scale")
 
 
 @pytree
@@ -120,6 +141,10 @@ class DirichletPrior:
 
     def __post_init__(self):
         above_zero(self, "concentration")
+        if np.ndim(self.concentration):
+            raise ValueError(
+                f"concentration must be one number, got shape {np.shape(self.concentration)}"
+            )
 
     def log_density(self, probs, levels=None):
         """The sum of the log density over all vectors (..., v).
@@ -177,12 +202,39 @@ def above_zero(prior, *names) -> None:
             )
 
 
+def finite(prior, *names) -> None:
+    """ValueError unless each of these hyperparameters, as far as known, has finite numbers."""
+    for name in names:
+        value = getattr(prior, name)
+        if is_traced(value):
+            continue
+        values = np.asarray(value)
+        if values.dtype.kind not in "fiu" or not np.all(np.isfinite(values)):
+            raise ValueError(f"{type(prior).__name__} needs {name} finite, got {value!r}")
+
+
+def require_kind(owner, *kinds) -> None:
+    """TypeError unless the `prior` of a model is None or of one of these classes."""
+    prior = owner.prior
+    if prior is not None and not isinstance(prior, kinds):
+        names = " or ".join(f"jaxem.{kind.__name__}(...)" for kind in kinds)
+        raise TypeError(
+            f"the prior of {type(owner).__name__} must be {names}, or None, got {prior!r}"
+        )
+
+
 def require_proper(prior, d: int, whole: bool) -> None:
     """ValueError unless a prior of a normal, as far as known, has a density in d dimensions; whole:
     it is of a full covariance or precision matrix."""
     if is_traced(prior):
         return
     least, df, scale = (d - 1 if whole else 0), np.asarray(prior.df), np.asarray(prior.scale)
+    for name, shapes in (("mean", ((), (d,))), ("scale", ((), (d,), (d, d)))):
+        if np.shape(getattr(prior, name)) not in shapes:
+            raise ValueError(
+                f"{type(prior).__name__} has {name} of shape {np.shape(getattr(prior, name))}, the "
+                f"data have {d} features: give shape {' or '.join(map(str, shapes))}"
+            )
     if not np.all(df > least):
         raise ValueError(
             f"{type(prior).__name__} needs df > {least}, got {prior.df}: a usual choice is d + 2"

@@ -66,6 +66,10 @@ class Space:
         """What is wrong with a NumPy array that does not lie in the space, for a message."""
         return None
 
+    def holds(self, leaf):
+        """Whether a leaf lies in the space, a boolean scalar; for traced leaves."""
+        return jnp.asarray(True)
+
 
 @dataclass(frozen=True)
 class Positive(Space):
@@ -83,6 +87,9 @@ class Positive(Space):
             return f"must be between {self.least:g} and {self.most:g}, got {leaf[~inside][0]:g}"
         bound = "0 or more" if self.zero else "above 0"
         return f"must be {bound}, got {np.asarray(leaf)[~inside][0]:g}"
+
+    def holds(self, leaf):
+        return jnp.all((leaf >= self.least) & (leaf <= self.most) & ((leaf > 0) | self.zero))
 
     def guard(self, proposal, legal):
         return jnp.clip(proposal, jnp.maximum(LEAST_RATIO * legal, self.least), self.most)
@@ -127,6 +134,9 @@ class UnitInterval(Space):
         inside = (leaf >= 0) & (leaf <= 1)
         return None if np.all(inside) else f"must be between 0 and 1, got {leaf[~inside][0]:g}"
 
+    def holds(self, leaf):
+        return jnp.all((leaf >= 0) & (leaf <= 1))
+
     def guard(self, proposal, legal):
         proposal = jnp.maximum(proposal, LEAST_RATIO * legal)
         return 1 - jnp.maximum(1 - proposal, LEAST_RATIO * (1 - legal))
@@ -153,6 +163,9 @@ class Simplex(Space):
             return None
         return f"must be 0 or more and sum to 1, got {leaf}: divide by their sum"
 
+    def holds(self, leaf):
+        return jnp.all(leaf >= 0) & jnp.all(jnp.abs(leaf.sum(-1) - 1) <= SHARES_OFF)
+
     def guard(self, proposal, legal):
         return _normalised(jnp.maximum(proposal, LEAST_RATIO * legal))
 
@@ -178,6 +191,9 @@ class PositiveDefinite(Space):
         if np.all(np.isfinite(factor)):
             return None
         return "is not positive definite: give a covariance, not its square root or inverse"
+
+    def holds(self, leaf):
+        return jnp.all(jnp.isfinite(lower_factor(leaf)))
 
     def chart(self, leaf):
         return lower_factor(leaf)

@@ -116,7 +116,8 @@ GROSS = 100.0
 """A squared distance is gross from this many times the typical one between two units."""
 
 AROUND = 16.0
-"""A unit is around a new seed where its squared distance to the nearest seed falls by this factor."""
+"""A unit is around a new seed where its squared distance to the nearest seed falls by this
+factor."""
 
 ISOLATED_PART = 0.1
 """Units around a seed at a gross distance are outliers where they are fewer than this part of an
@@ -137,8 +138,8 @@ def _seeded(key, points, weights, k, preference):
 
     A unit is drawn with probability ∝ weight · preference(squared distance to the nearest seed),
     the first one ∝ weight. An outlier is no seed: a unit at a gross distance from all others, or
-    from the earlier seeds with few units around it. It is refused, and another one drawn. Units at a gross distance from all seeds have responsibilities of 0, so that the start
-    does not depend on them.
+    from the earlier seeds with few units around it. It is refused, and another one drawn. Units at
+    a gross distance from all seeds have responsibilities of 0: the start does not depend on them.
     """
     if points is None:
         raise ValueError('this model cannot place its units in space: use init="random"')

@@ -63,17 +63,17 @@ def explain_collapse(x, labels, k: int, names) -> str:
     if len(collinear):
         which = called(np.flatnonzero(~constant)[collinear], names)
         return (
-            f" {which[0].upper()}{which[1:]} are collinear in all units: leave one of them out, use "
+            f" {which[0].upper()}{which[1:]} are collinear in all units: leave one out, use "
             'covariance="diagonal", or give a prior.'
         )
     for component in range(k):
         own = values[labels == component]
         same = ~constant & (np.ptp(own, axis=0) == 0) if len(own) > 1 else []
         if len(own) > 1 and same.any():
-            which = called(np.flatnonzero(same), names)
+            which, verb = called(np.flatnonzero(same), names), "are" if same.sum() > 1 else "is"
             return (
-                f" {which[0].upper()}{which[1:]} {'are' if same.sum() > 1 else 'is'} the same in all "
-                f"{len(own)} units of component {component}."
+                f" {which[0].upper()}{which[1:]} {verb} the same in all {len(own)} units of "
+                f"component {component}."
             )
     return ""
 

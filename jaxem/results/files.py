@@ -24,11 +24,12 @@ def save(result, path) -> None:
     except ValueError:
         content["model"] = None
     content |= {"format": FORMAT, "data_shape": list(result.data_shape)}
+    content["total_weight"] = encode(result.total_weight, arrays)
     write(path, content, arrays)
 
 
 def load(path, model, find):
-    """(model, best `Fit`, every restart's, data_shape), as `save` wrote them.
+    """The arguments of `Result.of`, as `save` wrote them.
 
     model: needed where it is not one of jaxem's own. find: the public class of a name.
 
@@ -42,10 +43,12 @@ def load(path, model, find):
         restarts = decode(content["restarts"], arrays, find)
         saved = decode(content["model"], arrays, find)
         shape = tuple(content["data_shape"])
+        total = decode(content["total_weight"], arrays, find)
     except FileNotFoundError:
         raise
     except DAMAGE as error:
         raise ValueError(f"{path} is damaged or not a jaxem result: {error}") from error
     if model is None and saved is None:
         raise ValueError(f"{path} was saved from a model of your own: call load(path, model=...)")
-    return saved if model is None else adopt(model), Fit(**fields), restarts, shape
+    model = saved if model is None else adopt(model)
+    return model, Fit(**fields), restarts, shape, None, total

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxem.data import arrays as checks
+from jaxem.data.options import tolerance
 from jaxem.numerics.rounding import ROUNDING
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.status import Status
@@ -74,7 +74,7 @@ def optima(restarts, units: float, tol: float) -> Optima:
     """
     if is_traced((restarts.objective, restarts.status)):
         raise TypeError("the number of optima is not known under jit or vmap: ask outside")
-    tol = checks.tolerance(tol)
+    tol = tolerance(tol)
     if not 0 < units < np.inf:
         raise ValueError(f"units must be the total weight, a finite number above 0, got {units!r}")
     status, objective = np.asarray(restarts.status), np.asarray(restarts.objective)

@@ -9,8 +9,8 @@ import numpy as np
 from jaxem.data import arrays as checks
 from jaxem.data.labelled import unlabelled
 from jaxem.numerics.rounding import ROUNDING
-        message += _collapsed_columns(result, model, x, names) if status == Status.DEGENERATE else ""
-        warn(message, stacklevel=3)
+from jaxem.protocol.status import Status, sentence, warn
+from jaxem.results.columns import explain_collapse, explain_constant
 from jaxem.results.result import Result
 from jaxem.wrappers.factored import factored
 
@@ -24,20 +24,15 @@ def report(
     below the rounding error of the objective.
 
     resolves_small_gains: whether the fit measured gains below that rounding error, as large float32
-    fits do (`EM.gains_from_steps`), so that such a tolerance needs no warning. names: of the columns
-    of x, where it was a data frame.
+    fits do (`EM.gains_from_steps`), so that such a tolerance needs no warning. names: of the
+    columns of x, where it was a data frame.
     """
-    scalars = ("log_likelihood", "objective", "n_iter", "status")
-    host = jax.device_get({name: getattr(result, name) for name in scalars})
+    scalars = ("log_likelihood", "objective", "n_iter", "status", "posterior_entropy")
+    ends = ("gradient_ok", "total_weight")
+    host = jax.device_get({name: getattr(result, name) for name in (*scalars, *ends)})
     of_restarts = jax.device_get({name: getattr(result.restarts, name) for name in scalars})
     restarts = dataclasses.replace(result.restarts, **of_restarts)
-    gradient_ok = result.gradient_ok
-    gradient_ok = (
-        np.asarray(host["status"] == Status.CONVERGED)
-        if gradient_ok is None
-        else jax.device_get(gradient_ok)
-    )
-    result = dataclasses.replace(result, restarts=restarts, gradient_ok=gradient_ok, **host)
+    result = dataclasses.replace(result, restarts=restarts, **host)
     if np.ndim(result.status):
         return _report_batch(result, tol)
     status = int(result.status)
@@ -50,18 +45,13 @@ def report(
     if status != Status.CONVERGED and not is_requested:
         count = len(result.restarts.status)
         subject = "the fit" if count == 1 else f"the best of {count} restarts"
-        message = f"{subject} did not converge: {sentence(status)}"
-        message += _impossible_units(result, x, weights) if status == Status.NONFINITE else ""
-<<<<<<< HEAD
-        message += (
-            _collapsed_columns(result, model, x, names) if status == Status.DEGENERATE else ""
-        )
-        warnings.warn(message, FitWarning, stacklevel=3)
-=======
+        impossible = _impossible_units(result, x, weights) if status == Status.NONFINITE else ""
+        message = f"{subject} did not converge: {impossible or sentence(status)}"
+        if status == Status.DEGENERATE:
+            message += _collapsed_columns(result, model, x, names)
         warn(message, stacklevel=3)
->>>>>>> interrupts
     elif tol and not resolves_small_gains:
-        _warn_of_rounding(result, weights, tol)
+        _warn_of_rounding(result, tol)
     _warn_of_constants(model, x, names)
     return result
 
@@ -107,23 +97,24 @@ def _warn_of_constants(model, x, names):
 
 
 def _impossible_units(result, x, weights) -> str:
-    """The end of a message that names the first unit of probability 0, "" where there is none."""
-    evidence = np.asarray(result._ask("scores", x))
+    """A sentence that names the first unit of probability 0, "" where there is none."""
+    evidence = np.asarray(result.score_samples(x))
     has_weight = True if weights is None else np.asarray(weights) > 0
     is_impossible = (evidence == -np.inf) & has_weight
     if not is_impossible.any():
         return ""
     first = int(np.argmax(is_impossible))
-    return f" ({int(is_impossible.sum())} have probability zero here, the first at index {first})"
-
-
-def _warn_of_rounding(result, weights, tol):
-    """A warning where `tol` is below the rounding error of the objective per unit of weight."""
-    total_weight = result.data_shape[0] if weights is None else float(np.sum(np.asarray(weights)))
-    dtype = result.log_likelihood.dtype
-    smallest = (
-        ROUNDING * float(np.finfo(dtype).eps) * abs(float(result.log_likelihood)) / total_weight
+    return (
+        f"NONFINITE: the log-likelihood is -inf ({int(is_impossible.sum())} have probability zero "
+        f"under every component, the first at index {first}); give such units weight 0, another "
+        "start, or the model a prior that keeps probabilities above 0"
     )
+
+
+def _warn_of_rounding(result, tol):
+    """A warning where `tol` is below the rounding error of the objective per unit of weight."""
+    dtype, total = result.log_likelihood.dtype, float(result.total_weight)
+    smallest = ROUNDING * float(np.finfo(dtype).eps) * abs(float(result.log_likelihood)) / total
     if tol < smallest:
         warn(
             f"tol={tol:g} per unit is below the rounding of a {dtype} objective here; about "

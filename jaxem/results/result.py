@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections import Counter
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data import arrays as checks
-from jaxem.data.options import integer
-from jaxem.data.precision import float64, is_beyond_float32, on_host
-from jaxem.numerics.special import safe_entr
-from jaxem.numerics.tree import Structure, float_dtype, is_traced, merge, pytree, split
+from jaxem.data.options import as_key, integer
+from jaxem.data.precision import in_own_precision
+from jaxem.numerics.tree import Structure, is_traced, merge, pytree, split
 from jaxem.protocol.capabilities import Sampled, has
 from jaxem.protocol.model import name_of
-from jaxem.protocol.posterior import responsibilities_of
 from jaxem.protocol.status import FitError, Status, sentence
+from jaxem.results import answers
 from jaxem.solver.problem import Fit
 
 
@@ -28,7 +26,7 @@ class Result(Fit):
     gradient_ok: whether the gradient of params can be trusted; where it is False that gradient is
     NaN. Outside a transformation it says whether the fit converged. Inside one that differentiates
     it says also that I − J is regular and the fixed point near, where J is the Jacobian of the EM
-    map at the params.
+    map at the params. total_weight: Σw of the fit, the number of units where they have no weights.
 
     A pytree, so that it passes through `jit` and `vmap`. It keeps no data: methods that need data
     take them as an argument.
@@ -39,12 +37,20 @@ class Result(Fit):
     _numeric: Any
     _structure: Structure
     data_shape: tuple
+    total_weight: Any = None
 
     @classmethod
-    def of(cls, model, best: Fit, restarts: Fit, data_shape: tuple, gradient_ok=None):
-        """A result. gradient_ok None: whether the fit converged, if its status is on the host."""
-        if gradient_ok is None and isinstance(best.status, (np.ndarray, np.generic)):
-            gradient_ok = np.asarray(best.status == Status.CONVERGED)
+    def of(
+        cls, model, best: Fit, restarts: Fit, data_shape: tuple, gradient_ok=None, total_weight=None
+    ):
+        """A result. gradient_ok None: whether the fit converged. total_weight None: the number of
+        units."""
+        if gradient_ok is None:
+            status = best.status if is_traced(best.status) else np.asarray(best.status)
+            gradient_ok = status == int(Status.CONVERGED)
+        if total_weight is None:
+            batch = np.ndim(best.status)
+            total_weight = np.full(data_shape[:batch], float(data_shape[batch]))
         numeric, structure = split(model)
         fields = {f.name: getattr(best, f.name) for f in dataclasses.fields(Fit)}
         return cls(
@@ -54,6 +60,7 @@ class Result(Fit):
             _numeric=numeric,
             _structure=structure,
             data_shape=data_shape,
+            total_weight=total_weight,
         )
 
     @property
@@ -61,21 +68,34 @@ class Result(Fit):
         """The model that was fitted."""
         return merge(self._numeric, self._structure)
 
+    @in_own_precision
     def predict_proba(self, x):
-        """Responsibilities p(z = k | x, params), shape (n, k)."""
-        return self._ask("responsibilities", x)
+        """Responsibilities p(z = k | x, params), shape (n, k); every row sums to 1.
 
+        A row is NaN where x is outside the support of the model or holds a NaN, or where its
+        density is 0 under every component. Where the density of a far unit underflows, the row is
+        that of a nearer unit in the same direction.
+
+        Raises TypeError where the model has no finite latent variable.
+        """
+        return self._responsibilities(x)
+
+    @in_own_precision
     def predict(self, x):
-        """The most probable component of every unit, shape (n,); −1 where x holds a NaN."""
-        return self._ask("labels", x)
+        """The most probable component of every unit, shape (n,); −1 where `predict_proba` is NaN.
+        Raises TypeError as there."""
+        return answers.labels(self._responsibilities(x))
 
+    @in_own_precision
     def score_samples(self, x):
-        """log p(x | params) of every unit, shape (n,)."""
-        return self._ask("scores", x)
+        """log p(x | params) of every unit, shape (n,): −∞ outside the support of the model, NaN
+        where x holds a NaN that the model does not take."""
+        return answers.scores(self._numeric, self.params, self._checked(x), self._structure)
 
+    @in_own_precision
     def sample(self, key, n: int):
         """n units drawn from the fitted model; key: a JAX key or an int."""
-        key, n = checks.as_key(key), integer(n, "n", 1)
+        key, n = as_key(key), integer(n, "n", 1)
         key = jax.random.key(key) if isinstance(key, np.uint32) else key
         if not has(self.model, Sampled):
             raise NotImplementedError(
@@ -85,24 +105,50 @@ class Result(Fit):
 
     @property
     def n_parameters(self) -> int:
-        """The number of free parameters."""
-        return self.model.n_parameters(self.params)
+        """The number of free parameters, of one fit of a batch."""
+        first = (0,) * np.ndim(self.status)
+        params = jax.tree.map(lambda leaf: leaf[first], self.params) if first else self.params
+        return self.model.n_parameters(params)
 
-    def bic(self, x, weights=None):
-        """−2·log-likelihood(x) + n_parameters · log Σw; lower is better (Schwarz 1978)."""
+    @in_own_precision
+    def bic(self, x=None, weights=None):
+        """−2·log-likelihood + n_parameters · log Σw; lower is better (Schwarz 1978).
+
+        x None: of the fit itself with its weights; of a batch (b,), one value a data set. Else of
+        data x with weights (n,), None for 1 whatever the weights of the fit.
+        """
         score, total = self._score(x, weights)
         return -2 * score + self.n_parameters * jnp.log(total)
 
-    def aic(self, x, weights=None):
-        """−2·log-likelihood(x) + 2·n_parameters; lower is better (Akaike 1974)."""
+    @in_own_precision
+    def aic(self, x=None, weights=None):
+        """−2·log-likelihood + 2·n_parameters; lower is better (Akaike 1974). x, weights: as in
+        `bic`."""
         return -2 * self._score(x, weights)[0] + 2 * self.n_parameters
 
-    def entropy(self, x, weights=None):
-        """−Σ_i w_i Σ_k r_ik log r_ik: the entropy of the responsibilities, in nats."""
-        return self._ask("entropy", x, weights)
+    @in_own_precision
+    def entropy(self, x=None, weights=None):
+        """−Σ_i w_i Σ_k r_ik log r_ik: the entropy of the responsibilities, in nats. x, weights: as
+        in `bic`. The gradient through a fit of that without x is NaN.
 
-    def icl(self, x, weights=None):
-        """bic + 2·entropy; lower is better (Biernacki, Celeux & Govaert 2000)."""
+        Raises TypeError where the model has no finite latent variable.
+        """
+        if x is None:
+            _require_no_weights(weights)
+            if self.posterior_entropy is None:
+                raise TypeError(
+                    f"no entropy of responsibilities was computed in the fit of "
+                    f"{name_of(self.model)}, which has no log_joint (n, k): give the data, "
+                    "entropy(x, weights)"
+                )
+            return self.posterior_entropy
+        r = self._responsibilities(x)
+        return answers.entropy(r, _checked_weights(weights, r.shape[0], r.dtype))
+
+    @in_own_precision
+    def icl(self, x=None, weights=None):
+        """bic + 2·entropy; lower is better (Biernacki, Celeux & Govaert 2000). x, weights: as in
+        `bic`."""
         return self.bic(x, weights) + 2 * self.entropy(x, weights)
 
     def optima(self, tol: float = 1e-5, units: float | None = None):
@@ -115,8 +161,7 @@ class Result(Fit):
           tol: per unit of weight, in nats: an objective at most this far below an optimum's best
             belongs to it. The default is ten times the default `tol` of `fit`; keep it above the
             `tol` that was used there.
-          units: Σw; None: the number of rows of the data. Give it where rows were weighted, and for
-            one of a ragged batch.
+          units: Σw; None: that of the fit.
 
         Raises:
           TypeError: for a batch, where every data set has its own: `result[i].optima()`; under jit.
@@ -125,7 +170,7 @@ class Result(Fit):
             raise TypeError("every data set of a batch has its own optima: result[i].optima()")
         from jaxem.results.optima import optima
 
-        return optima(self.restarts, self.data_shape[0] if units is None else units, tol)
+        return optima(self.restarts, float(self.total_weight) if units is None else units, tol)
 
     def raise_if_failed(self):
         """Returns self if the fit converged, else raises `FitError` with the reason."""
@@ -145,14 +190,14 @@ class Result(Fit):
         """The `Result` of one fit of a batch."""
         if not np.ndim(self.status):
             raise TypeError("this is one fit, not a batch: it cannot be indexed")
-        names = [f.name for f in dataclasses.fields(Fit)]
-        best = Fit(*(jax.tree.map(lambda a: a[index], getattr(self, n)) for n in names))
-        restarts = jax.tree.map(lambda a: a[index], self.restarts)
-        return Result.of(self.model, best, restarts, self.data_shape[1:], self.gradient_ok[index])
+        best = jax.tree.map(lambda a: a[index], self._best)
+        parts = (self.restarts, self.gradient_ok, self.total_weight)
+        restarts, ok, total = jax.tree.map(lambda a: a[index], parts)
+        return Result.of(self.model, best, restarts, self.data_shape[1:], ok, total)
 
     def __reduce__(self):
-        best = Fit(*(getattr(self, f.name) for f in dataclasses.fields(Fit)))
-        return Result.of, (self.model, best, self.restarts, self.data_shape, self.gradient_ok)
+        parts = (self.data_shape, self.gradient_ok, self.total_weight)
+        return Result.of, (self.model, self._best, self.restarts, *parts)
 
     def __str__(self):
         model = jax.tree.map(_PrintedLeaf, self.model)
@@ -178,33 +223,40 @@ class Result(Fit):
 
     __repr__ = __str__
 
+    @property
+    def _best(self) -> Fit:
+        return Fit(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Fit)})
+
     def _score(self, x, weights):
-        evidence = self._ask("scores", x)
+        """(log-likelihood, Σw) of the fit itself where x is None, else of x."""
+        if x is None:
+            _require_no_weights(weights)
+            return self.log_likelihood, self.total_weight
+        evidence = self.score_samples(x)
         if weights is None:
             return evidence.sum(), evidence.shape[0]
         weights = _checked_weights(weights, evidence.shape[0], evidence.dtype)
         return jnp.where(weights > 0, weights * evidence, 0).sum(), weights.sum()
 
-    def _ask(self, quantity: str, x, weights=None):
-        if is_beyond_float32(self.params):
-            with float64():
-                return on_host(self._answer(quantity, x, weights))
-        return self._answer(quantity, x, weights)
+    def _responsibilities(self, x):
+        args = (self._numeric, self.params, self._checked(x), self._structure)
+        return answers.responsibilities(self.model, *args)
 
-    def _answer(self, quantity, x, weights):
+    def _checked(self, x):
+        """Data for the model of this fit. ValueError or TypeError where it does not take them."""
         if np.ndim(self.status):
             raise TypeError("a batch answers one fit at a time: result[i].predict(x[i])")
-        x, n = checks.as_data(x)
-        self.model.domain.check(x, name_of(self.model))
+        x, _ = checks.as_data(x)
         expected = self.data_shape[1:]
         got = tuple(jax.tree.leaves(x)[0].shape[1:])
+        if len(got) != len(expected) or got == expected:
+            self.model.domain.check(x, name_of(self.model))
         if got != expected:
             raise ValueError(
                 f"X has {got[0] if got else 0} features, but the model was fitted with "
                 f"{expected[0] if expected else 0} features as input"
             )
-        weights = _checked_weights(weights, n, float_dtype(x))
-        return _answer(self._numeric, self.params, x, weights, self._structure, quantity)
+        return x
 
 
 class _PrintedLeaf:
@@ -233,16 +285,8 @@ def _checked_weights(weights, n, dtype):
     return weights
 
 
-@partial(jax.jit, static_argnums=(4, 5))
-def _answer(numeric, params, x, weights, structure, quantity):
-    model = merge(numeric, structure)
-    q, evidence = model.posterior(params, x)
-    if quantity == "scores":
-        return evidence
-    r = responsibilities_of(q)
-    if quantity == "responsibilities":
-        return r
-    if quantity == "labels":
-        return jnp.where(jnp.isnan(r).any(-1), -1, jnp.argmax(r, axis=-1))
-    entropy = safe_entr(r).reshape(len(r), -1).sum(-1)
-    return entropy.sum() if weights is None else jnp.where(weights > 0, weights * entropy, 0).sum()
+def _require_no_weights(weights):
+    if weights is not None:
+        raise TypeError(
+            "weights belong to data: give x with them, or leave both for those of the fit"
+        )

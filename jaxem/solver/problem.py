@@ -1,15 +1,18 @@
 """One data set in the units of the arithmetic: its start, its evaluations and its final `Fit`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxem.numerics import tuning
+from jaxem.numerics.special import safe_entr
 from jaxem.numerics.tree import Structure, float_dtype, in_dtype, merge, pytree, split
 from jaxem.passes.chunks import in_chunks, total_of
 from jaxem.passes.collect import Prepared, chunk_rows, prepared
+from jaxem.protocol.capabilities import FiniteLatents, LocalPosterior, defines, has
+from jaxem.protocol.posterior import responsibilities_of
 from jaxem.protocol.status import Status
 from jaxem.protocol.units import inward, outward, standardized
 from jaxem.solver import loop
@@ -43,8 +46,9 @@ class Fit:
     params: the best iterate. log_likelihood: Σ w·log p(x | params) at exactly those params.
     objective: the maximised function at params, log_likelihood + log p(params), with a free energy
     in place of the log-likelihood for rules such as `Hard` and `Constrained`. n_iter: applications
-    of the EM map that led to params. status: a `Status`, as an integer. With restarts every field
-    has a leading axis.
+    of the EM map that led to params. status: a `Status`, as an integer. posterior_entropy:
+    −Σ_i w_i Σ_k r_ik log r_ik at params; None where there is no `log_joint` (n, k). With restarts
+    every field has a leading axis.
     """
 
     params: Any
@@ -52,6 +56,7 @@ class Fit:
     objective: Any
     n_iter: Any
     status: Any
+    posterior_entropy: Any = field(default=None, kw_only=True)
 
     @property
     def converged(self):
@@ -67,7 +72,7 @@ class Ended(Fit):
 
     @property
     def fit(self):
-        return Fit(self.params, self.log_likelihood, self.objective, self.n_iter, self.status)
+        return Fit(**{name: value for name, value in vars(self).items() if name != "q"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +147,18 @@ class Problem:
 
     def initial_state(self, start):
         """The state before the first evaluation. start: a key, or given params."""
-        params = self.initial_params(start)
+        params, status = self.initial_params(start), self.status
+        if self.plan.given:
+            is_wrong = (status == Status.RUNNING) & ~self._are_legal(start)
+            status = jnp.where(is_wrong, Status.NONFINITE, status)
         memory = self.method.start(self.climbed, params, self.plain_data, self.weights)
-        return loop.initial_state(params, self.weights.dtype, self.status, memory)
+        return loop.initial_state(params, self.weights.dtype, status, memory)
+
+    def _are_legal(self, params):
+        """Whether given params, in the units of the data, lie in the spaces of their leaves."""
+        spaces = self.model.spaces(params)
+        held = [s.holds(p) for s, p in zip(*map(jax.tree.leaves, (spaces, params)), strict=True)]
+        return jnp.all(jnp.stack(held))
 
     def initial_params(self, start):
         """The params at the start, in the units of the arithmetic. start: a key, or given
@@ -170,16 +184,31 @@ class Problem:
         """One step of the method's map, without its accelerator."""
         return self.method.map(self.climbed, params, self.plain_data, self.weights)
 
-    def evidence(self, params):
-        """Σ w·log p(x | params) in the units of the data, where log_volume is (n,). It is
-        subtracted unit by unit, so that large terms cancel before they are summed."""
+    def measured(self, params):
+        """(Σ w·log p(x | params) in the units of the data, the entropy of the responsibilities),
+        each None where it is not needed or not defined.
+
+        The first where log_volume is (n,): it is subtracted unit by unit, so that large terms
+        cancel before they are summed. The second for a finite latent variable.
+        """
+        model = self.climbed
+        by_unit = bool(self.log_volume.ndim) and self.method.plain
+        is_finite = has(model, FiniteLatents) and not has(model, LocalPosterior)
+        is_finite = is_finite and not defines(model, "latents")
+        if not by_unit and not is_finite:
+            return None, None
 
         def expect(params, x, weights):
             data, volume = x
-            return (), self.climbed.posterior(params, data)[1] - volume
+            q, evidence = model.posterior(params, data)
+            each = safe_entr(responsibilities_of(q)).sum(-1) if is_finite else jnp.zeros(())
+            entropy = jnp.where(weights > 0, weights * each, 0).sum()
+            return entropy, evidence - volume if by_unit else jnp.zeros_like(weights)
 
-        x = (self.plain_data, self.log_volume)
-        return in_chunks(expect, chunk_rows(self.climbed, self.plain_data), params, x, self.weights)
+        volume = self.log_volume if by_unit else jnp.zeros_like(self.weights)
+        x, rows = (self.plain_data, volume), chunk_rows(model, self.plain_data)
+        sums = in_chunks(expect, rows, params, x, self.weights)
+        return sums.evidence if by_unit else None, sums.statistics if is_finite else None
 
 
 def _flatten(problem: Problem):
@@ -247,10 +276,11 @@ def finish(problem: Problem, state) -> Fit:
     degenerate &= jnp.isfinite(loop.zero_or_nan(last_params))
     status = jnp.where(degenerate, Status.DEGENERATE, state.status)
     status = jnp.where(jnp.isfinite(loop.zero_or_nan(params)), status, Status.NONFINITE)
-    status = jnp.where(state.status < Status.DEGENERATE, status, state.status)
+    has_begun = (state.status < Status.DEGENERATE) & (state.n_iter >= 0)
+    status = jnp.where(has_begun, status, state.status)
     log_likelihood = objective - climbed.log_prior(inner) - problem.volume
-    if problem.log_volume.ndim and problem.method.plain:
-        log_likelihood = problem.evidence(inner).evidence
+    by_unit, entropy = problem.measured(inner)
+    log_likelihood = log_likelihood if by_unit is None else by_unit
     log_likelihood = evaluated = log_likelihood.astype(objective.dtype)
     evidence = problem.method.log_likelihood(climbed, inner, problem.plain_data, problem.weights)
     if evidence is not None:
@@ -261,6 +291,7 @@ def finish(problem: Problem, state) -> Fit:
         objective=(evaluated + model.log_prior(params)).astype(objective.dtype),
         n_iter=n_iter,
         status=status.astype(jnp.int32),
+        posterior_entropy=entropy,
     )
     stationary_map = problem.plan.stationary_map
     return fit if stationary_map is None else Ended(**vars(fit), q=stationary_map.q_of(state))

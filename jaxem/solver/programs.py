@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.numerics import tuning
-from jaxem.numerics.tree import is_traced, merge, split
+from jaxem.numerics.tree import in_jit, is_traced, merge, split
 from jaxem.solver import host, threads
 from jaxem.solver.axes import as_sets, best_of, canonical, typed
 from jaxem.solver.host import is_long
@@ -48,7 +48,7 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     0.10.2). The options can only be set outside other transformations.
     """
     args = (numeric, x, weights, start, tol, max_iter)
-    if is_traced(args):
+    if is_traced(args) or in_jit():
         return SOLVE("full", *args, plan=plan, transformed=True)
     leaf, *_ = leaves = jax.tree.leaves(x)
     batched, restarts = plan.batched, plan.restarts

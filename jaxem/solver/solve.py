@@ -13,7 +13,6 @@ from jax.custom_batching import custom_vmap
 
 from jaxem.numerics.tree import merge
 from jaxem.solver import lanes, loop
-from jaxem.solver.check_step import check_step
 from jaxem.solver.problem import Fit, Plan, Problem, finish
 
 
@@ -28,12 +27,7 @@ def climb(problem: Problem, state, tol, max_iter, budget=None):
     """The state after the climb of one state in the plain loop."""
     stopping = problem.plan.stopping
     options = {"tol": tol, "max_iter": max_iter, "stopping": stopping, "budget": budget}
-    problem = problem.prepared()
-    try:
-        return loop.iterate(state, problem.evaluate, **options)
-    except TypeError:
-        check_step(problem.climbed, state.params, state.method, problem.evaluate)
-        raise
+    return loop.iterate(state, problem.prepared().evaluate, **options)
 
 
 def many(plan: Plan, data, starts, limits) -> Fit:

@@ -9,7 +9,7 @@ from jaxem.numerics.tree import pytree
 from jaxem.protocol.capabilities import defines
 from jaxem.protocol.counts import keep_empty
 from jaxem.protocol.derived import whitened
-from jaxem.protocol.model import Bank
+from jaxem.protocol.model import Bank, Model
 from jaxem.protocol.units import inward, outward, standardized
 from jaxem.protocol.wrapper import Wrapper
 from jaxem.wrappers.adopt import adopt
@@ -38,6 +38,14 @@ class Each(Wrapper, Bank):
     embed = Bank.embed
 
     def __post_init__(self):
+        if isinstance(self.model, type):
+            name = self.model.__name__
+            raise TypeError(f"model must be an instance, got the class: write Each({name}(...))")
+        if not isinstance(self.model, Model) and not defines(self.model, "init"):
+            raise TypeError(
+                f"model must be a model of one component, with init(key, x, weights), got "
+                f"{self.model!r:.60}"
+            )
         object.__setattr__(self, "model", adopt(self.model))
 
     @property

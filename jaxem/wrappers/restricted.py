@@ -21,6 +21,7 @@ from jaxem.protocol.capabilities import Bound, FiniteLatents, defines, has
 from jaxem.protocol.derived import check_params
 from jaxem.protocol.held import averaged
 from jaxem.protocol.layout import Layout
+from jaxem.protocol.model import Model
 from jaxem.protocol.restriction import restricted
 from jaxem.protocol.spaces import Coordinates
 from jaxem.protocol.units import inward, outward, standardized
@@ -82,6 +83,15 @@ class Restricted(Wrapper):
     def __post_init__(self):
         if isinstance(self.model, type):
             raise TypeError(f"model must be an instance, got the class {self.model.__name__}")
+        if not isinstance(self.model, Model) and not defines(self.model, "init"):
+            raise TypeError(f"model must be a model, got {self.model!r:.60}")
+        for name in ("fixed", "tied"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, (str, Mapping, list, tuple)):
+                raise TypeError(
+                    f"{name} must be a path such as 'components.mean', or a sequence of paths"
+                    f"{', or a dict {path: value}' * (name == 'fixed')}, got {value!r:.60}"
+                )
         fixed = [self.fixed] if isinstance(self.fixed, str) else self.fixed or {}
         fixed = dict(fixed) if isinstance(fixed, Mapping) else dict.fromkeys(fixed)
         tied = (self.tied,) if isinstance(self.tied, str) else self.tied

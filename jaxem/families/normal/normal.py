@@ -21,8 +21,14 @@ from jaxem.passes.linear import Linear, roomy
 from jaxem.protocol import domains
 from jaxem.protocol.counts import is_empty, safe
 from jaxem.protocol.held import averaged
+from jaxem.protocol.hyperparameters import finite_number
 from jaxem.protocol.model import Bank
-from jaxem.protocol.priors import NormalPrior, NormalWishartPrior, require_proper
+from jaxem.protocol.priors import (
+    NormalPrior,
+    NormalWishartPrior,
+    require_kind,
+    require_proper,
+)
 from jaxem.protocol.spaces import REAL
 from jaxem.protocol.units import Standardized
 
@@ -70,6 +76,9 @@ class Normal(Bank):
         if self.covariance not in tuple(STRUCTURES):
             names = ", ".join(repr(name) for name in STRUCTURES)
             raise ValueError(f"covariance must be one of {names}, got {self.covariance!r}")
+        require_kind(self, NormalPrior, NormalWishartPrior)
+        if self.floor is not None:
+            finite_number(self.floor, "floor")
 
     @property
     def separate(self):

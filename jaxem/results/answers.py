@@ -1,0 +1,113 @@
+"""What a fit says about given data: scores, responsibilities, labels and their entropy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem.data.labelled import Labelled, unlabelled
+from jaxem.numerics.special import safe_entr
+from jaxem.numerics.tree import is_traced, merge
+from jaxem.protocol.capabilities import FiniteLatents, has
+from jaxem.protocol.model import name_of
+from jaxem.protocol.posterior import responsibilities_of
+
+FAR = 2.0**20
+"""Units with an entry beyond this are far. Where the density of such a unit underflows under every
+component, its responsibilities are those of the unit at `SHRINKAGE` of the distance, repeatedly."""
+
+SHRINKAGE = 2.0**-10
+
+OFF_ONE = 1e-3
+"""How far from 1 the sum of responsibilities may be."""
+
+
+@partial(jax.jit, static_argnums=3)
+def scores(numeric, params, x, structure):
+    """log p(x | params) of every unit (n,): −∞ outside the support, NaN where x holds a NaN that
+    the model does not take."""
+    model = merge(numeric, structure)
+    return model.domain.outside(x, model.posterior(params, x)[1])
+
+
+def responsibilities(model, numeric, params, x, structure):
+    """p(z = k | x, params), shape (n, k). Rows are NaN where x is NaN or has probability 0.
+
+    Raises TypeError where the model has no finite latent variable.
+    """
+    r, is_lost, is_improper = _responsibilities(numeric, params, x, structure)
+    known = not is_traced((r, is_lost, is_improper))
+    if known and np.any(is_improper) and not has(model, FiniteLatents):
+        raise TypeError(_no_classes(model))
+    if known and not np.any(is_lost):
+        return r
+    return _of_far_units(numeric, params, x, r, is_lost, structure)
+
+
+@jax.jit
+def labels(r):
+    """The most probable component of every unit (n,), −1 where responsibilities (n, k) are NaN."""
+    return jnp.where(jnp.isnan(r).any(-1), -1, jnp.argmax(r, axis=-1))
+
+
+@jax.jit
+def entropy(r, weights):
+    """−Σ_i w_i Σ_k r_ik log r_ik, from responsibilities (n, k) and weights (n,), None for 1."""
+    each = safe_entr(r).reshape(len(r), -1).sum(-1)
+    return each.sum() if weights is None else jnp.where(weights > 0, weights * each, 0).sum()
+
+
+@partial(jax.jit, static_argnums=3)
+def _responsibilities(numeric, params, x, structure):
+    """Responsibilities; which units of the support have density 0 under every component (n,); and
+    which have a density but no distribution over components (n,)."""
+    model = merge(numeric, structure)
+    r, evidence, is_proper = _distributions(model, params, x)
+    is_inside = model.domain.outside(x, jnp.zeros_like(evidence)) == 0
+    has_density = evidence > -jnp.inf
+    r = jnp.where(_over_last_axes(is_proper & is_inside, r), r, jnp.nan)
+    return r, is_inside & ~is_proper & ~has_density, is_inside & ~is_proper & has_density
+
+
+@partial(jax.jit, static_argnums=5)
+def _of_far_units(numeric, params, x, r, is_lost, structure):
+    """Responsibilities with those of lost units that are far."""
+    model = merge(numeric, structure)
+    plain, known = unlabelled(x)
+    is_points = isinstance(plain, jax.Array) and plain.ndim == 2
+    if not is_points or not jnp.issubdtype(plain.dtype, jnp.floating):
+        return r
+
+    def shrink(carry):
+        points, r, is_lost = carry
+        is_far = is_lost & (jnp.abs(points).max(-1) > FAR)
+        points = jnp.where(is_far[:, None], points * SHRINKAGE, points)
+        data = points if known is None else Labelled(points, known)
+        nearer, _, is_proper = _distributions(model, params, data)
+        is_found = is_far & is_proper
+        return points, jnp.where(_over_last_axes(is_found, r), nearer, r), is_far & ~is_found
+
+    return jax.lax.while_loop(lambda carry: jnp.any(carry[2]), shrink, (plain, r, is_lost))[1]
+
+
+def _distributions(model, params, x):
+    """Responsibilities, evidence (n,), and which units have a distribution over components."""
+    q, evidence = model.posterior(params, x)
+    r = responsibilities_of(q)
+    if not isinstance(r, jax.Array) or r.ndim < 2 or r.shape[0] != evidence.shape[0]:
+        raise TypeError(_no_classes(model))
+    is_proper = (r >= 0).all(-1) & (jnp.abs(r.sum(-1) - 1) < OFF_ONE)
+    return r, evidence, is_proper.reshape(r.shape[0], -1).all(-1)
+
+
+def _over_last_axes(of_units, r):
+    return of_units.reshape(-1, *(1,) * (r.ndim - 1))
+
+
+def _no_classes(model) -> str:
+    return (
+        f"{name_of(model)} has no classes to predict: its posterior is not one of probabilities "
+        "(n, k) that sum to 1, but of a latent variable without finitely many values; use "
+        "score_samples(x), or result.model.posterior(result.params, x)"
+    )
