@@ -11,9 +11,11 @@ from jaxem.analysis.free_energy import ascent, decompose
 from jaxem.data import arrays
 from jaxem.data.arrays import as_data
 from jaxem.data.batch import padded_length
+from jaxem.data.precision import lost_columns
 from jaxem.estimators.kmeans import Centres
 from jaxem.families.gamma import solve_shape
 from jaxem.families.normal.products import packed, pairs, products, unpacked
+from jaxem.families.student import information
 from jaxem.gradient.krylov import krylov
 from jaxem.methods.acceleration import Chart
 from jaxem.methods.e_steps import parted, sampled
@@ -78,12 +80,14 @@ __all__ = [
     "floored",
     "has",
     "in_chunks",
+    "information",
     "inward",
     "is_floored",
     "krylov",
     "lda_model",
     "lda_posterior",
     "loop",
+    "lost_columns",
     "merge",
     "names",
     "normalize",

@@ -26,7 +26,9 @@ def softmax_parts(joint, lowest=-jnp.inf):
     """
     highest = _maximum_over_rows(jax.lax.stop_gradient(joint))
     impossible = highest <= lowest
-    exponentials = jnp.exp(joint - jnp.where(impossible, jnp.inf, highest))
+    below = joint - jnp.where(impossible, jnp.inf, highest)
+    # XLA may compute `joint` twice, with different rounding: of −1e11 by thousands.
+    exponentials = jnp.exp(jnp.where(below > 0, 0, below))
     sums = jnp.where(impossible, 1, _sum_over_rows(exponentials))
     return exponentials, sums, jnp.where(impossible, -jnp.inf, highest + jnp.log(sums))
 

@@ -199,8 +199,9 @@ def is_traced(*trees) -> bool:
 
 
 def in_jit() -> bool:
-    """Whether a jitted function is being traced, where the values at hand may be its constants."""
-    return is_traced(jax.lax.full((), 0.0))
+    """Whether a jitted function is being traced, where the values at hand may be its constants.
+    The transfer of a number is then part of that function, and compiles nothing elsewhere."""
+    return is_traced(jax.device_put(np.float32(0)))
 
 
 def select(condition, on_true, on_false):
