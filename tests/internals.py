@@ -10,7 +10,7 @@ from jaxem.analysis.free_energy import ascent, decompose
 from jaxem.data import arrays
 from jaxem.data.arrays import as_data
 from jaxem.data.batch import padded_length
-from jaxem.estimators.kmeans import Centres
+from jaxem.estimators.kmeans import Centres, Clusters
 from jaxem.families.gamma import solve_shape
 from jaxem.families.normal.products import packed, pairs, products, unpacked
 from jaxem.gradient.krylov import krylov
@@ -53,6 +53,7 @@ __all__ = [
     "Aitken",
     "Centres",
     "Chart",
+    "Clusters",
     "DocumentsDomain",
     "Factor",
     "Factored",
