@@ -16,12 +16,13 @@ from jaxem.models.lda.posterior import (
     Table,
     arranged,
     converged_gamma,
+    headroom,
     mean_log,
     minus_kl_of_dirichlets,
     one_pass,
     sums_at_gamma,
 )
-from jaxem.numerics.special import exp_digamma
+from jaxem.numerics.special import digamma
 from jaxem.numerics.tree import pytree
 from jaxem.passes.collect import Prepared
 from jaxem.passes.linear import FusedPass, roomy
@@ -47,6 +48,9 @@ others use the warm start, γ of the pass before."""
 TIGHT, LONG = 0.7, 1000
 """A posterior from a cold start: steps until the mean change of γ is below eps^TIGHT of its mean,
 at most LONG."""
+
+EQUAL = 8
+"""Topics whose random projections differ by less than EQUAL · ε of themselves count as equal."""
 
 SEEDS = 10
 """The number of documents whose words are the start of a topic."""
@@ -164,8 +168,8 @@ class LDA(Model):
         return self.inference == "bayes"
 
     def init(self, key, x, weights):
-        """Each topic is the mean of the word frequencies of a few documents and of all
-        documents."""
+        """Each topic is the mean of the word frequencies of a few documents and of all documents.
+        A topic equal to an earlier one is redrawn about that: EM never separates equal topics."""
         v, n = x.vocabulary, x.words.shape[0]
         dtype = weights.dtype
         chosen = jax.random.choice(key, n, (self.topics, SEEDS), p=weights / weights.sum())
@@ -191,9 +195,8 @@ class LDA(Model):
         has_alpha = self.alpha is not None and not isinstance(self.alpha, str)
         alpha = self.alpha if has_alpha else 1 / self.topics
         alpha = jnp.broadcast_to(jnp.asarray(alpha, dtype), (self.topics,))
-        return LDAParams(
-            (chosen_words + all_words) / 2, alpha, mass, eta if isinstance(self.eta, str) else None
-        )
+        topics = separated(jax.random.fold_in(key, 1), (chosen_words + all_words) / 2)
+        return LDAParams(topics, alpha, mass, eta if isinstance(self.eta, str) else None)
 
     def posterior(self, params, x):
         q = LDAPosterior(self.converged(params, x))
@@ -215,7 +218,7 @@ class LDA(Model):
         if q.shares is None:
             return sums_at_gamma(data, q.gamma, jnp.ones_like(x.size)).evidence
         is_positive = q.shares > 0
-        joint = logs[:, None] + jnp.log(jnp.where(is_positive, data.table[x.words], 1))
+        joint = logs[:, None] + jnp.where(is_positive, data.logs[x.words], 0)
         joint = joint - jnp.log(jnp.where(is_positive, q.shares, 1))
         words = jnp.sum(x.counts[..., None] * jnp.where(is_positive, q.shares * joint, 0), (1, 2))
         return words + minus_kl_of_dirichlets(data.alpha, q.gamma, logs)
@@ -327,13 +330,21 @@ class LDA(Model):
         if v != x.vocabulary:
             raise ValueError(
                 f"the documents have a vocabulary of {x.vocabulary} words, the topics one of {v}: "
-                f"build them with jaxem.Documents(..., vocabulary={v})"
+                f"build them with the vocabulary of the fit, jaxem.Documents(..., vocabulary={v}), "
+                'and unknown="drop" to leave out other words'
             )
-        table = params.topics.T
+        topics = params.topics.T
+        scale = headroom(topics.dtype)
         if self.bayes:
-            scale = table * params.mass
-            table = exp_digamma(scale) / exp_digamma(params.mass)
-        return Table(table, self._fixed_alpha(params), x.words, x.counts)
+            logs = digamma(topics * params.mass) - digamma(params.mass)
+            shift = stop_gradient(logs.max(1))
+            finite_shift = jnp.where(jnp.isfinite(shift), shift, 0)
+            table = scale * jnp.exp(logs - finite_shift[:, None])
+        else:
+            largest = stop_gradient(topics.max(1))
+            table = scale * (topics / jnp.where(largest > 0, largest, 1)[:, None])
+            logs, shift = log_or_minus_infinity(topics), log_or_minus_infinity(largest)
+        return Table(table, logs, shift, self._fixed_alpha(params), x.words, x.counts)
 
     def cold(self, params, x):
         """γ (n, k) of a cold start: the tokens of a document are divided evenly among topics."""
@@ -387,6 +398,23 @@ class LDA(Model):
 
     def sums(self, topics, logs, weights):
         return LDAStatistics(topics, jnp.einsum("n,nk->k", weights, logs), weights.sum())
+
+
+def separated(key, topics):
+    """topics (k, v), where each that equals an earlier one is multiplied by exponential draws."""
+    k, v = topics.shape
+    projection_key, draws_key = jax.random.split(key)
+    projection = topics @ jax.random.uniform(projection_key, (v,), topics.dtype)
+    distance = jnp.abs(projection[:, None] - projection)
+    rounding = EQUAL * jnp.finfo(topics.dtype).eps * jnp.abs(projection)
+    is_copy = jnp.any(jnp.tril(distance <= rounding, -1), axis=1)[:, None]
+    drawn = topics * jax.random.exponential(draws_key, (k, v), topics.dtype)
+    return jnp.where(is_copy, drawn / drawn.sum(1, keepdims=True), topics)
+
+
+def log_or_minus_infinity(p):
+    """log p, −∞ with slope 0 where p is 0."""
+    return jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)
 
 
 def _tight(gamma):

@@ -15,12 +15,14 @@ from jaxem.models.lda.posterior import (
     Table,
     cell_norms,
     converged_gamma,
+    log_norms,
     mean_log,
     minus_kl_of_dirichlets,
+    scaled_exp_digamma,
     table_rows,
 )
 from jaxem.numerics import tuning
-from jaxem.numerics.special import digamma, exp_digamma
+from jaxem.numerics.special import digamma
 
 TIGHT, SLACK = 0.7, 10
 """γ has converged where a step changes it by less than SLACK·ε^TIGHT of its mean."""
@@ -81,12 +83,15 @@ def stepped(data: Table, gamma, weights):
     @jax.checkpoint
     def block(table, alpha, words, counts, gamma, weights):
         rows_of_table = table_rows(table, words)
-        e = exp_digamma(gamma)
+        e, top = scaled_exp_digamma(gamma)
         norm = cell_norms(rows_of_table, e)
         norm = jnp.where(norm > 0, norm, 1)
         ratio = counts / norm
+        shift = data.shift[words]
+        is_held = shift > -jnp.inf
+        log_norm = jnp.where(is_held, log_norms(norm, jnp.where(is_held, shift, 0), top), 0)
         sums = jnp.einsum("wl,wkl->wk", ratio, rows_of_table, precision=Precision.HIGHEST)
-        logs = (counts * jnp.log(norm)).sum(-1) - counts.sum(-1) * digamma(gamma.sum(-1))
+        logs = (counts * log_norm).sum(-1) - counts.sum(-1) * digamma(gamma.sum(-1))
         cells = (e * weights[:, None])[:, None] * ratio[..., None]
         total = jnp.zeros_like(table).at[words.reshape(-1)].add(cells.reshape(-1, k))
         value = logs + minus_kl_of_dirichlets(alpha, gamma, mean_log(gamma))
