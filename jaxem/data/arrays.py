@@ -85,7 +85,10 @@ def _require_array_like(value, name):
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array: fill it, or give masked rows weight 0")
     if hasattr(value, "tocsr"):
-        raise TypeError(f"{name} is a sparse matrix: pass {name}.toarray()")
+        raise TypeError(
+            f"{name} is a sparse matrix: pass {name}.toarray(), or to a topic model "
+            f"jaxem.Documents({name})"
+        )
     if hasattr(value, "__next__"):
         raise TypeError(f"{name} is an iterator: pass an array, for example np.array(list(...))")
 
