@@ -121,6 +121,17 @@ def test_a_centre_without_units_moves_or_is_named():
     assert ours.converged and ours.sum_of_squares < 1e-9
 
 
+def test_saved_and_read(tmp_path):
+    ours = Clusters(np.eye(2), np.array([0, 1]), np.float64(2.5), np.int32(3), np.int32(1))
+    ours.save(tmp_path / "clusters.npz")
+    again = jaxem.load(tmp_path / "clusters.npz")
+    assert again.converged and again.sum_of_squares == 2.5
+    np.testing.assert_array_equal(again.predict([[9.0, 0], [0, 9]]), [0, 1])
+    (tmp_path / "clusters.npz").write_bytes(b"not a file")
+    with pytest.raises(ValueError, match="damaged"):
+        jaxem.load(tmp_path / "clusters.npz")
+
+
 def test_predict_checks_its_data():
     ours = Clusters(np.zeros((2, 3)), None, 0.0, 0, 1)
     with pytest.raises(ValueError, match="x has 2 features, the centres have 3"):

@@ -1,5 +1,6 @@
 """`kmeans`: Lloyd's algorithm, which is hard EM of normals of one fixed spherical variance."""
 
+import dataclasses
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from jaxem.families.normal.moments import LOG_2PI
 from jaxem.families.units import Affine, frame
 from jaxem.fit import fit
 from jaxem.methods.em import Evaluation, Signal
+from jaxem.numerics.storage import DAMAGE, decode, encode, read, write
 from jaxem.numerics.tree import is_traced, pytree
 from jaxem.passes.chunks import row_sum
 from jaxem.protocol.counts import is_empty, keep_empty, safe
@@ -180,6 +182,12 @@ class Clusters:
         """Whether a further update would lower the sum of squares by no more than rounding."""
         return self.status == int(Status.CONVERGED)
 
+    def save(self, path) -> None:
+        """Writes the clusters to a file for `jaxem.load`, arrays as npz, structure as JSON."""
+        arrays = []
+        fields = {f.name: encode(getattr(self, f.name), arrays) for f in dataclasses.fields(self)}
+        write(path, {"kind": KIND, "fields": fields}, arrays)
+
     def predict(self, x):
         """The nearest centre of every unit of x (n, d), shape (n,); −1 for a unit with a NaN.
 
@@ -194,6 +202,21 @@ class Clusters:
                 "fit"
             )
         return _assigned(jnp.asarray(x), self.centres).labels
+
+
+KIND = "clusters"
+
+
+def load(path) -> Clusters:
+    """The `Clusters` that `Clusters.save` wrote; ValueError where the file is damaged."""
+    try:
+        content, arrays = read(path)
+        fields = {name: decode(field, arrays, {}.get) for name, field in content["fields"].items()}
+        return Clusters(**fields)
+    except FileNotFoundError:
+        raise
+    except DAMAGE as error:
+        raise ValueError(f"{path} is damaged or no jaxem clusters: {error}") from error
 
 
 def kmeans(x, k: int, *, key=None, init=None, restarts=1, weights=None, max_iter=300) -> Clusters:
