@@ -17,6 +17,7 @@ from jaxem.gradient.krylov import krylov
 from jaxem.methods.acceleration import Chart
 from jaxem.methods.e_steps import parted, sampled
 from jaxem.methods.suited import suited
+from jaxem.models.lda import blocks as lda_blocks
 from jaxem.models.lda import concentration
 from jaxem.models.lda import lda as lda_model
 from jaxem.models.lda import posterior as lda_posterior
@@ -81,6 +82,7 @@ __all__ = [
     "inward",
     "is_floored",
     "krylov",
+    "lda_blocks",
     "lda_model",
     "lda_posterior",
     "loop",

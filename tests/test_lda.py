@@ -16,6 +16,7 @@ from compare import close
 from internals import (
     concentration,
     exp_digamma,
+    lda_blocks,
     lda_model,
     lda_posterior,
     suited,
@@ -294,6 +295,12 @@ def test_blocks_padding_and_order_change_nothing(monkeypatch):
     close(step(whole[0]), whole[1], 1e-8)  # a step from nothing is worse than this γ: it is kept
 
 
+def test_one_long_document_does_not_pad_all_others():
+    lengths, _ = lda_posterior.layout((5000, 50_000), 10)
+    assert lengths[-1] == 50_000 and lengths[0] <= 128
+    assert lda_posterior.layout((5000, 300), 10)[0] == [38, 58, 88, 133, 200, 300]
+
+
 def test_documents_of_a_block_that_is_not_full_move_too(monkeypatch):
     """Two of 26 in blocks of 8, of which two may be left behind."""
     monkeypatch.setattr(tuning, "LEAST_DOCUMENTS", 8)
@@ -360,7 +367,7 @@ def test_online_passes_come_near_the_batch_answer():
 def test_the_digamma_function_of_the_inner_steps(dtype):
     x = np.geomspace(0.02, 1e17, 3000).astype(dtype)
     eps = np.finfo(dtype).eps
-    found = np.asarray(lda_posterior.digamma(x))
+    found = np.asarray(lda_blocks.digamma(x))
     wanted = digamma(x.astype(float))
     assert found.dtype == dtype and (abs(found - wanted) < 8 * eps * (1 + abs(wanted))).all()
     relative = np.asarray(exp_digamma(x), float) / np.exp(wanted) - 1
@@ -555,9 +562,9 @@ def test_small_concentrations_in_float32(name, monkeypatch):
             table = model.table(params, documents)
             gamma = jnp.full((3, k), 1 / k, documents.counts.dtype).at[:, 5].add(3.0)
             sums = lda_posterior.sums_at_gamma(table, gamma, weights)
-            block = lda_posterior.Block.of(table, documents.words, documents.counts)
+            block = lda_blocks.Block.of(table, documents.words, documents.counts)
             q, evidence = model.posterior(params, documents)
-            return evidence, sums, lda_posterior.stepped_gamma(block, gamma), q.responsibilities
+            return evidence, sums, lda_blocks.stepped_gamma(block, gamma), q.responsibilities
 
         answers.append(jax.jit(answer)(params, documents, weights.astype(dtype)))
     low, high = answers

@@ -84,8 +84,7 @@ class Selection:
     def load(cls, path, find) -> "Selection":
         """The selection that `save` wrote. find: the public class of a name."""
         (criterion, rows, winner), results = saved.load(path, find)
-        rows = (Row(*row) for row in rows)
-        table = tuple(row._replace(status=Status(row.status)) for row in rows)
+        table = tuple(Row(*row[:-1], Status(row[-1])) for row in rows)
         return cls(criterion, table, results, winner)
 
     def __str__(self):
@@ -214,7 +213,8 @@ def _as_models(models):
 def _check_criterion(criterion, names, models) -> None:
     """TypeError where a model has no value of the criterion."""
     for name, model in zip(names, models, strict=True):
-        if criterion == "bound" and not _has_bound(model):
+        has_bound = isinstance(model, BayesianMixture) or (isinstance(model, LDA) and model.bayes)
+        if criterion == "bound" and not has_bound:
             raise TypeError(
                 f'criterion="bound" compares models with a posterior of their params, such as '
                 f'jaxem.BayesianMixture, and {name} is none: use "bic"'
@@ -224,10 +224,6 @@ def _check_criterion(criterion, names, models) -> None:
                 f"{name} has no count of parameters, which {criterion!r} needs: use "
                 'criterion="bound"'
             )
-
-
-def _has_bound(model) -> bool:
-    return isinstance(model, BayesianMixture) or (isinstance(model, LDA) and model.bayes)
 
 
 def _fit_all(names, models, x, key, init, options):
@@ -394,12 +390,10 @@ def _table_lines(selection):
     head = (
         f"{'':>{width}}{'parameters':>12}{'log-likelihood':>16}{selection.criterion:>14}   status"
     )
+    sizes = ["-" if row.n_parameters is None else row.n_parameters for row in selection.table]
     return [head] + [
-        f"{row.name:>{width}}{_or_dash(row.n_parameters):>12}{row.log_likelihood:>16.2f}{row.score:>14.2f}"
+        f"{row.name:>{width}}{sizes[i]:>12}"
+        f"{row.log_likelihood:>16.2f}{row.score:>14.2f}"
         f"{_mark(selection, i):<3}{row.status.name}"
         for i, row in enumerate(selection.table)
     ]
-
-
-def _or_dash(number) -> str:
-    return "-" if number is None else str(number)

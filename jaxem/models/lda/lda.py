@@ -11,18 +11,15 @@ from jax.lax import stop_gradient
 
 from jaxem.data.documents import Documents
 from jaxem.models.lda import concentration
+from jaxem.models.lda.blocks import Table, mean_log, minus_kl_of_dirichlets
 from jaxem.models.lda.posterior import (
     LDAPosterior,
-    Table,
     arranged,
     converged_gamma,
-    headroom,
-    mean_log,
-    minus_kl_of_dirichlets,
     one_pass,
     sums_at_gamma,
 )
-from jaxem.numerics.special import digamma
+from jaxem.models.lda.separated import separated
 from jaxem.numerics.tree import pytree
 from jaxem.passes.collect import Prepared
 from jaxem.passes.linear import FusedPass, roomy
@@ -48,9 +45,6 @@ others use the warm start, γ of the pass before."""
 TIGHT, LONG = 0.7, 1000
 """A posterior from a cold start: steps until the mean change of γ is below eps^TIGHT of its mean,
 at most LONG."""
-
-EQUAL = 8
-"""Topics whose random projections differ by less than EQUAL · ε of themselves count as equal."""
 
 SEEDS = 10
 """The number of documents whose words are the start of a topic."""
@@ -333,18 +327,8 @@ class LDA(Model):
                 f"build them with the vocabulary of the fit, jaxem.Documents(..., vocabulary={v}), "
                 'and unknown="drop" to leave out other words'
             )
-        topics = params.topics.T
-        scale = headroom(topics.dtype)
-        if self.bayes:
-            logs = digamma(topics * params.mass) - digamma(params.mass)
-            shift = stop_gradient(logs.max(1))
-            finite_shift = jnp.where(jnp.isfinite(shift), shift, 0)
-            table = scale * jnp.exp(logs - finite_shift[:, None])
-        else:
-            largest = stop_gradient(topics.max(1))
-            table = scale * (topics / jnp.where(largest > 0, largest, 1)[:, None])
-            logs, shift = log_or_minus_infinity(topics), log_or_minus_infinity(largest)
-        return Table(table, logs, shift, self._fixed_alpha(params), x.words, x.counts)
+        mass = params.mass if self.bayes else None
+        return Table.of(params.topics, mass, self._fixed_alpha(params), x.words, x.counts)
 
     def cold(self, params, x):
         """γ (n, k) of a cold start: the tokens of a document are divided evenly among topics."""
@@ -398,23 +382,6 @@ class LDA(Model):
 
     def sums(self, topics, logs, weights):
         return LDAStatistics(topics, jnp.einsum("n,nk->k", weights, logs), weights.sum())
-
-
-def separated(key, topics):
-    """topics (k, v), where each that equals an earlier one is multiplied by exponential draws."""
-    k, v = topics.shape
-    projection_key, draws_key = jax.random.split(key)
-    projection = topics @ jax.random.uniform(projection_key, (v,), topics.dtype)
-    distance = jnp.abs(projection[:, None] - projection)
-    rounding = EQUAL * jnp.finfo(topics.dtype).eps * jnp.abs(projection)
-    is_copy = jnp.any(jnp.tril(distance <= rounding, -1), axis=1)[:, None]
-    drawn = topics * jax.random.exponential(draws_key, (k, v), topics.dtype)
-    return jnp.where(is_copy, drawn / drawn.sum(1, keepdims=True), topics)
-
-
-def log_or_minus_infinity(p):
-    """log p, −∞ with slope 0 where p is 0."""
-    return jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)
 
 
 def _tight(gamma):

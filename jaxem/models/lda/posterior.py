@@ -7,38 +7,18 @@ blocks are then packed into new blocks.
 
 A cell of a document is one of its distinct words with its count.
 
-exp(ψ(a)) underflows where a is small: below 0.0115 in float32. So exp(ψ(γ_k)) is divided by its
-largest value in a document, and a row of the table by its largest entry, and both are multiplied by
-`headroom`. Where the sum over topics underflows even so, φ of that block is computed from
-logarithms.
-
 Axes: `n` documents, `l` cells, `k` topics, `v` words of the vocabulary, `w` documents of a block.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
-from jax.lax import Precision, lgamma
 
+from jaxem.models.lda.blocks import Block, Table, add_cells, block_values, stepped_gamma
 from jaxem.numerics import tuning
-from jaxem.numerics.special import digamma
 from jaxem.numerics.tree import select
-
-
-class Table(NamedTuple):
-    """logs (v, k): E[log p(word | topic)]; shift (v,): its largest value for a word, −∞ where no
-    topic holds the word; table (v, k): headroom · exp(logs − shift); alpha (k,); words (n, L),
-    counts (n, L)."""
-
-    table: jax.Array
-    logs: jax.Array
-    shift: jax.Array
-    alpha: jax.Array
-    words: jax.Array
-    counts: jax.Array
 
 
 class Words(NamedTuple):
@@ -155,73 +135,6 @@ def one_pass(data: Table, units, gamma, cold, from_cold, tol, most_steps, weight
     return over_blocks(step_block, data, units, weights)
 
 
-class Block(NamedTuple):
-    """Documents of a block.
-
-    words, counts (w, l). shift (w, l): that of the words. least (w, l): `cell_norms` below this are
-    inexact by underflow. rows (w, k, l): of the table. data: the `Table`.
-    """
-
-    words: jax.Array
-    counts: jax.Array
-    shift: jax.Array
-    least: jax.Array
-    rows: jax.Array
-    data: Table
-
-    @classmethod
-    def of(cls, data: Table, words, counts):
-        """The block of documents with these cells."""
-        shift = jnp.take(data.shift, words, mode="clip")
-        limits = jnp.finfo(data.table.dtype)
-        least = float(limits.tiny) * headroom(data.table.dtype) / float(limits.eps)
-        least = jnp.where((counts > 0) & (shift > -jnp.inf), least, 0).astype(data.table.dtype)
-        return cls(words, counts, shift, least, table_rows(data.table, words), data)
-
-    def are_safe(self, norm):
-        """Whether no `cell_norms` of the block is inexact by underflow."""
-        return jnp.all(norm >= self.least)
-
-    def logarithmic(self, gamma):
-        """(φ (w, k, l), log Σ_k exp(ψ(γ_k)) · exp(logs) (w, l)), from logarithms."""
-        joint = digamma(gamma)[:, :, None] + table_rows(self.data.logs, self.words)
-        top = joint.max(1)
-        exponentials = jnp.exp(joint - jnp.where(jnp.isfinite(top), top, 0)[:, None])
-        total = exponentials.sum(1)
-        shares = exponentials / jnp.where(total > 0, total, 1)[:, None]
-        return shares, top + jnp.log(jnp.where(total > 0, total, 1))
-
-
-class BlockValues(NamedTuple):
-    """Quantities of the documents of a block.
-
-    gamma (w, k): γ. norm (w, l): `cell_norms`. is_safe: whether they are exact. evidence (w,): F at
-    the best φ, in nats.
-    """
-
-    gamma: jax.Array
-    norm: jax.Array
-    is_safe: jax.Array
-    evidence: jax.Array
-
-
-def block_values(block: Block, gamma):
-    """The `BlockValues` of the documents of a block at γ."""
-    counts = block.counts
-    e, top = scaled_exp_digamma(gamma)
-    norm = cell_norms(block.rows, e)
-    is_safe = block.are_safe(norm)
-
-    def linear():
-        return log_norms(norm, block.shift, top)
-
-    log_norm = jax.lax.cond(is_safe, linear, lambda: block.logarithmic(gamma)[1])
-    logs = jnp.where(counts > 0, counts * log_norm, 0).sum(-1)
-    minus_kl = minus_kl_of_dirichlets(block.data.alpha, gamma, mean_log(gamma))
-    evidence = logs + minus_kl - counts.sum(-1) * digamma(gamma.sum(-1))
-    return BlockValues(gamma, norm, is_safe, evidence)
-
-
 class Arranged(NamedTuple):
     """Documents sorted by class of length.
 
@@ -289,107 +202,6 @@ def over_blocks(block_function, data: Table, units: Arranged, weights):
         gamma, evidence = select_by_class(class_of, empty[1:], [part[1:] for part in carries])
         gamma, evidence = (leaf.at[order].set(leaf) for leaf in (gamma, evidence))
     return gamma, Words(total.T, evidence)
-
-
-def minus_kl_of_dirichlets(alpha, gamma, logs):
-    """−KL(Dirichlet(γ) ‖ Dirichlet(alpha)) over the last axis; logs: E[log θ] under the first."""
-    cross = ((alpha - gamma) * logs).sum(-1)
-    return log_normalizer(alpha) - log_normalizer(gamma) + cross
-
-
-def log_normalizer(alpha):
-    """log Γ(Σα) − Σ log Γ(α), over the last axis."""
-    return lgamma(alpha.sum(-1)) - lgamma(alpha).sum(-1)
-
-
-def table_rows(table, words):
-    """The rows of the table for a block of words (w, l), as (w, k, l), the fastest layout for the
-    products with them."""
-    return jnp.swapaxes(jnp.take(table, words, axis=0, mode="clip"), 1, 2)
-
-
-SMALL = 1e-6
-"""A sum over topics, relative to its largest possible term, below which its logarithm is taken
-before it is scaled."""
-
-
-def headroom(dtype) -> float:
-    """The factor of the table and of exp ψ(γ). Sums of their products stay below the largest
-    number."""
-    return 2.0 ** (0.4 * jnp.finfo(dtype).maxexp // 1)
-
-
-def scaled_exp_digamma(gamma):
-    """(headroom · exp(ψ(γ) − top) (w, k), top (w, 1): the largest ψ(γ) of each document)."""
-    psi = digamma(gamma)
-    top = jax.lax.stop_gradient(psi.max(-1, keepdims=True))
-    return headroom(gamma.dtype) * jnp.exp(psi - top), top
-
-
-def cell_norms(rows, e):
-    """Σ_k e_wk rows_wkl: (w, l)."""
-    return jnp.einsum("wk,wkl->wl", e, rows, precision=Precision.HIGHEST)
-
-
-def log_norms(norm, shift, top):
-    """log Σ_k exp(ψ(γ_k)) · exp(logs) (w, l) from `cell_norms`, with the shift (w, l) of the words
-    and top (w, 1) of the documents."""
-    square = headroom(norm.dtype) ** 2
-    is_small = norm < square * SMALL  # others are divided first, so that no digits cancel
-    scaled = jnp.where(is_small, norm, norm / square)
-    logs = jnp.log(jnp.where(scaled > 0, scaled, 1)) - jnp.where(is_small, math.log(square), 0)
-    return logs + shift + top
-
-
-def stepped_gamma(block: Block, gamma):
-    """γ (w, k) after one step: α + Σ_l counts φ."""
-    counts, alpha = block.counts, block.data.alpha
-    e, _ = scaled_exp_digamma(gamma)
-    norm = cell_norms(block.rows, e)
-
-    def linear():
-        ratio = counts / jnp.where(norm > 0, norm, 1)
-        return alpha + e * jnp.einsum("wl,wkl->wk", ratio, block.rows, precision=Precision.HIGHEST)
-
-    def logarithmic():
-        return alpha + jnp.einsum(
-            "wl,wkl->wk", counts, block.logarithmic(gamma)[0], precision=Precision.HIGHEST
-        )
-
-    return jax.lax.cond(block.are_safe(norm), linear, logarithmic)
-
-
-def add_cells(total, block: Block, values: BlockValues, weights):
-    """total (v, k) + Σ_w weights_w Σ_l counts_wl φ_wkl [words_wl = word]."""
-    words, counts = block.words, block.counts
-    (w, length), v = words.shape, total.shape[0]
-    k = total.shape[1]
-
-    def ratio_and_e():
-        e, _ = scaled_exp_digamma(values.gamma)
-        return counts / jnp.where(values.norm > 0, values.norm, 1), e * weights[:, None]
-
-    def linear_cells():
-        ratio, e = ratio_and_e()
-        return jnp.swapaxes(block.rows * e[:, :, None] * ratio[:, None], 1, 2)
-
-    def logarithmic_cells():
-        shares = block.logarithmic(values.gamma)[0]
-        return jnp.swapaxes(shares * (counts * weights[:, None])[:, None], 1, 2)
-
-    def scattered(cells):
-        return total.at[words.reshape(-1)].add(cells.reshape(-1, k))
-
-    if tuning.platform() == "cpu" or v > tuning.SPARSE * length:
-        return scattered(jax.lax.cond(values.is_safe, linear_cells, logarithmic_cells))
-
-    def dense_product():
-        ratio, e = ratio_and_e()
-        dense = jnp.zeros((w, v), e.dtype).at[jnp.arange(w)[:, None], words].add(ratio)
-        product = jnp.matmul(dense.T, e, precision=Precision.HIGHEST)
-        return total + product * block.data.table
-
-    return jax.lax.cond(values.is_safe, dense_product, lambda: scattered(logarithmic_cells()))
 
 
 def layout(shape, k: int):
@@ -465,8 +277,3 @@ def cells(data: Table, idx, length: int):
         return jax.vmap(lambda i: jax.lax.dynamic_slice(leaf, (i, 0), (1, length))[0])(idx)
 
     return rows(data.words), rows(data.counts)
-
-
-def mean_log(gamma):
-    """E[log θ] (n, k) under Dirichlet(γ)."""
-    return digamma(gamma) - digamma(gamma.sum(-1, keepdims=True))
