@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.lax import Precision, lgamma, stop_gradient
 
 from jaxem.numerics import tuning
-from jaxem.numerics.special import digamma
+from jaxem.numerics.special import digamma, digamma_parts
 
 
 class Table(NamedTuple):
@@ -146,9 +146,10 @@ def headroom(dtype) -> float:
 
 def scaled_exp_digamma(gamma):
     """(headroom · exp(ψ(γ) − top) (w, k), top (w, 1): the largest ψ(γ) of each document)."""
-    psi = digamma(gamma)
-    top = jax.lax.stop_gradient(psi.max(-1, keepdims=True))
-    return headroom(gamma.dtype) * jnp.exp(psi - top), top
+    y, offset = digamma_parts(gamma)  # ψ = log y + offset, and both are largest at the same entry
+    largest, top = (stop_gradient(part.max(-1, keepdims=True)) for part in (y, offset))
+    scaled = y * (headroom(gamma.dtype) / largest) * jnp.exp(offset - top)
+    return scaled, jnp.log(largest) + top
 
 
 def cell_norms(rows, e):
