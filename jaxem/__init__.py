@@ -207,13 +207,25 @@ def __dir__():
 def load(path, model=None) -> Result:
     """Reads a result that `Result.save` wrote; `model` where it is not one of jaxem's own.
 
+    A file of `Selection.save` or of the `save` of `kmeans` gives that object back.
+
     Raises ValueError where the file is damaged, not a jaxem result, or lacks its model, and
     TypeError where `model` is no model.
     """
+    from jaxem.numerics.storage import kind_of
     from jaxem.results.files import load
 
     if model is not None:
         require_model(model)
+    kind = kind_of(path)
+    if kind == "selection":
+        from jaxem.analysis.select import Selection
+
+        return Selection.load(path, _public_class)
+    if kind == "clusters":
+        from jaxem.estimators.kmeans import load as load_clusters
+
+        return load_clusters(path)
     return Result.of(*load(path, model, _public_class))
 
 

@@ -12,7 +12,7 @@ from jaxem.data import arrays
 from jaxem.data.arrays import as_data
 from jaxem.data.batch import padded_length
 from jaxem.data.precision import lost_columns
-from jaxem.estimators.kmeans import Centres
+from jaxem.estimators.kmeans import Centres, Clusters
 from jaxem.families.gamma import solve_shape
 from jaxem.families.normal.products import packed, pairs, products, unpacked
 from jaxem.families.student import information
@@ -20,6 +20,7 @@ from jaxem.gradient.krylov import krylov
 from jaxem.methods.acceleration import Chart
 from jaxem.methods.e_steps import parted, sampled
 from jaxem.methods.suited import suited
+from jaxem.models.lda import blocks as lda_blocks
 from jaxem.models.lda import concentration
 from jaxem.models.lda import lda as lda_model
 from jaxem.models.lda import posterior as lda_posterior
@@ -56,6 +57,7 @@ __all__ = [
     "Aitken",
     "Centres",
     "Chart",
+    "Clusters",
     "DocumentsDomain",
     "Factor",
     "Factored",
@@ -84,6 +86,7 @@ __all__ = [
     "inward",
     "is_floored",
     "krylov",
+    "lda_blocks",
     "lda_model",
     "lda_posterior",
     "loop",

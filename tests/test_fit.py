@@ -116,6 +116,55 @@ def test_known_labels_are_kept_and_help():
     assert (rest == GROUP[~known]).mean() > 0.8
 
 
+RULES = {
+    "kmeans++": jaxem.KMeansPlusPlus(),
+    "random_rows": jaxem.RandomRows(),
+    "random": jaxem.RandomResponsibilities(),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_known_labels_are_the_seeds_of_a_start(name):
+    """One label a class: the components of 100 starts carry the labels' numbers."""
+    rng = np.random.default_rng(0)
+    group = np.repeat([0, 1, 2], 20)
+    x = rng.normal(size=(60, 2)) + 9 * np.array([[0, 0], [1, 0], [0.3, 1]])[group]
+    labels = np.full(60, -1)
+    labels[[5, 25, 45]] = 0, 1, 2
+    model = jaxem.Mixture(jaxem.Normal("spherical"), k=3)
+
+    def right(key, labels):
+        data = jaxem.Labelled(x, labels)
+        params = RULES[name].params(model, key, data, jnp.ones(60))
+        for _ in range(2):
+            q, _ = model.posterior(params, data)
+            params = model.maximize(params, model.statistics(params, data, q, jnp.ones(60)))
+        return (model.posterior(params, x)[0].responsibilities.argmax(1) == group).mean()
+
+    shares = jax.jit(jax.vmap(right, (0, None)))
+    keys = jax.random.split(jax.random.key(0), 100)
+    assert (shares(keys, labels) == 1).sum() >= 99
+    # One class without a label: its seed is drawn, far from those of the others.
+    labels[45] = -1
+    assert np.median(shares(keys, labels)) == 1 or name != "kmeans++"
+
+
+def test_known_labels_weigh_more_where_units_are_no_points():
+    """A bank without points in space: known units outweigh the others in a start."""
+    group = np.repeat([0, 1, 2], 20)
+    labels = np.where(np.arange(60) % 20 == 0, group, -1)
+
+    class Rates(jaxem.Poisson):
+        def embed(self, x):
+            return None
+
+    model = jaxem.Mixture(Rates(), k=3)
+    data = jaxem.Labelled(np.array([1.0, 20.0, 40.0])[group][:, None], labels)
+    start = jax.jit(jax.vmap(lambda key: model.init(key, data, jnp.ones(60))))
+    rates = start(jax.random.split(jax.random.key(0), 50)).components.rate[..., 0]
+    assert (np.argsort(rates, axis=1) == [0, 1, 2]).all()
+
+
 def test_all_labels_known_is_the_closed_form():
     result = jaxem.fit(MODEL, jaxem.Labelled(REAL, GROUP), key=0)
     for j in range(K):

@@ -16,6 +16,7 @@ from compare import close
 from internals import (
     concentration,
     exp_digamma,
+    lda_blocks,
     lda_model,
     lda_posterior,
     suited,
@@ -294,6 +295,12 @@ def test_blocks_padding_and_order_change_nothing(monkeypatch):
     close(step(whole[0]), whole[1], 1e-8)  # a step from nothing is worse than this γ: it is kept
 
 
+def test_one_long_document_does_not_pad_all_others():
+    lengths, _ = lda_posterior.layout((5000, 50_000), 10)
+    assert lengths[-1] == 50_000 and lengths[0] <= 128
+    assert lda_posterior.layout((5000, 300), 10)[0] == [38, 58, 88, 133, 200, 300]
+
+
 def test_documents_of_a_block_that_is_not_full_move_too(monkeypatch):
     """Two of 26 in blocks of 8, of which two may be left behind."""
     monkeypatch.setattr(tuning, "LEAST_DOCUMENTS", 8)
@@ -360,7 +367,7 @@ def test_online_passes_come_near_the_batch_answer():
 def test_the_digamma_function_of_the_inner_steps(dtype):
     x = np.geomspace(0.02, 1e17, 3000).astype(dtype)
     eps = np.finfo(dtype).eps
-    found = np.asarray(lda_posterior.digamma(x))
+    found = np.asarray(lda_blocks.digamma(x))
     wanted = digamma(x.astype(float))
     assert found.dtype == dtype and (abs(found - wanted) < 8 * eps * (1 + abs(wanted))).all()
     relative = np.asarray(exp_digamma(x), float) / np.exp(wanted) - 1
@@ -489,7 +496,9 @@ UNUSABLE = {
     "strings": (COUNTS.astype(str), TypeError, r"dtype <U.*0, 1, 2"),
     "no document": (COUNTS[:0], ValueError, r"no document"),
     "no word": ([[], []], ValueError, r"vocabulary is empty"),
-    "not pairs": ([["the", "a"]], TypeError, r"data\[0\].*\(word, count\)"),
+    "not pairs": ([[3, 4]], TypeError, r"data\[0\].*\(word, count\)"),
+    "a text": (["the cat"], TypeError, r"data\[0\] must be a list of tokens.*split"),
+    "tokens and pairs": ([["a"], [(1, 2)]], TypeError, r"data\[1\] must be a list of tokens"),
     "a mapping": ({0: 1}, TypeError, r"matrix of counts or a list.*dict"),
     "masked": (np.ma.masked_array(COUNTS), TypeError, r"masked array"),
     "twice": (DOCUMENTS, TypeError, r"Documents already"),
@@ -501,6 +510,84 @@ def test_unusable_documents(name):
     data, error, message = UNUSABLE[name]
     with pytest.raises(error, match=message):
         jaxem.Documents(data)
+
+
+def test_tokens_and_words_outside_the_vocabulary():
+    texts = [["b", "a", "b"], [], ["c"]]
+    documents = jaxem.Documents(texts)
+    assert documents.terms == ("a", "b", "c") and documents[:1].terms == documents.terms
+    np.testing.assert_array_equal(documents.toarray(), [[1, 2, 0], [0, 0, 0], [0, 0, 1]])
+    other = jaxem.Documents([["c", "new", "c"]], vocabulary=documents.terms, unknown="drop")
+    np.testing.assert_array_equal(other.toarray(), [[0, 0, 2]])
+    with pytest.raises(ValueError, match=r"data\[0\] holds 'new'.*3 words.*unknown=\"drop\""):
+        jaxem.Documents([["c", "new"]], vocabulary=documents.terms)
+    for data in ([[(1, 2), (5, 1)]], scipy.sparse.csr_array(np.array([[0, 2, 0, 0, 0, 1]]))):
+        with pytest.raises(ValueError, match=r"outside the vocabulary.*unknown=\"drop\""):
+            jaxem.Documents(data, vocabulary=3)
+        np.testing.assert_array_equal(
+            jaxem.Documents(data, vocabulary=3, unknown="drop").toarray(), [[0, 2, 0]]
+        )
+    with pytest.raises(ValueError, match="unknown must be one of 'error', 'drop', got 'ignore'"):
+        jaxem.Documents(texts, unknown="ignore")
+    with pytest.raises(ValueError, match="holds 'a' twice"):
+        jaxem.Documents(texts, vocabulary=["a", "a"])
+    with pytest.raises(TypeError, match="list of strings for lists of tokens, got 3"):
+        jaxem.Documents(texts, vocabulary=3)
+    with pytest.raises(TypeError, match=r"sparse matrix.*jaxem.Documents\(data\)"):
+        jaxem.fit(MAP, scipy.sparse.csr_array(COUNTS), key=0)
+
+
+@pytest.mark.parametrize("name", ["map", "bayes"])
+def test_small_concentrations_in_float32(name, monkeypatch):
+    """exp(ψ(1/400)) = exp(−401): against float64; a cell that needs logarithms among them."""
+    k, v = 400, 6
+    rng = np.random.default_rng(0)
+    counts = np.array([[3, 0, 2, 0, 0, 1], [0, 0, 0, 0, 1, 0], [0, 4, 0, 1, 0, 0]])
+    of_topics = np.full((k, v), 1 / k)
+    of_topics[:5, :5] += np.diag([30.0, 20, 10, 5, 2])  # no topic has met the last word
+    topics = of_topics / of_topics.sum(1, keepdims=True)
+    if name == "map":
+        model, mass = jaxem.LDA(k), None
+        topics = rng.dirichlet(np.ones(v), k)
+    else:
+        model, mass = jaxem.LDA(k, inference="bayes"), of_topics.sum(1)
+    weights = np.array([1.0, 2.0, 0.5])
+    answers = []
+    for dtype in (np.float32, np.float64):
+        arrays = (topics, np.full(k, 1 / k), mass)
+        params = jaxem.LDAParams(*(None if a is None else a.astype(dtype) for a in arrays))
+        documents = jaxem.Documents(counts.astype(dtype))
+
+        def answer(params, documents, weights):
+            table = model.table(params, documents)
+            gamma = jnp.full((3, k), 1 / k, documents.counts.dtype).at[:, 5].add(3.0)
+            sums = lda_posterior.sums_at_gamma(table, gamma, weights)
+            block = lda_blocks.Block.of(table, documents.words, documents.counts)
+            q, evidence = model.posterior(params, documents)
+            return evidence, sums, lda_blocks.stepped_gamma(block, gamma), q.responsibilities
+
+        answers.append(jax.jit(answer)(params, documents, weights.astype(dtype)))
+    low, high = answers
+    assert np.isfinite(high[1].evidence).all() and (high[1].evidence < -300).any() == (
+        name == "bayes"
+    )
+    np.testing.assert_allclose(high[1].topics.sum(), weights @ counts.sum(1), rtol=1e-12)
+    for a, b in zip(jax.tree.leaves(low[:3]), jax.tree.leaves(high[:3]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+def test_equal_documents_have_a_start_that_is_no_saddle():
+    one = jaxem.Documents(np.random.default_rng(1).poisson(1.0, (1, 30)))
+    many = jaxem.Documents(np.repeat(one.toarray(), 5, 0))
+    model = jaxem.LDA(4, alpha=0.5)
+    start = jax.jit(model.init)
+    for documents in (one, many):
+        topics = start(jax.random.key(0), documents, np.ones(len(documents))).topics
+        np.testing.assert_allclose(topics.sum(1), 1)
+        assert min(abs(a - b).sum() for a, b in itertools.combinations(topics, 2)) > 0.1
+    different = jaxem.Documents(np.random.default_rng(1).poisson(1.0, (40, 30)))
+    topics = start(jax.random.key(0), different, np.ones(40)).topics
+    assert (topics > 0).all()
 
 
 def test_unusable_arguments():

@@ -214,3 +214,11 @@ def test_what_it_refuses():
     with pytest.raises(TypeError, match="gradient through a fit"):
         options = {"key": 0, "method": jaxem.OnlineEM(batch=10), "max_iter": 1, "tol": 0}
         jax.grad(lambda c: jaxem.fit(MODEL, c * x, **options).params.weights[0])(1.0)
+
+
+def test_few_units_of_a_minibatch_are_named():
+    method = jaxem.OnlineEM(batch=2)
+    with pytest.raises(
+        jaxem.FitWarning, match=r"batch=2.*too few units.*3 components.*raise batch"
+    ):
+        jaxem.fit(jaxem.Mixture(jaxem.Normal(), k=3), np.eye(9, 2), key=0, method=method)

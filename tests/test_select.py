@@ -246,6 +246,37 @@ def test_the_printed_table(selection):
     assert lines[-1] == "* Normal('spherical'), k=3"
 
 
+def test_a_bound_chooses_among_bayesian_mixtures():
+    x = X[::4]
+    models = [jaxem.BayesianMixture(jaxem.Normal("spherical"), k) for k in (1, 2)]
+    found = quiet(jaxem.select, x, models, criterion="bound", key=0, restarts=2)
+    scores = [-2 * float(result.objective) for result in found.results]
+    assert [row.score for row in found.table] == scores
+    assert found.winner == int(np.argmin(scores))
+    assert [row.k for row in found.table] == [1, 2] and found.table[0].n_parameters is None
+    assert "BayesianMixture(Normal('spherical'), k=2)" in str(found)
+    with pytest.raises(TypeError, match='use criterion="bound"'):
+        jaxem.select(x, models, **OPTIONS)
+    with pytest.raises(TypeError, match=r"\"bound\".*Normal\('spherical'\), k=3 is none"):
+        jaxem.select(X, [MODELS[2]], criterion="bound", **OPTIONS)
+
+
+def test_topics_are_named_by_their_number():
+    documents = jaxem.Documents(np.random.default_rng(0).poisson(1.0, (12, 9)))
+    found = quiet(
+        jaxem.select, documents, [jaxem.LDA(1), jaxem.LDA(2)], key=0, restarts=1, max_iter=3
+    )
+    assert [row.k for row in found.table] == [1, 2] and "LDA(topics=2)" in str(found)
+
+
+def test_saved_and_read(selection, tmp_path):
+    selection.save(tmp_path / "selection.npz")
+    again = jaxem.load(tmp_path / "selection.npz")
+    assert str(again) == str(selection) and again.best.model == selection.best.model
+    assert [row.status for row in again.table] == [row.status for row in selection.table]
+    np.testing.assert_array_equal(again.best.predict(X[:9]), selection.best.predict(X[:9]))
+
+
 def test_frozen(selection):
     with pytest.raises(AttributeError):
         selection.winner = 0

@@ -9,12 +9,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxem.analysis import saved
 from jaxem.analysis.padded_mixtures import fit_padded, groups
 from jaxem.data import arrays as checks
 from jaxem.data.batch import Batch
 from jaxem.data.options import ALIASES, as_key, integer, one_of, suggestion
+from jaxem.data.precision import float64, needs_float64, on_host
 from jaxem.fit import fit, require_model
 from jaxem.methods.em import EM
+from jaxem.models.bayesian import BayesianMixture
+from jaxem.models.lda.lda import LDA
 from jaxem.models.mixture import FiniteMixture, Mixture
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.starts import NAMED, Start
@@ -23,7 +27,7 @@ from jaxem.results.result import Result
 from jaxem.solver.restarts import Restarts
 from jaxem.solver.threads import in_threads
 
-CRITERIA = ("bic", "aic", "icl")
+CRITERIA = ("bic", "aic", "icl", "bound")
 OPTIONS = ("criterion", "key", "restarts", "weights", "init", "method", "tol", "max_iter")
 SOUND = (Status.CONVERGED, Status.MAX_ITER)
 """The statuses of fits whose likelihoods can be compared. Only such a fit can be chosen."""
@@ -35,14 +39,14 @@ NAMED_IN_WARNING = 4
 class Row(NamedTuple):
     """One model of a `Selection`.
 
-    k: the number of components, None where the model has none. score: the value of the criterion;
-    lower is better. status: a `Status`.
+    k: the number of components or topics, None where the model has none. n_parameters: None with
+    criterion="bound". score: the value of the criterion; lower is better. status: a `Status`.
     """
 
     name: str
     model: Any
     k: int | None
-    n_parameters: int
+    n_parameters: int | None
     log_likelihood: float
     score: float
     status: Status
@@ -52,9 +56,9 @@ class Row(NamedTuple):
 class Selection:
     """Fitted models in the order given; `print` shows the table.
 
-    criterion: "bic", "aic" or "icl". table: a `Row` for every model. results: the `Result` of every
-    model. winner: the index of the lowest score among sound fits, which are those that ended as
-    CONVERGED or MAX_ITER; the first of equal scores; None where no fit is sound.
+    criterion: "bic", "aic", "icl" or "bound". table: a `Row` for every model. results: the
+    `Result` of every model. winner: the index of the lowest score among sound fits, which are those
+    that ended as CONVERGED or MAX_ITER; the first of equal scores; None where no fit is sound.
     """
 
     criterion: str
@@ -66,6 +70,21 @@ class Selection:
     def best(self) -> Result | None:
         """The winner's `Result`; None where no fit is sound."""
         return None if self.winner is None else self.results[self.winner]
+
+    def save(self, path) -> None:
+        """Writes the selection to a file for `jaxem.load`, as `Result.save` does.
+
+        Raises ValueError where a model is not one of jaxem's own.
+        """
+        rows = tuple(tuple(row._replace(status=int(row.status))) for row in self.table)
+        saved.save(path, (self.criterion, rows, self.winner), self.results)
+
+    @classmethod
+    def load(cls, path, find) -> "Selection":
+        """The selection that `save` wrote. find: the public class of a name."""
+        (criterion, rows, winner), results = saved.load(path, find)
+        table = tuple(Row(*row[:-1], Status(row[-1])) for row in rows)
+        return cls(criterion, table, results, winner)
 
     def __str__(self):
         lines = [
@@ -99,13 +118,15 @@ def select(
     """Fits every model to the same data and chooses the one with the lowest criterion.
 
     bic = −2·log-likelihood + n_parameters·log Σw; aic = −2·log-likelihood + 2·n_parameters;
-    icl = bic + 2·entropy of the responsibilities.
+    icl = bic + 2·entropy of the responsibilities. bound = −2·objective, for models whose objective
+    is a lower bound on log p(x) with all params integrated out: `BayesianMixture`, and `LDA` with
+    inference="bayes".
 
     Args:
       x: the data, (n, d), or a tree of arrays with one leading unit axis.
       models: an iterable of models, or a dict of them by name.
-      criterion: "bic" (Schwarz 1978), "aic" (Akaike 1974) or "icl" (Biernacki, Celeux & Govaert
-        2000).
+      criterion: "bic" (Schwarz 1978), "aic" (Akaike 1974), "icl" (Biernacki, Celeux & Govaert
+        2000) or "bound".
       key: a JAX key or an int, the same for every model.
       restarts: the number of restarts of each model, or a `Restarts` plan.
       weights: (n,), one per unit; 0 for an absent unit, 2 for one that counts twice. None: all 1.
@@ -126,8 +147,16 @@ def select(
     for word in unknown:
         known_name = ALIASES.get(word, word)
         raise TypeError(f"select() has no argument {word!r}" + suggestion(known_name, OPTIONS))
+    if needs_float64(x):
+        given = {"criterion": criterion, "key": key, "restarts": restarts, "weights": weights}
+        given |= {"init": init, "method": method, "tol": tol, "max_iter": max_iter}
+        with float64():
+            selection = select(x, models, **given)
+        results = tuple(on_host(result) for result in selection.results)
+        return dataclasses.replace(selection, results=results)
     names, models = _as_models(models)
     criterion = one_of(criterion, "criterion", CRITERIA)
+    _check_criterion(criterion, names, models)
     if isinstance(x, Batch):
         raise TypeError("select takes one data set: call it for every data set of the Batch")
     if is_traced((x, key, weights, tol, max_iter)):
@@ -189,6 +218,22 @@ def _as_models(models):
     return names, models
 
 
+def _check_criterion(criterion, names, models) -> None:
+    """TypeError where a model has no value of the criterion."""
+    for name, model in zip(names, models, strict=True):
+        has_bound = isinstance(model, BayesianMixture) or (isinstance(model, LDA) and model.bayes)
+        if criterion == "bound" and not has_bound:
+            raise TypeError(
+                f'criterion="bound" compares models with a posterior of their params, such as '
+                f'jaxem.BayesianMixture, and {name} is none: use "bic"'
+            )
+        if criterion != "bound" and isinstance(model, BayesianMixture):
+            raise TypeError(
+                f"{name} has no count of parameters, which {criterion!r} needs: use "
+                'criterion="bound"'
+            )
+
+
 def _fit_all(names, models, x, key, init, options):
     """The result of every model. Models are compiled and fitted in parallel on the host's cores."""
     padded_groups = groups(models, x, options["restarts"], options["method"])
@@ -219,11 +264,16 @@ def _total_weight(x, weights) -> float:
 
 def _row(name, model, result, criterion, total, x, weights):
     """The `Row` of a fitted model."""
-    score, n_parameters = -2 * float(result.log_likelihood), int(result.n_parameters)
-    score += 2 * n_parameters if criterion == "aic" else n_parameters * math.log(total)
+    n_parameters = None
+    if criterion == "bound":
+        score = -2 * float(result.objective)
+    else:
+        score, n_parameters = -2 * float(result.log_likelihood), int(result.n_parameters)
+        score += 2 * n_parameters if criterion == "aic" else n_parameters * math.log(total)
     if criterion == "icl":
         score += 2 * float(result.entropy(x, weights))
-    k = model.k if isinstance(model, FiniteMixture) else None
+    k = model.topics if isinstance(model, LDA) else None
+    k = model.k if isinstance(model, FiniteMixture) else k
     status = Status(int(result.status))
     return Row(name, model, k, n_parameters, float(result.log_likelihood), score, status)
 
@@ -257,7 +307,13 @@ def _warn_of_failed(selection: Selection, tol) -> None:
 
 
 def _model_name(model) -> str:
-    """`Normal('full'), k=3` for a mixture, else the type."""
+    """`Normal('full'), k=3` for a mixture, `LDA(topics=3)` for topics, else the type."""
+    if isinstance(model, LDA):
+        inference = f", {model.inference!r}" if model.bayes else ""
+        return f"LDA(topics={model.topics}{inference})"
+    if isinstance(model, BayesianMixture):
+        options = "" if model.weights == "dirichlet" else f", {model.weights!r}"
+        return f"BayesianMixture({_bank_name(model.components)}, k={model.k}{options})"
     if not isinstance(model, Mixture):
         return type(model).__name__
     prior = "" if model.prior is None else f", {type(model.prior).__name__}"
@@ -320,8 +376,10 @@ def _table_lines(selection):
     head = (
         f"{'':>{width}}{'parameters':>12}{'log-likelihood':>16}{selection.criterion:>14}   status"
     )
+    sizes = ["-" if row.n_parameters is None else row.n_parameters for row in selection.table]
     return [head] + [
-        f"{row.name:>{width}}{row.n_parameters:>12}{row.log_likelihood:>16.2f}{row.score:>14.2f}"
+        f"{row.name:>{width}}{sizes[i]:>12}"
+        f"{row.log_likelihood:>16.2f}{row.score:>14.2f}"
         f"{_mark(selection, i):<3}{row.status.name}"
         for i, row in enumerate(selection.table)
     ]

@@ -15,7 +15,8 @@ def transform(result, documents):
 def top_words(result, n: int = 10, vocabulary=None):
     """The n most probable words of every topic, best first: a list of k lists.
 
-    vocabulary: a sequence of the words; None: words are given as their column numbers.
+    vocabulary: a sequence of the words, such as `documents.terms`; None: words are given as their
+    column numbers.
     """
     topics = np.asarray(result.params.topics)
     order = np.argsort(-topics, axis=1, kind="stable")[:, :n]
@@ -82,6 +83,13 @@ def coherence(result, documents, n: int = 10, measure: str = "npmi"):
     if measure not in MEASURES:
         raise ValueError(
             f"measure must be one of {', '.join(map(repr, MEASURES))}, got {measure!r}"
+        )
+    size = np.shape(result.params.topics)[1]
+    if documents.vocabulary != size:
+        raise ValueError(
+            f"the documents have a vocabulary of {documents.vocabulary} words, the topics one of "
+            f"{size}: build them with the vocabulary of the fit, "
+            f'jaxem.Documents(..., vocabulary={size}), and unknown="drop" to leave out other words'
         )
     top = np.array(top_words(result, n))
     distinct = np.unique(top)

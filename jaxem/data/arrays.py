@@ -88,7 +88,10 @@ def _require_array_like(value, name):
         raise TypeError(f"{name} is a masked array: fill it, or give masked rows weight 0")
     if _is_sparse(value):
         dense = "toarray()" if hasattr(value, "tocsr") else "todense()"
-        raise TypeError(f"{name} is a sparse matrix: pass {name}.{dense}")
+        raise TypeError(
+            f"{name} is a sparse matrix: pass {name}.{dense}, or to a topic model "
+            f"jaxem.Documents({name})"
+        )
     if hasattr(value, "__next__"):
         raise TypeError(f"{name} is an iterator: pass an array, for example np.array(list(...))")
 

@@ -1,6 +1,7 @@
 """`Documents`: word counts of documents of any length, the units of a topic model."""
 
 import operator
+from collections import Counter
 
 import numpy as np
 
@@ -12,36 +13,68 @@ class Documents:
     """Word counts of documents; each document is a unit.
 
     Args:
-      data: a scipy sparse matrix or dense array of counts, (documents, vocabulary); or a list with
-        one list of (word, count) pairs for every document, words coded from 0. The counts of a
-        word that a document lists twice are added.
-      vocabulary: the number of words. None: the number of columns of a matrix, or one more than the
-        largest word of the lists. Give it where several `Documents` must have one vocabulary.
+      data: a scipy sparse matrix or dense array of counts, (documents, vocabulary); a list with one
+        list of (word, count) pairs for every document, words coded from 0; or a list with one list
+        of tokens, which are strings, for every document. The counts of a word that a document lists
+        twice are added.
+      vocabulary: the number of words, or the words themselves, a list of distinct strings. None:
+        the number of columns of a matrix, one more than the largest word of lists of pairs, or all
+        tokens in alphabetical order. Give it where several `Documents` must have one vocabulary:
+        `Documents(new_tokens, vocabulary=documents.terms, unknown="drop")`.
+      unknown: what to do with words outside the vocabulary: "error", or "drop" to leave them out.
 
-    Fields: size (n,), the number of tokens of each document; words (n, L) and counts (n, L), the
-    distinct words of each document followed by cells of count 0, where L is the number of distinct
-    words of the longest; vocabulary, an int. Memory: 8 bytes a cell in float32. A fit groups
-    documents by length, so that short ones cost less than the longest. `documents[rows]` selects
-    documents. A pytree.
+    Fields: terms, the words of the vocabulary as strings, or None where they were not given; it is
+    lost where the documents pass through a function of JAX. size (n,), the number of tokens of each
+    document; words (n, L) and counts (n, L), the distinct words of each document followed by cells
+    of count 0, where L is the number of distinct words of the longest; vocabulary, an int. Memory:
+    8 bytes a cell in float32. A fit groups documents by length, so that short ones cost less than
+    the longest. `documents[rows]` selects documents. A pytree.
 
     Raises ValueError or TypeError where counts are negative, fractional or not finite, or words are
     no integers from 0 to vocabulary − 1.
     """
 
-    def __init__(self, data, vocabulary: int | None = None):
-        if vocabulary is not None:
+    terms = None
+
+    def __init__(self, data, vocabulary=None, unknown: str = "error"):
+        if unknown not in UNKNOWN:
+            raise ValueError(
+                f"unknown must be one of {', '.join(map(repr, UNKNOWN))}, got {unknown!r}"
+            )
+        terms = None
+        if (
+            vocabulary is not None
+            and not isinstance(vocabulary, (str, bytes))
+            and np.ndim(vocabulary)
+        ):
+            terms = _checked_terms(vocabulary)
+            vocabulary = len(terms)
+        elif vocabulary is not None:
             vocabulary = integer(vocabulary, "vocabulary", 1)
         if isinstance(data, Documents):
             raise TypeError("data are Documents already: use them as they are")
-        reader = _from_matrix if hasattr(data, "tocsr") or hasattr(data, "shape") else _from_lists
-        offsets, words, counts, observed_vocabulary = reader(data)
+        if _are_tokens(data):
+            if vocabulary is not None and terms is None:
+                raise TypeError(
+                    f"vocabulary must be a list of strings for lists of tokens, got {vocabulary}: "
+                    "leave it out to take all tokens"
+                )
+            (offsets, words, counts), terms = _from_tokens(data, terms, unknown)
+            vocabulary = observed_vocabulary = len(terms)
+        else:
+            is_matrix = hasattr(data, "tocsr") or hasattr(data, "shape")
+            reader = _from_matrix if is_matrix else _from_lists
+            offsets, words, counts, observed_vocabulary = reader(data)
         vocabulary = observed_vocabulary if vocabulary is None else vocabulary
         if len(offsets) < 2:
             raise ValueError("data hold no document: pass at least one")
         if vocabulary < 1:
             raise ValueError("the vocabulary is empty: pass vocabulary= or documents with words")
+        if unknown == "drop":
+            offsets, words, counts = _without_unknown(offsets, words, counts, vocabulary)
         _check(offsets, words, counts, vocabulary)
         self._set(*_packed(offsets, words, counts), vocabulary)
+        self.__dict__["terms"] = terms
 
     def _set(self, size, words, counts, vocabulary):
         self.__dict__.update(size=size, words=words, counts=counts, vocabulary=vocabulary)
@@ -59,7 +92,9 @@ class Documents:
         if rows.ndim != 1:
             raise TypeError("documents are indexed by a slice or an array: documents[i : i + 1]")
         parts = (self.size[rows], self.words[rows], self.counts[rows])
-        return object.__new__(Documents)._set(*parts, self.vocabulary)
+        selected = object.__new__(Documents)._set(*parts, self.vocabulary)
+        selected.__dict__["terms"] = self.terms
+        return selected
 
     def toarray(self):
         """The counts as a dense array (n, vocabulary)."""
@@ -98,6 +133,67 @@ def _from_matrix(data):
         offsets = np.searchsorted(row, np.arange(dense.shape[0] + 1))
         counts = dense[row, words]
     return np.asarray(offsets, np.int64), np.asarray(words, np.int64), counts, data.shape[1]
+
+
+UNKNOWN = ("error", "drop")
+
+
+def _checked_terms(terms):
+    """The words of a vocabulary as a tuple; ValueError or TypeError unless they are distinct
+    strings."""
+    terms = tuple(terms)
+    for i, term in enumerate(terms):
+        if not isinstance(term, str):
+            raise TypeError(f"vocabulary[{i}] must be a string, got {term!r:.40}")
+    if len(set(terms)) < len(terms):
+        repeated = next(term for i, term in enumerate(terms) if term in terms[:i])
+        raise ValueError(f"vocabulary holds {repeated!r} twice: give distinct words")
+    return terms
+
+
+def _are_tokens(data) -> bool:
+    """Whether data are lists of tokens: the first word of all is a string."""
+    if not isinstance(data, (list, tuple)):
+        return False
+    first = next((d for d in data if not isinstance(d, (list, tuple)) or len(d)), None)
+    return isinstance(first, str) or (
+        isinstance(first, (list, tuple)) and isinstance(first[0], str)
+    )
+
+
+def _from_tokens(data, terms, unknown):
+    """((offsets, words, counts), terms) of lists of tokens."""
+    for i, document in enumerate(data):
+        wrong = isinstance(document, str) or not all(isinstance(t, str) for t in document)
+        if wrong:
+            raise TypeError(
+                f"data[{i}] must be a list of tokens, which are strings, got {document!r:.60}: "
+                "split texts into words, such as text.lower().split()"
+            )
+    if terms is None:
+        terms = tuple(sorted({token for document in data for token in document}))
+    code = {term: i for i, term in enumerate(terms)}
+    offsets, words, counts = [0], [], []
+    for i, document in enumerate(data):
+        found = Counter(code.get(token, -1) for token in document)
+        if found.pop(-1, 0) and unknown == "error":
+            token = next(token for token in document if token not in code)
+            raise ValueError(
+                f"data[{i}] holds {token!r}, which is not in the vocabulary of {len(terms)} words: "
+                'leave such words out with unknown="drop", or give a larger vocabulary'
+            )
+        words += sorted(found)
+        counts += [found[word] for word in sorted(found)]
+        offsets.append(len(words))
+    arrays = np.array(offsets, np.int64), np.array(words, np.int64), np.array(counts, np.float64)
+    return arrays, terms
+
+
+def _without_unknown(offsets, words, counts, vocabulary):
+    """The cells whose words are in the vocabulary. Negative words remain, which are an error."""
+    is_known = words < vocabulary
+    kept = np.concatenate([[0], np.cumsum(is_known)])
+    return kept[offsets], words[is_known], counts[is_known]
 
 
 def _from_lists(data):
@@ -152,7 +248,10 @@ def _check(offsets, words, counts, vocabulary):
         refuse(is_wrong, "counts that are negative, fractional or not finite", counts, VALID_COUNTS)
     is_wrong = (words < 0) | (words >= vocabulary)
     if is_wrong.any():
-        remedy = f"words are integers from 0 to {vocabulary - 1}: pass a larger vocabulary="
+        remedy = (
+            f'words are integers from 0 to {vocabulary - 1}: leave others out with unknown="drop", '
+            "or, before a fit, pass a larger vocabulary="
+        )
         refuse(is_wrong, "words outside the vocabulary", words, remedy)
 
 

@@ -12,6 +12,7 @@ from jaxem.numerics.tree import is_traced, pytree, select
 from jaxem.passes.chunks import row_sum
 from jaxem.protocol.capabilities import LocalPosterior, has
 from jaxem.protocol.returned import maximized, require_evidence
+from jaxem.protocol.status import warn
 
 
 @pytree
@@ -41,6 +42,10 @@ the weight are on the last eighth of the minibatches. Nats by which the result i
 batch EM after 1, 2, 3 and 5 passes over 100,000 rows, means of two data sets: 107, 2.5, 0.9 and 0.5
 with power 3; 26, 6.7, 3.0 and 0.8 with 7; 38, 15, 11 and 2.0 with 15; 80, 45, 31 and 19 with the
 last s alone."""
+
+
+LEAST_UNITS = 2
+"""Units for each component in a minibatch below which a fit warns."""
 
 
 class Average(NamedTuple):
@@ -114,11 +119,20 @@ class OnlineEM:
             integer(self.seed, "seed", -(2**63))
 
     def suited(self, model, x):
-        """This method; TypeError where the model has no M-step from its statistics."""
+        """This method; TypeError where the model has no M-step from its statistics. Warns where
+        a minibatch holds fewer than two units a component."""
         if not model.closed(x):
             raise TypeError(
                 "OnlineEM averages a model's statistics: define statistics and maximize, or use "
                 "jaxem.EM()"
+            )
+        k, n = model.domain.components, jax.tree.leaves(x)[0].shape[0]
+        if k > 1 and self.batch < min(LEAST_UNITS * k, n):
+            warn(
+                f"OnlineEM(batch={self.batch}) has too few units in a minibatch for {k} "
+                "components, whose estimates then fail: raise batch, to some dozens of units for "
+                "each component",
+                stacklevel=4,
             )
         return self
 

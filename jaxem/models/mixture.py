@@ -114,6 +114,9 @@ class FiniteMixture(Model):
     def embed(self, x):
         return self.components.embed(unlabelled(x)[0])
 
+    def known_labels(self, x):
+        return unlabelled(x)[1]
+
     def log_joint(self, params, x):
         return self._joint(params, x)[1]
 

@@ -137,19 +137,20 @@ def digamma(x):
     and 5.0 ms. Errors relative to 1 + |ψ| from 1e-30 to 1e17: 1.6 and 2.8 ε, of the library 5.0 and
     5.7 ε. The slopes by automatic differentiation are exact to 2.6 and 4.5 ε, as the library's.
     """
-    y, offset = _digamma_parts(x)
+    y, offset = digamma_parts(x)
     return jnp.log(y) + offset
 
 
 def exp_digamma(x):
     """exp ψ(x) for x > 0: near x − 1/2 where x is large, near exp(−1/x) where x is small."""
-    y, offset = _digamma_parts(x)
+    y, offset = digamma_parts(x)
     return y * jnp.exp(offset)
 
 
-def _digamma_parts(x):
-    """(y, t) with ψ(x) = log y + t, for x > 0; one division for every two units of the shift.
+def digamma_parts(x):
+    """(y, t) with ψ(x) = log y + t, for x > 0, both rising with x.
 
+    It takes one division for every two units of the shift.
     ψ(x) = ψ(x + m) − Σ_{i<m} 1/(x + i), and the asymptotic series at y = x + m. The sum is taken in
     pairs: 1/(x + i) + 1/(x + m − 1 − i) = (2x + m − 1) / (x(x + m − 1) + i(m − 1 − i)).
     Source: Abramowitz & Stegun 1964, 6.3.6 and 6.3.18.

@@ -36,6 +36,14 @@ def read(path):
         return content, [file[f"array{i}"] for i in range(len(file.files) - 1)]
 
 
+def kind_of(path) -> str | None:
+    """The entry "kind" of the content of a file; None where there is none, or no such file."""
+    try:
+        return read(path)[0].get("kind")
+    except DAMAGE:
+        return None
+
+
 def encode(value, arrays: list[np.ndarray]):
     """`value` for JSON; its arrays are appended to `arrays`.
 

@@ -60,6 +60,11 @@ class Model:
         """The M-step: argmax over params of E_q[log p(x, z | params)] + log_prior(params)."""
         raise NotImplementedError(f"{name_of(self)} must define maximize(params, stats)")
 
+    def known_labels(self, x):
+        """The components of units that are known, (n,) integers with −1 for unknown ones, or None
+        where the data hold no labels. Starts use them as seeds."""
+        return None
+
     def closed(self, x) -> bool:
         """Whether there is an M-step in closed form for data shaped like x."""
         return defines(self, "statistics", "maximize")

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.lax import Precision
 
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.counts import is_empty
@@ -24,11 +25,21 @@ class Start:
 
     def params(self, model, key, x, weights):
         """Params of `model` by an M-step at the initial responsibilities."""
-        k = model.domain.components
-        responsibilities = self.responsibilities(key, model.embed(x), weights, k)
+        k, points, labels = model.domain.components, model.embed(x), model.known_labels(x)
+        if labels is None:
+            responsibilities = self.responsibilities(key, points, weights, k)
+        else:
+            responsibilities = self.labelled(key, points, weights, k, labels)
+            if self.random and points is None:
+                weights = _balanced(weights, k, labels)
         model_key = jax.random.fold_in(key, 1)
         responsibilities = responsibilities.astype(weights.dtype)
         return model.from_responsibilities(model_key, x, responsibilities, weights)
+
+    def labelled(self, key, points, weights, k, labels):
+        """`responsibilities` where the component of some units is known: labels (n,), −1 unknown.
+        Those of the known units are set by the model."""
+        return self.responsibilities(key, points, weights, k)
 
     @staticmethod
     def default(model, x) -> "Start":
@@ -37,16 +48,26 @@ class Start:
         return RandomResponsibilities() if model.embed(x) is None else KMeansPlusPlus()
 
 
-@pytree
+@pytree(static=("outliers",))
 class KMeansPlusPlus(Start):
     """Seeds drawn with probability ∝ squared distance to the nearest earlier seed.
 
     Each unit belongs to the nearest seed. Outliers are no seeds, and have responsibilities of 0.
-    Source: Arthur & Vassilvitskii 2007.
+    Where the components of some units are known, the mean of the known units of a component is its
+    seed. Source: Arthur & Vassilvitskii 2007.
+
+    Args:
+      outliers: whether outliers may be seeds too, as for k-means, where an outlier deserves a
+        centre.
     """
 
+    outliers: bool = False
+
     def responsibilities(self, key, points, weights, k):
-        return _seeded(key, points, weights, k, lambda distance: distance)
+        return self.labelled(key, points, weights, k, None)
+
+    def labelled(self, key, points, weights, k, labels):
+        return _seeded(key, points, weights, k, lambda d: d, labels, self.outliers)
 
 
 @pytree
@@ -54,19 +75,34 @@ class RandomRows(Start):
     """Seeds drawn evenly from the units that differ from all earlier seeds.
 
     Each unit belongs to the nearest seed. Outliers are no seeds, and have responsibilities of 0.
+    Known components have seeds as in `KMeansPlusPlus`.
     """
 
     def responsibilities(self, key, points, weights, k):
-        return _seeded(key, points, weights, k, lambda distance: (distance > 0) * 1.0)
+        return self.labelled(key, points, weights, k, None)
+
+    def labelled(self, key, points, weights, k, labels):
+        return _seeded(key, points, weights, k, lambda distance: (distance > 0) * 1.0, labels)
 
 
 @pytree
 class RandomResponsibilities(Start):
-    """Responsibilities of every unit drawn from the uniform Dirichlet distribution."""
+    """Responsibilities of every unit drawn from the uniform Dirichlet distribution.
+
+    Where the components of some units are known, they are the mean of such draws and of the
+    responsibilities of `KMeansPlusPlus`.
+    """
 
     def responsibilities(self, key, points, weights, k):
         draws = jax.random.exponential(key, (weights.shape[0], k), weights.dtype)
         return draws / draws.sum(-1, keepdims=True)
+
+    def labelled(self, key, points, weights, k, labels):
+        drawn = self.responsibilities(key, points, weights, k)
+        if points is None:
+            return drawn
+        seeds_key = jax.random.fold_in(key, 1)
+        return (drawn + KMeansPlusPlus().labelled(seeds_key, points, weights, k, labels)) / 2
 
 
 @pytree(eq=False)
@@ -133,13 +169,15 @@ TYPICAL_ROWS = 4
 """Units whose distances to all others are the sample for the typical distance."""
 
 
-def _seeded(key, points, weights, k, preference):
+def _seeded(key, points, weights, k, preference, labels=None, outliers=False):
     """Responsibilities (n, k) by the nearest of k seeds, which are drawn one after the other.
 
     A unit is drawn with probability ∝ weight · preference(squared distance to the nearest seed),
     the first one ∝ weight. An outlier is no seed: a unit at a gross distance from all others, or
     from the earlier seeds with few units around it. It is refused, and another one drawn. Units at
     a gross distance from all seeds have responsibilities of 0: the start does not depend on them.
+    labels (n,): the seed of a component with known units is their mean, and no draw; None: no
+    component is known. outliers: whether they may be seeds.
     """
     if points is None:
         raise ValueError('this model cannot place its units in space: use init="random"')
@@ -147,43 +185,57 @@ def _seeded(key, points, weights, k, preference):
     spare_key = jax.random.fold_in(key, 1)
     spare = jax.random.uniform(spare_key, (REDRAWS + TYPICAL_ROWS,), points.dtype)
     few = ISOLATED_PART / k * weights.sum()
+    order, known_means = jnp.arange(k), None
+    if labels is not None:
+        shares = _known_shares(weights.astype(points.dtype), k, labels)
+        count = shares.sum(0)
+        known_means = jnp.matmul(shares.T, points, precision=Precision.HIGHEST)
+        known_means = known_means / jnp.where(is_empty(count), 1, count)[:, None]
+        order = jnp.argsort(is_empty(count), stable=True)  # known components first
 
     def drawn(mass, uniform):
         cumulative = jnp.cumsum(mass)
         row = jnp.sum(cumulative <= uniform * cumulative[-1])
         return jnp.minimum(row, points.shape[0] - 1)
 
-    def squared_distance(row):
-        return jnp.square(points - points[row]).sum(-1)
+    def squared_distance(seed):
+        return jnp.square(points - seed).sum(-1)
 
-    sample = jax.lax.map(
-        lambda uniform: _typical(squared_distance(drawn(weights, uniform)), weights),
-        spare[REDRAWS:],
-    )
-    gross = GROSS * sample.min()
+    gross = jnp.inf
+    if not outliers:
+        sample = jax.lax.map(
+            lambda uniform: _typical(squared_distance(points[drawn(weights, uniform)]), weights),
+            spare[REDRAWS:],
+        )
+        gross = GROSS * sample.min()
 
     def draw(carry):
         j, redraws, nearest, label, refused = carry
-        uniform = jnp.where(redraws > 0, spare[redraws - 1], uniforms[jnp.minimum(j, k - 1)])
+        component = order[jnp.minimum(j, k - 1)]
+        uniform = jnp.where(redraws > 0, spare[redraws - 1], uniforms[component])
         row = drawn(jnp.where(refused, 0, weights * preference(nearest)), uniform)
-        distance = squared_distance(row)
+        seed, is_known = points[row], False
+        if known_means is not None:
+            is_known = ~is_empty(count[component])
+            seed = jnp.where(is_known, known_means[component], seed)
+        distance = squared_distance(seed)
         is_closer = (distance < nearest) | (j == 0)
         is_far = jnp.where(j == 0, _typical(distance, weights), nearest[row]) > gross
         is_around = distance < nearest / AROUND
         is_isolated = (j == 0) | (jnp.where(is_around, weights, 0).sum() < few)
-        is_outlier = is_far & is_isolated & (redraws < REDRAWS)
+        is_outlier = is_far & is_isolated & (redraws < REDRAWS) & ~jnp.asarray(is_known)
         is_closer &= ~is_outlier
         return (
             jnp.where(is_outlier, j, j + 1),
             jnp.where(is_outlier, redraws + 1, 0),
             jnp.where(is_closer, distance, nearest),
-            jnp.where(is_closer, j, label),
+            jnp.where(is_closer, component, label),
             refused | (is_outlier & (jnp.arange(points.shape[0]) == row)),
         )
 
     n = points.shape[0]
     zero, nearest = jnp.zeros((), jnp.int32), jnp.ones(n, points.dtype)
-    start = (zero, zero, nearest, jnp.zeros(n, jnp.int32), jnp.zeros(n, bool))
+    start = (zero, zero, nearest, jnp.zeros(n, order.dtype), jnp.zeros(n, bool))
     _, _, nearest, label, _ = jax.lax.while_loop(lambda carry: carry[0] < k, draw, start)
     shares = jnp.where(
         label[:, None] == jnp.arange(k), 1 - EVEN_PART + EVEN_PART / k, EVEN_PART / k
@@ -201,3 +253,17 @@ def _typical(distance, weights):
     return jnp.where(
         total > 0, jnp.exp((mass * logs).sum() / jnp.where(total > 0, total, 1)), jnp.inf
     )
+
+
+def _known_shares(weights, k, labels):
+    """Weights (n, k) of the known units of every component."""
+    return jnp.where(labels[:, None] == jnp.arange(k), weights[:, None], 0)
+
+
+def _balanced(weights, k, labels):
+    """Weights (n,) in which the known units of a component weigh as much as all units, for starts
+    of models that have no seeds."""
+    shares = _known_shares(weights, k, labels)
+    count = shares.sum(0)
+    factor = weights.sum() / jnp.where(is_empty(count), 1, count)
+    return jnp.where(labels >= 0, (shares * factor).sum(1), weights)

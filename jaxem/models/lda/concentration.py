@@ -6,7 +6,7 @@ import numpy as np
 from jax.lax import lgamma, polygamma, stop_gradient
 
 from jaxem.data.options import integer
-from jaxem.models.lda.posterior import log_normalizer
+from jaxem.models.lda.blocks import log_normalizer
 from jaxem.numerics.special import digamma
 from jaxem.numerics.tree import is_traced
 

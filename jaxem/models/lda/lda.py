@@ -11,17 +11,15 @@ from jax.lax import stop_gradient
 
 from jaxem.data.documents import Documents
 from jaxem.models.lda import concentration
+from jaxem.models.lda.blocks import Table, mean_log, minus_kl_of_dirichlets
 from jaxem.models.lda.posterior import (
     LDAPosterior,
-    Table,
     arranged,
     converged_gamma,
-    mean_log,
-    minus_kl_of_dirichlets,
     one_pass,
     sums_at_gamma,
 )
-from jaxem.numerics.special import exp_digamma
+from jaxem.models.lda.separated import separated
 from jaxem.numerics.tree import pytree
 from jaxem.passes.collect import Prepared
 from jaxem.passes.linear import FusedPass, roomy
@@ -164,8 +162,8 @@ class LDA(Model):
         return self.inference == "bayes"
 
     def init(self, key, x, weights):
-        """Each topic is the mean of the word frequencies of a few documents and of all
-        documents."""
+        """Each topic is the mean of the word frequencies of a few documents and of all documents.
+        A topic equal to an earlier one is redrawn about that: EM never separates equal topics."""
         v, n = x.vocabulary, x.words.shape[0]
         dtype = weights.dtype
         chosen = jax.random.choice(key, n, (self.topics, SEEDS), p=weights / weights.sum())
@@ -191,9 +189,8 @@ class LDA(Model):
         has_alpha = self.alpha is not None and not isinstance(self.alpha, str)
         alpha = self.alpha if has_alpha else 1 / self.topics
         alpha = jnp.broadcast_to(jnp.asarray(alpha, dtype), (self.topics,))
-        return LDAParams(
-            (chosen_words + all_words) / 2, alpha, mass, eta if isinstance(self.eta, str) else None
-        )
+        topics = separated(jax.random.fold_in(key, 1), (chosen_words + all_words) / 2)
+        return LDAParams(topics, alpha, mass, eta if isinstance(self.eta, str) else None)
 
     def posterior(self, params, x):
         q = LDAPosterior(self.converged(params, x))
@@ -215,7 +212,7 @@ class LDA(Model):
         if q.shares is None:
             return sums_at_gamma(data, q.gamma, jnp.ones_like(x.size)).evidence
         is_positive = q.shares > 0
-        joint = logs[:, None] + jnp.log(jnp.where(is_positive, data.table[x.words], 1))
+        joint = logs[:, None] + jnp.where(is_positive, data.logs[x.words], 0)
         joint = joint - jnp.log(jnp.where(is_positive, q.shares, 1))
         words = jnp.sum(x.counts[..., None] * jnp.where(is_positive, q.shares * joint, 0), (1, 2))
         return words + minus_kl_of_dirichlets(data.alpha, q.gamma, logs)
@@ -327,13 +324,11 @@ class LDA(Model):
         if v != x.vocabulary:
             raise ValueError(
                 f"the documents have a vocabulary of {x.vocabulary} words, the topics one of {v}: "
-                f"build them with jaxem.Documents(..., vocabulary={v})"
+                f"build them with the vocabulary of the fit, jaxem.Documents(..., vocabulary={v}), "
+                'and unknown="drop" to leave out other words'
             )
-        table = params.topics.T
-        if self.bayes:
-            scale = table * params.mass
-            table = exp_digamma(scale) / exp_digamma(params.mass)
-        return Table(table, self._fixed_alpha(params), x.words, x.counts)
+        mass = params.mass if self.bayes else None
+        return Table.of(params.topics, mass, self._fixed_alpha(params), x.words, x.counts)
 
     def cold(self, params, x):
         """γ (n, k) of a cold start: the tokens of a document are divided evenly among topics."""

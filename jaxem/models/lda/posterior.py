@@ -15,20 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
-from jax.lax import Precision, lgamma
 
+from jaxem.models.lda.blocks import Block, Table, add_cells, block_values, stepped_gamma
 from jaxem.numerics import tuning
-from jaxem.numerics.special import digamma, exp_digamma
 from jaxem.numerics.tree import select
-
-
-class Table(NamedTuple):
-    """table (v, k): exp E[log p(word | topic)]; alpha (k,); words (n, L), counts (n, L)."""
-
-    table: jax.Array
-    alpha: jax.Array
-    words: jax.Array
-    counts: jax.Array
 
 
 class Words(NamedTuple):
@@ -68,18 +58,15 @@ def converged_gamma(data: Table, gamma, tol, most_steps):
     lengths, rows = layout(data.words.shape, gamma.shape[1])
     state = (gamma, jnp.zeros(n, jnp.int32), jnp.ones(n, bool))
     if rows == [n]:
-        block = table_rows(data.table, data.words)
-        return stepped_block(block, data.counts, data.alpha, tol, most_steps, 0, state)[0]
+        return stepped_block(Block.of(data, data.words, data.counts), tol, most_steps, 0, state)[0]
 
     def visit_block(state, idx, inside, length, is_only_block):
         words, counts = cells(data, idx, length)
         allowed = jnp.where(is_only_block, 0, idx.shape[0] // tuning.UNCONVERGED_DIVISOR)
         gamma, steps, live = (leaf[idx] for leaf in state)
         live_state = (gamma, steps, live & inside)
-        block = table_rows(data.table, words)
-        stepped = stepped_block(
-            block, counts, data.alpha, tol[idx], most_steps, allowed, live_state
-        )
+        block = Block.of(data, words, counts)
+        stepped = stepped_block(block, tol[idx], most_steps, allowed, live_state)
         rows_to_set = jnp.where(inside, idx, n)
         return tuple(
             a.at[rows_to_set].set(b, mode="drop") for a, b in zip(state, stepped, strict=True)
@@ -94,7 +81,7 @@ def converged_gamma(data: Table, gamma, tol, most_steps):
     return jax.lax.while_loop(lambda state: jnp.any(state[2]), step_packed, state)[0]
 
 
-def stepped_block(block, counts, alpha, tol, most_steps, allowed, state):
+def stepped_block(block, tol, most_steps, allowed, state):
     """The state of a block after steps until at most `allowed` documents have not converged.
 
     The state is (γ (w, k), the number of steps (w,), whether a document has not converged (w,)).
@@ -102,7 +89,7 @@ def stepped_block(block, counts, alpha, tol, most_steps, allowed, state):
 
     def step(state):
         gamma, steps, live = state
-        stepped = stepped_gamma(block, counts, alpha, gamma)
+        stepped = stepped_gamma(block, gamma)
         steps = steps + live
         still_live = live & (jnp.abs(stepped - gamma).mean(-1) > tol) & (steps < most_steps)
         return jnp.where(live[:, None], stepped, gamma), steps, still_live
@@ -116,8 +103,8 @@ def sums_at_gamma(data: Table, gamma, weights) -> Words:
     units = arranged(data.words, data.counts, gamma.shape[1])
     gamma = gamma[units.order]
 
-    def values_at_gamma(block, counts, idx, inside, allowed):
-        return block_values(block, counts, data.alpha, gamma[idx])
+    def values_at_gamma(block, idx, inside, allowed):
+        return block_values(block, gamma[idx])
 
     return over_blocks(values_at_gamma, data, units, weights)[1]
 
@@ -130,48 +117,22 @@ def one_pass(data: Table, units, gamma, cold, from_cold, tol, most_steps, weight
     F is then lower than at `gamma` keeps `gamma`. units: the documents in the order of `arranged`.
     A block stops when few of its documents change by more than tol (n,), and is not visited again.
     """
-    alpha = data.alpha
     gamma, cold, tol = (leaf[units.order] for leaf in (gamma, cold, tol))
 
-    def step_block(block, counts, idx, inside, allowed):
+    def step_block(block, idx, inside, allowed):
         previous = gamma[idx]
         state = jnp.where(from_cold, cold[idx], previous), jnp.zeros(idx.shape, jnp.int32), inside
-        stepped = stepped_block(block, counts, alpha, tol[idx], most_steps, allowed, state)[0]
+        stepped = stepped_block(block, tol[idx], most_steps, allowed, state)[0]
 
         def is_better():
             # F stays inside this branch: XLA would fuse it with its users and compute it per cell.
-            at_previous, at_stepped = (
-                block_values(block, counts, alpha, g).evidence for g in (previous, stepped)
-            )
+            at_previous, at_stepped = (block_values(block, g).evidence for g in (previous, stepped))
             return at_stepped >= at_previous
 
         is_accepted = jax.lax.cond(from_cold, is_better, lambda: inside)
-        return block_values(
-            block, counts, alpha, jnp.where(is_accepted[:, None], stepped, previous)
-        )
+        return block_values(block, jnp.where(is_accepted[:, None], stepped, previous))
 
     return over_blocks(step_block, data, units, weights)
-
-
-class BlockValues(NamedTuple):
-    """Quantities of the documents of a block.
-
-    gamma (w, k): γ. norm (w, l): Σ_k exp ψ(γ_k) · table[word, k] of every cell. evidence (w,): F at
-    the best φ, in nats.
-    """
-
-    gamma: jax.Array
-    norm: jax.Array
-    evidence: jax.Array
-
-
-def block_values(block, counts, alpha, gamma):
-    """The `BlockValues` of the documents of a block at γ."""
-    norm = cell_norms(block, exp_digamma(gamma))
-    is_present = counts > 0
-    logs = jnp.where(is_present, counts * jnp.log(jnp.where(is_present, norm, 1)), 0).sum(-1)
-    minus_kl = minus_kl_of_dirichlets(alpha, gamma, mean_log(gamma))
-    return BlockValues(gamma, norm, logs + minus_kl - counts.sum(-1) * digamma(gamma.sum(-1)))
 
 
 class Arranged(NamedTuple):
@@ -203,9 +164,9 @@ def arranged(words, counts, k: int) -> Arranged:
 def over_blocks(block_function, data: Table, units: Arranged, weights):
     """(γ (n, k), `Words`) of all documents, from the `BlockValues` of every block.
 
-    block_function: (block, counts, idx (w,), inside (w,), allowed) → `BlockValues`. idx are
-    positions in the order of `units`, inside says which of them are documents of this block, and
-    allowed is how many documents may stop before they have converged.
+    block_function: (block, idx (w,), inside (w,), allowed) → `BlockValues`. idx are positions in
+    the order of `units`, inside says which of them are documents of this block, and allowed is how
+    many documents may stop before they have converged.
     """
     order, end = units.order, units.end
     n, k = order.shape[0], data.alpha.shape[0]
@@ -220,13 +181,13 @@ def over_blocks(block_function, data: Table, units: Arranged, weights):
         )
         # The last block of a class may hold few documents, so they are counted.
         allowed = 0 if rows == [n] else inside.sum() // tuning.UNCONVERGED_DIVISOR
-        values = block_function(table_rows(data.table, words), counts, idx, inside, allowed)
-        ratio = counts / jnp.where(values.norm > 0, values.norm, 1)
-        weighted = exp_digamma(values.gamma) * jnp.where(inside, weights[idx], 0)[:, None]
+        block = Block.of(data, words, counts)
+        values = block_function(block, idx, inside, allowed)
+        total = add_cells(total, block, values, jnp.where(inside, weights[idx], 0))
         rows_to_set = jnp.where(inside, idx, n)
         gamma = gamma.at[rows_to_set].set(values.gamma, mode="drop")
         evidence = evidence.at[rows_to_set].set(values.evidence, mode="drop")
-        return add_cells(total, weighted, words, ratio), gamma, evidence
+        return total, gamma, evidence
 
     dtype = data.table.dtype
     empty = jnp.zeros(data.table.shape, dtype), jnp.zeros((n, k), dtype), jnp.zeros(n, dtype)
@@ -240,47 +201,7 @@ def over_blocks(block_function, data: Table, units: Arranged, weights):
         class_of = jnp.sum(position[:, None] >= end[:-1], axis=1)
         gamma, evidence = select_by_class(class_of, empty[1:], [part[1:] for part in carries])
         gamma, evidence = (leaf.at[order].set(leaf) for leaf in (gamma, evidence))
-    return gamma, Words((total * data.table).T, evidence)
-
-
-def minus_kl_of_dirichlets(alpha, gamma, logs):
-    """−KL(Dirichlet(γ) ‖ Dirichlet(alpha)) over the last axis; logs: E[log θ] under the first."""
-    cross = ((alpha - gamma) * logs).sum(-1)
-    return log_normalizer(alpha) - log_normalizer(gamma) + cross
-
-
-def log_normalizer(alpha):
-    """log Γ(Σα) − Σ log Γ(α), over the last axis."""
-    return lgamma(alpha.sum(-1)) - lgamma(alpha).sum(-1)
-
-
-def table_rows(table, words):
-    """The rows of the table for a block of words (w, l), as (w, k, l), the fastest layout for the
-    products with them."""
-    return jnp.swapaxes(jnp.take(table, words, axis=0, mode="clip"), 1, 2)
-
-
-def cell_norms(block, e):
-    """Σ_k e_wk block_wkl: (w, l)."""
-    return jnp.einsum("wk,wkl->wl", e, block, precision=Precision.HIGHEST)
-
-
-def stepped_gamma(block, counts, alpha, gamma):
-    """γ (w, k) after one step: α + Σ_l counts φ, from block (w, k, l), counts (w, l) and γ."""
-    exp_psi = exp_digamma(gamma)
-    norm = cell_norms(block, exp_psi)
-    ratio = counts / jnp.where(norm > 0, norm, 1)
-    return alpha + exp_psi * jnp.einsum("wl,wkl->wk", ratio, block, precision=Precision.HIGHEST)
-
-
-def add_cells(total, e, words, ratio):
-    """total (v, k) + Σ_w e_wk Σ_l ratio_wl [words_wl = word]."""
-    (w, length), v = words.shape, total.shape[0]
-    if tuning.platform() == "cpu" or v > tuning.SPARSE * length:
-        cells = (e[:, None, :] * ratio[:, :, None]).reshape(-1, e.shape[1])
-        return total.at[words.reshape(-1)].add(cells)
-    dense = jnp.zeros((w, v), e.dtype).at[jnp.arange(w)[:, None], words].add(ratio)
-    return total + jnp.matmul(dense.T, e, precision=Precision.HIGHEST)
+    return gamma, Words(total.T, evidence)
 
 
 def layout(shape, k: int):
@@ -290,8 +211,11 @@ def layout(shape, k: int):
     """
     n, longest = shape
     lengths = [longest]
-    ratio, shortest = tuning.LENGTH_RATIO, tuning.SHORTEST
-    while len(lengths) < tuning.LENGTH_CLASSES and lengths[-1] / ratio >= shortest:
+    shortest, classes = tuning.SHORTEST, tuning.LENGTH_CLASSES
+    # One very long document must not pad all others to a length of the same order.
+    ratio = (longest / (shortest * tuning.LENGTH_SPAN)) ** (1 / max(classes - 1, 1))
+    ratio = max(tuning.LENGTH_RATIO, ratio)
+    while len(lengths) < classes and lengths[-1] / ratio >= shortest:
         lengths.append(int(lengths[-1] / ratio))
     lengths = lengths[::-1]
     if tuning.platform() == "cpu":
@@ -353,8 +277,3 @@ def cells(data: Table, idx, length: int):
         return jax.vmap(lambda i: jax.lax.dynamic_slice(leaf, (i, 0), (1, length))[0])(idx)
 
     return rows(data.words), rows(data.counts)
-
-
-def mean_log(gamma):
-    """E[log θ] (n, k) under Dirichlet(γ)."""
-    return digamma(gamma) - digamma(gamma.sum(-1, keepdims=True))

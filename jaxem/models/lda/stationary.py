@@ -9,18 +9,19 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax.lax import Precision
+from jax.lax import Precision, stop_gradient
 
-from jaxem.models.lda.posterior import (
+from jaxem.models.lda.blocks import (
     Table,
     cell_norms,
-    converged_gamma,
+    headroom,
     mean_log,
     minus_kl_of_dirichlets,
     table_rows,
 )
+from jaxem.models.lda.posterior import converged_gamma
 from jaxem.numerics import tuning
-from jaxem.numerics.special import digamma, exp_digamma
+from jaxem.numerics.special import digamma
 
 TIGHT, SLACK = 0.7, 10
 """γ has converged where a step changes it by less than SLACK·ε^TIGHT of its mean."""
@@ -73,20 +74,26 @@ def stepped(data: Table, gamma, weights):
     """(γ (n, k) after one step, Σ w·counts·φ (k, v), F at γ and the best φ (n,)).
 
     Every document has as many cells as the longest. Reverse differentiation stores nothing of a
-    block.
+    block. There is no headroom here: the derivative of 1 / norm would underflow.
     """
     n, k = gamma.shape
+    table = data.table / headroom(gamma.dtype)
     rows = min(n, max(1, tuning.MAP_NUMBERS // (k * data.words.shape[1])))
 
     @jax.checkpoint
     def block(table, alpha, words, counts, gamma, weights):
         rows_of_table = table_rows(table, words)
-        e = exp_digamma(gamma)
+        psi = digamma(gamma)
+        top = stop_gradient(psi.max(-1, keepdims=True))
+        e = jnp.exp(psi - top)
         norm = cell_norms(rows_of_table, e)
         norm = jnp.where(norm > 0, norm, 1)
         ratio = counts / norm
+        shift = data.shift[words]
+        is_held = shift > -jnp.inf
+        log_norm = jnp.where(is_held, jnp.log(norm) + jnp.where(is_held, shift, 0) + top, 0)
         sums = jnp.einsum("wl,wkl->wk", ratio, rows_of_table, precision=Precision.HIGHEST)
-        logs = (counts * jnp.log(norm)).sum(-1) - counts.sum(-1) * digamma(gamma.sum(-1))
+        logs = (counts * log_norm).sum(-1) - counts.sum(-1) * digamma(gamma.sum(-1))
         cells = (e * weights[:, None])[:, None] * ratio[..., None]
         total = jnp.zeros_like(table).at[words.reshape(-1)].add(cells.reshape(-1, k))
         value = logs + minus_kl_of_dirichlets(alpha, gamma, mean_log(gamma))
@@ -94,11 +101,11 @@ def stepped(data: Table, gamma, weights):
 
     leaves = data.words, data.counts, gamma, weights
     if rows == n:
-        total, (gamma, value) = block(data.table, data.alpha, *leaves)
-        return gamma, (total * data.table).T, value
+        total, (gamma, value) = block(table, data.alpha, *leaves)
+        return gamma, (total * table).T, value
 
     def add(total, part):
-        block_total, out = block(data.table, data.alpha, *part)
+        block_total, out = block(table, data.alpha, *part)
         return total + block_total, out
 
     def cut(leaf):  # documents that fill up a block have γ = 1
@@ -106,6 +113,6 @@ def stepped(data: Table, gamma, weights):
         padding = fill((-n % rows, *leaf.shape[1:]), leaf.dtype)
         return jnp.concatenate([leaf, padding]).reshape(-1, rows, *leaf.shape[1:])
 
-    total, out = jax.lax.scan(add, jnp.zeros_like(data.table), tuple(map(cut, leaves)))
+    total, out = jax.lax.scan(add, jnp.zeros_like(table), tuple(map(cut, leaves)))
     gamma, value = (leaf.reshape(-1, *leaf.shape[2:])[:n] for leaf in out)
-    return gamma, (total * data.table).T, value
+    return gamma, (total * table).T, value
