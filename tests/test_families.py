@@ -232,7 +232,7 @@ def test_student_recovers_df(df):
 
 def test_student_refuses_a_df_that_is_no_df():
     for df in (0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="df must be positive"):
+        with pytest.raises(ValueError, match="df must be finite and above 0"):
             jaxem.StudentT(df=df)
 
 

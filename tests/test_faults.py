@@ -155,7 +155,11 @@ REMEDIES = [
         r"codes 0, 1, \.\.\., 2: codes are counted.*subtract 1$",
     ),
     (jaxem.Categorical(2), COUNTS % 2 + 5, r"codes 0 and 1: codes are counted.*subtract 5$"),
-    (jaxem.Categorical(2), COUNTS % 3, r"codes 0 and 1: recode them, or give.*levels=3, or give"),
+    (
+        jaxem.Categorical(2),
+        COUNTS % 3,
+        r"codes 0 and 1: recode them, or give Categorical levels=3$",
+    ),
     (jaxem.Categorical((3, 2)), COUNTS % 3, r"codes from 0 to below \(3, 2\), a limit for each"),
     (jaxem.Bernoulli(), COUNTS % 2 + 1, r"0 and 1: recode the two values 1 and 2 as 0 and 1"),
     (jaxem.Poisson(), -COUNTS - 1, r"counts 0, 1, 2, \.\.\.: use a model that takes such data"),

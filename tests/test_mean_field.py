@@ -322,7 +322,7 @@ def test_what_cannot_be_done_is_said():
         jaxem.fit(Solved(), X, key=0, method=jaxem.EM(accelerator=jaxem.SQUAREM()))
     with pytest.raises(TypeError, match="Solved has no gradient"):
         jaxem.fit(Solved(), X, key=0, gradient="unrolled", max_iter=2)
-    with pytest.raises(ValueError, match="sweeps must be 1 or more"):
+    with pytest.raises(ValueError, match="sweeps must be an int of 1 or more"):
         jaxem.MeanField(sweeps=0)
 
 

@@ -13,6 +13,7 @@ import jaxem
 from jaxem import Status
 
 R = np.random.default_rng
+SLOW = pytest.mark.slow
 TIMES = np.r_[R(2).normal(0, 60, 300), R(2).normal(900, 60, 300), R(2).normal(3600, 60, 400)]
 TIMES = TIMES[:, None]
 EPOCH = 1.7e9
@@ -57,38 +58,47 @@ def test_digits_lost_before_the_fit_are_named():
     assert not len(lost_columns(R(0).normal(3, 1, (300, 2)), 1e-3))
 
 
-def test_groups_far_apart_keep_their_spreads(dtype):
+@pytest.mark.parametrize(
+    "structure", ["diagonal", "tied", *(pytest.param(s, marks=SLOW) for s in ("full", "spherical"))]
+)
+def test_groups_far_apart_keep_their_spreads(structure):
     """Two groups of spread 1 at a distance of 1e6: float32 resolves them to 0.06."""
-    x = np.r_[R(5).normal(0, 1, (150, 1)), R(6).normal(1e6, 1, (150, 1))].astype(dtype)
+    x = np.r_[R(5).normal(0, 1, (150, 1)), R(6).normal(1e6, 1, (150, 1))].astype("f4")
     own = np.sort([x[:150].astype(float).std(), x[150:].astype(float).std()])
-    for structure in ("full", "tied", "diagonal", "spherical"):
-        result = jaxem.fit(jaxem.Mixture(jaxem.Normal(structure), 2), x, key=0)
-        assert result.converged, structure
-        expected = np.sqrt(np.mean(own**2)) if structure == "tied" else own
-        np.testing.assert_allclose(spreads(result.params), expected, rtol=2e-2)
+    result = jaxem.fit(jaxem.Mixture(jaxem.Normal(structure), 2), x, key=0)
+    assert result.converged
+    expected = np.sqrt(np.mean(own**2)) if structure == "tied" else own
+    np.testing.assert_allclose(spreads(result.params), expected, rtol=2e-2)
 
 
-def test_a_constant_column_is_left_out(dtype):
+@pytest.mark.parametrize(
+    ("bank", "dtype"),
+    [
+        (jaxem.Normal(), np.float32),
+        (jaxem.Normal("diagonal"), np.float64),
+        (jaxem.StudentT(df=5.0), np.float32),
+        pytest.param(jaxem.Normal("tied"), np.float32, marks=SLOW),
+        pytest.param(jaxem.StudentT(), np.float64, marks=SLOW),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_constant_column_is_left_out(bank, dtype):
     x = (R(6).normal(0, 1, (300, 3)) + 6 * (np.arange(300) < 100)[:, None]).astype(dtype)
     x[:, 2] = 7
-    for bank in (*map(jaxem.Normal, ("full", "tied", "diagonal")), jaxem.StudentT(df=5.0)):
-        for k in (1, 2):
-            model = jaxem.Mixture(bank, k)
-            with pytest.warns(jaxem.FitWarning, match="column 2 is the same in all 300 units"):
-                result = jaxem.fit(model, x, key=0)
-            assert result.converged
-            c = result.params.components
-            scale = c.covariance if hasattr(c, "covariance") else c.scale
-            assert np.allclose(np.asarray(scale)[..., -1].ravel()[-1], 49)
-            np.testing.assert_allclose(np.asarray(c.mean)[:, 2], 7, rtol=1e-6)
-            score = np.asarray(result.score_samples(x), float).sum()
-            assert np.isclose(score, result.log_likelihood, rtol=1e-5)
-    plain = jaxem.fit(jaxem.Mixture(jaxem.Normal("diagonal"), 1), x[:, :2], key=0)
-    with pytest.warns(jaxem.FitWarning):
-        wide = jaxem.fit(jaxem.Mixture(jaxem.Normal("diagonal"), 1), x, key=0)
-    np.testing.assert_allclose(
-        wide.params.components.covariance[:, :2], plain.params.components.covariance, rtol=1e-4
-    )
+    model = jaxem.Mixture(bank, 2)
+    with pytest.warns(jaxem.FitWarning, match="column 2 is the same in all 300 units"):
+        result = jaxem.fit(model, x, key=0)
+    plain = jaxem.fit(model, x[:, :2], key=0)
+    assert result.converged and plain.converged
+    c = result.params.components
+    scale = np.asarray(c.covariance if hasattr(c, "covariance") else c.scale)
+    assert np.allclose(scale[..., -1].ravel()[-1], 49)
+    np.testing.assert_allclose(np.asarray(c.mean)[:, 2], 7, rtol=1e-6)
+    score = np.asarray(result.score_samples(x), float).sum()
+    assert np.isclose(score, result.log_likelihood, rtol=1e-5)
+    if isinstance(bank, jaxem.Normal):  # the others depend on the number of features
+        means = (np.sort(np.asarray(r.params.components.mean)[:, 0]) for r in (result, plain))
+        np.testing.assert_allclose(*means, rtol=1e-3)
 
 
 class Frame:
@@ -163,13 +173,18 @@ def outliers(seed):
     return np.pad(x, ((0, 500 - n), (0, 0))).astype("f4"), (np.arange(500) < n).astype("f4"), k
 
 
-def test_starts_survive_outliers():
-    sound = {"t": 0, "normal": 0}
+@pytest.mark.parametrize(
+    ("bank", "part"),
+    [(jaxem.StudentT(df=4.0), 0.9), pytest.param(jaxem.Normal(), 0.5, marks=SLOW)],
+    ids=["t", "normal"],
+)
+def test_starts_survive_outliers(bank, part):
+    """Fits of a normal mixture may end with an outlier as a component, and then say so."""
+    sound = 0
     for seed in range(30):
         x, weights, k = outliers(seed)
-        for name, bank in (("t", jaxem.StudentT(df=4.0)), ("normal", jaxem.Normal())):
-            model = jaxem.Mixture(bank, k)
-            every = quiet(jaxem.fit, model, x, key=seed, weights=weights, restarts=4).restarts
-            sound[name] += np.isin(every.status, [Status.CONVERGED, Status.MAX_ITER]).sum()
-            assert np.isin(every.status, [1, 2, Status.DEGENERATE]).all()
-    assert sound["t"] >= 0.9 * 120, sound
+        model = jaxem.Mixture(bank, k)
+        every = quiet(jaxem.fit, model, x, key=seed, weights=weights, restarts=4).restarts
+        assert np.isin(every.status, [1, 2, Status.DEGENERATE]).all()
+        sound += np.isin(every.status, [Status.CONVERGED, Status.MAX_ITER]).sum()
+    assert sound >= part * 120

@@ -248,5 +248,5 @@ def test_rules_that_remember_are_refused_an_accelerator():
     for parts in ({"m_step": jaxem.Gradient(ADAM)}, {"e_step": jaxem.Variational()}):
         with pytest.raises(TypeError, match="an accelerator needs one "):
             jaxem.EM(accelerator=jaxem.SQUAREM(), **parts)
-    with pytest.raises(ValueError, match="steps must be 1 or more"):
+    with pytest.raises(ValueError, match="steps must be an int of 1 or more"):
         jaxem.Variational(steps=0)

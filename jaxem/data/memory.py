@@ -61,8 +61,9 @@ def _host_bytes_left() -> float:
     except (OSError, KeyError, ValueError):
         pass
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
+        pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+        return pages * os.sysconf("SC_PAGE_SIZE") if pages < math.inf else pages
+    except (OSError, ValueError):
         return math.inf
 
 

@@ -44,13 +44,13 @@ class StudentTParams:
 
 
 class StudentTStatistics(NamedTuple):
-    """Σw (k,), the moments weighted by w·u, and the quadratic model of the log-likelihood in
-    τ = 1/df: Σw·(slope + curvature·τ) (k,) and Σw·curvature (k,)."""
+    """Σw (k,), the moments weighted by w·u, and the slope of the log-likelihood by τ = 1/df as a
+    line in τ, level + bend·τ, with Σw·level (k,) and Σw·bend (k,)."""
 
     count: Any
     moments: NormalStatistics
-    target: Any
-    curvature: Any
+    level: Any
+    bend: Any
 
 
 @pytree
@@ -69,16 +69,14 @@ class StudentT(Bank):
     Without a prior the scatter is divided by Σwu rather than Σw: parameter-expanded EM, the same
     optimum in a tenth of the steps (Kent, Tyler & Vardi 1994; Liu, Rubin & Wu 1998). The degrees of
     freedom take a Newton step on the observed log-likelihood, not on its expectation given u (ECME;
-    Liu & Rubin 1995), in τ = 1/df, by its expected information. Without a prior S · (1 + 2τ), which
-    is nearly uncorrelated with τ, is held fixed in that step.
+    Liu & Rubin 1995), in τ = 1/df, by the larger of the observed and the expected information.
+    Without a prior S · (1 + 2τ), which is nearly uncorrelated with τ, is held fixed in that step.
     """
 
     df: Any = None
     prior: NormalPrior | None = None
     floor: Any = None
-    limits: Limits | None = dataclasses.field(
-        default=None, repr=False
-    )  # set by `standardize` alone
+    limits: Limits | None = dataclasses.field(default=None, repr=False)  # set by `standardize`
 
     @property
     def domain(self):
@@ -89,7 +87,7 @@ class StudentT(Bank):
         if self.floor is not None:
             finite_number(self.floor, "floor")
         if self.df is not None:
-            finite_number(self.df, "df")
+            finite_number(self.df, "df", above=True)
         if not is_traced(self.df) and self.df is not None and not np.all(np.asarray(self.df) > 0):
             raise ValueError(
                 f"df must be positive and finite, got {self.df!r}: the limit of many degrees of "
@@ -116,13 +114,19 @@ class StudentT(Bank):
         if self.df is not None:
             return StudentTStatistics(count, moments, jnp.zeros_like(count), jnp.zeros_like(count))
         d, df = x.shape[1], params.df
-        tau, moves = 1 / df, self._expanded
+        tau, expanded = 1 / df, self._expanded
         distance = (df + d) / q - df
-        slope = tail_slope(distance, tau, d) + log_constant_slope(tau, d)
-        slope = slope - jnp.where(moves, (q * distance - d) / (1 + 2 * tau), 0)
-        curvature = information(tau, d, moves)
-        target = (weights * (slope + curvature * tau)).sum(0)
-        return StudentTStatistics(count, moments, target, curvature * count)
+
+        def slope(tau_then):
+            ratio = jnp.where(expanded, (1 + 2 * tau_then) / (1 + 2 * tau), 1)
+            scaled = distance * ratio
+            of_scale = (1 / tau_then + d) * scaled / (1 / tau_then + scaled) - d
+            own = tail_slope(scaled, tau_then, d) + log_constant_slope(tau_then, d)
+            return own - jnp.where(expanded, of_scale / (1 + 2 * tau_then), 0)
+
+        value, bend = jax.jvp(slope, (tau,), (jnp.ones_like(tau),))
+        level = (weights * (value - bend * tau)).sum(0)
+        return StudentTStatistics(count, moments, level, (weights * bend).sum(0))
 
     def maximize(self, params, stats):
         return self._maximize(params, stats, False)
@@ -137,10 +141,13 @@ class StudentT(Bank):
         df = self._df(params)
         if self.df is None:
             tau = 1 / df
-            proposal = stats.target / jnp.where(stats.curvature > 0, stats.curvature, 1)
+            expected = stats.count * information(tau, params.mean.shape[1], expanded)
+            curvature = jnp.maximum(expected, -stats.bend)
+            slope = stats.level + stats.bend * tau
+            proposal = tau + slope / jnp.where(curvature > 0, curvature, 1)
             proposal = jnp.clip(proposal, tau / LARGEST_FACTOR, tau * LARGEST_FACTOR)
             proposal = jnp.clip(proposal, 1 / DF_RANGE[1], 1 / DF_RANGE[0])
-            proposal = jnp.where(fixed | ~(stats.curvature > 0), tau, proposal)
+            proposal = jnp.where(fixed | ~(curvature > 0), tau, proposal)
             df = jnp.where(fixed, df, 1 / proposal)
             ratio = jnp.where(expanded, (1 + 2 * tau) / (1 + 2 * proposal), 1)
             scale = normal_params.covariance * ratio[:, None, None]

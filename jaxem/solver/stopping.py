@@ -20,8 +20,8 @@ ESTIMATES = 2
 tol."""
 
 WINDOW = 32
-"""A climb whose gain over this many steps, a power of 2, is within rounding errors has converged;
-for the first of these windows, over its second half."""
+"""A climb whose gain over this many steps, a power of 2, is within rounding errors has converged.
+The first window begins at half as many steps."""
 
 
 class Memory(NamedTuple):
@@ -89,10 +89,9 @@ class Aitken:
             needed = ESTIMATES
         if objective is None:
             return jnp.stack(Memory(gain, rate, streak, last.anchor)), streak >= needed
-        is_window_end = n_iter & (WINDOW - 1) == 0
+        is_window_end = n_iter & (WINDOW - 1) == WINDOW // 2
         is_stalled = is_window_end & (objective - last.anchor <= noise) & (tol > 0)
-        is_anchor = is_window_end | (n_iter == WINDOW // 2)
-        anchor = jnp.where(is_anchor, objective, last.anchor)
+        anchor = jnp.where(is_window_end, objective, last.anchor)
         return jnp.stack(Memory(gain, rate, streak, anchor)), (streak >= needed) | is_stalled
 
 

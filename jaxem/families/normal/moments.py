@@ -3,6 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
@@ -39,7 +40,9 @@ class Limits(NamedTuple):
 
     def floor(self, mean):
         """The smallest variances (k, d) of components with means (k, d): of a standard deviation of
-        `FLOOR_IN_ROUNDINGS` rounding errors of values in the neighbourhood of the mean."""
+        `FLOOR_IN_ROUNDINGS` rounding errors of values in the neighbourhood of the mean. It is not
+        differentiated."""
+        mean = jax.lax.stop_gradient(mean)
         eps = FLOOR_IN_ROUNDINGS * float(jnp.finfo(mean.dtype).eps)
         return jnp.square(eps * mean) + jnp.square(eps * self.resolution)
 

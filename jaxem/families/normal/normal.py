@@ -218,10 +218,7 @@ class Normal(Bank):
         return structure.log_prior(prior.df, scale, params.covariance) - 0.5 * normal.sum()
 
     def degenerate(self, params):
-        floor = self._floor(params.mean)
-        if self.limits is not None:
-            floor = jnp.where(self.limits.varies, floor, 0)
-        return self.structure.is_floored(params.covariance, self.structure.per_component(floor))
+        return self.structure.is_floored(params.covariance, self._floor(params.mean, 0.0))
 
     def sample(self, key, params, z):
         noise = jax.random.normal(key, (z.shape[0], params.mean.shape[1]), params.mean.dtype)
@@ -240,7 +237,9 @@ class Normal(Bank):
         limits = Limits(jnp.ones_like(scale), varies)
         if self.limits is not None:
             limits = limits._replace(resolution=self.limits.resolution / scale)
-        floor = None if self.floor is None else self.floor / jnp.square(scale)
+        floor = self.floor
+        if floor is not None:
+            floor = floor / jnp.square(scale[0] if structure.common_scale else scale)
         prior = self.prior
         if prior is not None:
             spread = structure.as_scale(prior.scale, x.shape[1])
@@ -268,21 +267,29 @@ class Normal(Bank):
     def _framed(self, x):
         return x if self.frame is None else self.frame.standardize(x)
 
-    def _floor(self, mean):
-        """The smallest variances, of a shape that broadcasts to (k, d)."""
-        if self.floor is not None:
-            return jnp.broadcast_to(jnp.asarray(self.floor, mean.dtype), mean.shape)
-        return jnp.zeros_like(mean) if self.limits is None else self.limits.floor(mean)
+    def _floor(self, mean, of_constants=None):
+        """The smallest variances, by component and feature as far as the structure has them.
+
+        of_constants: that of constant features in its place, where features have their own.
+        """
+        structure = self.structure
+        if self.floor is None and self.limits is None:
+            return 0.0
+        floor = jnp.asarray(self.floor, mean.dtype) if self.floor is not None else None
+        if floor is None:
+            floor = structure.per_component(self.limits.floor(mean))
+        if of_constants is None or self.limits is None or structure.common_scale:
+            return floor
+        return jnp.where(self.limits.varies, floor, of_constants)
 
     def floored(self, mean, covariance):
         """Covariances with variances of at least the floor; that of a constant feature is 1, in the
         units of the arithmetic, or the given floor."""
-        structure, floor = self.structure, self._floor(mean)
-        if self.limits is not None:
-            size = jnp.ones_like(mean) if self.floor is None else floor
-            constant = jnp.where(self.limits.varies, 0, size)
-            covariance = structure.widened(covariance, structure.per_component(constant))
-        return structure.floor(covariance, structure.per_component(floor))
+        floor = self._floor(mean)
+        if self.limits is not None and not self.structure.common_scale:
+            size = 1.0 if self.floor is None else floor
+            covariance = self.structure.widened(covariance, jnp.where(self.limits.varies, 0, size))
+        return self.structure.floor(covariance, floor)
 
     def _keep_empty(self, count, updated, previous):
         empty = is_empty(count)

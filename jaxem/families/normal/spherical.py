@@ -72,9 +72,6 @@ class Spherical(Diagonal):
     def per_component(self, floor):
         return floor.max(-1)
 
-    def widened(self, covariance, variances):
-        return covariance  # a constant feature has its part in the common variance
-
     def is_floored(self, covariance, floor):
         return covariance <= floor * ON_FLOOR
 
