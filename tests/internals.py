@@ -15,7 +15,7 @@ from jaxem.data.precision import lost_columns
 from jaxem.estimators.kmeans import Centres, Clusters
 from jaxem.families.gamma import solve_shape
 from jaxem.families.normal.products import packed, pairs, products, unpacked
-from jaxem.families.student import information
+from jaxem.families.student import information, tail_slope
 from jaxem.gradient.krylov import krylov
 from jaxem.methods.acceleration import Chart
 from jaxem.methods.e_steps import parted, sampled
@@ -115,6 +115,7 @@ __all__ = [
     "split",
     "standardized",
     "suited",
+    "tail_slope",
     "threads",
     "triangular_inverse",
     "tuning",

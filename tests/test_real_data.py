@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from compare import quiet
-from internals import information, lost_columns
+from internals import information, lost_columns, tail_slope
 
 import jaxem
 from jaxem import Status
@@ -161,6 +161,26 @@ def test_the_information_of_the_degrees_of_freedom(d, df):
     for expanded, score in ((False, slope), (True, slope - 2 / (1 + 2 * tau) * of_scale)):
         given = float(information(np.asarray(tau), d, expanded))
         assert 0.6 < given / np.var(score) < 1.7, (expanded, given, np.var(score))
+
+
+@pytest.mark.parametrize("expanded", [False, True])
+def test_the_slope_of_the_degrees_of_freedom(expanded):
+    """By automatic differentiation, in double precision; and no NaN where squares overflow."""
+    d, tau = 3, np.array([1e-4, 0.05, 0.4, 5.0])
+    delta = np.geomspace(1e-3, 1e4, 30)[:, None] * np.ones(4)
+
+    def log_tail(then, delta):
+        grown = (1 + 2 * then) / (1 + 2 * tau) if expanded else 1.0
+        own = -(1 / then + d) / 2 * jax.numpy.log1p(delta * grown * then)
+        return own + (d / 2 * jax.numpy.log(1 + 2 * then) if expanded else 0.0)
+
+    slope = lambda then: jax.jvp(lambda t: log_tail(t, delta), (then,), (jax.numpy.ones(4),))[1]  # noqa: E731
+    value, bend = jax.jvp(slope, (jax.numpy.asarray(tau),), (jax.numpy.ones(4),))
+    got = tail_slope(delta, tau, d, expanded)
+    np.testing.assert_allclose(got[0], value, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(got[1], bend, rtol=1e-4, atol=1e-3)
+    far = tail_slope(np.full((1, 4), 1e30, "f4"), tau.astype("f4"), d, expanded)
+    assert all(np.isfinite(part).all() for part in far)
 
 
 def outliers(seed):

@@ -116,15 +116,9 @@ class StudentT(Bank):
         d, df = x.shape[1], params.df
         tau, expanded = 1 / df, self._expanded
         distance = (df + d) / q - df
-
-        def slope(tau_then):
-            ratio = jnp.where(expanded, (1 + 2 * tau_then) / (1 + 2 * tau), 1)
-            scaled = distance * ratio
-            of_scale = (1 / tau_then + d) * scaled / (1 / tau_then + scaled) - d
-            own = tail_slope(scaled, tau_then, d) + log_constant_slope(tau_then, d)
-            return own - jnp.where(expanded, of_scale / (1 + 2 * tau_then), 0)
-
-        value, bend = jax.jvp(slope, (tau,), (jnp.ones_like(tau),))
+        value, bend = tail_slope(distance, tau, d, expanded)
+        of_constant = jax.jvp(lambda tau: log_constant_slope(tau, d), (tau,), (jnp.ones_like(tau),))
+        value, bend = value + of_constant[0], bend + of_constant[1]
         level = (weights * (value - bend * tau)).sum(0)
         return StudentTStatistics(count, moments, level, (weights * bend).sum(0))
 
@@ -144,10 +138,10 @@ class StudentT(Bank):
             expected = stats.count * information(tau, params.mean.shape[1], expanded)
             curvature = jnp.maximum(expected, -stats.bend)
             slope = stats.level + stats.bend * tau
-            proposal = tau + slope / jnp.where(curvature > 0, curvature, 1)
+            proposal = tau + slope / jnp.where(curvature <= 0, 1, curvature)
             proposal = jnp.clip(proposal, tau / LARGEST_FACTOR, tau * LARGEST_FACTOR)
             proposal = jnp.clip(proposal, 1 / DF_RANGE[1], 1 / DF_RANGE[0])
-            proposal = jnp.where(fixed | ~(curvature > 0), tau, proposal)
+            proposal = jnp.where(fixed | (curvature <= 0), tau, proposal)
             df = jnp.where(fixed, df, 1 / proposal)
             ratio = jnp.where(expanded, (1 + 2 * tau) / (1 + 2 * proposal), 1)
             scale = normal_params.covariance * ratio[:, None, None]
@@ -263,14 +257,32 @@ def _steps(d, dtype):
     return jnp.arange(d // 2, dtype=dtype) + (d % 2) / 2
 
 
-def tail_slope(distance, tau, d):
-    """The derivative by τ of −((1/τ + d)/2) log(1 + δτ), for distances δ (n, k)."""
+def tail_slope(distance, tau, d, expanded):
+    """Slope and bend, the first two derivatives by τ, of −((1/τ + d)/2) log(1 + δτ), for distances
+    δ (n, k).
+
+    Where `expanded`, S · (1 + 2τ) is held fixed, so that δ is proportional to 1 + 2τ, and a term
+    −d/2 log |S| is included. All parts are bounded, since a square of δ may overflow, and series
+    take the place of differences that cancel.
+    """
     y = distance * tau
-    direct = 0.5 * (jnp.log1p(y) - y / (1 + y)) / jnp.square(tau)
+    apart, inside = 1 / (1 + y), y / (1 + y)
+    reach = inside / tau  # δ/(1 + δτ)
+    rate = jnp.where(expanded, 2 / (1 + 2 * tau), 0)  # d log δ/dτ
     small = jnp.minimum(y, SMALL)
+    is_small = y <= SMALL
+    bounded = small / tau
     part = 1 / 2 - small * (2 / 3 - small * (3 / 4 - small * (4 / 5 - small * (5 / 6))))
-    series = 0.5 * jnp.square(small / tau) * part
-    return jnp.where(y > SMALL, direct, series) - d / 2 * distance / (1 + y)
+    bent = -small * (1 / 3 - small * (3 / 4 - small * (6 / 5 - small * (5 / 3))))
+    excess = jnp.log1p(y) - inside
+    slope = jnp.where(is_small, bounded**2 * part, excess / tau**2) / 2 - d / 2 * reach
+    direct = (0.5 * (1 + rate * tau) * inside**2 - excess) / tau**3
+    series = bounded**2 / tau * (bent + 0.5 * rate * tau / jnp.square(1 + small))
+    bend = jnp.where(is_small, series, direct) + d / 2 * reach * (reach - apart * rate)
+    of_scale = (1 / tau + d) * inside - d
+    turn = reach * (apart * rate - reach) + d * reach * apart * (1 + rate * tau)
+    half = rate / 2
+    return slope - half * of_scale, bend - half * (turn - rate * of_scale)
 
 
 def information(tau, d, expanded):

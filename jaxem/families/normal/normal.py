@@ -287,7 +287,7 @@ class Normal(Bank):
         units of the arithmetic, or the given floor."""
         floor = self._floor(mean)
         if self.limits is not None and not self.structure.common_scale:
-            size = 1.0 if self.floor is None else floor
+            size = jnp.ones((), mean.dtype) if self.floor is None else floor
             covariance = self.structure.widened(covariance, jnp.where(self.limits.varies, 0, size))
         return self.structure.floor(covariance, floor)
 
