@@ -9,6 +9,7 @@ import numpy as np
 from jaxem.data.memory import require_room
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import is_traced
+from jaxem.protocol.counts import total_range
 from jaxem.protocol.status import FitWarning
 
 _warned_about_x64 = False
@@ -204,7 +205,16 @@ def explain_bad_weights(weights) -> str | None:
             f"{first}: {values[first]}; weights are 0 for an absent unit, else positive"
         )
     if not (values > 0).any():
-        return "weights are all zero: there is nothing to fit; give at least one unit weight"
+        return (
+            f"weights are all zero (in {values.dtype}): there is nothing to fit; give at least one "
+            "unit weight"
+        )
+    total, (least, most) = values.sum(dtype=float), total_range(values.dtype)
+    if not least < total < most:
+        return (
+            f"weights sum to {total:.3g}, and {values.dtype} takes sums from {least:.1g} to "
+            f"{most:.1g}: multiply them by one number, such as {values.size / total:.1g}"
+        )
     return None
 
 

@@ -1,5 +1,6 @@
 """Gamma components: positive numbers in d independent columns."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -47,8 +48,9 @@ class Gamma(Bank):
     """
 
     prior: GammaConjugatePrior | None = None
+    varies: Any = dataclasses.field(default=None, repr=False)  # set by `standardize` alone
 
-    domain = domains.POSITIVE
+    domain = domains.SPREAD_POSITIVE
     _separate = True
 
     def __post_init__(self):
@@ -115,7 +117,10 @@ class Gamma(Bank):
 
     def degenerate(self, params):
         spread = log_minus_digamma(params.shape)
-        return jnp.any(spread <= 1.01 * smallest_spread(spread.dtype), axis=-1)
+        is_collapsed = spread <= 1.01 * smallest_spread(spread.dtype)
+        if self.varies is not None:  # a constant feature says nothing about components
+            is_collapsed &= self.varies | ~jnp.any(self.varies)
+        return jnp.any(is_collapsed, axis=-1)
 
     def sample(self, key, params, z):
         shape = params.shape[z]
@@ -131,7 +136,11 @@ class Gamma(Bank):
             prior = GammaConjugatePrior(
                 prior.count, prior.mean / scale, prior.mean_log - jnp.log(scale)
             )
-        return Standardized(Gamma(prior), x / scale, scale, jnp.log(scale).sum())
+        present = (weights > 0)[:, None]
+        highest = jnp.max(jnp.where(present, x, 0), axis=0)
+        lowest = jnp.min(jnp.where(present, x, jnp.inf), axis=0)
+        varies = highest > lowest * (1 + 4 * jnp.finfo(x.dtype).eps)
+        return Standardized(Gamma(prior, varies), x / scale, scale, jnp.log(scale).sum())
 
     def inward(self, scale, params):
         return GammaParams(params.shape, params.rate * scale)

@@ -5,6 +5,12 @@ import jax.numpy as jnp
 from jaxem.numerics.tree import select
 
 
+def total_range(dtype):
+    """The sums of weights between which counts of components neither underflow nor overflow."""
+    limits = jnp.finfo(dtype)
+    return float(limits.tiny) / float(limits.eps) ** 3, float(limits.max) * float(limits.eps) ** 2
+
+
 def is_empty(count):
     """Which components are empty: their count has underflowed, and has no estimate."""
     limits = jnp.finfo(count.dtype)

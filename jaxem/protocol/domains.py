@@ -115,6 +115,7 @@ def _recoded(values, limit: int) -> str:
 REALS = Matrix()
 SPREAD_REALS = Matrix(variances=True)
 POSITIVE = Matrix("finite positive numbers", lambda x: (x > 0) & (x < float("inf")))
+SPREAD_POSITIVE = replace(POSITIVE, variances=True)
 NONNEGATIVE = Matrix("finite numbers of 0 or more", lambda x: (x >= 0) & (x < float("inf")))
 COUNTS = Matrix("counts 0, 1, 2, ...", _counts)
 BITS = Matrix("0 and 1", lambda x: (x == 0) | (x == 1), remedy=_two_values)

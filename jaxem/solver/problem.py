@@ -12,6 +12,7 @@ from jaxem.numerics.tree import Structure, float_dtype, in_dtype, merge, pytree,
 from jaxem.passes.chunks import in_chunks, total_of
 from jaxem.passes.collect import Prepared, chunk_rows, prepared
 from jaxem.protocol.capabilities import FiniteLatents, LocalPosterior, defines, has
+from jaxem.protocol.counts import total_range
 from jaxem.protocol.posterior import responsibilities_of
 from jaxem.protocol.status import Status
 from jaxem.protocol.units import inward, outward, standardized
@@ -242,6 +243,8 @@ def sanitize(model, x, weights, absent: bool = False):
         weights = jnp.ones(n, float_dtype(x))
     present = weights > 0
     is_wrong = jnp.any((present & ~valid) | ~((weights >= 0) & jnp.isfinite(weights)))
+    total, (least, most) = jnp.where(present, weights, 0).sum(), total_range(weights.dtype)
+    is_wrong |= (total > 0) & ~((total > least) & (total < most))
     status = jnp.where(is_wrong, Status.BAD_INPUT, Status.RUNNING)
     status = jnp.where(jnp.any(present) | is_wrong, status, Status.EMPTY)
 
