@@ -34,8 +34,9 @@ MEANING = {
     Status.NONFINITE: "the objective became NaN or infinite; the last finite iterate was kept. "
     "Rescale the data, use float64, or look for units that the model gives probability zero",
     Status.DEGENERATE: "a component collapsed onto too few distinct units, or emptied; use fewer "
-    "components, a simpler covariance, a prior, or more restarts (or other units, where variances "
-    "are too small for the dtype)",
+    "components, a simpler covariance, a prior, more restarts, or a start that outliers do not set "
+    '(init="random"), or give float64 data, with x64 enabled, where variances are small beside the '
+    "values",
     Status.BAD_INPUT: "the data hold values outside the model's support, or a bad weight",
     Status.EMPTY: "every weight is zero",
 }
