@@ -23,7 +23,7 @@ from jaxem.gradient.rules import GRADIENTS
 from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
 from jaxem.models.mixture import FiniteMixture, warn_if_identical
-from jaxem.numerics.tree import float_dtype, is_traced, split
+from jaxem.numerics.tree import float_dtype, in_jit, is_traced, split
 from jaxem.protocol.capabilities import Bound, FiniteLatents, Placed, defines, has
 from jaxem.protocol.model import Bank, name_of
 from jaxem.protocol.starts import NAMED, Start
@@ -140,7 +140,8 @@ def fit(
         x is not None and isinstance(method, EM) and method.gains_from_steps(model, x)
     )
     names = column_names(data)
-    return report(result, model, x, weights, tol, resolves_small_gains, names)
+    result = report(result, model, x, weights, tol, resolves_small_gains, names)
+    return result if is_batch else result.about(x, weights)
 
 
 def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
@@ -160,6 +161,7 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
     clean = weights is None and checks.is_clean(model, x)
     start = key if init is None or isinstance(init, Start) else init
     numeric, plan = _planned(plan._replace(clean=clean), model, method, init)
+    plan = plan._replace(entropy=is_traced((numeric, x, weights, start, limits)) or in_jit())
     fits = gradient.fit(plan, numeric, x, weights, start, *limits)
     shape, total = tuple(jax.tree.leaves(x)[0].shape), _total_weight(weights, (n,), float_dtype(x))
     return Result.of(model, *fits[:2], shape, fits[2], total)

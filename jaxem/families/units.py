@@ -36,8 +36,8 @@ def frame(x, weights, common: bool) -> Frame:
 
     The location of a feature is its median, its scale the interquartile range over that of a
     standard normal, so that outliers set neither; both are estimated from at most `SAMPLED_UNITS`
-    units. A feature with more than half of its values equal has its standard deviation. The scale
-    of a constant feature is its magnitude. Nothing here is differentiated: a fit does not depend on
+    units. The scale of a feature with equal quartiles is its largest distance from the median, that
+    of a constant feature its magnitude. Nothing here is differentiated: a fit does not depend on
     its units.
     """
     x, weights = stop_gradient((jnp.asarray(x), weights))
@@ -48,7 +48,7 @@ def frame(x, weights, common: bool) -> Frame:
         return jnp.max(jnp.where(present, jnp.abs(x - location), 0), axis=0)
 
     reach = over_rows(farthest, jnp.maximum, x, weights)
-    scale = jnp.maximum(spread, SMALLEST_PART * reach)
+    scale = jnp.maximum(jnp.where(spread > 0, spread, reach), SMALLEST_PART * reach)
     varies = scale > 4 * jnp.finfo(x.dtype).eps * jnp.abs(location)
     magnitude = jnp.where(location != 0, jnp.abs(location), 1)
     scale = jnp.where(varies, scale, magnitude)
@@ -70,19 +70,18 @@ NORMAL_QUARTILES = 1.349
 
 
 def _middle(x, weights):
-    """Median and robust standard deviation (d,) of the present rows of a sample."""
+    """Median and robust standard deviation (d,) of the present rows of a sample; the second is 0
+    where the quartiles are equal."""
     stride = -(-x.shape[0] // tuning.SAMPLED_UNITS)
-    sample, present = x[::stride], (weights[::stride] > 0)
+    present = weights[::stride] > 0
     count = present.sum()
-    rows = jnp.sort(jnp.where(present[:, None], sample, jnp.inf), axis=0)
-    low, median, high = (rows[((count - 1) * part) // 4] for part in (1, 2, 3))
-    first = x[jnp.argmax(weights > 0)]  # where the sample has no present row
-    median = jnp.where(count > 0, median, first)
-    away = jnp.where(present[:, None], sample - median, 0)
-    reach = jnp.max(jnp.abs(away), axis=0)
-    unit = away / jnp.where(reach > 0, reach, 1)
-    deviation = reach * jnp.sqrt(jnp.square(unit).sum(0) / jnp.maximum(count, 1))
-    return median, jnp.where(high > low, (high - low) / NORMAL_QUARTILES, deviation)
+    rows = jnp.sort(jnp.where(present[:, None], x[::stride], jnp.inf), axis=0)
+    low, median, high = rows[((count - 1) * jnp.arange(1, 4)) // 4]
+    spread = (high - low) / NORMAL_QUARTILES
+    if stride > 1:  # the sample may have no present row
+        first = x[jnp.argmax(weights > 0)]
+        median, spread = jnp.where(count > 0, median, first), jnp.where(count > 0, spread, 0)
+    return median, spread
 
 
 def over_rows(function, combine, x, weights):

@@ -165,8 +165,9 @@ MOST_IGNORED = 0.4
 REDRAWS = 16
 """The most outliers that are drawn as seeds and refused."""
 
-TYPICAL_ROWS = 4
-"""Units whose distances to all others are the sample for the typical distance."""
+REFERENCES = 4
+"""Units, evenly spaced in the data, whose distances to all others are the sample for the typical
+distance; before the first seed they stand in for seeds."""
 
 
 def _seeded(key, points, weights, k, preference, labels=None, outliers=False):
@@ -181,9 +182,9 @@ def _seeded(key, points, weights, k, preference, labels=None, outliers=False):
     """
     if points is None:
         raise ValueError('this model cannot place its units in space: use init="random"')
+    n = points.shape[0]
     uniforms = jax.random.uniform(key, (k,), points.dtype)
-    spare_key = jax.random.fold_in(key, 1)
-    spare = jax.random.uniform(spare_key, (REDRAWS + TYPICAL_ROWS,), points.dtype)
+    spare = jax.random.uniform(jax.random.fold_in(key, 1), (REDRAWS,), points.dtype)
     few = ISOLATED_PART / k * weights.sum()
     order, known_means = jnp.arange(k), None
     if labels is not None:
@@ -193,66 +194,58 @@ def _seeded(key, points, weights, k, preference, labels=None, outliers=False):
         known_means = known_means / jnp.where(is_empty(count), 1, count)[:, None]
         order = jnp.argsort(is_empty(count), stable=True)  # known components first
 
-    def drawn(mass, uniform):
-        cumulative = jnp.cumsum(mass)
-        row = jnp.sum(cumulative <= uniform * cumulative[-1])
-        return jnp.minimum(row, points.shape[0] - 1)
-
-    def squared_distance(seed):
-        return jnp.square(points - seed).sum(-1)
-
-    gross = jnp.inf
+    nearest, gross = jnp.ones(n, points.dtype), jnp.inf
     if not outliers:
-        sample = jax.lax.map(
-            lambda uniform: _typical(squared_distance(points[drawn(weights, uniform)]), weights),
-            spare[REDRAWS:],
-        )
-        gross = GROSS * sample.min()
+        references = points[:: -(-n // REFERENCES)]
+        apart = jnp.square(references[:, None] - points).sum(-1)
+        gross, nearest = GROSS * _typical(apart, weights).min(), apart.min(0)
 
     def draw(carry):
         j, redraws, nearest, label, refused = carry
         component = order[jnp.minimum(j, k - 1)]
         uniform = jnp.where(redraws > 0, spare[redraws - 1], uniforms[component])
-        row = drawn(jnp.where(refused, 0, weights * preference(nearest)), uniform)
-        seed, is_known = points[row], False
+        mass = weights * jnp.where(j == 0, 1, preference(nearest))
+        cumulative = jnp.cumsum(jnp.where(refused, 0, mass))
+        row = jnp.minimum(jnp.sum(cumulative <= uniform * cumulative[-1]), n - 1)
+        seed, is_drawn = points[row], True
         if known_means is not None:
-            is_known = ~is_empty(count[component])
-            seed = jnp.where(is_known, known_means[component], seed)
-        distance = squared_distance(seed)
-        is_closer = (distance < nearest) | (j == 0)
-        is_far = jnp.where(j == 0, _typical(distance, weights), nearest[row]) > gross
-        is_around = distance < nearest / AROUND
-        is_isolated = (j == 0) | (jnp.where(is_around, weights, 0).sum() < few)
-        is_outlier = is_far & is_isolated & (redraws < REDRAWS) & ~jnp.asarray(is_known)
-        is_closer &= ~is_outlier
+            is_drawn = is_empty(count[component])
+            seed = jnp.where(is_drawn, seed, known_means[component])
+        distance = jnp.square(points - seed).sum(-1)
+        is_closer, is_outlier = (distance < nearest) | (j == 0), jnp.zeros((), bool)
+        if not outliers:
+            around = jnp.where(distance < nearest / AROUND, weights, 0).sum()
+            is_outlier = (nearest[row] > gross) & (around < few) & (redraws < REDRAWS) & is_drawn
+            refused |= is_outlier & (jnp.arange(n) == row)
+            is_closer &= ~is_outlier
         return (
             jnp.where(is_outlier, j, j + 1),
             jnp.where(is_outlier, redraws + 1, 0),
             jnp.where(is_closer, distance, nearest),
             jnp.where(is_closer, component, label),
-            refused | (is_outlier & (jnp.arange(points.shape[0]) == row)),
+            refused,
         )
 
-    n = points.shape[0]
-    zero, nearest = jnp.zeros((), jnp.int32), jnp.ones(n, points.dtype)
+    zero = jnp.zeros((), jnp.int32)
     start = (zero, zero, nearest, jnp.zeros(n, order.dtype), jnp.zeros(n, bool))
     _, _, nearest, label, _ = jax.lax.while_loop(lambda carry: carry[0] < k, draw, start)
     shares = jnp.where(
         label[:, None] == jnp.arange(k), 1 - EVEN_PART + EVEN_PART / k, EVEN_PART / k
     )
+    if outliers:
+        return shares
     is_far = nearest > gross
     is_ignored = is_far & (jnp.where(is_far, weights, 0).sum() < MOST_IGNORED * weights.sum())
     return jnp.where(is_ignored[:, None], 0, shares)
 
 
 def _typical(distance, weights):
-    """The geometric mean of squared distances above 0: few outliers hardly change it."""
+    """The geometric means (m,) of squared distances (m, n) above 0: few outliers hardly change it.
+    Infinite where all are 0."""
     mass = jnp.where(distance > 0, weights, 0)
-    total = mass.sum()
     logs = jnp.log(jnp.where(distance > 0, distance, 1))
-    return jnp.where(
-        total > 0, jnp.exp((mass * logs).sum() / jnp.where(total > 0, total, 1)), jnp.inf
-    )
+    total = mass.sum(1)
+    return jnp.where(total > 0, jnp.exp((mass * logs).sum(1) / total), jnp.inf)
 
 
 def _known_shares(weights, k, labels):

@@ -17,7 +17,8 @@ def save(result, path) -> None:
     jaxem's own params.
     """
     arrays = []
-    content = {name: encode(getattr(result, name), arrays) for name in FIELDS}
+    best = result.best_fit
+    content = {name: encode(getattr(best, name), arrays) for name in FIELDS}
     content["restarts"] = encode(result.restarts, arrays)
     try:
         content["model"] = encode(result.model, arrays)

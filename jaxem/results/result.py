@@ -1,5 +1,6 @@
 """`Result`: what a fit returns, with predictions, scores and information criteria."""
 
+import contextlib
 import dataclasses
 from collections import Counter
 from typing import Any
@@ -28,8 +29,9 @@ class Result(Fit):
     it says also that I − J is regular and the fixed point near, where J is the Jacobian of the EM
     map at the params. total_weight: Σw of the fit, the number of units where they have no weights.
 
-    A pytree, so that it passes through `jit` and `vmap`. It keeps no data: methods that need data
-    take them as an argument.
+    A pytree, so that it passes through `jit` and `vmap`. Methods that need data take them as an
+    argument. The result of one eager fit has a reference to its own, for its `entropy` and `icl`,
+    which is lost in a transformation, and not saved.
     """
 
     restarts: Fit
@@ -136,6 +138,9 @@ class Result(Fit):
         """
         if x is None:
             _require_no_weights(weights)
+            own = vars(self).get("_data")
+            if self.posterior_entropy is None and own is not None:
+                return self.entropy(*own)
             if self.posterior_entropy is None:
                 raise TypeError(
                     f"no entropy of responsibilities was computed in the fit of "
@@ -191,14 +196,14 @@ class Result(Fit):
         """The `Result` of one fit of a batch."""
         if not np.ndim(self.status):
             raise TypeError("this is one fit, not a batch: it cannot be indexed")
-        best = jax.tree.map(lambda a: a[index], self._best)
+        best = jax.tree.map(lambda a: a[index], self.best_fit)
         parts = (self.restarts, self.gradient_ok, self.total_weight)
         restarts, ok, total = jax.tree.map(lambda a: a[index], parts)
         return Result.of(self.model, best, restarts, self.data_shape[1:], ok, total)
 
     def __reduce__(self):
         parts = (self.data_shape, self.gradient_ok, self.total_weight)
-        return Result.of, (self.model, self._best, self.restarts, *parts)
+        return Result.of, (self.model, self.best_fit, self.restarts, *parts)
 
     def __str__(self):
         model = jax.tree.map(_PrintedLeaf, self.model)
@@ -224,9 +229,20 @@ class Result(Fit):
 
     __repr__ = __str__
 
+    def about(self, x, weights):
+        """This result of an eager fit, with a reference to the data x and the weights of the fit,
+        for what is computed from them when it is asked for. Other results have none."""
+        vars(self)["_data"] = (x, weights)
+        return self
+
     @property
-    def _best(self) -> Fit:
-        return Fit(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Fit)})
+    def best_fit(self) -> Fit:
+        """The fields of the best restart's `Fit`, with its entropy, where that can be computed."""
+        best = Fit(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Fit)})
+        if self.posterior_entropy is None and "_data" in vars(self):
+            with contextlib.suppress(TypeError):  # a model without a finite latent variable
+                best = dataclasses.replace(best, posterior_entropy=np.asarray(self.entropy()))
+        return best
 
     def _score(self, x, weights):
         """(log-likelihood, Σw) of the fit itself where x is None, else of x."""

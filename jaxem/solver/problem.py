@@ -27,7 +27,8 @@ class Plan(NamedTuple):
     clean: whether every unit is known to be valid and weights are None. given: whether starts are
     params, not keys. restarts: the number of starts, or a `Restarts`. batched: whether the data
     have an axis of data sets. stationary_map: the map whose fixed point is differentiated, with
-    which fits are `Ended`; None where it is the EM map.
+    which fits are `Ended`; None where it is the EM map. entropy: whether the program computes that
+    of the responsibilities; a plain fit computes it when it is asked for.
     """
 
     structure: Structure
@@ -38,6 +39,7 @@ class Plan(NamedTuple):
     restarts: Any = 1
     batched: bool = False
     stationary_map: Any = None
+    entropy: bool = True
 
 
 @pytree(eq=False)
@@ -195,7 +197,7 @@ class Problem:
         model = self.climbed
         by_unit = bool(self.log_volume.ndim) and self.method.plain
         is_finite = has(model, FiniteLatents) and not has(model, LocalPosterior)
-        is_finite = is_finite and not defines(model, "latents")
+        is_finite = is_finite and not defines(model, "latents") and self.plan.entropy
         if not by_unit and not is_finite:
             return None, None
 

@@ -76,8 +76,8 @@ class Diagonal(Structure):
     def per_component(self, floor):
         return floor
 
-    def widened(self, covariance, variances):
-        return covariance + variances
+    def on_diagonal(self, variances):
+        return variances
 
     def floor(self, covariance, floor):
         return jnp.maximum(covariance, floor)

@@ -145,11 +145,9 @@ class Full(Structure):
         """Smallest variances (k, d) as those of its covariances."""
         return floor
 
-    def widened(self, covariance, variances):
-        """Covariances with `variances`, as given by `per_component`, added to their diagonals."""
-        return covariance + variances[..., None] * jnp.eye(
-            variances.shape[-1], dtype=variances.dtype
-        )
+    def on_diagonal(self, variances):
+        """What adds `variances` (d,) to a covariance."""
+        return variances[:, None] * jnp.eye(len(variances), dtype=variances.dtype)
 
     def floor(self, covariance, floor):
         return floored(covariance, floor)

@@ -31,20 +31,19 @@ def centre(x, mean):
 class Limits(NamedTuple):
     """What decides which variances are a collapse, in the units of the arithmetic.
 
-    resolution: (d,), the spread of every feature, below whose rounding error no component has a
-    standard deviation. varies: (d,), the features that are not the same in all units.
+    varies: (d,), the features that are not the same in all units. added: what is added to the
+    covariance of every component for the other features, (d, d) or (d,); 0 for one common variance.
     """
 
-    resolution: Any
     varies: Any
+    added: Any
 
     def floor(self, mean):
         """The smallest variances (k, d) of components with means (k, d): of a standard deviation of
         `FLOOR_IN_ROUNDINGS` rounding errors of values in the neighbourhood of the mean. It is not
         differentiated."""
-        mean = jax.lax.stop_gradient(mean)
         eps = FLOOR_IN_ROUNDINGS * float(jnp.finfo(mean.dtype).eps)
-        return jnp.square(eps * mean) + jnp.square(eps * self.resolution)
+        return eps**2 * (1 + jnp.square(jax.lax.stop_gradient(mean)))
 
 
 FLOOR_IN_ROUNDINGS = 2.0

@@ -234,12 +234,10 @@ class Normal(Bank):
         lazy = not (roomy(x) or copy)
         # Where no feature varies, all count, and every component has collapsed.
         varies = data_frame.varies | ~jnp.any(data_frame.varies)
-        limits = Limits(jnp.ones_like(scale), varies)
-        if self.limits is not None:
-            limits = limits._replace(resolution=self.limits.resolution / scale)
-        floor = self.floor
+        floor, size = self.floor, jnp.ones_like(scale)
         if floor is not None:
-            floor = floor / jnp.square(scale[0] if structure.common_scale else scale)
+            floor = size = floor / jnp.square(scale[0] if structure.common_scale else scale)
+        limits = Limits(varies, structure.on_diagonal(jnp.where(varies, 0, size)))
         prior = self.prior
         if prior is not None:
             spread = structure.as_scale(prior.scale, x.shape[1])
@@ -285,11 +283,9 @@ class Normal(Bank):
     def floored(self, mean, covariance):
         """Covariances with variances of at least the floor; that of a constant feature is 1, in the
         units of the arithmetic, or the given floor."""
-        floor = self._floor(mean)
-        if self.limits is not None and not self.structure.common_scale:
-            size = jnp.ones((), mean.dtype) if self.floor is None else floor
-            covariance = self.structure.widened(covariance, jnp.where(self.limits.varies, 0, size))
-        return self.structure.floor(covariance, floor)
+        if self.limits is not None:
+            covariance = covariance + self.limits.added
+        return self.structure.floor(covariance, self._floor(mean))
 
     def _keep_empty(self, count, updated, previous):
         empty = is_empty(count)

@@ -72,6 +72,9 @@ class Spherical(Diagonal):
     def per_component(self, floor):
         return floor.max(-1)
 
+    def on_diagonal(self, variances):
+        return 0.0  # a constant feature has its part in the common variance
+
     def is_floored(self, covariance, floor):
         return covariance <= floor * ON_FLOOR
 
