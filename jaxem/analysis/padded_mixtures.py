@@ -239,4 +239,7 @@ def _alone(model, every, best, banked, together) -> Result:
         dataclasses.replace(fits, params=jax.tree.map(jnp.asarray, fits.params))
         for fits in (chosen, every)
     )
-    return Result.of(model, chosen, every, together.data_shape, total_weight=together.total_weight)
+    result = Result.of(
+        model, chosen, every, together.data_shape, total_weight=together.total_weight
+    )
+    return result if together.own_data is None else result.about(*together.own_data)

@@ -183,60 +183,71 @@ def _seeded(key, points, weights, k, preference, labels=None, outliers=False):
     if points is None:
         raise ValueError('this model cannot place its units in space: use init="random"')
     n = points.shape[0]
-    uniforms = jax.random.uniform(key, (k,), points.dtype)
-    spare = jax.random.uniform(jax.random.fold_in(key, 1), (REDRAWS,), points.dtype)
-    few = ISOLATED_PART / k * weights.sum()
-    order, known_means = jnp.arange(k), None
-    if labels is not None:
-        shares = _known_shares(weights.astype(points.dtype), k, labels)
-        count = shares.sum(0)
-        known_means = jnp.matmul(shares.T, points, precision=Precision.HIGHEST)
-        known_means = known_means / jnp.where(is_empty(count), 1, count)[:, None]
-        order = jnp.argsort(is_empty(count), stable=True)  # known components first
-
+    uniforms = jax.random.uniform(key, (k if outliers else k + REDRAWS,), points.dtype)
+    known = None if labels is None else _known_means(points, weights, k, labels)
     nearest, gross = jnp.ones(n, points.dtype), jnp.inf
     if not outliers:
         references = points[:: -(-n // REFERENCES)]
         apart = jnp.square(references[:, None] - points).sum(-1)
         gross, nearest = GROSS * _typical(apart, weights).min(), apart.min(0)
 
-    def draw(carry):
-        j, redraws, nearest, label, refused = carry
-        component = order[jnp.minimum(j, k - 1)]
-        uniform = jnp.where(redraws > 0, spare[redraws - 1], uniforms[component])
+    def add(carry):
+        """One more seed, or an outlier refused, whose distance `nearest` is then −1."""
+        j, draws, nearest, label = carry
         mass = weights * jnp.where(j == 0, 1, preference(nearest))
-        cumulative = jnp.cumsum(jnp.where(refused, 0, mass))
-        row = jnp.minimum(jnp.sum(cumulative <= uniform * cumulative[-1]), n - 1)
-        seed, is_drawn = points[row], True
-        if known_means is not None:
-            is_drawn = is_empty(count[component])
-            seed = jnp.where(is_drawn, seed, known_means[component])
+        cumulative = jnp.cumsum(mass if outliers else jnp.where(nearest < 0, 0, mass))
+        row = jnp.sum(cumulative <= uniforms[j if outliers else draws] * cumulative[-1])
+        row = jnp.minimum(row, n - 1)
+        component, seed, is_drawn = (j, points[row], True) if known is None else known(j, row)
         distance = jnp.square(points - seed).sum(-1)
-        is_closer, is_outlier = (distance < nearest) | (j == 0), jnp.zeros((), bool)
-        if not outliers:
-            around = jnp.where(distance < nearest / AROUND, weights, 0).sum()
-            is_outlier = (nearest[row] > gross) & (around < few) & (redraws < REDRAWS) & is_drawn
-            refused |= is_outlier & (jnp.arange(n) == row)
-            is_closer &= ~is_outlier
+        is_closer = (distance < nearest) | (j == 0)
+        if outliers:
+            return (
+                j + 1,
+                draws,
+                jnp.where(is_closer, distance, nearest),
+                jnp.where(is_closer, component, label),
+            )
+        around = jnp.where(distance * AROUND < nearest, weights, 0).sum()
+        is_outlier = (nearest[row] > gross) & (around < ISOLATED_PART / k * total) & is_drawn
+        is_outlier &= draws < j + REDRAWS
+        is_closer &= (nearest >= 0) & ~is_outlier
+        refused = is_outlier & (jnp.arange(n) == row)
         return (
-            jnp.where(is_outlier, j, j + 1),
-            jnp.where(is_outlier, redraws + 1, 0),
-            jnp.where(is_closer, distance, nearest),
+            j + ~is_outlier,
+            draws + 1,
+            jnp.where(is_closer, distance, jnp.where(refused, -1, nearest)),
             jnp.where(is_closer, component, label),
-            refused,
         )
 
-    zero = jnp.zeros((), jnp.int32)
-    start = (zero, zero, nearest, jnp.zeros(n, order.dtype), jnp.zeros(n, bool))
-    _, _, nearest, label, _ = jax.lax.while_loop(lambda carry: carry[0] < k, draw, start)
+    total, zero = weights.sum(), jnp.zeros((), jnp.int32)
+    start = zero, zero, nearest, jnp.zeros(n, jnp.int32)
+    _, _, nearest, label = jax.lax.while_loop(lambda carry: carry[0] < k, add, start)
     shares = jnp.where(
         label[:, None] == jnp.arange(k), 1 - EVEN_PART + EVEN_PART / k, EVEN_PART / k
     )
     if outliers:
         return shares
-    is_far = nearest > gross
-    is_ignored = is_far & (jnp.where(is_far, weights, 0).sum() < MOST_IGNORED * weights.sum())
+    is_far = (nearest > gross) | (nearest < 0)
+    is_ignored = is_far & (jnp.where(is_far, weights, 0).sum() < MOST_IGNORED * total)
     return jnp.where(is_ignored[:, None], 0, shares)
+
+
+def _known_means(points, weights, k, labels):
+    """A function (j, row) -> (the component of seed j, the seed, whether it is that row): the mean
+    of its known units, where it has any, which come first."""
+    shares = _known_shares(weights.astype(points.dtype), k, labels)
+    count = shares.sum(0)
+    means = jnp.matmul(shares.T, points, precision=Precision.HIGHEST)
+    means = means / jnp.where(is_empty(count), 1, count)[:, None]
+    order = jnp.argsort(is_empty(count), stable=True).astype(jnp.int32)
+
+    def seed(j, row):
+        component = order[j]
+        is_drawn = is_empty(count[component])
+        return component, jnp.where(is_drawn, points[row], means[component]), is_drawn
+
+    return seed
 
 
 def _typical(distance, weights):

@@ -138,9 +138,8 @@ class Result(Fit):
         """
         if x is None:
             _require_no_weights(weights)
-            own = vars(self).get("_data")
-            if self.posterior_entropy is None and own is not None:
-                return self.entropy(*own)
+            if self.posterior_entropy is None and self.own_data is not None:
+                return self.entropy(*self.own_data)
             if self.posterior_entropy is None:
                 raise TypeError(
                     f"no entropy of responsibilities was computed in the fit of "
@@ -236,10 +235,15 @@ class Result(Fit):
         return self
 
     @property
+    def own_data(self):
+        """(data, weights) of `about`; None without them."""
+        return vars(self).get("_data")
+
+    @property
     def best_fit(self) -> Fit:
         """The fields of the best restart's `Fit`, with its entropy, where that can be computed."""
         best = Fit(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Fit)})
-        if self.posterior_entropy is None and "_data" in vars(self):
+        if self.posterior_entropy is None and self.own_data is not None:
             with contextlib.suppress(TypeError):  # a model without a finite latent variable
                 best = dataclasses.replace(best, posterior_entropy=np.asarray(self.entropy()))
         return best
