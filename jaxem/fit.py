@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxem.data import arrays as checks
 from jaxem.data.batch import Batch, as_blocks
-from jaxem.data.check_starts import check_init, check_start
+from jaxem.data.check_starts import check_init, check_start, without_outliers
 from jaxem.data.memory import require_room
 from jaxem.data.options import (
     as_key,
@@ -22,7 +22,7 @@ from jaxem.data.precision import float64, needs_float64, on_host, warn_of_lost_d
 from jaxem.gradient.rules import GRADIENTS
 from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
-from jaxem.models.mixture import FiniteMixture, warn_if_identical
+from jaxem.models.mixture import FiniteMixture, starts_among_units, warn_if_identical
 from jaxem.numerics.tree import float_dtype, in_jit, is_traced, split
 from jaxem.protocol.capabilities import Bound, FiniteLatents, Placed, defines, has
 from jaxem.protocol.model import Bank, name_of
@@ -159,6 +159,8 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
         init = _given(model, init, x, () if many == 1 else (many,), float_dtype(x))
         init = jax.tree.map(lambda a: a[None], init) if many == 1 else init
     clean = weights is None and checks.is_clean(model, x)
+    if clean and starts_among_units(model):
+        init = without_outliers(init, x)
     start = key if init is None or isinstance(init, Start) else init
     numeric, plan = _planned(plan._replace(clean=clean), model, method, init)
     plan = plan._replace(entropy=is_traced((numeric, x, weights, start, limits)) or in_jit())

@@ -320,6 +320,12 @@ class Mixture(FiniteMixture):
         return self.components.sample(draw, params.components, z)
 
 
+def starts_among_units(model) -> bool:
+    """Whether a model is a mixture whose default start is k-means++ among the units themselves."""
+    is_plain = isinstance(model, FiniteMixture) and type(model).init is FiniteMixture.init
+    return is_plain and model.bank.domain.are_points
+
+
 def warn_if_identical(components, k: int, lead: int) -> None:
     """A `FitWarning` where all components of a given start are equal. components: NumPy arrays with
     `lead` axes of starts before the axis k."""

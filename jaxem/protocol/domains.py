@@ -28,7 +28,8 @@ class Domain:
     the smallest number of units of a fit. further: functions of x that raise where its shape is
     wrong. remedy: a function of NumPy values, some of them outside the support, that says how to
     recode them, "" where it does not know. variances: whether the model estimates a variance of
-    every column.
+    every column. are_points: whether k-means++ takes the units as they are, up to the scales of
+    columns.
     """
 
     words: str = "finite numbers"
@@ -37,6 +38,7 @@ class Domain:
     further: tuple[Callable[[Any], None], ...] = ()
     remedy: Callable[[Any], str] = _no_remedy
     variances: bool = False
+    are_points: bool = False
 
     def with_variance(self, d: int):
         """The columns, of d, of which the model estimates a variance."""
@@ -113,7 +115,8 @@ def _recoded(values, limit: int) -> str:
 
 
 REALS = Matrix()
-SPREAD_REALS = Matrix(variances=True)
+POINTS = Matrix(are_points=True)
+SPREAD_POINTS = replace(POINTS, variances=True)
 POSITIVE = Matrix("finite positive numbers", lambda x: (x > 0) & (x < float("inf")))
 SPREAD_POSITIVE = replace(POSITIVE, variances=True)
 NONNEGATIVE = Matrix("finite numbers of 0 or more", lambda x: (x >= 0) & (x < float("inf")))

@@ -148,7 +148,7 @@ def fill_empty(responsibilities, weights):
     return jnp.where(empty, 1 / responsibilities.shape[1], responsibilities)
 
 
-GROSS = 100.0
+GROSS = 400.0
 """A squared distance is gross from this many times the typical one between two units."""
 
 AROUND = 16.0

@@ -62,7 +62,7 @@ class Normal(Bank):
 
     @property
     def domain(self):
-        reals = domains.REALS if self.structure.common_scale else domains.SPREAD_REALS
+        reals = domains.POINTS if self.structure.common_scale else domains.SPREAD_POINTS
         return reals if self.prior is None else reals.also(self._check_prior)
 
     def _check_prior(self, x):
