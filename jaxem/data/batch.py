@@ -146,12 +146,16 @@ def _data_sets(data):
     for i, x in enumerate(sets):
         if jax.tree.structure(x) != structure:
             raise ValueError(
-                f"Batch data[{i}] is {listed(x)}, data[0] is {listed(sets[0])}: give all data sets "
-                "the same structure"
+                f"Batch data[{i}] is {_described(x)}, data[0] is {_described(sets[0])}: give all "
+                "data sets the same structure"
             )
         if any(a.shape[1:] != b.shape[1:] for a, b in zip(jax.tree.leaves(x), first, strict=True)):
             _refuse_width(i, x, first)
     return sets
+
+
+def _described(x) -> str:
+    return f"an array of shape {x.shape}" if hasattr(x, "shape") else listed(x)
 
 
 def _refuse_width(i: int, x, first):

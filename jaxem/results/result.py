@@ -96,8 +96,13 @@ class Result(Fit):
         density is 0 under every component. Where the density of a far unit underflows, the row is
         that of a nearer unit in the same direction.
 
+        Of a fleet: (b, n, k), or a list of (n_i, k).
+
         Raises TypeError where the model has no finite latent variable.
         """
+        if self._is_fleet:
+            sets = fleet.data_sets(self, x)
+            return fleet.by_unit(sets, fleet.responsibilities(self, sets))
         return self._responsibilities(x)
 
     @in_own_precision
