@@ -246,6 +246,60 @@ def test_the_printed_table(selection):
     assert lines[-1] == "* Normal('spherical'), k=3"
 
 
+def sets_of_one_to_three_groups():
+    return [X[:40], X[:80], X[20:], np.concatenate([X[:30], X[80:]])]
+
+
+@pytest.mark.parametrize("criterion", ["bic", "icl"])
+def test_a_model_for_every_data_set(criterion):
+    """As `select` of each data set; mixtures that differ in k are fitted by padded programs."""
+    sets, models = sets_of_one_to_three_groups(), ROUND[:3]
+    assert padded.groups(models, jaxem.Batch(sets), 4, jaxem.EM()) == [[0, 1, 2]]
+    found = quiet(jaxem.select, jaxem.Batch(sets), models, criterion=criterion, **OPTIONS)
+    assert found.winner.tolist() == [0, 1, 2, 1] and len(found) == 4
+    assert [best.model.k for best in found.best] == [1, 2, 3, 2]
+    assert [best.data_shape[0] for best in found.best] == lengths(sets)
+    assert [(row.data_set, row.k) for row in found.table[:4]] == [(0, 1), (0, 2), (0, 3), (1, 1)]
+    for j, (model, result) in enumerate(zip(models, found.results, strict=True)):
+        alone = quiet(jaxem.fit, model, jaxem.Batch(sets), **OPTIONS)
+        assert_same(result, alone)
+        scores = [getattr(fit, criterion)(x) for fit, x in zip(alone, sets, strict=True)]
+        np.testing.assert_allclose(found.scores[:, j], scores, rtol=1e-6)
+    lines = str(found).splitlines()
+    assert lines[0] == f"{criterion.upper()}, lower is better; 4 data sets"
+    assert lines[2].split() == ["data", "set", "0", "1", "2", "3"]
+    assert lines[3].count("*") == 1 and lines[4].count("*") == 2
+
+
+def lengths(sets):
+    return [len(x) for x in sets]
+
+
+def test_many_data_sets_print_counts():
+    x = np.stack([X[:30]] * 15)
+    x[0] = 1.0
+    other = jaxem.Mixture(jaxem.StudentT(), k=1)
+    with pytest.warns(jaxem.FitWarning, match="2 of 30 fits.*in 1 data sets none is sound") as said:
+        found = jaxem.select(jaxem.Batch(x), [ROUND[0], other], key=0, restarts=1)
+    assert len(said) == 1 and said[0].filename == __file__
+    assert found.winner[0] == -1 and found.best[0] is None and (found.winner[1:] == 0).all()
+    text = str(found)
+    assert text.splitlines()[2].split() == ["chosen", "converged", "MAX_ITER", "not", "sound"]
+    assert text.splitlines()[3].split()[-4:] == ["14", "14", "0", "1"]
+    assert "no fit is sound in 1 data sets" in text
+
+
+def test_the_criterion_is_an_array_under_vmap():
+    x = np.stack([X[:80], X[20:100]])
+
+    def choose(x):
+        scores = [jaxem.fit(m, x, key=0, restarts=2).bic() for m in ROUND[:2]]
+        return jnp.argmin(jnp.stack(scores))
+
+    found = quiet(jaxem.select, jaxem.Batch(x), ROUND[:2], key=0, restarts=2)
+    np.testing.assert_array_equal(jax.vmap(choose)(x), found.winner)
+
+
 def test_frozen(selection):
     with pytest.raises(AttributeError):
         selection.winner = 0
@@ -262,7 +316,7 @@ BAD = {
     "restarts": (X, MODELS, {"restarts": 0}, ValueError, "restarts must be an int"),
     "n_init": (X, MODELS, {"n_init": 3}, TypeError, "did you mean 'restarts'"),
     "init": (X, MODELS, {"init": jaxem.Labels(np.zeros(120))}, TypeError, "belongs to one k"),
-    "batch": (jaxem.Batch([X]), MODELS, {}, TypeError, "one data set"),
+    "batch": (jaxem.Batch([X, X[:2]]), MODELS, {}, ValueError, r"data\[1\] has 2 units"),
     "too few": (X[:3], MODELS, {}, ValueError, "use k <= 3"),
     "weights": (X, MODELS, {"weights": np.ones(3)}, ValueError, "weights must have shape"),
     "negative": (X, ROUND, {"weights": -np.ones(120)}, ValueError, "negative"),
@@ -279,3 +333,5 @@ def test_mistakes_are_explained(case):
 def test_under_jit_it_says_what_to_use_instead():
     with pytest.raises(TypeError, match=r"use jaxem\.fit"):
         jax.jit(lambda x: jaxem.select(x, MODELS, **OPTIONS).winner)(X)
+    with pytest.raises(TypeError, match=r"use jaxem\.fit"):
+        jax.jit(lambda x: jaxem.select(jaxem.Batch([x]), MODELS, **OPTIONS).winner)(X)
