@@ -247,28 +247,46 @@ def test_the_printed_table(selection):
 
 
 def sets_of_one_to_three_groups():
-    return [X[:40], X[:80], X[20:], np.concatenate([X[:30], X[80:]])]
+    """Four data sets of 72 to 80 units, which are padded to one length."""
+    return [
+        np.concatenate([X[:40], -X[:32]]),
+        X[:80],
+        X[20:100],
+        np.concatenate([X[:34], X[80:]]),
+    ]
 
 
-@pytest.mark.parametrize("criterion", ["bic", "icl"])
-def test_a_model_for_every_data_set(criterion):
-    """As `select` of each data set; mixtures that differ in k are fitted by padded programs."""
-    sets, models = sets_of_one_to_three_groups(), ROUND[:3]
-    assert padded.groups(models, jaxem.Batch(sets), 4, jaxem.EM()) == [[0, 1, 2]]
-    found = quiet(jaxem.select, jaxem.Batch(sets), models, criterion=criterion, **OPTIONS)
+@pytest.fixture(scope="module")
+def batch_selection():
+    return jaxem.select(jaxem.Batch(sets_of_one_to_three_groups()), ROUND[:3], **OPTIONS)
+
+
+def test_a_model_for_every_data_set(batch_selection):
+    """As `fit` of each model; mixtures that differ in k are fitted by one padded program."""
+    found, sets = batch_selection, sets_of_one_to_three_groups()
+    assert padded.groups(ROUND[:3], jaxem.Batch(sets), 4, jaxem.EM()) == [[0, 1, 2]]
     assert found.winner.tolist() == [0, 1, 2, 1] and len(found) == 4
     assert [best.model.k for best in found.best] == [1, 2, 3, 2]
     assert [best.data_shape[0] for best in found.best] == lengths(sets)
-    assert [(row.data_set, row.k) for row in found.table[:4]] == [(0, 1), (0, 2), (0, 3), (1, 1)]
-    for j, (model, result) in enumerate(zip(models, found.results, strict=True)):
-        alone = quiet(jaxem.fit, model, jaxem.Batch(sets), **OPTIONS)
-        assert_same(result, alone)
-        scores = [getattr(fit, criterion)(x) for fit, x in zip(alone, sets, strict=True)]
-        np.testing.assert_allclose(found.scores[:, j], scores, rtol=1e-6)
+    assert [(row.data_set, row.k) for row in found.table[2:5]] == [(0, 3), (1, 1), (1, 2)]
+    assert [row.score for row in found.table] == found.scores.ravel().tolist()
+    for j, result in enumerate(found.results):
+        np.testing.assert_allclose(found.scores[:, j], result.bic(sets), rtol=1e-6)
+    alone = quiet(jaxem.fit, ROUND[1], jaxem.Batch(sets), **OPTIONS)
+    assert_same(found.results[1], alone)
     lines = str(found).splitlines()
-    assert lines[0] == f"{criterion.upper()}, lower is better; 4 data sets"
+    assert lines[0] == "BIC, lower is better; 4 data sets"
     assert lines[2].split() == ["data", "set", "0", "1", "2", "3"]
     assert lines[3].count("*") == 1 and lines[4].count("*") == 2
+
+
+def test_icl_and_weights_of_every_data_set(batch_selection):
+    sets = jaxem.Batch(sets_of_one_to_three_groups())
+    weights = [np.full(len(x), 2.0) for x in sets.data]
+    options = {**OPTIONS, "criterion": "icl", "weights": weights}
+    found = quiet(jaxem.select, sets, ROUND[:3], **options)
+    expected = batch_selection.results[2].icl(sets, weights)
+    np.testing.assert_allclose(found.scores[:, 2], expected, rtol=1e-5)
 
 
 def lengths(sets):
