@@ -45,7 +45,11 @@ class BatchSelection:
         names = [row.name for row in self.table[:m]]
         head = f"{self.criterion.upper()}, lower is better; {b} data sets"
         lines = _scores(self, names) if b <= MOST_LISTED else _counts(self, names)
-        legend = ["* chosen" if b <= MOST_LISTED else "chosen: in how many data sets"]
+        legend = ["chosen: in how many data sets"]
+        if b <= MOST_LISTED:
+            marks = {_mark(self, i, j) for i in range(b) for j in range(m)}
+            legend = ["* chosen"] + ["~ not converged within max_iter"] * bool(marks & {"~", "*~"})
+            legend += ["! not sound, never chosen"] * ("!" in marks)
         without = int((self.winner < 0).sum())
         legend += [f"no fit is sound in {without} data sets"] * bool(without)
         return "\n".join([head, "", *lines, "", "; ".join(legend)])
@@ -69,10 +73,18 @@ def _counts(selection, names):
 def _scores(selection, names):
     """A row for every model and a column for every data set, with its score."""
     width = max(map(len, names))
-    lines = [f"{'data set':>{width}}" + "".join(f"{i:>11} " for i in range(len(selection)))]
+    lines = [f"{'data set':>{width}}" + "".join(f"{i:>11}  " for i in range(len(selection)))]
     for j, name in enumerate(names):
-        marks = np.where(selection.winner == j, "*", " ")
-        pairs = zip(selection.scores[:, j], marks, strict=True)
-        cells = "".join(f"{score:>11.2f}{mark}" for score, mark in pairs)
-        lines.append(f"{name:>{width}}{cells}")
+        cells = [
+            f"{s:>11.2f}{_mark(selection, i, j):<2}" for i, s in enumerate(selection.scores[:, j])
+        ]
+        lines.append(f"{name:>{width}}" + "".join(cells))
     return [line.rstrip() for line in lines]
+
+
+def _mark(selection, i: int, j: int) -> str:
+    """The mark of model j in data set i: * the winner, ~ not converged, ! not sound."""
+    status = selection.table[i * selection.scores.shape[1] + j].status
+    if j == selection.winner[i]:
+        return "*" if status == Status.CONVERGED else "*~"
+    return {Status.CONVERGED: "", Status.MAX_ITER: "~"}.get(status, "!")

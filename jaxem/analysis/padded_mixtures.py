@@ -236,8 +236,6 @@ def _fit_padded_batch(models, batch, key, init, *, weights, restarts, method, **
     # Where a start is not finite, `fit` reports the cause.
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(starts)):
         return one_by_one()
-    if len(models) * restarts == 1:
-        starts = jax.tree.map(lambda a: a[:, 0], starts)
     together = fit(
         Padded(largest, banked), batch, init=starts, restarts=restarts * len(models), **options
     )
