@@ -31,6 +31,7 @@ from jaxem.solver.restarts import Restarts
 
 if TYPE_CHECKING:
     from jaxem import datasets, topics
+    from jaxem.analysis.batch_selection import BatchSelection
     from jaxem.analysis.free_energy import free_energy
     from jaxem.analysis.select import Row, Selection, select
     from jaxem.data.documents import Documents
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 _MODULES = ("datasets", "model", "objective", "spaces", "topics")
 
 _LATER = {
+    "BatchSelection": "analysis.batch_selection",
     "free_energy": "analysis.free_energy",
     "Each": "wrappers.each",
     "Restricted": "wrappers.restricted",
@@ -112,6 +114,7 @@ __all__ = [
     "Anderson",
     "Bank",
     "Batch",
+    "BatchSelection",
     "BayesianMixture",
     "BayesianMixtureParams",
     "Bernoulli",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data import arrays as checks
-from jaxem.data.batch import Batch, as_blocks
+from jaxem.data.batch import Batch, as_blocks, check_data_sets
 from jaxem.data.check_starts import check_init, check_start, without_outliers
 from jaxem.data.memory import require_room
 from jaxem.data.options import (
@@ -63,9 +63,10 @@ def fit(
 
     Args:
       model: a `Mixture`, or any object with the five functions of `Model`.
-      data: an array (n, d), or a tree of arrays with one leading unit axis, such as `Labelled`:
-        one fit. `Batch(array (b, n, d))` or `Batch([x0, x1, ...])`: b independent fits, every field
-        of the result with a leading axis b, weights and given params too.
+      data: an array (n, d), or a tree of arrays with one leading unit axis, such as `Labelled` or
+        a tuple (features, y): one fit. In a tree integers stay integers. `Batch(array (b, n, d))`
+        or `Batch([x0, x1, ...])`: b independent fits, every field of the result with a leading
+        axis b, weights and given params too.
       key: a JAX key or an int; needed unless `init` is a start that is not random.
       init: None (the model's own start, for mixtures k-means++), "kmeans++", "random_rows",
         "random", `Responsibilities(r)`, `Labels(z)`, or params to start from. With `restarts` > 1
@@ -185,12 +186,13 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
         )
     blocks = as_blocks(batch, weights)
     sets, dtype = sum(len(block.index) for block in blocks), float_dtype(blocks[0].x)
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), blocks[0].x)
-    model.domain.check(shapes, name_of(model))
+    shapes = check_data_sets(batch, blocks, model.domain, name_of(model))
     method = suited(method, model, shapes)
     gradient, plan = gradient.suited(plan, method, model, shapes)
     for block in blocks:
-        _check_size(model, block.shortest)
+        position = np.argmin(block.sizes)
+        subject = f"Batch data[{block.index[position]}] has"
+        _check_size(model, int(block.sizes[position]), subject)
     if isinstance(init, Start) and not init.random:
         raise TypeError("a Batch starts from a random rule or from params, with a leading axis")
     given = init is not None and not isinstance(init, Start)
@@ -207,14 +209,16 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
         fits.append(gradient.fit(plan, numeric, block.x, block.weights, start, *limits))
         shape = jax.tree.leaves(block.x)[0].shape[:2]
         totals.append(_total_weight(block.weights, shape, dtype))
+    order = np.argsort(np.concatenate([block.index for block in blocks]))
     if len(fits) > 1:
-        order = np.argsort(np.concatenate([block.index for block in blocks]))
         join = jnp.concatenate if is_traced(fits) else np.concatenate
         fits = [jax.tree.map(lambda *leaves: join(leaves)[order], *fits)]
         totals = [(jnp if is_traced(totals) else np).concatenate(totals)[order]]
     best, every, ok = fits[0]
     shape = jax.tree.leaves(blocks[-1].x)[0].shape[1:]
-    return Result.of(model, best, every, (sets, *shape), ok, totals[0])
+    sizes = np.concatenate([block.sizes for block in blocks])[order]
+    sizes = None if (sizes == shape[0]).all() else sizes
+    return Result.of(model, best, every, (sets, *shape), ok, totals[0], sizes, shares_model=True)
 
 
 def _given(model, init, x, lead, dtype):
@@ -247,10 +251,10 @@ def _count(restarts) -> int:
     return restarts.count if isinstance(restarts, Restarts) else restarts
 
 
-def _check_size(model, n: int) -> int:
+def _check_size(model, n: int, subject: str = "data have") -> int:
     k = model.domain.components
     if n < k:
-        raise ValueError(f"data have {n} units and the model {k} components: use k <= {n}")
+        raise ValueError(f"{subject} {n} units and the model {k} components: use k <= {n}")
     return k
 
 

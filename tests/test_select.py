@@ -277,6 +277,78 @@ def test_saved_and_read(selection, tmp_path):
     np.testing.assert_array_equal(again.best.predict(X[:9]), selection.best.predict(X[:9]))
 
 
+def sets_of_one_to_three_groups():
+    """Four data sets of 72 to 80 units, which are padded to one length."""
+    return [
+        np.concatenate([X[:40], -X[:32]]),
+        X[:80],
+        X[20:100],
+        np.concatenate([X[:34], X[80:]]),
+    ]
+
+
+@pytest.fixture(scope="module")
+def batch_selection():
+    return jaxem.select(jaxem.Batch(sets_of_one_to_three_groups()), ROUND[:3], **OPTIONS)
+
+
+def test_a_model_for_every_data_set(batch_selection):
+    """As `fit` of each model; mixtures that differ in k are fitted by one padded program."""
+    found, sets = batch_selection, sets_of_one_to_three_groups()
+    assert padded.groups(ROUND[:3], jaxem.Batch(sets), 4, jaxem.EM()) == [[0, 1, 2]]
+    assert found.winner.tolist() == [0, 1, 2, 1] and len(found) == 4
+    assert [best.model.k for best in found.best] == [1, 2, 3, 2]
+    assert [best.data_shape[0] for best in found.best] == lengths(sets)
+    assert [(row.data_set, row.k) for row in found.table[2:5]] == [(0, 3), (1, 1), (1, 2)]
+    assert [row.score for row in found.table] == found.scores.ravel().tolist()
+    for j, result in enumerate(found.results):
+        np.testing.assert_allclose(found.scores[:, j], result.bic(sets), rtol=1e-6)
+    alone = quiet(jaxem.fit, ROUND[1], jaxem.Batch(sets), **OPTIONS)
+    assert_same(found.results[1], alone)
+    lines = str(found).splitlines()
+    assert lines[0] == "BIC, lower is better; 4 data sets"
+    assert lines[2].split() == ["data", "set", "0", "1", "2", "3"]
+    assert lines[3].count("*") == 1 and lines[4].count("*") == 2
+
+
+def test_icl_and_weights_of_every_data_set(batch_selection):
+    sets = jaxem.Batch(sets_of_one_to_three_groups())
+    weights = [np.full(len(x), 2.0) for x in sets.data]
+    options = {**OPTIONS, "criterion": "icl", "weights": weights}
+    found = quiet(jaxem.select, sets, ROUND[:3], **options)
+    expected = batch_selection.results[2].icl(sets, weights)
+    np.testing.assert_allclose(found.scores[:, 2], expected, rtol=1e-5)
+
+
+def lengths(sets):
+    return [len(x) for x in sets]
+
+
+def test_many_data_sets_print_counts():
+    x = np.stack([X[:30]] * 15)
+    x[0] = 1.0
+    other = jaxem.Mixture(jaxem.StudentT(), k=1)
+    with pytest.warns(jaxem.FitWarning, match="2 of 30 fits.*in 1 data sets none is sound") as said:
+        found = jaxem.select(jaxem.Batch(x), [ROUND[0], other], key=0, restarts=1)
+    assert len(said) == 1 and said[0].filename == __file__
+    assert found.winner[0] == -1 and found.best[0] is None and (found.winner[1:] == 0).all()
+    text = str(found)
+    assert text.splitlines()[2].split() == ["chosen", "converged", "MAX_ITER", "not", "sound"]
+    assert text.splitlines()[3].split()[-4:] == ["14", "14", "0", "1"]
+    assert "no fit is sound in 1 data sets" in text
+
+
+def test_the_criterion_is_an_array_under_vmap():
+    x = np.stack([X[:80], X[20:100]])
+
+    def choose(x):
+        scores = [jaxem.fit(m, x, key=0, restarts=2).bic() for m in ROUND[:2]]
+        return jnp.argmin(jnp.stack(scores))
+
+    found = quiet(jaxem.select, jaxem.Batch(x), ROUND[:2], key=0, restarts=2)
+    np.testing.assert_array_equal(jax.vmap(choose)(x), found.winner)
+
+
 def test_frozen(selection):
     with pytest.raises(AttributeError):
         selection.winner = 0
@@ -293,7 +365,7 @@ BAD = {
     "restarts": (X, MODELS, {"restarts": 0}, ValueError, "restarts must be an int"),
     "n_init": (X, MODELS, {"n_init": 3}, TypeError, "did you mean 'restarts'"),
     "init": (X, MODELS, {"init": jaxem.Labels(np.zeros(120))}, TypeError, "belongs to one k"),
-    "batch": (jaxem.Batch([X]), MODELS, {}, TypeError, "one data set"),
+    "batch": (jaxem.Batch([X, X[:2]]), MODELS, {}, ValueError, r"data\[1\] has 2 units"),
     "too few": (X[:3], MODELS, {}, ValueError, "use k <= 3"),
     "weights": (X, MODELS, {"weights": np.ones(3)}, ValueError, "weights must have shape"),
     "negative": (X, ROUND, {"weights": -np.ones(120)}, ValueError, "negative"),
@@ -310,3 +382,5 @@ def test_mistakes_are_explained(case):
 def test_under_jit_it_says_what_to_use_instead():
     with pytest.raises(TypeError, match=r"use jaxem\.fit"):
         jax.jit(lambda x: jaxem.select(x, MODELS, **OPTIONS).winner)(X)
+    with pytest.raises(TypeError, match=r"use jaxem\.fit"):
+        jax.jit(lambda x: jaxem.select(jaxem.Batch([x]), MODELS, **OPTIONS).winner)(X)

@@ -27,6 +27,20 @@ for bank in (jaxem.StudentT(), jaxem.Gamma(), jaxem.Poisson(), jaxem.Categorical
     fitted = jaxem.fit(jaxem.Mixture(bank, k=2), np.round(x), key=0, tol=1e-4)
     leaves = jax.tree.leaves(fitted.params)
     assert all(np.isfinite(leaf).all() and leaf.dtype == np.float32 for leaf in leaves)
+
+stamps = np.round(x * 100) + 1.7e9  # digits that float32 does not hold
+sets = [stamps, stamps[:200]]
+fleet = jaxem.fit(model, jaxem.Batch(sets), key=0)
+labels, scores = fleet.predict(sets), fleet.score_samples(sets)
+assert [len(z) for z in labels] == [272, 200] and scores[1].dtype == np.float64
+assert abs(scores[0].sum() - fleet.log_likelihood[0]) < 1e-6 * abs(fleet.log_likelihood[0])
+assert fleet.bic(sets).dtype == np.float64 and fleet[1].data_shape == (200, 2)
+chosen = jaxem.select(jaxem.Batch(sets), [model], key=0, restarts=1)
+assert chosen.results[0].params.components.mean.dtype == np.float64
+apart = abs(chosen.results[0].log_likelihood[0] - fleet.log_likelihood[0])
+assert apart < 1e-6 * abs(fleet.log_likelihood[0])
+alone = jaxem.select(stamps, [model], key=0, restarts=1).best
+assert alone.params.components.mean.dtype == np.float64
 print("done")
 """
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data.arrays import as_weights
+from jaxem.data.batch import Batch, as_blocks, check_data_sets
 from jaxem.families.product import Product
 from jaxem.fit import fit
 from jaxem.methods.em import EM
@@ -22,7 +23,7 @@ from jaxem.numerics.tree import float_dtype, pytree, split
 from jaxem.protocol.model import Model, name_of
 from jaxem.protocol.spaces import REAL
 from jaxem.results.result import Result
-from jaxem.solver.axes import each_start
+from jaxem.solver.axes import each_start, typed
 from jaxem.solver.problem import Fit, Plan, Problem, rank
 from jaxem.solver.programs import Program
 from jaxem.solver.stopping import Aitken
@@ -123,22 +124,35 @@ def groups(models, x, restarts, method) -> list[list[int]]:
     change nothing, and few enough units that compilation takes longer than the fits.
     """
     by_bank: dict[Any, list[int]] = {}
-    is_plain = isinstance(restarts, int) and method == EM()
-    if not is_plain or not hasattr(x, "ndim") or x.ndim != 2:
+    is_plain, size = isinstance(restarts, int) and method == EM(), _size(x)
+    if not is_plain or size is None:
         return []
+    units, features, programs = size
     for i, model in enumerate(models):
         if type(model) is Mixture and model.prior is None and _known(model.components):
             numbers, structure = split(model.components)
             values = tuple((np.asarray(v).dtype.str, np.asarray(v).tolist()) for v in numbers)
             by_bank.setdefault((structure, repr(values)), []).append(i)
-    work = x.shape[0] * x.shape[1] ** 2 * restarts
+    work = units * features**2 * restarts
 
     def is_faster(group):
         sizes = [models[i].k for i in group]
         absent = len(sizes) * max(sizes) - sum(sizes)
-        return 0 < work * absent <= tuning.PADDED_WORK * (len(set(sizes)) - 1)
+        return 0 < work * absent <= tuning.PADDED_WORK * (len(set(sizes)) - 1) * programs
 
     return [group for group in by_bank.values() if is_faster(group)]
+
+
+def _size(x):
+    """(units, features, programs of a fit) of an array (n, d) or a `Batch` of such; None for other
+    data. A batch has one program for each padded length."""
+    if not isinstance(x, Batch):
+        return (*x.shape, 1) if hasattr(x, "ndim") and x.ndim == 2 else None
+    blocks = as_blocks(x, None)
+    if not all(hasattr(block.x, "ndim") and block.x.ndim == 3 for block in blocks):
+        return None
+    units = sum(block.x.shape[0] * block.x.shape[1] for block in blocks)
+    return units, blocks[0].x.shape[2], len(blocks)
 
 
 def _known(bank) -> bool:
@@ -152,14 +166,16 @@ def _known(bank) -> bool:
 def fit_padded(models, x, key, init, *, weights, restarts, method, **limits) -> list[Result]:
     """`fit` of every model from the same key, in one call; `init` is a random start rule or
     None."""
+    if isinstance(x, Batch):
+        limits |= {"weights": weights, "restarts": restarts, "method": method}
+        return _fit_padded_batch(models, x, key, init, **limits)
     n, dtype = x.shape[0], float_dtype(x)
     smallest, largest = (pick(models, key=lambda model: model.k) for pick in (min, max))
     largest.domain.check(x, name_of(largest))
     if n < largest.k:
         raise ValueError(f"data have {n} units and a model {largest.k} components: use k <= {n}")
     weights = as_weights(weights, n, dtype)
-    smallest_shapes, largest_shapes = (_shapes(model, x, dtype) for model in (smallest, largest))
-    banked = tuple(a.shape != b.shape for a, b in zip(smallest_shapes, largest_shapes, strict=True))
+    banked = _banked(smallest, largest, x, dtype)
     parts = [split((model, method, init)) for model in models]
     starts = BEGIN(
         "tiny" if tuning.platform() == "cpu" else "full",  # it is called once
@@ -190,6 +206,59 @@ def fit_padded(models, x, key, init, *, weights, restarts, method, **limits) -> 
     ]
 
 
+def _fit_padded_batch(models, batch, key, init, *, weights, restarts, method, **limits):
+    """`fit_padded` of every data set of a batch: the results of batches, one a model."""
+    blocks = as_blocks(batch, weights)
+    smallest, largest = (pick(models, key=lambda model: model.k) for pick in (min, max))
+    options = {"weights": weights, "method": method, **limits}
+
+    def one_by_one():
+        return [fit(m, batch, key=key, init=init, restarts=restarts, **options) for m in models]
+
+    if min(block.sizes.min() for block in blocks) < largest.k:
+        return one_by_one()
+    one = check_data_sets(batch, blocks, largest.domain, name_of(largest))
+    banked = _banked(smallest, largest, one, float_dtype(one))
+    parts = [split((model, method, init)) for model in models]
+    starts = [
+        BEGIN_BATCH(
+            "tiny" if tuning.platform() == "cpu" else "full",
+            [numeric for numeric, _ in parts],
+            block.x,
+            block.weights,
+            (key, block.index),
+            plans=tuple(Plan(structure, Aitken(), False, False) for _, structure in parts),
+            sizes=tuple(model.k for model in models),
+            banked=banked,
+            restarts=restarts,
+        )
+        for block in blocks
+    ]
+    order = np.argsort(np.concatenate([block.index for block in blocks]))
+    starts = jax.tree.map(lambda *a: np.concatenate(a)[order], *jax.device_get(starts))
+    # Where a start is not finite, `fit` reports the cause.
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(starts)):
+        return one_by_one()
+    together = fit(
+        Padded(largest, banked), batch, init=starts, restarts=restarts * len(models), **options
+    )
+    every = jax.tree.map(
+        lambda a: np.moveaxis(a.reshape(len(order), len(models), restarts, *a.shape[2:]), 1, 0),
+        jax.device_get(together.restarts),
+    )
+    best = jax.device_get(jax.vmap(_best)(every.objective, every.status))
+    return [
+        _alone(model, jax.tree.map(lambda a, i=i: a[i], every), best[i], banked, together)
+        for i, model in enumerate(models)
+    ]
+
+
+def _banked(smallest, largest, x, dtype) -> tuple[bool, ...]:
+    """For every leaf of the components' params, whether it has an axis of components."""
+    small, large = (_shapes(model, x, dtype) for model in (smallest, largest))
+    return tuple(a.shape != b.shape for a, b in zip(small, large, strict=True))
+
+
 def _shapes(model, x, dtype):
     """The shapes of the leaves of the components' params."""
 
@@ -217,7 +286,18 @@ def _begin(numeric, x, weights, key, *, plans, sizes, banked, restarts):
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *out)
 
 
+def _begin_batch(numeric, x, weights, start, **static):
+    """The starts of all models for every data set of a block: those of `fit` with a `Batch`."""
+    key, index = start
+
+    def of_one(x, weights, i):
+        return _begin(numeric, x, weights, jax.random.fold_in(typed(key), i), **static)
+
+    return jax.vmap(of_one)(x, weights, index)
+
+
 BEGIN = Program(_begin, "plans", "sizes", "banked", "restarts")
+BEGIN_BATCH = Program(_begin_batch, "plans", "sizes", "banked", "restarts")
 
 
 @jax.jit
@@ -227,19 +307,27 @@ def _best(objective, status):
 
 
 def _alone(model, every, best, banked, together) -> Result:
-    """The result of one model: its restarts, with the params of the present components."""
-    padded = every.params
+    """The result of one model: its restarts, with the params of the present components. Of a batch,
+    every field has a leading axis of data sets."""
+    padded, batched = every.params, together.shares_model
+    present = (*(slice(None),) * (1 + batched), slice(model.k))
     params = MixtureParams(
-        padded.weights[:, : model.k],
-        over(banked, lambda leaf: leaf[:, : model.k], padded.components),
+        padded.weights[present], over(banked, lambda leaf: leaf[present], padded.components)
     )
     every = dataclasses.replace(every, params=params)
-    chosen = jax.tree.map(lambda a: np.asarray(a[best]), every)
+    chosen = (np.arange(len(best)), best) if batched else best
+    chosen = jax.tree.map(lambda a: np.asarray(a[chosen]), every)
     chosen, every = (
         dataclasses.replace(fits, params=jax.tree.map(jnp.asarray, fits.params))
         for fits in (chosen, every)
     )
     result = Result.of(
-        model, chosen, every, together.data_shape, total_weight=together.total_weight
+        model,
+        chosen,
+        every,
+        together.data_shape,
+        total_weight=together.total_weight,
+        n_units=together.n_units,
+        shares_model=batched,
     )
     return result if together.own_data is None else result.about(*together.own_data)

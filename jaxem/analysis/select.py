@@ -1,4 +1,5 @@
-"""`select`: several models of one data set, compared by an information criterion."""
+"""`select`: several models of one data set, or of every one of a batch, compared by an information
+criterion."""
 
 import dataclasses
 import math
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxem.analysis import saved
+from jaxem.analysis.batch_selection import BatchSelection
 from jaxem.analysis.padded_mixtures import fit_padded, groups
 from jaxem.data import arrays as checks
 from jaxem.data.batch import Batch
@@ -22,7 +24,7 @@ from jaxem.models.lda.lda import LDA
 from jaxem.models.mixture import FiniteMixture, Mixture
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.starts import NAMED, Start
-from jaxem.protocol.status import MEANING, Status, collected_warnings, warn
+from jaxem.protocol.status import MEANING, Status, collected_warnings, sentence, warn
 from jaxem.results.result import Result
 from jaxem.solver.restarts import Restarts
 from jaxem.solver.threads import in_threads
@@ -41,6 +43,7 @@ class Row(NamedTuple):
 
     k: the number of components or topics, None where the model has none. n_parameters: None with
     criterion="bound". score: the value of the criterion; lower is better. status: a `Status`.
+    data_set: its position in a `Batch`, else None.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Row(NamedTuple):
     log_likelihood: float
     score: float
     status: Status
+    data_set: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -114,7 +118,7 @@ def select(
     tol: float | None = None,
     max_iter: int = 2000,
     **unknown,
-) -> Selection:
+) -> Selection | BatchSelection:
     """Fits every model to the same data and chooses the one with the lowest criterion.
 
     bic = −2·log-likelihood + n_parameters·log Σw; aic = −2·log-likelihood + 2·n_parameters;
@@ -123,13 +127,15 @@ def select(
     inference="bayes".
 
     Args:
-      x: the data, (n, d), or a tree of arrays with one leading unit axis.
+      x: the data, (n, d), or a tree of arrays with one leading unit axis; or a `Batch`, for each
+        data set of which a model is chosen.
       models: an iterable of models, or a dict of them by name.
       criterion: "bic" (Schwarz 1978), "aic" (Akaike 1974), "icl" (Biernacki, Celeux & Govaert
         2000) or "bound".
       key: a JAX key or an int, the same for every model.
       restarts: the number of restarts of each model, or a `Restarts` plan.
       weights: (n,), one per unit; 0 for an absent unit, 2 for one that counts twice. None: all 1.
+        Of a `Batch` as in `fit`.
       init: None, "kmeans++", "random_rows", "random", or such a rule; given params or labels would
         belong to one k.
       method, tol, max_iter: as in `fit`.
@@ -137,7 +143,13 @@ def select(
     Returns:
       A `Selection`. Its results are those of `fit(model, x, key=key, restarts=restarts, ...)`, up
       to rounding. Mixtures that differ in k alone are fitted by one compiled program, padded with
-      components of weight 0, where that saves more compile time than it costs.
+      components of weight 0, where that saves more compile time than it costs. Of a `Batch` a
+      `BatchSelection`, with the results of `fit(model, batch, ...)`.
+
+      `jit`, `vmap` and `grad` have no finished fits to compare. There, the criterion is an array:
+      `scores = jnp.stack([fit(m, x, key=key, restarts=8).bic() for m in models])`, (m,), and
+      `jnp.argmin(scores)` the model with the lowest; look at `status` too, since the score of a
+      fit that collapsed means nothing.
 
     Raises:
       ValueError, TypeError: data, models or options that cannot be used, here or in `fit`.
@@ -147,23 +159,24 @@ def select(
     for word in unknown:
         known_name = ALIASES.get(word, word)
         raise TypeError(f"select() has no argument {word!r}" + suggestion(known_name, OPTIONS))
-    if needs_float64(x):
-        given = {"criterion": criterion, "key": key, "restarts": restarts, "weights": weights}
-        given |= {"init": init, "method": method, "tol": tol, "max_iter": max_iter}
-        with float64():
-            selection = select(x, models, **given)
-        results = tuple(on_host(result) for result in selection.results)
-        return dataclasses.replace(selection, results=results)
     names, models = _as_models(models)
     criterion = one_of(criterion, "criterion", CRITERIA)
     _check_criterion(criterion, names, models)
-    if isinstance(x, Batch):
-        raise TypeError("select takes one data set: call it for every data set of the Batch")
-    if is_traced((x, key, weights, tol, max_iter)):
+    data = x.data if isinstance(x, Batch) else x
+    if is_traced((data, key, weights, tol, max_iter)):
         raise TypeError(
             "select compares finished fits, which jit, vmap and grad do not have: use jaxem.fit "
-            "there, or call select outside"
+            "there, as in jnp.stack([jaxem.fit(m, x, key=key).bic() for m in models]), or call "
+            "select outside, for many data sets with a jaxem.Batch"
         )
+    if needs_float64(data, isinstance(x, Batch)):
+        options = {"criterion": criterion, "key": key, "restarts": restarts, "weights": weights}
+        options |= {"init": init, "method": method, "tol": tol, "max_iter": max_iter}
+        named = dict(zip(names, models, strict=True)) if len(set(names)) == len(names) else models
+        with float64():
+            selection = select(x, named, **options)
+            results = tuple(map(on_host, selection.results))
+            return dataclasses.replace(selection, results=results)
     if isinstance(init, str):
         init = NAMED[one_of(init, "init", NAMED)]
     if init is not None and not (isinstance(init, Start) and init.random):
@@ -176,7 +189,7 @@ def select(
     key = as_key(key)
     if not isinstance(restarts, Restarts):
         restarts = integer(restarts, "restarts", 1)
-    x, _ = checks.as_data(x)
+    x = x if isinstance(x, Batch) else checks.as_data(x)[0]
     options = {"restarts": restarts, "weights": weights, "method": method}
     options |= {"tol": tol, "max_iter": max_iter}
     with collected_warnings() as texts:
@@ -184,6 +197,10 @@ def select(
     for text in dict.fromkeys(texts):
         if "did not converge" not in text:  # the table says which did not, in one warning
             warn(text, stacklevel=2)
+    if isinstance(x, Batch):
+        selection = _of_batch(names, models, results, criterion, x, weights)
+        _warn_of_failed_batch(selection, tol)
+        return selection
     total = _total_weight(x, weights)
     table = tuple(
         _row(name, model, result, criterion, total, x, weights)
@@ -276,6 +293,51 @@ def _row(name, model, result, criterion, total, x, weights):
     k = model.k if isinstance(model, FiniteMixture) else k
     status = Status(int(result.status))
     return Row(name, model, k, n_parameters, float(result.log_likelihood), score, status)
+
+
+def _of_batch(names, models, results, criterion, x, weights) -> BatchSelection:
+    """The selection of every data set, from the results of batches, one a model."""
+    columns = []
+    for result in results:
+        likelihood, n_parameters = np.asarray(result.log_likelihood, float), result.n_parameters
+        total = np.asarray(result.total_weight, float)
+        penalty = 2 * n_parameters if criterion == "aic" else n_parameters * np.log(total)
+        score = penalty - 2 * likelihood
+        if criterion == "icl":
+            score += 2 * np.asarray(result.entropy(x, weights), float)
+        columns.append((n_parameters, likelihood, score, np.asarray(result.status)))
+    sizes = [model.k if isinstance(model, FiniteMixture) else None for model in models]
+    table = tuple(
+        Row(name, model, k, p, float(ll[i]), float(score[i]), Status(int(status[i])), i)
+        for i in range(len(columns[0][1]))
+        for name, model, k, (p, ll, score, status) in zip(
+            names, models, sizes, columns, strict=True
+        )
+    )
+    scores = np.stack([score for _, _, score, _ in columns], axis=1)
+    status = np.stack([status for *_, status in columns], axis=1)
+    is_sound = np.isin(status, [int(s) for s in SOUND]) & np.isfinite(scores)
+    winner = np.where(is_sound, scores, np.inf).argmin(axis=1)
+    winner = np.where(is_sound.any(axis=1), winner, -1)
+    return BatchSelection(criterion, table, tuple(results), scores, winner)
+
+
+def _warn_of_failed_batch(selection: BatchSelection, tol) -> None:
+    """One warning for all fits of a batch that did not converge, as in `_warn_of_failed`."""
+    status = np.concatenate([np.asarray(result.status) for result in selection.results])
+    n_iter = np.concatenate([np.asarray(result.n_iter) for result in selection.results])
+    is_requested = (status == int(Status.MAX_ITER)) & ((tol == 0) | (n_iter == 0))
+    failed = status[(status != int(Status.CONVERGED)) & ~is_requested]
+    if not failed.size:
+        return
+    counts = Counter(failed.tolist()).most_common()
+    without = int((selection.winner < 0).sum())
+    warn(
+        f"{failed.size} of {status.size} fits did not converge: "
+        + "; ".join(sentence(code, many) for code, many in counts)
+        + f"; in {without} data sets none is sound, so best is None" * bool(without),
+        stacklevel=3,
+    )
 
 
 def _warn_of_failed(selection: Selection, tol) -> None:

@@ -15,18 +15,19 @@ from jaxem.protocol.status import FitWarning
 _warned_about_x64 = False
 
 
-def as_data(data):
+def as_data(data, name: str = "data"):
     """The data as a tree of arrays with one leading unit axis, and the number of units.
 
-    A bare array-like becomes floating point; in a tree, integers stay integers.
+    A bare array-like becomes floating point; in a tree, such as a tuple of arrays (features, y),
+    integers stay integers, for models that index by them. name: of the argument, for messages.
     """
 
     def converted(path, leaf):
-        name = "data" + jax.tree_util.keystr(path)
-        require_room(leaf, name)
-        return as_array(_with_nan(leaf), name, keep_integers=bool(path))
+        leaf_name = name + jax.tree_util.keystr(path)
+        require_room(leaf, leaf_name)
+        return as_array(_with_nan(leaf), leaf_name, keep_integers=bool(path))
 
-    if _is_tree(data):
+    if is_tree(data):
         data = jax.tree_util.tree_map_with_path(
             converted, data, is_leaf=lambda node: isinstance(node, list) or _is_sparse(node)
         )
@@ -34,24 +35,32 @@ def as_data(data):
         data = converted((), data)
     leaves = jax.tree_util.tree_leaves_with_path(data)
     if not leaves:
-        raise ValueError("data hold no array: pass an array of shape (n, d)")
-    leaves = [("data" + jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
-    for name, leaf in leaves:
+        raise ValueError(f"{name} hold no array: pass an array of shape (n, d)")
+    leaves = [(name + jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+    for leaf_name, leaf in leaves:
         if leaf.ndim == 0:
-            raise ValueError(f"{name} is a single number: pass an array of shape (n, d)")
+            raise ValueError(f"{leaf_name} is a single number: pass an array of shape (n, d)")
         if 0 in leaf.shape:
             axis = "unit" if leaf.shape[0] == 0 else "feature"
-            raise ValueError(f"{name} is empty, with shape {leaf.shape}: pass at least one {axis}")
+            raise ValueError(
+                f"{leaf_name} is empty, with shape {leaf.shape}: pass at least one {axis}"
+            )
     if len({leaf.shape[0] for _, leaf in leaves}) > 1:
-        sizes = ", ".join(f"{name}: {leaf.shape[0]}" for name, leaf in leaves)
-        raise ValueError(f"the arrays in data must have one leading size, got {sizes}")
+        sizes = ", ".join(f"{leaf_name}: {leaf.shape[0]}" for leaf_name, leaf in leaves)
+        remedy = "; for data sets of different lengths use jaxem.Batch" * isinstance(data, tuple)
+        raise ValueError(f"the arrays in {name} must have one leading size, got {sizes}{remedy}")
     return data, leaves[0][1].shape[0]
 
 
-def _is_tree(data) -> bool:
-    if isinstance(data, dict) or (isinstance(data, tuple) and hasattr(data, "_fields")):
+def is_tree(data) -> bool:
+    """Whether data are a tree of arrays, not one array or a list of rows. A plain tuple is a tree
+    where it holds an array or a tree: (features, y). A tuple of numbers or of lists is an array."""
+    if isinstance(data, dict):
         return True
-    bare = data is None or isinstance(data, (list, tuple)) or _is_sparse(data)
+    if isinstance(data, tuple):
+        parts = (getattr(part, "ndim", 0) > 0 or is_tree(part) for part in data)
+        return hasattr(data, "_fields") or any(parts)
+    bare = data is None or isinstance(data, list) or _is_sparse(data)
     return not bare and not jax.tree_util.all_leaves([data])
 
 
@@ -158,14 +167,14 @@ def _warn_about_x64(array):
     )
 
 
-def as_weights(weights, n: int, dtype):
-    """Weights (n,) in the data's dtype, or None."""
+def as_weights(weights, n: int, dtype, name: str = "weights"):
+    """Weights (n,) in the data's dtype, or None. name: of the argument, for messages."""
     if weights is None:
         return None
-    require_room(weights, "weights")
-    weights = as_array(_with_nan(weights), "weights")
+    require_room(weights, name)
+    weights = as_array(_with_nan(weights), name)
     if weights.shape != (n,):
-        raise ValueError(f"weights must have shape ({n},), one per unit, got {weights.shape}")
+        raise ValueError(f"{name} must have shape ({n},), one per unit, got {weights.shape}")
     with np.errstate(over="ignore"):
         return weights.astype(dtype)
 

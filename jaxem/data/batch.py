@@ -7,17 +7,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.data.arrays import as_array, as_weights
+from jaxem.data.arrays import as_array, as_data, as_weights, is_tree
 from jaxem.data.documents import Documents
+from jaxem.data.labelled import unlabelled
 from jaxem.numerics.tree import float_dtype, is_traced
+from jaxem.protocol.returned import listed
 
 
 class Batch:
     """Many data sets, fitted independently, results in the order given.
 
     Args:
-      data: an array (b, n, d); a list of arrays (n_i, d) of one width d and any lengths; or a list
-        of `Documents` of one vocabulary.
+      data: one of
+
+        - an array (b, n, d), or (b, n, ...) for models that take other units than rows;
+        - a dict, a named tuple, `Labelled` or another tree of arrays (b, n, ...), stacked: the
+          first axis of every array counts data sets and the second units;
+        - a list of data sets of any lengths, each of them data for one `fit`: arrays (n_i, d),
+          trees of arrays (n_i, ...), tuples such as (features, y), or `Documents` of one
+          vocabulary. A plain tuple is such a list. Arrays differ in the number of units alone.
+
+    Integers stay integers in a tree, such as categories that index a table of params; a bare array
+    becomes floating point.
 
     The data sets of a list are padded with units of weight 0 to few lengths, each at most 1.5 times
     the one before. Memory during a fit: a copy of the padded data, about five times the params of
@@ -28,6 +39,11 @@ class Batch:
         self.data = data
 
 
+ACCEPTED = (
+    "Batch takes an array (b, n, d), a stacked tree of arrays (b, n, ...), or a list of arrays "
+    "(n, d), of trees or of Documents"
+)
+
 LENGTH_RATIO = 1.5
 """The ratio of one padded length to the one before."""
 
@@ -35,47 +51,123 @@ LENGTH_RATIO = 1.5
 class Block(NamedTuple):
     """Data sets of one padded length.
 
-    x: (b, n, d), or a tree of such arrays. weights: (b, n), or None for 1. index: the position of
-    each data set in the batch. shortest: the number of units of the shortest data set.
+    x: (b, n, d), or a tree of arrays (b, n, ...). weights: (b, n), or None for 1. index: the
+    position of each data set in the batch. sizes: the number of units of each, without padding.
     """
 
     x: Any
     weights: Any
     index: np.ndarray
-    shortest: int
+    sizes: np.ndarray
 
 
-def as_blocks(batch: Batch, weights) -> list[Block]:
-    """A batch as blocks of equal shape; ValueError where the data sets cannot be stacked."""
+def as_blocks(batch: Batch, weights, repeat: bool = False) -> list[Block]:
+    """A batch as blocks of equal shape; ValueError where the data sets cannot be stacked.
+
+    repeat: whether data sets are padded with copies of their last unit, not with zeros.
+    """
     data = batch.data
-    if hasattr(data, "ndim"):
-        x = as_array(data, "Batch data")
-        if x.ndim != 3:
-            raise ValueError(
-                f"Batch takes an array (b, n, d) or a list of arrays (n, d), got shape {x.shape}"
-            )
-        if 0 in x.shape:
-            raise ValueError(f"Batch data are empty, with shape {x.shape}")
-        if weights is not None:
-            weights = as_array(weights, "weights").astype(x.dtype)
-            if weights.shape != x.shape[:2]:
-                raise ValueError(f"weights must have shape {x.shape[:2]}, got {weights.shape}")
-        return [Block(x, weights, np.arange(x.shape[0]), x.shape[1])]
-    if not isinstance(data, (list, tuple)) or not data:
-        raise TypeError(
-            "Batch takes an array (b, n, d), a list of arrays (n, d) or a list of Documents"
+    if is_list(data):
+        if not data:
+            raise TypeError(f"Batch data are an empty list: {ACCEPTED}")
+        is_documents = any(isinstance(dataset, Documents) for dataset in data)
+        sets = _documents_of_one_width(data) if is_documents else _data_sets(data)
+        return _padded_blocks(sets, weights, repeat)
+    if isinstance(data, Documents):
+        raise TypeError("Batch data are one Documents: use fit(model, documents), or give a list")
+    if not (hasattr(data, "ndim") or is_tree(data)):
+        raise TypeError(f"{ACCEPTED}; got {type(data).__name__}")
+    return [_stacked(data, weights)]
+
+
+def is_list(data) -> bool:
+    """Whether the data of a batch are a list of data sets, not a stacked array or tree."""
+    return isinstance(data, (list, tuple)) and not hasattr(data, "_fields")
+
+
+def check_data_sets(batch: Batch, blocks: list[Block], domain, name: str):
+    """The shapes of one data set, (n, d) or a tree; ValueError or TypeError where a model with this
+    domain does not take them. name: of the model."""
+    x = blocks[0].x
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x)
+    try:
+        domain.check(shapes, name)
+    except (TypeError, ValueError) as error:
+        plain = unlabelled(shapes)[0]
+        if not hasattr(plain, "ndim") or plain.ndim == 2:
+            raise type(error)(f"every data set of the Batch: {error}") from None
+        at = int(blocks[0].index[0])
+        got = unlabelled(batch.data)[0]
+        got = (
+            f"data[{at}] of shape {np.shape(unlabelled(got[at])[0])}"
+            if is_list(got)
+            else (f"shape {tuple(got.shape)}")
         )
-    if any(isinstance(dataset, Documents) for dataset in data):
-        return _padded_blocks(_documents_of_one_width(data), weights)
-    sets = [as_array(dataset, f"Batch data[{i}]") for i, dataset in enumerate(data)]
-    sets = [dataset if is_traced(dataset) else np.asarray(dataset) for dataset in sets]
-    for i, dataset in enumerate(sets):
-        if dataset.ndim != 2 or 0 in dataset.shape or dataset.shape[1] != sets[0].shape[1]:
+        remedy = ": for one feature add an axis, x[..., None]" if plain.ndim == 1 else ""
+        raise ValueError(
+            f"for {name} Batch takes an array (b, n, d) or a list of arrays (n, d), got "
+            f"{got}{remedy}"
+        ) from None
+    return shapes
+
+
+def _stacked(data, weights) -> Block:
+    """The block of a stacked array or tree."""
+    x, sets = as_data(data, "Batch data")
+    leaves = jax.tree_util.tree_leaves_with_path(x)
+    for path, leaf in leaves:
+        name = "Batch data" + jax.tree_util.keystr(path)
+        if leaf.ndim < 2:
             raise ValueError(
-                f"Batch data[{i}] has shape {dataset.shape}: every data set must be (n, d) with at "
-                f"least one unit and the width of the first, {sets[0].shape[-1]}"
+                f"{name} has shape {leaf.shape}: a stacked batch has axes (b, n, ...), data sets "
+                "first and units second; for data sets of different lengths give a list of them"
             )
-    return _padded_blocks(sets, weights)
+        if leaf.shape[1] != leaves[0][1].shape[1]:
+            raise ValueError(
+                f"{name} has {leaf.shape[1]} units a data set, Batch data"
+                f"{jax.tree_util.keystr(leaves[0][0])} {leaves[0][1].shape[1]}: the second axis "
+                "of every array counts units"
+            )
+    n = leaves[0][1].shape[1]
+    if weights is not None:
+        weights = as_array(weights, "weights").astype(float_dtype(x))
+        if weights.shape != (sets, n):
+            raise ValueError(f"weights must have shape {(sets, n)}, got {weights.shape}")
+    return Block(x, weights, np.arange(sets), np.full(sets, n))
+
+
+def _data_sets(data):
+    """The data sets of a list, each an array or a tree, of one structure and of one width."""
+    sets = []
+    for i, dataset in enumerate(data):
+        x, _ = as_data(dataset, f"Batch data[{i}]")
+        sets.append(x if is_traced(x) else jax.tree.map(np.asarray, x))
+    structure, first = jax.tree.structure(sets[0]), jax.tree.leaves(sets[0])
+    for i, x in enumerate(sets):
+        if jax.tree.structure(x) != structure:
+            raise ValueError(
+                f"Batch data[{i}] is {_described(x)}, data[0] is {_described(sets[0])}: give all "
+                "data sets the same structure"
+            )
+        if any(a.shape[1:] != b.shape[1:] for a, b in zip(jax.tree.leaves(x), first, strict=True)):
+            _refuse_width(i, x, first)
+    return sets
+
+
+def _described(x) -> str:
+    return f"an array of shape {x.shape}" if hasattr(x, "shape") else listed(x)
+
+
+def _refuse_width(i: int, x, first):
+    """ValueError that names the first array of data set i whose width is not that of data[0]."""
+    leaves = jax.tree_util.tree_leaves_with_path(x)
+    for (path, leaf), expected in zip(leaves, first, strict=True):
+        if leaf.shape[1:] != expected.shape[1:]:
+            raise ValueError(
+                f"Batch data[{i}]{jax.tree_util.keystr(path)} has shape {leaf.shape}, that of "
+                f"data[0] {expected.shape}: every data set must have the width of the first, only "
+                "the number of units may differ"
+            )
 
 
 def _documents_of_one_width(data):
@@ -100,21 +192,39 @@ def _documents_of_one_width(data):
     return [jax.tree.map(padded, documents) for documents in data]
 
 
-def _padded_blocks(sets, weights) -> list[Block]:
+def _padded_blocks(sets, weights, repeat) -> list[Block]:
     """Data sets as blocks of few padded lengths."""
-    if weights is None:
-        weights = [np.ones(len(dataset), float_dtype(dataset)) for dataset in sets]
-    if len(weights) != len(sets):
-        raise ValueError(f"weights must be a list of {len(sets)}, one a data set")
-    pairs = zip(weights, sets, strict=True)
-    weights = [as_weights(w, len(dataset), float_dtype(dataset)) for w, dataset in pairs]
-    longest = max(len(dataset) for dataset in sets)
+    sizes = np.array([jax.tree.leaves(x)[0].shape[0] for x in sets])
+    weights = _weights_of(sets, sizes, weights)
+    longest = int(sizes.max())
     members: dict[int, list[int]] = {}
-    for i, dataset in enumerate(sets):
-        members.setdefault(min(padded_length(len(dataset)), longest), []).append(i)
+    for i, n in enumerate(sizes.tolist()):
+        members.setdefault(min(padded_length(n), longest), []).append(i)
+    leaves = zip(*map(jax.tree.leaves, sets), strict=True)
+    dtypes = [jnp.result_type(*{leaf.dtype for leaf in of_sets}) for of_sets in leaves]
     return [
-        _padded_block(sets, weights, length, np.array(positions))
+        _padded_block(sets, weights, dtypes, length, np.array(positions), sizes, repeat)
         for length, positions in sorted(members.items())
+    ]
+
+
+def _weights_of(sets, sizes, weights) -> list:
+    """The weights (n_i,) of every data set, 1 where none are given."""
+    if weights is None:
+        weights = [None] * len(sets)
+    if not isinstance(weights, (list, tuple)) and np.ndim(weights) == 0:
+        raise TypeError(
+            f"weights must be a list of {len(sets)}, one a data set, got {type(weights).__name__}"
+        )
+    if len(weights) != len(sets):
+        raise ValueError(
+            f"weights must be a list of {len(sets)}, one a data set, got {len(weights)}"
+        )
+    return [
+        np.ones(n, float_dtype(x))
+        if w is None
+        else as_weights(w, n, float_dtype(x), f"weights[{i}]")
+        for i, (w, n, x) in enumerate(zip(weights, sizes.tolist(), sets, strict=True))
     ]
 
 
@@ -126,19 +236,24 @@ def padded_length(n: int) -> int:
     return length
 
 
-def _padded_block(sets, weights, n: int, index) -> Block:
-    def pad_and_stack(*arrays):
-        """Arrays padded with zeros to n rows and stacked, on the host unless one is traced."""
-        dtype = np.result_type(*(a.dtype for a in arrays))
+def _padded_block(sets, weights, dtypes, n: int, index, sizes, repeat) -> Block:
+    def pad_and_stack(arrays, dtype, repeat):
+        """Arrays padded to n rows and stacked, on the host unless one is traced."""
         if is_traced(arrays):
-            padding = [jnp.zeros((n - len(a), *a.shape[1:]), a.dtype) for a in arrays]
-            padded = [jnp.concatenate(pair) for pair in zip(arrays, padding, strict=True)]
+            mode = {"mode": "edge"} if repeat else {}
+            padding = [((0, n - len(a)), *((0, 0),) * (a.ndim - 1)) for a in arrays]
+            padded = [jnp.pad(a, p, **mode) for a, p in zip(arrays, padding, strict=True)]
             return jnp.stack(padded).astype(dtype)
         stack = np.zeros((len(arrays), n, *arrays[0].shape[1:]), dtype)
         for row, array in zip(stack, arrays, strict=True):
             row[: len(array)] = array
+            if repeat:
+                row[len(array) :] = array[-1:]
         return stack
 
-    x = jax.tree.map(pad_and_stack, *(sets[i] for i in index))
-    padded_weights = pad_and_stack(*(weights[i] for i in index)).astype(float_dtype(x))
-    return Block(x, padded_weights, index, min(len(sets[i]) for i in index))
+    structure = jax.tree.structure(sets[index[0]])
+    leaves = zip(*(jax.tree.leaves(sets[i]) for i in index), strict=True)
+    stacked = [pad_and_stack(a, dtype, repeat) for a, dtype in zip(leaves, dtypes, strict=True)]
+    x = jax.tree.unflatten(structure, stacked)
+    padded_weights = pad_and_stack([weights[i] for i in index], float_dtype(x), False)
+    return Block(x, padded_weights, index, sizes[index])

@@ -42,11 +42,12 @@ def on_host(tree):
 def needs_float64(data, is_batch: bool = False) -> bool:
     """Whether x64 is off and the cast of 64-bit host data to float32 loses digits that matter.
 
-    data: an array-like (n, ...), or a tree of them; if `is_batch` an array (b, n, d) or a list.
+    data: an array-like (n, ...), or a tree of them; if `is_batch` a list of such data, or an array
+    (b, n, ...) or a tree of such arrays.
     """
     if jax.config.jax_enable_x64:
         return False
-    if is_batch and isinstance(data, (list, tuple)):
+    if is_batch and isinstance(data, (list, tuple)) and not hasattr(data, "_fields"):
         return any(needs_float64(dataset) for dataset in data)
     if jax.tree_util.all_leaves([data]) or isinstance(data, list):
         return len(_lost(data, is_batch)) > 0
@@ -89,9 +90,9 @@ def _lost(leaf, is_batch):
         return ()  # the check of the data says what is wrong
     if array.dtype.kind not in "iuf" or array.dtype.itemsize < 8:
         return ()
-    if is_batch and array.ndim == 3:
-        ends = array[:, [0, -1]].swapaxes(0, 1) if array.size else array
-        suspects = _suspect(ends).any(axis=-1) if array.size else ()
+    if is_batch and array.ndim > 1 and array.size:
+        ends = array[:, [0, -1]].swapaxes(0, 1)
+        suspects = _suspect(ends).reshape(len(array), -1).any(axis=-1)
         return [i for i in np.flatnonzero(suspects) if len(lost_columns(array[i], KEPT))]
     if array.ndim == 0 or not array.size or not _suspect(array[[0, -1]]).any():
         return ()

@@ -98,6 +98,10 @@ float32: d = 32 32 ms against 200 on centred rows, d = 40 45 against 113, d = 64
 LANES_BYTES = 2**19
 """Bytes of the arrays of all lanes on a CPU: about half of a core's level-2 cache."""
 
+PREDICTED = 2**20
+"""The most numbers, of data and params, for which a batch of fits is asked at once: it bounds the
+memory of the answers' temporaries."""
+
 LONG_STEP = 2**15
 """Numbers in a fit's largest array from which a step takes longer than a check for finished
 lanes."""

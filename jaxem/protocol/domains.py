@@ -83,7 +83,9 @@ class Matrix(Domain):
 def require_matrix(x, name: str) -> None:
     """ValueError unless x is one array of shape (n, d)."""
     if not hasattr(x, "ndim"):
-        raise TypeError(f"{name} takes data as one array of shape (n, d), got {type(x).__name__}")
+        remedy = ": use np.stack(x) for a tuple of rows" * (type(x) is tuple)
+        got = f"{type(x).__name__}{remedy}"
+        raise TypeError(f"{name} takes data as one array of shape (n, d), got {got}")
     if x.ndim == 2:
         return
     remedy = {

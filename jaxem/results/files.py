@@ -8,6 +8,7 @@ from jaxem.wrappers.adopt import adopt
 
 FORMAT = 1
 FIELDS = tuple(f.name for f in dataclasses.fields(Fit))
+ENDS = ("total_weight", "n_units", "shares_model")
 
 
 def save(result, path) -> None:
@@ -25,7 +26,7 @@ def save(result, path) -> None:
     except ValueError:
         content["model"] = None
     content |= {"format": FORMAT, "data_shape": list(result.data_shape)}
-    content["total_weight"] = encode(result.total_weight, arrays)
+    content |= {name: encode(getattr(result, name), arrays) for name in ENDS}
     write(path, content, arrays)
 
 
@@ -44,7 +45,7 @@ def load(path, model, find):
         restarts = decode(content["restarts"], arrays, find)
         saved = decode(content["model"], arrays, find)
         shape = tuple(content["data_shape"])
-        total = decode(content["total_weight"], arrays, find)
+        ends = [decode(content[name], arrays, find) for name in ENDS]
     except FileNotFoundError:
         raise
     except DAMAGE as error:
@@ -52,4 +53,4 @@ def load(path, model, find):
     if model is None and saved is None:
         raise ValueError(f"{path} was saved from a model of your own: call load(path, model=...)")
     model = saved if model is None else adopt(model)
-    return model, Fit(**fields), restarts, shape, None, total
+    return model, Fit(**fields), restarts, shape, None, *ends

@@ -16,18 +16,27 @@ from jaxem.numerics.tree import Structure, is_traced, merge, pytree, split
 from jaxem.protocol.capabilities import Sampled, has
 from jaxem.protocol.model import name_of
 from jaxem.protocol.status import FitError, Status, sentence
-from jaxem.results import answers
+from jaxem.results import answers, fleet
 from jaxem.solver.problem import Fit
 
 
-@pytree(static=("_structure", "data_shape"), eq=False)
+@pytree(static=("_structure", "data_shape", "shares_model"), eq=False)
 class Result(Fit):
     """The fields of the best restart's `Fit`, the `Fit` of all `restarts`, and the model.
+
+    The result of a `Batch`, or of `jax.vmap` of a function that fits, is a fleet: every field has a
+    leading axis b, `len(fleet)` is b, `fleet[i]` and iteration give the `Result` of one data set.
+    Methods take one data set for each fit, in the order of the fits: an array (b, n, d) or a
+    stacked tree, for which answers are stacked, or a list, for which they are a list of NumPy
+    arrays, one a data set. They compile one program for each padded length.
 
     gradient_ok: whether the gradient of params can be trusted; where it is False that gradient is
     NaN. Outside a transformation it says whether the fit converged. Inside one that differentiates
     it says also that I − J is regular and the fixed point near, where J is the Jacobian of the EM
     map at the params. total_weight: Σw of the fit, the number of units where they have no weights.
+    data_shape: the shape of the data, of their first array where they are a tree; (b, n, ...) of a
+    `Batch`, with n units in the longest data set. n_units: (b,), the units of every data set where
+    their numbers differ, else None. shares_model: whether the fits are those of a `Batch`.
 
     A pytree, so that it passes through `jit` and `vmap`. Methods that need data take them as an
     argument. The result of one eager fit has a reference to its own, for its `entropy` and `icl`,
@@ -40,10 +49,20 @@ class Result(Fit):
     _structure: Structure
     data_shape: tuple
     total_weight: Any = None
+    n_units: Any = None
+    shares_model: bool = False
 
     @classmethod
     def of(
-        cls, model, best: Fit, restarts: Fit, data_shape: tuple, gradient_ok=None, total_weight=None
+        cls,
+        model,
+        best: Fit,
+        restarts: Fit,
+        data_shape: tuple,
+        gradient_ok=None,
+        total_weight=None,
+        n_units=None,
+        shares_model: bool = False,
     ):
         """A result. gradient_ok None: whether the fit converged. total_weight None: the number of
         units."""
@@ -52,8 +71,7 @@ class Result(Fit):
             gradient_ok = status == int(Status.CONVERGED)
             gradient_ok = gradient_ok if is_traced(gradient_ok) else np.asarray(gradient_ok)
         if total_weight is None:
-            batch = np.ndim(best.status)
-            total_weight = np.full(data_shape[:batch], float(data_shape[batch]))
+            total_weight = np.full(np.shape(best.status), float(data_shape[bool(shares_model)]))
         numeric, structure = split(model)
         fields = {f.name: getattr(best, f.name) for f in dataclasses.fields(Fit)}
         return cls(
@@ -64,6 +82,8 @@ class Result(Fit):
             _structure=structure,
             data_shape=data_shape,
             total_weight=total_weight,
+            n_units=n_units,
+            shares_model=bool(shares_model),
         )
 
     @property
@@ -79,25 +99,41 @@ class Result(Fit):
         density is 0 under every component. Where the density of a far unit underflows, the row is
         that of a nearer unit in the same direction.
 
+        Of a fleet: (b, n, k), or a list of (n_i, k).
+
         Raises TypeError where the model has no finite latent variable.
         """
+        if self._is_fleet:
+            sets = fleet.data_sets(self, x)
+            return fleet.by_unit(sets, fleet.responsibilities(self, sets))
         return self._responsibilities(x)
 
     @in_own_precision
     def predict(self, x):
         """The most probable component of every unit, shape (n,); −1 where `predict_proba` is NaN.
-        Raises TypeError as there."""
+        Of a fleet: (b, n), or a list of (n_i,). Raises TypeError as `predict_proba` does."""
+        if self._is_fleet:
+            sets = fleet.data_sets(self, x)
+            return fleet.by_unit(
+                sets, [answers.labels(r) for r in fleet.responsibilities(self, sets)]
+            )
         return answers.labels(self._responsibilities(x))
 
     @in_own_precision
     def score_samples(self, x):
         """log p(x | params) of every unit, shape (n,): −∞ outside the support of the model, NaN
-        where x holds a NaN that the model does not take."""
+        where x holds a NaN that the model does not take. Of a fleet: (b, n), or a list of
+        (n_i,)."""
+        if self._is_fleet:
+            sets = fleet.data_sets(self, x)
+            return fleet.by_unit(sets, fleet.scores(self, sets))
         return answers.scores(self._numeric, self.params, self._checked(x), self._structure)
 
     @in_own_precision
     def sample(self, key, n: int):
         """n units drawn from the fitted model; key: a JAX key or an int."""
+        if self._is_fleet:
+            raise TypeError("a batch draws from one fit at a time: result[i].sample(key, n)")
         key, n = as_key(key), integer(n, "n", 1)
         key = jax.random.key(key) if isinstance(key, np.uint32) else key
         if not has(self.model, Sampled):
@@ -117,8 +153,9 @@ class Result(Fit):
     def bic(self, x=None, weights=None):
         """−2·log-likelihood + n_parameters · log Σw; lower is better (Schwarz 1978).
 
-        x None: of the fit itself with its weights; of a batch (b,), one value a data set. Else of
-        data x with weights (n,), None for 1 whatever the weights of the fit.
+        x None: of the fit itself with its weights. Else of data x with weights (n,), None for 1
+        whatever the weights of the fit. Of a fleet (b,), one value a data set; x and weights are
+        then those of every data set, (b, n, ...) and (b, n), or lists.
         """
         score, total = self._score(x, weights)
         return -2 * score + self.n_parameters * jnp.log(total)
@@ -147,6 +184,8 @@ class Result(Fit):
                     "entropy(x, weights)"
                 )
             return self.posterior_entropy
+        if self._is_fleet:
+            return fleet.entropy(self, fleet.data_sets(self, x, weights))
         r = self._responsibilities(x)
         return answers.entropy(r, _checked_weights(weights, r.shape[0], r.dtype))
 
@@ -191,31 +230,74 @@ class Result(Fit):
 
         save(self, path)
 
+    def to_dataframe(self):
+        """A pandas data frame with a row for every data set of a batch: the name of its status,
+        log_likelihood, n_iter, objective and bic. Raises ImportError where pandas is missing."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                "to_dataframe needs pandas, which is not installed: pip install pandas, or read "
+                "result.status, result.log_likelihood and result.bic()"
+            ) from error
+        return pandas.DataFrame(fleet.table(self))
+
+    def __len__(self):
+        """The number of fits of a batch."""
+        self._require_fleet("it has no len()")
+        return np.shape(self.status)[0]
+
+    def __bool__(self):
+        return True
+
+    def __iter__(self):
+        """The `Result` of every fit of a batch, in order."""
+        self._require_fleet("it cannot be iterated over")
+        fits = self if is_traced(self) else jax.device_get(self)
+        return (fits[i] for i in range(len(self)))
+
     def __getitem__(self, index):
-        """The `Result` of one fit of a batch."""
-        if not np.ndim(self.status):
-            raise TypeError("this is one fit, not a batch: it cannot be indexed")
-        best = jax.tree.map(lambda a: a[index], self.best_fit)
-        parts = (self.restarts, self.gradient_ok, self.total_weight)
-        restarts, ok, total = jax.tree.map(lambda a: a[index], parts)
-        return Result.of(self.model, best, restarts, self.data_shape[1:], ok, total)
+        """The `Result` of one fit of a batch; a smaller batch for a slice or an array of
+        indices."""
+        self._require_fleet("it cannot be indexed")
+        of_batch = self.shares_model and np.ndim(self.status) == 1  # the axis of a Batch, not vmap
+
+        def part(tree):
+            return jax.tree.map(lambda a: a[index], tree)
+
+        numeric = self._numeric if of_batch else part(self._numeric)
+        status, sizes = part((self.status, self.n_units))
+        shape, still_batch = self.data_shape, self.shares_model
+        if of_batch and np.ndim(status):
+            shape = (np.shape(status)[0], *shape[1:])
+        elif of_batch:
+            known = sizes is not None and not is_traced(sizes)
+            shape, still_batch = (int(sizes) if known else shape[1], *shape[2:]), False
+            sizes = None
+        parts = part((self.restarts, self.gradient_ok, self.total_weight))
+        restarts, ok, total = parts
+        model = merge(numeric, self._structure)
+        return Result.of(model, part(self.best_fit), restarts, shape, ok, total, sizes, still_batch)
 
     def __reduce__(self):
         parts = (self.data_shape, self.gradient_ok, self.total_weight)
+        parts += (self.n_units, self.shares_model)
         return Result.of, (self.model, self.best_fit, self.restarts, *parts)
 
     def __str__(self):
         model = jax.tree.map(_PrintedLeaf, self.model)
         if is_traced(self.status):
             return f"Result({model!r}, batch shape {np.shape(self.status)})"
-        n = self.data_shape[0]
+        n = self._shape_of_one[0]
         status = np.asarray(self.restarts.status).ravel()
         counts = Counter(Status(int(s)).name for s in status)
         ended = ", ".join(f"{count} {name}" for name, count in counts.most_common())
         if np.ndim(self.status):
             converged = int(np.sum(np.asarray(self.converged)))
+            sizes = n if self.n_units is None else np.asarray(self.n_units)
+            units = f"{np.min(sizes)} to {np.max(sizes)}" if np.ptp(sizes) else f"{np.max(sizes)}"
             return (
-                f"{model!r}: batch shape {np.shape(self.status)}\n"
+                f"{model!r}: batch shape {np.shape(self.status)}, {units} units each\n"
                 f"{converged} of {np.size(self.status)} CONVERGED\nrestarts: {ended}"
             )
         lines = [
@@ -253,6 +335,8 @@ class Result(Fit):
         if x is None:
             _require_no_weights(weights)
             return self.log_likelihood, self.total_weight
+        if self._is_fleet:
+            return fleet.score_and_weight(self, fleet.data_sets(self, x, weights))
         evidence = self.score_samples(x)
         if weights is None:
             return evidence.sum(), evidence.shape[0]
@@ -263,21 +347,37 @@ class Result(Fit):
         args = (self._numeric, self.params, self._checked(x), self._structure)
         return answers.responsibilities(self.model, *args)
 
+    @property
+    def _is_fleet(self) -> bool:
+        return np.ndim(self.status) > 0
+
+    def _require_fleet(self, what):
+        if not self._is_fleet:
+            raise TypeError(f"this is one fit, not a batch: {what}")
+
+    @property
+    def _shape_of_one(self) -> tuple:
+        """The shape of one data set, of the longest where they differ."""
+        return self.data_shape[1:] if self.shares_model else self.data_shape
+
     def _checked(self, x):
         """Data for the model of this fit. ValueError or TypeError where it does not take them."""
-        if np.ndim(self.status):
-            raise TypeError("a batch answers one fit at a time: result[i].predict(x[i])")
         x, _ = checks.as_data(x)
-        expected = self.data_shape[1:]
+        expected = self._shape_of_one[1:]
         got = tuple(jax.tree.leaves(x)[0].shape[1:])
         if len(got) != len(expected) or got == expected:
             self.model.domain.check(x, name_of(self.model))
+        self._require_features(got)
+        return x
+
+    def _require_features(self, got: tuple) -> None:
+        """ValueError unless `got`, the shape of a unit, is that of the data of the fit."""
+        expected = self._shape_of_one[1:]
         if got != expected:
             raise ValueError(
                 f"X has {got[0] if got else 0} features, but the model was fitted with "
                 f"{expected[0] if expected else 0} features as input"
             )
-        return x
 
 
 class _PrintedLeaf:

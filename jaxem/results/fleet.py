@@ -1,0 +1,140 @@
+"""A batch of fits asked about data: one data set for each fit, stacked or a list."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem.data.arrays import explain_bad_weights
+from jaxem.data.batch import Batch, Block, as_blocks, check_data_sets, is_list
+from jaxem.numerics.tree import is_traced
+from jaxem.protocol.model import name_of
+from jaxem.protocol.status import Status
+from jaxem.results import answers
+
+
+class DataSets(NamedTuple):
+    """Data sets for the fits of a batch. is_list: whether they were given as a list."""
+
+    blocks: list[Block]
+    is_list: bool
+
+
+def data_sets(result, x, weights=None) -> DataSets:
+    """Data and weights for every fit of a batch, checked. Data sets of a list are padded with
+    copies of their last unit, so that no padded value lies outside the model's support."""
+    if np.ndim(result.status) != 1:
+        raise TypeError(
+            f"a batch of shape {np.shape(result.status)} answers one row at a time: "
+            "result[i].predict(x[i])"
+        )
+    batch = x if isinstance(x, Batch) else Batch(x)
+    listed = is_list(batch.data)
+    if not listed and getattr(batch.data, "ndim", 0) == len(result._shape_of_one):
+        raise ValueError(
+            f"a batch of {len(result)} fits takes as many data sets, a list or an array with "
+            f"a leading axis {len(result)}, got one data set of shape {batch.data.shape}: for it "
+            "alone use result[i]"
+        )
+    blocks = as_blocks(batch, weights, repeat=True)
+    sets = sum(len(block.index) for block in blocks)
+    if sets != len(result):
+        raise ValueError(
+            f"x has {sets} data sets and the batch {len(result)} fits: give one data set a fit, in "
+            "the order of the fits"
+        )
+    shapes = check_data_sets(batch, blocks, result.model.domain, name_of(result.model))
+    result._require_features(jax.tree.leaves(shapes)[0].shape[1:])
+    if weights is not None:
+        _require_sound_weights(blocks)
+    return DataSets(blocks, listed)
+
+
+def scores(result, sets: DataSets) -> list:
+    """log p(x | params) of every block, (b, n) each."""
+    return [
+        answers.scores(numeric, params, block.x, result._structure, axes)
+        for block, numeric, params, axes in _asked(result, sets)
+    ]
+
+
+def responsibilities(result, sets: DataSets) -> list:
+    """p(z = k | x, params) of every block, (b, n, k) each."""
+    args = (result.model, result._structure)
+    return [
+        answers.responsibilities(args[0], numeric, params, block.x, args[1], axes)
+        for block, numeric, params, axes in _asked(result, sets)
+    ]
+
+
+def by_unit(sets: DataSets, arrays: list):
+    """Values of every unit, from arrays (b, n, ...) of blocks: stacked as the data were, or a list
+    of one NumPy array for each data set, without padding."""
+    if not sets.is_list:
+        return arrays[0]
+    ordered = [None] * sum(len(block.index) for block in sets.blocks)
+    for block, array in zip(sets.blocks, arrays, strict=True):
+        rows = array if is_traced(array) else np.asarray(array)
+        for position, i in enumerate(block.index):
+            ordered[i] = rows[position, : block.sizes[position]]
+    return ordered
+
+
+def by_data_set(sets: DataSets, arrays: list):
+    """Values of every data set (b,), from arrays of blocks."""
+    order = np.argsort(np.concatenate([block.index for block in sets.blocks]))
+    return jnp.concatenate(arrays)[order]
+
+
+def score_and_weight(result, sets: DataSets):
+    """(log-likelihood, Σw) of every data set, (b,) each."""
+    totals, weights = [], []
+    for block, evidence in zip(sets.blocks, scores(result, sets), strict=True):
+        w = block.weights
+        totals.append(evidence.sum(1) if w is None else _weighted(evidence, w))
+        total = block.sizes.astype(evidence.dtype) if w is None else w.sum(1)
+        weights.append(jnp.asarray(total))
+    return by_data_set(sets, totals), by_data_set(sets, weights)
+
+
+def entropy(result, sets: DataSets):
+    """The entropy of the responsibilities of every data set, (b,)."""
+    pairs = zip(responsibilities(result, sets), sets.blocks, strict=True)
+    return by_data_set(sets, [answers.entropy(r, block.weights, True) for r, block in pairs])
+
+
+def table(result) -> dict[str, Any]:
+    """The columns of `Result.to_dataframe`, one value a fit."""
+    columns = {"status": [Status(int(s)).name for s in np.atleast_1d(np.asarray(result.status))]}
+    for name in ("log_likelihood", "n_iter", "objective"):
+        columns[name] = np.atleast_1d(np.asarray(getattr(result, name)))
+    return columns | {"bic": np.atleast_1d(np.asarray(result.bic()))}
+
+
+@jax.jit
+def _weighted(evidence, weights):
+    return jnp.where(weights > 0, weights * evidence, 0).sum(1)
+
+
+def _asked(result, sets: DataSets):
+    """For every block its data, and the arrays of the model and the params of its fits."""
+    own = None if result.shares_model else 0
+    for block in sets.blocks:
+        numeric, params = result._numeric, result.params
+        if len(sets.blocks) > 1:
+            params = jax.tree.map(lambda a: a[block.index], params)  # noqa: B023
+            if own == 0:
+                numeric = [leaf[block.index] for leaf in numeric]
+        yield block, numeric, params, (own, 0, 0)
+
+
+def _require_sound_weights(blocks):
+    """ValueError that names the first data set with weights that are not traced and are wrong."""
+    for block in blocks:
+        if is_traced(block.weights):
+            continue
+        for i, n, weights in zip(block.index, block.sizes, np.asarray(block.weights), strict=True):
+            explanation = explain_bad_weights(weights[:n])
+            if explanation is not None:
+                raise ValueError(f"data set {i}: {explanation}")
