@@ -9,14 +9,21 @@ import numpy as np
 from jax.lax import digamma, lgamma
 
 from jaxem.families.conjugate import Conjugate, DirichletPosterior
-from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
+from jaxem.families.exponential_family import (
+    ExponentialFamily,
+    Relative,
+    log_or_impossible,
+    normalize,
+)
 from jaxem.numerics import divergence
+from jaxem.numerics.special import log_poisson
 from jaxem.numerics.tree import pytree
 from jaxem.protocol import domains
 from jaxem.protocol.held import averaged
 from jaxem.protocol.hyperparameters import finite_number
 from jaxem.protocol.priors import DirichletPrior, require_kind
 from jaxem.protocol.spaces import SIMPLEX
+from jaxem.protocol.units import Standardized
 
 
 @pytree(eq=False)
@@ -49,6 +56,19 @@ class Multinomial(ExponentialFamily):
             finite_number(self.trials, "trials", 1)
             if not isinstance(self.trials, (int, np.integer)):
                 raise TypeError(f"trials must be an int of 1 or more, got {self.trials!r}")
+
+    def posterior(self, params, x):
+        """As the log density of Poissons of rates N · probs, given their sum N, so that large
+        counts lose few digits."""
+        x_of, total, probs = x[:, None], x.sum(-1)[:, None], params.probs
+        possible = (probs > 0) | (x_of == 0)
+        rate = total[:, :, None] * jnp.where(possible, probs, 1)
+        each = jnp.where(possible, log_poisson(x_of, rate), -jnp.inf).sum(-1)
+        evidence = each - log_poisson(total, total) + total * (probs.sum(-1) - 1)
+        return None, self.supported(x, evidence)
+
+    def standardize(self, x, weights):
+        return Standardized(Relative(self), x, log_volume=-self.base_measure(x))
 
     def natural(self, params):
         return log_or_impossible(params.probs)

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 from jax.lax import digamma, lgamma
 
 from jaxem.families.conjugate import Conjugate
-from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible
+from jaxem.families.exponential_family import ExponentialFamily, Relative, log_or_impossible
 from jaxem.families.units import column_scale
 from jaxem.numerics import divergence
+from jaxem.numerics.special import log_poisson
 from jaxem.numerics.tree import pytree
 from jaxem.protocol import domains
 from jaxem.protocol.priors import GammaPrior, require_kind
 from jaxem.protocol.spaces import POSITIVE
+from jaxem.protocol.units import Standardized
 
 
 @pytree(eq=False)
@@ -38,6 +40,17 @@ class Poisson(ExponentialFamily):
 
     def __post_init__(self):
         require_kind(self, GammaPrior)
+
+    def posterior(self, params, x):
+        """Column by column, so that large counts lose no digits."""
+        x_of, rate = x[:, None], params.rate
+        possible = (rate > 0) | (x_of == 0)
+        each = log_poisson(x_of, jnp.where(possible, rate, 1))
+        evidence = jnp.where(possible, each, -jnp.inf).sum(-1)
+        return None, self.supported(x, evidence)
+
+    def standardize(self, x, weights):
+        return Standardized(Relative(self), x, log_volume=-self.base_measure(x))
 
     def natural(self, params):
         return log_or_impossible(params.rate)

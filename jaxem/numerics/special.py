@@ -110,6 +110,18 @@ def stirling_term(a):
     return jnp.where(is_large, series, small * jnp.log(small) - small - special.gammaln(small))
 
 
+def log_poisson(x, rate):
+    """x log rate − rate − log x! for x ≥ 0 and rate > 0, or both 0.
+
+    It is computed about its value at rate = x, so that large terms cancel before they are rounded:
+    for counts of 4e4 near their rate the error in float32 is 1e-4, that of the three terms 0.05.
+    """
+    at = jnp.where(x > 0, x, 1)
+    excess = jnp.where(x > 0, rate, at) / at - 1
+    each = at * (jnp.log1p(excess) - excess) + stirling_term(at) - jnp.log(at)
+    return jnp.where(x > 0, each, -rate)
+
+
 def _split_at_limit(y):
     """Whether y is above `SERIES_LIMIT`; y where it is not; 1/y where it is.
 

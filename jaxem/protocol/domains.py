@@ -108,7 +108,9 @@ def _two_values(values) -> str:
 
 def _recoded(values, limit: int) -> str:
     """How to recode codes that are not 0 … limit − 1."""
-    if not values.size or (values % 1 != 0).any() or values.min() < 0:
+    if not (values.size and np.isfinite(values).all()):
+        return ""
+    if (values % 1 != 0).any() or values.min() < 0:
         return ""
     low, high = int(values.min()), int(values.max())
     if low > 0 and high - low < limit:

@@ -192,9 +192,12 @@ class Problem:
         each None where it is not needed or not defined.
 
         The first where log_volume is (n,): it is subtracted unit by unit, so that large terms
-        cancel before they are summed. The second for a finite latent variable.
+        cancel before they are summed; and where the data are in their own units, the given model
+        scores them, which has no volume. The second for a finite latent variable.
         """
-        model = self.climbed
+        model, log_volume = self.climbed, self.log_volume
+        if not jax.tree.leaves(self.units):
+            model, log_volume = self.model, jnp.zeros_like(log_volume)
         by_unit = bool(self.log_volume.ndim) and self.method.plain
         is_finite = has(model, FiniteLatents) and not has(model, LocalPosterior)
         is_finite = is_finite and not defines(model, "latents") and self.plan.entropy
@@ -208,7 +211,7 @@ class Problem:
             entropy = jnp.where(weights > 0, weights * each, 0).sum()
             return entropy, evidence - volume if by_unit else jnp.zeros_like(weights)
 
-        volume = self.log_volume if by_unit else jnp.zeros_like(self.weights)
+        volume = log_volume if by_unit else jnp.zeros_like(self.weights)
         x, rows = (self.plain_data, volume), chunk_rows(model, self.plain_data)
         sums = in_chunks(expect, rows, params, x, self.weights)
         return sums.evidence if by_unit else None, sums.statistics if is_finite else None
