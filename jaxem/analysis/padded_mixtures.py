@@ -64,6 +64,9 @@ class Padded(Model):
         params = self.mixture.init(key, x, weights)
         return PaddedParams(params.weights, params.components, jnp.asarray(self.k, jnp.int32))
 
+    def log_joint(self, params, x):
+        return self.mixture.log_joint(params.mixture, x)
+
     def posterior(self, params, x):
         return self.mixture.posterior(params.mixture, x)
 
