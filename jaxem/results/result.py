@@ -67,6 +67,7 @@ class Result(Fit):
         if gradient_ok is None:
             status = best.status if is_traced(best.status) else np.asarray(best.status)
             gradient_ok = status == int(Status.CONVERGED)
+            gradient_ok = gradient_ok if is_traced(gradient_ok) else np.asarray(gradient_ok)
         if total_weight is None:
             total_weight = np.full(np.shape(best.status), float(data_shape[bool(shares_model)]))
         numeric, structure = split(model)
