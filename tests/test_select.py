@@ -84,7 +84,7 @@ def test_the_winner_is_the_structure_that_made_the_data(selection):
 def assert_same(result, expected):
     """Every restart, the one chosen, and what the result is asked for."""
     np.testing.assert_array_equal(result.restarts.status, expected.restarts.status)
-    assert result.status == expected.status and result.model == expected.model
+    assert np.all(result.status == expected.status) and result.model == expected.model
     for mine, theirs in ((result, expected), (result.restarts, expected.restarts)):
         for name in ("log_likelihood", "objective"):
             np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), rtol=1e-9)
