@@ -145,7 +145,7 @@ def test_saved_and_read(tmp_path):
 
 def test_predict_checks_its_data():
     ours = Clusters(np.zeros((2, 3)), None, 0.0, 0, 1)
-    with pytest.raises(ValueError, match="x has 2 features, the centres have 3"):
+    with pytest.raises(ValueError, match="X has 2 features, but the centres have 3"):
         ours.predict(np.zeros((4, 2)))
     with pytest.raises(ValueError, match=r"shape \(n, d\), got shape \(3,\)"):
         ours.predict(np.zeros(3))

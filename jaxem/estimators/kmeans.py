@@ -190,7 +190,7 @@ class Clusters:
 
     @in_own_precision
     def predict(self, x):
-        """The nearest centre of every unit of x (n, d), shape (n,); −1 for a unit with a NaN.
+        """The nearest centre of every unit of x (n, d), shape (n,); −1 for one that is not finite.
 
         Raises ValueError or TypeError where x is no array of units as wide as the centres.
         """
@@ -199,8 +199,8 @@ class Clusters:
                 f"these are several results, with centres of shape {np.shape(self.centres)}: take "
                 "one with jax.tree.map(lambda leaf: leaf[i], clusters)"
             )
-        x = checks.as_array(x, "x")
-        require_matrix(x, "predict")
+        x = checks.as_array(x, "data")
+        require_matrix(x, "kmeans")
         width = self.centres.shape[-1]
         if x.shape[1] != width:
             raise ValueError(
@@ -290,7 +290,7 @@ def _warn_of_unused(is_used) -> None:
 
 
 class Assigned(NamedTuple):
-    """labels (n,): the nearest centre of each unit, −1 for a unit with a NaN. The squared distance
+    """labels (n,): the nearest centre of each unit, −1 where it is not finite. The squared distance
     to it is unit² · squares, both (n,), where squares is 0 or of order 1."""
 
     labels: Any
@@ -316,7 +316,7 @@ def _assigned(x, centres) -> Assigned:
     labels, squares = _nearest_of(
         len(centres), lambda j: _squares(columns / 2, centres[j] / 2, scale), x
     )
-    labels = jnp.where(jnp.isnan(x).any(1), -1, labels)
+    labels = jnp.where(jnp.isfinite(x).all(1), labels, -1)
     return Assigned(labels, 2 * scale, squares)
 
 

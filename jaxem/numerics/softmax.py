@@ -8,6 +8,9 @@ import jax.numpy as jnp
 
 from jaxem.numerics import tuning
 
+SAME = 8.0
+"""The difference of two evaluations of a log density, in rounding errors of its value."""
+
 
 def normalize(joint):
     """Responsibilities (n, k) and evidence (n,) = log Σ_k exp joint[:, k].
@@ -27,8 +30,11 @@ def softmax_parts(joint, lowest=-jnp.inf):
     highest = _maximum_over_rows(jax.lax.stop_gradient(joint))
     impossible = highest <= lowest
     below = joint - jnp.where(impossible, jnp.inf, highest)
-    # XLA may compute `joint` twice, with different rounding: of −1e11 by thousands.
-    exponentials = jnp.exp(jnp.where(below > 0, 0, below))
+    # XLA may compute `joint` twice, with different rounding: of −1e11 by thousands. A difference
+    # within that rounding counts as 0.
+    size = jax.lax.stop_gradient(jnp.abs(below))
+    rounding = SAME * float(jnp.finfo(joint.dtype).eps) * jnp.abs(highest)
+    exponentials = jnp.exp(below - jnp.where(size <= rounding, jax.lax.stop_gradient(below), 0))
     sums = jnp.where(impossible, 1, _sum_over_rows(exponentials))
     return exponentials, sums, jnp.where(impossible, -jnp.inf, highest + jnp.log(sums))
 
