@@ -10,6 +10,8 @@ import pytest
 from internals import tuning
 from oracles import (
     CASES,
+    MULTINOMIAL,
+    POISSON,
     STUDENT,
     float64,
     moved,
@@ -253,3 +255,17 @@ def test_moments_of_many_rows_go_in_blocks(covariance):
     np.testing.assert_allclose(
         found.second, second.sum(0) if covariance == "tied" else second, rtol=1e-11
     )
+
+
+def test_large_counts_lose_no_digits_in_float32():
+    rng = np.random.default_rng(0)
+    x = rng.poisson((38_000, 300, 0.1), (50, 3)).astype(np.float32)
+    rate = np.float32([[38_100, 290, 0.2], [37_900, 310, 0]])
+    for case, params in [
+        (POISSON, jaxem.PoissonParams(rate)),
+        (MULTINOMIAL, jaxem.MultinomialParams(rate / rate.sum(1, keepdims=True))),
+    ]:
+        got = np.asarray(case.bank.posterior(params, x)[1])
+        expected = case.log_density(float64(params), x.astype(float))
+        assert got.dtype == np.float32
+        assert np.allclose(got, expected, rtol=1e-4, atol=0.01)

@@ -5,6 +5,7 @@ Most calls share one shape and one model, so that little is compiled.
 
 import copy
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -236,6 +237,13 @@ def test_x64_off_warns_once_and_refuses_integers_that_wrap(monkeypatch):
         as_data(X)  # a second warning would be an error
         with pytest.raises(ValueError, match=r"data\['z'\] holds integers beyond int32.*x64"):
             as_data({"z": np.array([[2**40]])})
+
+
+def test_infinite_codes_are_refused_without_a_warning_of_numpy():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=r"data holds 1 value .*\(7, 1\): inf.*codes"):
+            fit(with_value(COUNTS % 3, np.inf), jaxem.Mixture(jaxem.Categorical(3), K))
 
 
 OPTIONS = {

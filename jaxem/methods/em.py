@@ -191,6 +191,11 @@ class EM:
             raise TypeError(f"{type(self.e_step).__name__} needs the exact M-step")
 
     @property
+    def climbs_likelihood(self) -> bool:
+        """Whether the objective is the log-likelihood + log prior, by one exact E-step."""
+        return self.plain
+
+    @property
     def plain(self) -> bool:
         """Whether both rules are exact: textbook EM, whose passes may be cut into chunks."""
         return type(self.e_step) is Exact and type(self.m_step) is Exact

@@ -102,6 +102,8 @@ class OnlineEM:
     seed: Any = 0
 
     plain = prepares = False
+    climbs_likelihood = True
+    """Whether the objective is the log-likelihood + log prior, as in `EM`."""
     accelerator = None
 
     def __post_init__(self):

@@ -198,7 +198,7 @@ class Problem:
         model, log_volume = self.climbed, self.log_volume
         if not jax.tree.leaves(self.units):
             model, log_volume = self.model, jnp.zeros_like(log_volume)
-        by_unit = bool(self.log_volume.ndim) and self.method.plain
+        by_unit = bool(self.log_volume.ndim) and self.method.climbs_likelihood
         is_finite = has(model, FiniteLatents) and not has(model, LocalPosterior)
         is_finite = is_finite and not defines(model, "latents") and self.plan.entropy
         if not by_unit and not is_finite:
