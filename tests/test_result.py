@@ -236,7 +236,7 @@ def test_a_model_without_classes_has_none_to_predict():
         for name in ("predict", "predict_proba", "entropy", "icl"):
             with pytest.raises(TypeError, match=r"Factor\w* has no classes.*score_samples"):
                 getattr(fitted, name)(REAL)
-        with pytest.raises(TypeError, match=r"Factor has no classes"):
+        with pytest.raises(TypeError, match=r"Factor\w* has no classes"):
             fitted.entropy()
         np.testing.assert_allclose(fitted.bic(), fitted.bic(REAL), rtol=1e-12)
         traced = jax.jit(lambda x, fitted=fitted: fitted.predict_proba(x))

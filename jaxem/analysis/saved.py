@@ -6,6 +6,7 @@ from jaxem.results.result import Result
 from jaxem.solver.problem import Fit
 
 KIND = "selection"
+OTHERS = ("model", "restarts", "total_weight")
 
 
 def save(path, values, results) -> None:
@@ -15,7 +16,8 @@ def save(path, values, results) -> None:
     """
     arrays = []
     saved_results = [
-        {name: encode(getattr(result, name), arrays) for name in (*FIELDS, "restarts", "model")}
+        {name: encode(getattr(result.best_fit, name), arrays) for name in FIELDS}
+        | {name: encode(getattr(result, name), arrays) for name in OTHERS}
         | {"data_shape": list(result.data_shape)}
         for result in results
     ]
@@ -40,5 +42,6 @@ def load(path, find):
 
 def _result(saved, arrays, find) -> Result:
     fields = {name: decode(saved[name], arrays, find) for name in FIELDS}
-    model, restarts = (decode(saved[name], arrays, find) for name in ("model", "restarts"))
-    return Result.of(model, Fit(**fields), restarts, tuple(saved["data_shape"]))
+    model, restarts, total = (decode(saved[name], arrays, find) for name in OTHERS)
+    shape = tuple(saved["data_shape"])
+    return Result.of(model, Fit(**fields), restarts, shape, total_weight=total)

@@ -16,7 +16,7 @@ from jaxem.numerics.tree import Structure, is_traced, merge, pytree, split
 from jaxem.protocol.capabilities import Sampled, has
 from jaxem.protocol.model import name_of
 from jaxem.protocol.status import FitError, Status, sentence
-from jaxem.results import answers, fleet
+from jaxem.results import answers, fleet, printed
 from jaxem.solver.problem import Fit
 
 
@@ -285,28 +285,7 @@ class Result(Fit):
         return Result.of, (self.model, self.best_fit, self.restarts, *parts)
 
     def __str__(self):
-        model = jax.tree.map(_PrintedLeaf, self.model)
-        if is_traced(self.status):
-            return f"Result({model!r}, batch shape {np.shape(self.status)})"
-        n = self._shape_of_one[0]
-        status = np.asarray(self.restarts.status).ravel()
-        counts = Counter(Status(int(s)).name for s in status)
-        ended = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-        if np.ndim(self.status):
-            converged = int(np.sum(np.asarray(self.converged)))
-            sizes = n if self.n_units is None else np.asarray(self.n_units)
-            units = f"{np.min(sizes)} to {np.max(sizes)}" if np.ptp(sizes) else f"{np.max(sizes)}"
-            return (
-                f"{model!r}: batch shape {np.shape(self.status)}, {units} units each\n"
-                f"{converged} of {np.size(self.status)} CONVERGED\nrestarts: {ended}"
-            )
-        lines = [
-            f"{model!r}: {n} units",
-            f"{Status(int(self.status)).name} after {int(self.n_iter)} EM steps, log-likelihood "
-            f"{float(self.log_likelihood):.6g}, objective {float(self.objective):.6g}",
-            f"restarts: {ended}",
-        ]
-        return "\n".join(lines)
+        return printed.text(self)
 
     __repr__ = __str__
 
@@ -378,21 +357,6 @@ class Result(Fit):
                 f"X has {got[0] if got else 0} features, but the model was fitted with "
                 f"{expected[0] if expected else 0} features as input"
             )
-
-
-class _PrintedLeaf:
-    """A leaf of a model in print: an array is shown by its dtype and shape."""
-
-    def __init__(self, leaf):
-        self.leaf = leaf
-
-    def __repr__(self):
-        leaf = self.leaf
-        if is_traced(leaf) or not isinstance(leaf, (np.ndarray, jax.Array)):
-            return repr(leaf)
-        if leaf.ndim:
-            return f"{leaf.dtype}[{', '.join(str(size) for size in leaf.shape)}]"
-        return f"{leaf.item():.6g}"
 
 
 def _checked_weights(weights, n, dtype):

@@ -1,0 +1,92 @@
+"""A `Selection` in print, and short names of models."""
+
+import dataclasses
+
+import numpy as np
+
+from jaxem.models.bayesian import BayesianMixture
+from jaxem.models.lda.lda import LDA
+from jaxem.models.mixture import Mixture
+from jaxem.protocol.status import Status
+
+SOUND = (Status.CONVERGED, Status.MAX_ITER)
+"""The statuses of fits whose likelihoods can be compared. Only such a fit can be chosen."""
+
+
+def model_name(model) -> str:
+    """`Normal('full'), k=3` for a mixture, `LDA(topics=3)` for topics, else the type."""
+    if isinstance(model, LDA):
+        inference = f", {model.inference!r}" if model.bayes else ""
+        return f"LDA(topics={model.topics}{inference})"
+    if isinstance(model, BayesianMixture):
+        options = "" if model.weights == "dirichlet" else f", {model.weights!r}"
+        return f"BayesianMixture({_bank_name(model.components)}, k={model.k}{options})"
+    if not isinstance(model, Mixture):
+        return type(model).__name__
+    prior = "" if model.prior is None else f", {type(model.prior).__name__}"
+    return f"{_bank_name(model.components)}, k={model.k}{prior}"
+
+
+def _bank_name(part) -> str:
+    """A short name of a bank: its type, its options that are strings, and those not at their
+    default."""
+    if not dataclasses.is_dataclass(part):
+        return repr(part) if len(repr(part)) < 40 else type(part).__name__
+    options = []
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, str):
+            options.append(repr(value))
+        elif dataclasses.is_dataclass(value):
+            options.append(type(value).__name__)
+        elif value is not field.default and value is not None:
+            options.append(f"{field.name}={value}" if np.ndim(value) == 0 else field.name)
+    return f"{type(part).__name__}({', '.join(options)})"
+
+
+def mark(selection, i) -> str:
+    """The mark of model i in the table: * the winner, ~ not converged, ! not sound."""
+    status = selection.table[i].status
+    if i == selection.winner:
+        return "*" if status == Status.CONVERGED else "*~"
+    return {Status.CONVERGED: "", Status.MAX_ITER: "~"}.get(status, "!")
+
+
+def grid_lines(selection):
+    """The lines of a table with a row a bank and a column a k; None where the models do not form
+    one."""
+    cells, labels = {}, []
+    for i, (row, model) in enumerate((row, row.model) for row in selection.table):
+        suffix = f", k={row.k}"
+        if not isinstance(model, Mixture) or not row.name.endswith(suffix):
+            return None
+        label = row.name.removesuffix(suffix)
+        if (label, row.k) in cells:
+            return None
+        labels.append(label)
+        cells[label, row.k] = f"{row.score:.2f}{mark(selection, i) or ' '}"
+    labels, columns = list(dict.fromkeys(labels)), sorted({row.k for row in selection.table})
+    label_width, cell_width = (
+        max(map(len, labels)),
+        max(11, *(len(cell) + 2 for cell in cells.values())),
+    )
+    lines = ["k".rjust(label_width) + "".join(f"{k:>{cell_width - 1}} " for k in columns).rstrip()]
+    for label in labels:
+        row = "".join(f"{cells.get((label, k), ''):>{cell_width}}" for k in columns)
+        lines.append(f"{label:>{label_width}}{row}".rstrip())
+    return lines
+
+
+def table_lines(selection):
+    """The lines of a table with a row for every model."""
+    width = max(len(row.name) for row in selection.table)
+    head = (
+        f"{'':>{width}}{'parameters':>12}{'log-likelihood':>16}{selection.criterion:>14}   status"
+    )
+    sizes = ["-" if row.n_parameters is None else row.n_parameters for row in selection.table]
+    return [head] + [
+        f"{row.name:>{width}}{sizes[i]:>12}"
+        f"{row.log_likelihood:>16.2f}{row.score:>14.2f}"
+        f"{mark(selection, i):<3}{row.status.name}"
+        for i, row in enumerate(selection.table)
+    ]
