@@ -80,7 +80,8 @@ def explain_collapse(x, labels, k: int, names) -> str:
 
 def _collinear(values):
     """The columns (of values (n, d), none constant) of the first linear relation among them."""
-    standard = (values - values.mean(axis=0)) / values.std(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):  # absent units may hold inf
+        standard = (values - values.mean(axis=0)) / values.std(axis=0)
     if not np.isfinite(standard).all():
         return ()
     eigenvalues, vectors = np.linalg.eigh(standard.T @ standard / len(values))
