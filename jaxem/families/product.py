@@ -133,7 +133,8 @@ class Product(Bank):
 
     @property
     def domain(self):
-        return ProductDomain("; ".join(self._words()), product=self)
+        is_discrete = any(f.domain.discrete for f in self.families)
+        return ProductDomain("; ".join(self._words()), product=self, discrete=is_discrete)
 
     def _words(self):
         return [f"columns {list(c)}: {f.domain.words}" for _, f, c in self._parts()]

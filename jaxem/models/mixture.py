@@ -93,7 +93,13 @@ class FiniteMixture(Model):
     @property
     def domain(self):
         inner = self.components.domain
-        return MixtureDomain(inner.words, components=self.k, remedy=inner.remedy, bank=self.bank)
+        return MixtureDomain(
+            inner.words,
+            components=self.k,
+            remedy=inner.remedy,
+            discrete=inner.discrete,
+            bank=self.bank,
+        )
 
     def closed(self, x):
         return self.bank.closed(unlabelled(x)[0])

@@ -29,7 +29,8 @@ class Domain:
     wrong. remedy: a function of NumPy values, some of them outside the support, that says how to
     recode them, "" where it does not know. variances: whether the model estimates a variance of
     every column. are_points: whether k-means++ takes the units as they are, up to the scales of
-    columns.
+    columns. discrete: whether a unit may have probability 0 under components that were estimated
+    without it.
     """
 
     words: str = "finite numbers"
@@ -39,6 +40,7 @@ class Domain:
     remedy: Callable[[Any], str] = _no_remedy
     variances: bool = False
     are_points: bool = False
+    discrete: bool = False
 
     def with_variance(self, d: int):
         """The columns, of d, of which the model estimates a variance."""
@@ -124,8 +126,8 @@ SPREAD_POINTS = replace(POINTS, variances=True)
 POSITIVE = Matrix("finite positive numbers", lambda x: (x > 0) & (x < float("inf")))
 SPREAD_POSITIVE = replace(POSITIVE, variances=True)
 NONNEGATIVE = Matrix("finite numbers of 0 or more", lambda x: (x >= 0) & (x < float("inf")))
-COUNTS = Matrix("counts 0, 1, 2, ...", _counts)
-BITS = Matrix("0 and 1", lambda x: (x == 0) | (x == 1), remedy=_two_values)
+COUNTS = Matrix("counts 0, 1, 2, ...", _counts, discrete=True)
+BITS = Matrix("0 and 1", lambda x: (x == 0) | (x == 1), remedy=_two_values, discrete=True)
 
 
 def codes(levels) -> Matrix:
@@ -139,6 +141,7 @@ def codes(levels) -> Matrix:
         words,
         lambda x: (x >= 0) & (x < limit) & (x % 1 == 0),
         remedy=lambda values: _recoded(values, int(np.max(limit))),
+        discrete=True,
     )
     if isinstance(levels, int):
         return domain

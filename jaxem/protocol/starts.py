@@ -32,6 +32,9 @@ class Start:
             responsibilities = self.labelled(key, points, weights, k, labels)
             if self.random and points is None:
                 weights = _balanced(weights, k, labels)
+        if model.domain.discrete:  # what no component was estimated from may be impossible
+            is_ignored = responsibilities.sum(1, keepdims=True) == 0
+            responsibilities = jnp.where(is_ignored, 1 / k, responsibilities)
         model_key = jax.random.fold_in(key, 1)
         responsibilities = responsibilities.astype(weights.dtype)
         return model.from_responsibilities(model_key, x, responsibilities, weights)
