@@ -340,7 +340,7 @@ def form(rng, x, setting):
 
 
 def draw_weights(rng, n, dtype):
-    one = 28 if dtype == "float32" else 150
+    one = 12 if dtype == "float32" else 150
     draws = [
         lambda: np.ones(n),
         lambda: rng.uniform(0, 2, n),

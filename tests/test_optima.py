@@ -165,6 +165,7 @@ def test_500_starts_end_as_published(survey):
     assert seconds < 30
 
 
+@pytest.mark.slow
 @published
 def test_other_starts_end_elsewhere(survey):
     """The control: the same optima, but not as often, and the test of the counts sees it."""

@@ -338,6 +338,7 @@ def test_many_data_sets_print_counts():
     assert "no fit is sound in 1 data sets" in text
 
 
+@pytest.mark.slow
 def test_the_criterion_is_an_array_under_vmap():
     x = np.stack([X[:80], X[20:100]])
 

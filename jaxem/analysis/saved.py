@@ -16,10 +16,10 @@ def save(path, values, results) -> None:
     """
     arrays = []
     saved_results = [
-        {name: encode(getattr(result.best_fit, name), arrays) for name in FIELDS}
+        {name: encode(getattr(best, name), arrays) for name in FIELDS}
         | {name: encode(getattr(result, name), arrays) for name in OTHERS}
         | {"data_shape": list(result.data_shape)}
-        for result in results
+        for result, best in ((result, result.complete()) for result in results)
     ]
     content = {"kind": KIND, "values": encode(values, arrays), "results": saved_results}
     write(path, content, arrays)

@@ -117,14 +117,15 @@ def without_outliers(init, x):
     is_default = init is None or init == KMeansPlusPlus()
     if not is_default or not isinstance(x, np.ndarray) or x.ndim != 2 or x.size > MOST_SEARCHED:
         return init
-    away = x.astype(float) - np.median(x, axis=0)
-    low, high = np.percentile(away, (25, 75), axis=0)
-    for scale in (np.where(high > low, high - low, 1), 1.0):  # of features, and one for all
-        points = away / scale
-        references = points[:: -(-len(points) // REFERENCES)]
-        apart = np.square(references[:, None] - points).sum(-1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            typical = np.exp(np.mean(np.log(apart), axis=1, where=apart > 0)).min()
-        if not 4 * np.square(points).sum(1).max() < GROSS / 2 * typical:
-            return init
+    with np.errstate(all="ignore"):
+        away = x.astype(float) - np.median(x, axis=0)
+        low, high = np.percentile(away, (25, 75), axis=0)
+        for scale in (np.where(high > low, high - low, 1), 1.0):  # of features, and one for all
+            points = away / scale
+            references = points[:: -(-len(points) // REFERENCES)]
+            apart = np.square(references[:, None] - points).sum(-1)
+            logs = np.where(apart > 0, np.log(apart), 0).sum(1)
+            typical = np.exp(logs / np.maximum((apart > 0).sum(1), 1)).min()
+            if not 4 * np.square(points).sum(1).max() < GROSS / 2 * typical:
+                return init
     return KMeansPlusPlus(outliers=True)

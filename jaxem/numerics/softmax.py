@@ -34,6 +34,7 @@ def softmax_parts(joint, lowest=-jnp.inf):
     # within that rounding counts as 0.
     size = jax.lax.stop_gradient(jnp.abs(below))
     rounding = SAME * float(jnp.finfo(joint.dtype).eps) * jnp.abs(highest)
+    rounding = jnp.where(impossible, -1, rounding)
     exponentials = jnp.exp(below - jnp.where(size <= rounding, jax.lax.stop_gradient(below), 0))
     sums = jnp.where(impossible, 1, _sum_over_rows(exponentials))
     return exponentials, sums, jnp.where(impossible, -jnp.inf, highest + jnp.log(sums))

@@ -18,7 +18,7 @@ def save(result, path) -> None:
     jaxem's own params.
     """
     arrays = []
-    best = result.best_fit
+    best = result.complete()
     content = {name: encode(getattr(best, name), arrays) for name in FIELDS}
     content["restarts"] = encode(result.restarts, arrays)
     try:

@@ -50,7 +50,8 @@ def report(
         if status == Status.DEGENERATE:
             message += _collapsed_columns(result, model, x, names)
         warn(message, stacklevel=3)
-    elif tol and not resolves_small_gains:
+        return result
+    if tol and not resolves_small_gains:
         _warn_of_rounding(result, tol)
     _warn_of_constants(model, x, names)
     return result

@@ -40,7 +40,7 @@ class Result(Fit):
 
     A pytree, so that it passes through `jit` and `vmap`. Methods that need data take them as an
     argument. The result of one eager fit has a reference to its own, for its `entropy` and `icl`,
-    which is lost in a transformation, and not saved.
+    which is lost in a transformation and in a copy; `save` writes the entropy.
     """
 
     restarts: Fit
@@ -179,8 +179,8 @@ class Result(Fit):
                 return self.entropy(*self.own_data)
             if self.posterior_entropy is None:
                 raise TypeError(
-                    f"no entropy of responsibilities was computed in the fit of "
-                    f"{name_of(self.model)}, which has no log_joint (n, k): give the data, "
+                    f"no entropy of responsibilities was computed in this fit of "
+                    f"{name_of(self.model)}, and its data are not known here: give them, "
                     "entropy(x, weights)"
                 )
             return self.posterior_entropy
@@ -302,12 +302,16 @@ class Result(Fit):
 
     @property
     def best_fit(self) -> Fit:
-        """The fields of the best restart's `Fit`, with its entropy, where that can be computed."""
-        best = Fit(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Fit)})
-        if self.posterior_entropy is None and self.own_data is not None:
-            with contextlib.suppress(TypeError):  # a model without a finite latent variable
-                best = dataclasses.replace(best, posterior_entropy=np.asarray(self.entropy()))
-        return best
+        """The fields of the best restart's `Fit`."""
+        return Fit(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Fit)})
+
+    def complete(self) -> Fit:
+        """`best_fit` with its entropy, where that can be computed."""
+        if self.posterior_entropy is not None or self.own_data is None:
+            return self.best_fit
+        with contextlib.suppress(TypeError):  # a model without a finite latent variable
+            return dataclasses.replace(self.best_fit, posterior_entropy=np.asarray(self.entropy()))
+        return self.best_fit
 
     def _score(self, x, weights):
         """(log-likelihood, Σw) of the fit itself where x is None, else of x."""
