@@ -292,6 +292,6 @@ def information(tau, d, expanded):
     The first is exact for d = 2 and in both limits, and within 10% for d = 1 (by quadrature).
     """
     size = d * (d + 2) / 2
-    own = size / jnp.square(1 + math.sqrt(size) * tau)
+    of_tau = size / jnp.square(1 + math.sqrt(size) * tau)
     of_scale = jnp.square(2 / (1 + 2 * tau)) * d / (2 * (1 + (d + 2) * tau))
-    return own + jnp.where(expanded, 0, of_scale)
+    return of_tau + jnp.where(expanded, 0, of_scale)

@@ -67,12 +67,12 @@ def explain_collapse(x, labels, k: int, names) -> str:
             'covariance="diagonal", or give a prior.'
         )
     for component in range(k):
-        own = values[labels == component]
-        same = ~constant & (np.ptp(own, axis=0) == 0) if len(own) > 1 else []
-        if len(own) > 1 and same.any():
+        members = values[labels == component]
+        same = ~constant & (np.ptp(members, axis=0) == 0) if len(members) > 1 else []
+        if len(members) > 1 and same.any():
             which, verb = called(np.flatnonzero(same), names), "are" if same.sum() > 1 else "is"
             return (
-                f" {which[0].upper()}{which[1:]} {verb} the same in all {len(own)} units of "
+                f" {which[0].upper()}{which[1:]} {verb} the same in all {len(members)} units of "
                 f"component {component}."
             )
     return ""
