@@ -17,25 +17,26 @@ def normalize(joint):
 
     Where every term is −∞ the evidence is −∞ and the responsibilities are 0, not NaN.
     """
-    exponentials, sums, evidence = softmax_parts(joint.T)
+    exponentials, sums, evidence = softmax_parts(joint.T, recomputed=True)
     return (exponentials / sums).T, evidence
 
 
-def softmax_parts(joint, lowest=-jnp.inf):
+def softmax_parts(joint, lowest=-jnp.inf, recomputed=False):
     """(exponentials (k, n), their sums (n,), evidence (n,)) of a log joint (k, n).
 
     Responsibilities are exponentials / sums. Units are the last axis, so that the code vectorises.
-    A unit whose terms are all `lowest` or less has evidence −∞.
+    A unit whose terms are all `lowest` or less has evidence −∞. recomputed: whether XLA may compute
+    `joint` twice, with different rounding, of −1e11 by thousands: differences within that count as
+    0. The result of a matrix product is computed once.
     """
     highest = _maximum_over_rows(jax.lax.stop_gradient(joint))
     impossible = highest <= lowest
     below = joint - jnp.where(impossible, jnp.inf, highest)
-    # XLA may compute `joint` twice, with different rounding: of −1e11 by thousands. A difference
-    # within that rounding counts as 0.
-    size = jax.lax.stop_gradient(jnp.abs(below))
-    rounding = SAME * float(jnp.finfo(joint.dtype).eps) * jnp.abs(highest)
-    rounding = jnp.where(impossible, -1, rounding)
-    exponentials = jnp.exp(below - jnp.where(size <= rounding, jax.lax.stop_gradient(below), 0))
+    if recomputed:
+        rounding = SAME * float(jnp.finfo(joint.dtype).eps) * jnp.abs(highest)
+        is_same = jnp.abs(below) <= jnp.where(impossible, -1, rounding)
+        below -= jax.lax.stop_gradient(jnp.where(is_same, below, 0))
+    exponentials = jnp.exp(below)
     sums = jnp.where(impossible, 1, _sum_over_rows(exponentials))
     return exponentials, sums, jnp.where(impossible, -jnp.inf, highest + jnp.log(sums))
 
