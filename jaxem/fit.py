@@ -18,7 +18,7 @@ from jaxem.data.options import (
     refuse_unknown,
     tolerance,
 )
-from jaxem.data.precision import float64, needs_float64, on_host, warn_of_lost_digits
+from jaxem.data.precision import float64, needs_float64, warn_of_lost_digits
 from jaxem.gradient.rules import GRADIENTS
 from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
@@ -99,11 +99,11 @@ def fit(
     refuse_unknown(unknown, OPTIONS)
     require_model(model)
     is_batch = isinstance(data, Batch)
-    if needs_float64(data.data if is_batch else data, is_batch):
+    if needs_float64(data.data if is_batch else data, is_batch) and not in_jit():
         names = OPTIONS
         options = (key, init, restarts, weights, method, tol, max_iter, criterion, lanes, gradient)
         with float64():
-            return on_host(fit(model, data, **dict(zip(names, options, strict=True))))
+            return fit(model, data, **dict(zip(names, options, strict=True))).on_host()
     model = adopt(model)
     if not isinstance(restarts, Restarts):
         restarts = integer(restarts, "restarts", 1)
@@ -164,7 +164,7 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
         init = without_outliers(init, x)
     start = key if init is None or isinstance(init, Start) else init
     numeric, plan = _planned(plan._replace(clean=clean), model, method, init)
-    plan = plan._replace(entropy=is_traced((numeric, x, weights, start, limits)) or in_jit())
+    plan = plan._replace(entropy=is_traced((numeric, x, weights, start, limits)))
     fits = gradient.fit(plan, numeric, x, weights, start, *limits)
     shape, total = tuple(jax.tree.leaves(x)[0].shape), _total_weight(weights, (n,), float_dtype(x))
     return Result.of(model, *fits[:2], shape, fits[2], total)

@@ -39,6 +39,12 @@ def test_time_stamps_keep_their_digits():
             b = getattr(near, name)(TIMES[:9].astype("f4"))
             np.testing.assert_allclose(np.sort(a, -1), np.sort(b, -1), rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(far.bic(), near.bic(), rtol=1e-5)
+        np.testing.assert_allclose(far.icl(), near.icl(), rtol=1e-5)
+        inside = jax.jit(lambda tol: quiet(jaxem.fit, THREE, TIMES + EPOCH, key=0, tol=tol).status)
+        assert inside(1e-6) in (
+            Status.CONVERGED,
+            Status.DEGENERATE,
+        )  # the digits are lost, and said
         np.testing.assert_allclose(far.bic(TIMES + EPOCH), far.bic(), rtol=1e-9)
         draws = far.sample(0, 500) - EPOCH
         assert len(np.unique(draws)) == 500 and -400 < draws.min() < draws.max() < 4000

@@ -217,8 +217,8 @@ def _fit_padded_batch(models, batch, key, init, *, weights, restarts, method, **
 
     if min(block.sizes.min() for block in blocks) < largest.k:
         return one_by_one()
-    one = check_data_sets(batch, blocks, largest.domain, name_of(largest))
-    banked = _banked(smallest, largest, one, float_dtype(one))
+    shapes = check_data_sets(batch, blocks, largest.domain, name_of(largest))
+    banked = _banked(smallest, largest, shapes, float_dtype(shapes))
     parts = [split((model, method, init)) for model in models]
     starts = [
         BEGIN_BATCH(

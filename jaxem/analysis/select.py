@@ -17,7 +17,7 @@ from jaxem.analysis.printed import SOUND
 from jaxem.data import arrays as checks
 from jaxem.data.batch import Batch
 from jaxem.data.options import ALIASES, as_key, integer, one_of, suggestion
-from jaxem.data.precision import float64, needs_float64, on_host
+from jaxem.data.precision import float64, needs_float64
 from jaxem.fit import fit, require_model
 from jaxem.methods.em import EM
 from jaxem.models.bayesian import BayesianMixture
@@ -174,7 +174,7 @@ def select(
         named = dict(zip(names, models, strict=True)) if len(set(names)) == len(names) else models
         with float64():
             selection = select(x, named, **options)
-            results = tuple(map(on_host, selection.results))
+            results = tuple(result.on_host() for result in selection.results)
             return dataclasses.replace(selection, results=results)
     if isinstance(init, str):
         init = NAMED[one_of(init, "init", NAMED)]

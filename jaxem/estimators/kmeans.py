@@ -18,7 +18,7 @@ from jaxem.families.units import Affine, frame
 from jaxem.fit import fit
 from jaxem.methods.em import Evaluation, Signal
 from jaxem.numerics.storage import DAMAGE, decode, encode, read, write
-from jaxem.numerics.tree import is_traced, pytree
+from jaxem.numerics.tree import in_jit, is_traced, pytree
 from jaxem.passes.chunks import row_sum
 from jaxem.protocol.counts import is_empty, keep_empty, safe
 from jaxem.protocol.domains import REALS, require_matrix
@@ -247,7 +247,7 @@ def kmeans(x, k: int, *, key=None, init=None, restarts=1, weights=None, max_iter
 
     Raises ValueError or TypeError for arguments that cannot be used.
     """
-    if needs_float64(x):
+    if needs_float64(x) and not in_jit():
         options = {"key": key, "init": init, "restarts": restarts, "weights": weights}
         with float64():
             return on_host(kmeans(x, k, max_iter=max_iter, **options))

@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxem.families.normal.gaussian import NormalParams, NormalStatistics
 from jaxem.families.normal.moments import LOG_2PI, Limits, centre
 from jaxem.families.normal.normal import Normal
 from jaxem.numerics.special import half_gamma_ratio, half_gamma_ratio_slope
-from jaxem.numerics.tree import is_traced, pytree
+from jaxem.numerics.tree import pytree
 from jaxem.protocol.counts import keep_empty
 from jaxem.protocol.hyperparameters import finite_number
 from jaxem.protocol.model import Bank
@@ -88,11 +87,6 @@ class StudentT(Bank):
             finite_number(self.floor, "floor")
         if self.df is not None:
             finite_number(self.df, "df", above=True)
-        if not is_traced(self.df) and self.df is not None and not np.all(np.asarray(self.df) > 0):
-            raise ValueError(
-                f"df must be positive and finite, got {self.df!r}: the limit of many degrees of "
-                "freedom is Normal()"
-            )
 
     def init(self, key, x, weights):
         start = self._normal.init(key, x, weights)

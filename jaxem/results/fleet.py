@@ -119,14 +119,14 @@ def _weighted(evidence, weights):
 
 def _asked(result, sets: DataSets):
     """For every block its data, and the arrays of the model and the params of its fits."""
-    own = None if result.shares_model else 0
+    model_axis = None if result.shares_model else 0
     for block in sets.blocks:
         numeric, params = result._numeric, result.params
         if len(sets.blocks) > 1:
             params = jax.tree.map(lambda a: a[block.index], params)  # noqa: B023
-            if own == 0:
+            if model_axis == 0:
                 numeric = [leaf[block.index] for leaf in numeric]
-        yield block, numeric, params, (own, 0, 0)
+        yield block, numeric, params, (model_axis, 0, 0)
 
 
 def _require_sound_weights(blocks):

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxem.data import arrays as checks
 from jaxem.data.options import as_key, integer
-from jaxem.data.precision import in_own_precision
+from jaxem.data.precision import in_own_precision, on_host
 from jaxem.numerics.tree import Structure, is_traced, merge, pytree, split
 from jaxem.protocol.capabilities import Sampled, has
 from jaxem.protocol.model import name_of
@@ -294,6 +294,13 @@ class Result(Fit):
         for what is computed from them when it is asked for. Other results have none."""
         vars(self)["_data"] = (x, weights)
         return self
+
+    def on_host(self):
+        """This result with NumPy arrays, which keep 64 bits where x64 is off; unless traced."""
+        if is_traced(self):
+            return self
+        result = on_host(self)
+        return result if self.own_data is None else result.about(*self.own_data)
 
     @property
     def own_data(self):

@@ -49,7 +49,7 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     """
     args = (numeric, x, weights, start, tol, max_iter)
     if is_traced(args) or in_jit():
-        return SOLVE("full", *args, plan=plan, transformed=True)
+        return SOLVE("full", *args, plan=plan._replace(entropy=True), transformed=True)
     leaf, *_ = leaves = jax.tree.leaves(x)
     batched, restarts = plan.batched, plan.restarts
     sets = leaf.shape[0] if batched else 1
