@@ -135,14 +135,14 @@ def fit(
         weights = checks.as_weights(weights, n, float_dtype(x))
         result = _fit_one(model, x, n, weights, *options)
         model = result.model
-    if is_traced(result):
+    if is_traced(result.status):
         return result
     resolves_small_gains = (
         x is not None and isinstance(method, EM) and method.gains_from_steps(model, x)
     )
     names = column_names(data)
     result = report(result, model, x, weights, tol, resolves_small_gains, names)
-    return result if is_batch else result.about(x, weights)
+    return result.about(data.data if is_batch else x, weights)
 
 
 def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
@@ -201,6 +201,8 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
         init = _given(model, init, shapes, (sets,) + (many,) * (many > 1), dtype)
         init = jax.tree.map(lambda a: a[:, None], init) if many == 1 else init
     numeric, plan = _planned(plan._replace(batched=True), model, method, init)
+    arrays = [(block.x, block.weights) for block in blocks]
+    plan = plan._replace(entropy=is_traced((numeric, arrays, key, init, limits)))
     fits, totals = [], []
     for block in blocks:
         start = (key, block.index)

@@ -244,7 +244,10 @@ def test_a_ragged_fleet_answers_as_each_fit():
         each = [getattr(f, name)(x, w) for f, x, w in zip(fleet, sets, weights, strict=True)]
         got = getattr(fleet, name)(jaxem.Batch(sets), weights)
         np.testing.assert_allclose(got, each, rtol=1e-10, err_msg=name)
-        np.testing.assert_allclose(getattr(fleet, name)(sets), getattr(fleet, name)(), rtol=1e-6)
+        own = getattr(fleet, name)()
+        np.testing.assert_allclose(getattr(fleet, name)(sets), own, rtol=1e-6)
+        np.testing.assert_allclose(getattr(fleet[1:], name)(), own[1:], rtol=1e-6)
+        np.testing.assert_allclose(getattr(list(fleet)[2], name)(), own[2], rtol=1e-6)
     traced = jax.jit(lambda x: fleet.score_samples([x, *sets[1:]]))(sets[0])
     np.testing.assert_allclose(traced[0], fleet[0].score_samples(sets[0]), rtol=1e-10)
 

@@ -330,4 +330,4 @@ def _alone(model, every, best, banked, together) -> Result:
         n_units=together.n_units,
         shares_model=batched,
     )
-    return result if together.own_data is None else result.about(*together.own_data)
+    return result.like(together)

@@ -85,6 +85,15 @@ def is_list(data) -> bool:
     return isinstance(data, (list, tuple)) and not hasattr(data, "_fields")
 
 
+def data_set_at(data, index):
+    """The data of a batch, or its weights, at an index; those of several for a slice or an array
+    of indices."""
+    if not is_list(data):
+        return jax.tree.map(lambda a: a[index], data)
+    positions = np.arange(len(data))[index]
+    return [data[i] for i in positions] if positions.ndim else data[positions]
+
+
 def check_data_sets(batch: Batch, blocks: list[Block], domain, name: str):
     """The shapes of one data set, (n, d) or a tree; ValueError or TypeError where a model with this
     domain does not take them. name: of the model."""

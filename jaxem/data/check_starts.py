@@ -118,15 +118,17 @@ def without_outliers(init, x):
     if not is_default or not isinstance(x, np.ndarray) or x.ndim != 2 or x.size > MOST_SEARCHED:
         return init
     with np.errstate(all="ignore"):
-        rows = np.sort(x, axis=0)
-        low, middle, high = (rows[len(rows) * part // 4] for part in (1, 2, 3))
-        away = x - middle
-        for scale in (np.where(high > low, high - low, 1), 1.0):  # of features, and one for all
-            points = away / scale
-            references = points[:: -(-len(points) // REFERENCES)]
-            apart = np.square(references[:, None] - points).sum(-1)
-            logs = np.where(apart > 0, np.log(apart), 0).sum(1)
-            typical = np.exp(logs / np.maximum((apart > 0).sum(1), 1)).min()
-            if not 4 * np.square(points).sum(1).max() < GROSS / 2 * typical:
-                return init
-    return KMeansPlusPlus(outliers=True)
+        columns = np.ascontiguousarray(x.T)
+        low, middle, high = np.sort(columns)[:, len(x) * np.arange(1, 4) // 4].T[..., None]
+        away = columns - middle
+        spread = high - low
+        spread[~(spread > 0)] = 1
+        points = np.stack([away / spread, away])  # a scale for every feature, and one for all
+        references = points[..., :: -(-len(x) // REFERENCES), None]
+        apart = np.square(references - points[..., None, :]).sum(1)
+        differs = apart > 0
+        apart[~differs] = 1
+        typical = np.exp(np.log(apart).sum(-1) / np.maximum(differs.sum(-1), 1)).min(-1)
+        farthest = np.square(points).sum(1).max(-1)
+        safe = (4 * farthest < GROSS / 2 * typical).all()
+    return KMeansPlusPlus(outliers=True) if safe else init

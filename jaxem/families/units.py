@@ -35,7 +35,7 @@ def frame(x, weights, common: bool) -> Frame:
     """The `Frame` of the data; one scale for all features if `common`.
 
     The location of a feature is its median, its scale the interquartile range over that of a
-    standard normal, so that outliers set neither; both are estimated from at most `SAMPLED_UNITS`
+    standard normal, so that outliers set neither; both are estimated from at most `FRAME_UNITS`
     units. The scale of a feature with equal quartiles is its largest distance from the median, that
     of a constant feature its magnitude. Nothing here is differentiated: a fit does not depend on
     its units.
@@ -72,7 +72,7 @@ NORMAL_QUARTILES = 1.349
 def _middle(x, weights):
     """Median and robust standard deviation (d,) of the present rows of a sample; the second is 0
     where the quartiles are equal."""
-    stride = -(-x.shape[0] // tuning.SAMPLED_UNITS)
+    stride = -(-x.shape[0] // tuning.FRAME_UNITS)
     present = weights[::stride] > 0
     count = present.sum()
     rows = jnp.sort(jnp.where(present[:, None], x[::stride], jnp.inf), axis=0)

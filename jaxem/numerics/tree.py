@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import numbers
 import types
 from typing import Any, NamedTuple
@@ -200,8 +201,14 @@ def is_traced(*trees) -> bool:
 
 def in_jit() -> bool:
     """Whether a jitted function is being traced, where the values at hand may be its constants.
-    The transfer of a number is then part of that function, and compiles nothing elsewhere."""
-    return is_traced(jax.device_put(np.float32(0)))
+    The transfer of an array is then part of that function, and does nothing elsewhere."""
+    return isinstance(jax.device_put(_zero()), jax.core.Tracer)
+
+
+@functools.cache
+def _zero():
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(np.float32(0))
 
 
 def select(condition, on_true, on_false):
@@ -217,7 +224,10 @@ def select(condition, on_true, on_false):
 
 def float_dtype(x):
     """The dtype to compute in: the widest float among the leaves, else JAX's default."""
-    floats = [leaf.dtype for leaf in jax.tree.leaves(x) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    leaves = jax.tree.leaves(x)
+    if len(leaves) == 1 and leaves[0].dtype == np.float32:
+        return np.dtype(np.float32)
+    floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.result_type(*floats) if floats else jnp.result_type(float)
 
 

@@ -99,11 +99,12 @@ class Model:
 
     def _defines(self, name: str) -> bool:
         """Whether the class defines a function of this name other than the default of a base."""
-        places = (self, *type(self).__mro__)
-        definition = next((vars(place)[name] for place in places if name in vars(place)), None)
-        return callable(definition) and not any(
-            definition is vars(base).get(name) for base in (Model, Bank)
-        )
+        for place in (self, *type(self).__mro__):
+            if name in place.__dict__:
+                definition = place.__dict__[name]
+                defaults = (base.__dict__.get(name) for base in (Model, Bank))
+                return callable(definition) and all(definition is not d for d in defaults)
+        return False
 
     def _name(self) -> str:
         return type(self).__name__

@@ -16,6 +16,8 @@ def constant_columns(x) -> np.ndarray:
 
     A sample of units comes first, so that large data with no such column are not read."""
     n = x.shape[0]
+    if not (np.asarray(x[0]) == np.asarray(x[-1])).any():
+        return np.zeros(0, int)
     sample = np.asarray(x[:: max(1, n // 64)])
     found = np.flatnonzero((sample == sample[0]).all(axis=0))
     if len(found) and n > len(sample):
@@ -36,7 +38,7 @@ def explain_constant(x, columns, names) -> str | None:
     or where all are, which is a collapse."""
     if len(columns) < 2 or x.shape[0] < 2:
         return None
-    found = np.intersect1d(constant_columns(x), columns)
+    found = [column for column in constant_columns(x) if column in columns]
     if not len(found) or len(found) == len(columns):
         return None
     verb, end = ("is", "s") if len(found) == 1 else ("are each", "")

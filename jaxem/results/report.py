@@ -29,10 +29,8 @@ def report(
     """
     scalars = ("log_likelihood", "objective", "n_iter", "status", "posterior_entropy")
     ends = ("gradient_ok", "total_weight")
-    host = jax.device_get({name: getattr(result, name) for name in (*scalars, *ends)})
-    of_restarts = jax.device_get({name: getattr(result.restarts, name) for name in scalars})
-    restarts = dataclasses.replace(result.restarts, **of_restarts)
-    result = dataclasses.replace(result, restarts=restarts, **host)
+    restarts = _on_host(result.restarts, scalars)
+    result = _on_host(dataclasses.replace(result, restarts=restarts), (*scalars, *ends))
     if np.ndim(result.status):
         return _report_batch(result, tol)
     status = int(result.status)
@@ -55,6 +53,13 @@ def report(
         _warn_of_rounding(result, tol)
     _warn_of_constants(model, x, names)
     return result
+
+
+def _on_host(fits, names):
+    """A `Fit` with the named fields as NumPy arrays."""
+    values = {name: getattr(fits, name) for name in names}
+    host = {name: None if value is None else np.asarray(value) for name, value in values.items()}
+    return dataclasses.replace(fits, **host)
 
 
 def _report_batch(result, tol) -> Result:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data import arrays as checks
+from jaxem.data.batch import data_set_at
 from jaxem.data.options import as_key, integer
 from jaxem.data.precision import in_own_precision, on_host
 from jaxem.numerics.tree import Structure, is_traced, merge, pytree, split
@@ -39,7 +40,7 @@ class Result(Fit):
     their numbers differ, else None. shares_model: whether the fits are those of a `Batch`.
 
     A pytree, so that it passes through `jit` and `vmap`. Methods that need data take them as an
-    argument. The result of one eager fit has a reference to its own, for its `entropy` and `icl`,
+    argument. The result of an eager `fit` has a reference to its own, for its `entropy` and `icl`,
     which is lost in a transformation and in a copy; `save` writes the entropy.
     """
 
@@ -253,7 +254,7 @@ class Result(Fit):
     def __iter__(self):
         """The `Result` of every fit of a batch, in order."""
         self._require_fleet("it cannot be iterated over")
-        fits = self if is_traced(self) else jax.device_get(self)
+        fits = self if is_traced(self) else jax.device_get(self).like(self)
         return (fits[i] for i in range(len(self)))
 
     def __getitem__(self, index):
@@ -277,7 +278,12 @@ class Result(Fit):
         parts = part((self.restarts, self.gradient_ok, self.total_weight))
         restarts, ok, total = parts
         model = merge(numeric, self._structure)
-        return Result.of(model, part(self.best_fit), restarts, shape, ok, total, sizes, still_batch)
+        result = Result.of(
+            model, part(self.best_fit), restarts, shape, ok, total, sizes, still_batch
+        )
+        if self.own_data is None:
+            return result
+        return result.about(*(data_set_at(data, index) for data in self.own_data))
 
     def __reduce__(self):
         parts = (self.data_shape, self.gradient_ok, self.total_weight)
@@ -299,8 +305,11 @@ class Result(Fit):
         """This result with NumPy arrays, which keep 64 bits where x64 is off; unless traced."""
         if is_traced(self):
             return self
-        result = on_host(self)
-        return result if self.own_data is None else result.about(*self.own_data)
+        return on_host(self).like(self)
+
+    def like(self, other):
+        """This result with the data of the other one."""
+        return self if other.own_data is None else self.about(*other.own_data)
 
     @property
     def own_data(self):
