@@ -135,7 +135,7 @@ def fit(
         weights = checks.as_weights(weights, n, float_dtype(x))
         result = _fit_one(model, x, n, weights, *options)
         model = result.model
-    if is_traced(result.status):
+    if is_traced(result):
         return result
     resolves_small_gains = (
         x is not None and isinstance(method, EM) and method.gains_from_steps(model, x)
