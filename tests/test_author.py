@@ -32,6 +32,9 @@ class TwoExponentials:
         count = stats["count"]
         return {"weights": count / count.sum(), "rates": count / stats["total"]}
 
+    def spaces(self, params):
+        return {"weights": jaxem.spaces.SIMPLEX, "rates": jaxem.spaces.POSITIVE}
+
 
 class Mean(TwoExponentials):
     def statistics(self, params, x, q, weights):
@@ -89,6 +92,32 @@ class Branching(TwoExponentials):
         return super().init(key, x, weights) if x.sum() > 0 else None
 
 
+class Undeclared(TwoExponentials):
+    def spaces(self, params):
+        return jax.tree.map(lambda _: jaxem.spaces.REAL, params)
+
+
+class MeanOfAll(TwoExponentials):
+    def init(self, key, x, weights):
+        start = super().init(key, x, weights)
+        return start | {"rates": start["rates"] / x.mean()}
+
+
+class ZeroLogZero(TwoExponentials):
+    def log_joint(self, params, x):
+        return super().log_joint(params, x) + 0 * jnp.log(params["weights"])
+
+
+class Constant(TwoExponentials):
+    def maximize(self, params, stats):
+        return super().init(None, stats["total"], None)
+
+
+@dataclasses.dataclass(frozen=True)
+class ByIdentity(TwoExponentials):
+    marker: object = dataclasses.field(default_factory=object)
+
+
 class Incomplete:
     def init(self, key, x, weights):
         return {}
@@ -105,6 +134,11 @@ BROKEN = {
     CutOff: "Fisher's identity",
     WrongDtype: "keep shape and dtype",
     Branching: "init must be pure JAX",
+    Undeclared: "spaces says REAL",
+    MeanOfAll: "every mean over units needs the weights",
+    ZeroLogZero: "0 · log 0 is NaN",
+    Constant: "still has a slope",
+    ByIdentity: "compiles its own programs",
     Incomplete: "lacks log_joint",
 }
 
@@ -131,19 +165,17 @@ def test_what_is_wrong_is_named(broken):
 def test_sound_models_pass(name):
     findings = jaxem.check_model(*MODELS[name])
     assert findings.ok, str(findings)
-    assert len(findings.passed) == 10
+    assert len(findings.passed) == 14
 
 
 def test_a_sound_model_of_a_user_passes_with_and_without_an_m_step():
     class Bare:
         init, log_joint = TwoExponentials.init, TwoExponentials.log_joint
-
-        def spaces(self, params):
-            return {"weights": jaxem.spaces.SIMPLEX, "rates": jaxem.spaces.POSITIVE}
+        spaces = TwoExponentials.spaces
 
     assert jaxem.check_model(TwoExponentials(), X).ok
     findings = jaxem.check_model(Bare(), X)
-    assert findings.ok and len(findings.passed) == 8
+    assert findings.ok and len(findings.passed) == 12
     fitted = [jaxem.fit(m, X, key=0, tol=1e-9) for m in (TwoExponentials(), Bare())]
     assert all(r.converged for r in fitted)
     assert np.allclose(fitted[0].params["rates"], fitted[1].params["rates"], rtol=1e-3)

@@ -166,7 +166,7 @@ class Geometric:
 
     def posterior(self, params, x):
         p = params["p"]
-        return None, (jnp.log(p) + x * jnp.log1p(-p)).sum(-1)
+        return None, (jnp.log(p) + jax.scipy.special.xlog1py(x, -p)).sum(-1)
 
     def spaces(self, params):
         return {"p": jaxem.spaces.UNIT}
