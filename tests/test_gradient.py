@@ -1,6 +1,7 @@
 """The gradient through a fit against central differences of fits run to the end, in float64."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -55,20 +56,23 @@ def test_every_model_against_differences(name):
     start = jaxem.fit(model, data, key=0, weights=weights, restarts=4, **TIGHT)
     assert start.converged, start
     to_the_end = {"tol": 0, "max_iter": 3 * int(start.n_iter) + 500}
-    end = jaxem.fit(model, data, init=start.params, weights=weights, **to_the_end).params
     parts = {"weights": weights, "hyper": hyper}
     if is_real(name):
         parts["data"] = data.x if isinstance(data, jaxem.Labelled) else data
 
-    def outcome(parts, start=end, **options):
+    def fitted(parts, start, options):
         x = parts.get("data", data)
         x = jaxem.Labelled(x, data.labels) if isinstance(data, jaxem.Labelled) else x
         made = merge(parts["hyper"], structure)
         r = jaxem.fit(made, x, weights=parts["weights"], init=start, **options)
-        return jnp.stack([dotted(r.params), r.objective, r.log_likelihood]), r.gradient_ok
+        return jnp.stack([dotted(r.params), r.objective, r.log_likelihood]), r
 
-    def gradients(parts):
-        _, back, ok = jax.vjp(lambda *at: outcome(*at, **TIGHT), parts, end, has_aux=True)
+    def gradients(parts, start):
+        def outcome(*at):
+            values, r = fitted(*at, TIGHT)
+            return values, r.gradient_ok
+
+        _, back, ok = jax.vjp(outcome, parts, start, has_aux=True)
         return *jax.vmap(back)(jnp.eye(3)), ok
 
     rng = np.random.default_rng(2)
@@ -78,9 +82,15 @@ def test_every_model_against_differences(name):
     }
     if "data" in parts:
         direction["data"] = 0.1 * parts["data"] * rng.normal(size=parts["data"].shape)
-    ended = jax.jit(lambda parts: outcome(parts, **to_the_end)[0], compiler_options=FAST)
-    expected = difference(ended, parts, direction)
-    found, of_start, ok = jax.jit(gradients, compiler_options=FAST)(parts)
+
+    @partial(jax.jit, compiler_options=FAST)
+    def ended(parts, start):
+        values, r = fitted(parts, start, to_the_end)
+        return values, r.params
+
+    end = ended(parts, start.params)[1]
+    expected = difference(lambda parts: ended(parts, end)[0], parts, direction)
+    found, of_start, ok = jax.jit(gradients, compiler_options=FAST)(parts, end)
     assert ok and all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(of_start))
     for i, value in enumerate(expected):
         mine = inner(jax.tree.map(lambda a: a[i], found), direction)  # noqa: B023
