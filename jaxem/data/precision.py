@@ -63,14 +63,16 @@ def is_beyond_float32(tree) -> bool:
 
 
 def in_own_precision(method):
-    """A method of a result, in float64 where its params are: see `is_beyond_float32`."""
+    """A method of a result, in float64 where its params are: see `is_beyond_float32`. Its products
+    are those of a fit."""
 
     @functools.wraps(method)
     def computed(self, *args, **kwargs):
-        if not is_beyond_float32(self.params):
-            return method(self, *args, **kwargs)
-        with float64():
-            return on_host(method(self, *args, **kwargs))
+        with tuning.full_products():
+            if not is_beyond_float32(self.params):
+                return method(self, *args, **kwargs)
+            with float64():
+                return on_host(method(self, *args, **kwargs))
 
     return computed
 

@@ -12,6 +12,7 @@ from jax.lax import stop_gradient
 from jaxem.data.options import plan_to_unroll
 from jaxem.methods.em import EM, has_stationary_map
 from jaxem.numerics.tree import is_traced
+from jaxem.numerics.tuning import full_products
 from jaxem.protocol.capabilities import LocalPosterior, has
 from jaxem.protocol.model import name_of
 from jaxem.solver.programs import search
@@ -52,7 +53,8 @@ class OfFixedPoint:
         from jaxem.gradient.implicit import attached  # a fit without gradient does not import it
 
         numeric, x, weights, *_ = args
-        return attached(numeric, x, weights, best, every, plan=plan, rule=self)
+        with full_products():
+            return attached(numeric, x, weights, best, every, plan=plan, rule=self)
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class Unrolled:
     def fit(self, plan, *args):
         from jaxem.gradient.unrolled import unrolled  # a fit without gradient does not import it
 
-        return unrolled(*args[:-1], max_iter=args[-1], plan=plan)
+        with full_products():
+            return unrolled(*args[:-1], max_iter=args[-1], plan=plan)
 
 
 def _differentiable(model) -> bool:

@@ -139,8 +139,9 @@ class Program:
         while True:
             try:
                 jitted = self.compiled(effort)
-                self._compile(jitted, args, static)
-                return jitted(*args, **static)
+                with tuning.full_products():
+                    self._compile(jitted, args, static)
+                    return jitted(*args, **static)
             except jax.errors.JaxRuntimeError as error:
                 unknown = re.search(r"No such compile option: '(\w+)'", str(error))
                 if unknown is None or unknown[1] in self.refused:
