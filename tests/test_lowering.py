@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from internals import collect
 
 import jaxem
 
@@ -43,3 +44,25 @@ def products(function):
     ]
     low = [line for line in lines if "HIGHEST" not in line]
     assert len(lines) > 2 and not low, "\n".join(low)
+
+
+def primitives(jaxpr, inside=False):
+    """The names of all primitives inside the loops over chunks."""
+    for equation in jaxpr.eqns:
+        is_loop = equation.primitive.name == "scan"
+        if inside:
+            yield equation.primitive.name
+        for value in equation.params.values():
+            for part in value if isinstance(value, (tuple, list)) else [value]:
+                part = getattr(part, "jaxpr", part)
+                if hasattr(part, "eqns"):
+                    yield from primitives(part, inside or is_loop)
+
+
+def test_no_factorisation_in_the_loop_over_chunks():
+    """Compilers for a GPU leave it there."""
+    model, x = jaxem.Mixture(jaxem.Normal(), 2), np.zeros((40_000, 16), np.float32)
+    params = jax.eval_shape(lambda x: jaxem.fit(model, x, key=0, max_iter=0, tol=0).params, x)
+    sums = jax.make_jaxpr(lambda p, x, w: collect(model, p, x, w))(params, x, x[:, 0])
+    names = set(primitives(sums.jaxpr))
+    assert "dot_general" in names and not names & {"cholesky", "triangular_solve"}

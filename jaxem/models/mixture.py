@@ -214,6 +214,8 @@ class FiniteMixture(Model):
 
 def product_rows(numbers: int) -> int:
     """Rows of a chunk for matrix products, for `numbers` numbers a unit."""
+    if tuning.platform() != "cpu":
+        return max(tuning.LEAST_PRODUCT_ROWS, tuning.ACCELERATOR_NUMBERS // numbers)
     rows = max(tuning.LEAST_PRODUCT_ROWS, tuning.PRODUCT_NUMBERS // numbers)
     return min(tuning.MOST_PRODUCT_ROWS, rows)
 

@@ -29,6 +29,17 @@ CACHED = 2**17
 """Numbers of a (k, d, rows) block of centred rows that stays in cache (4 lanes,
 n = 20,000, d = k = 8: 1.0 ms a lane against 1.8 to 2.7)."""
 
+ACCELERATOR_NUMBERS = 2**27
+"""Numbers of the largest array of a chunk on an accelerator: half a gigabyte in float32. A chunk
+is a few dozen kernels there, so that few large ones are fast (compiled for an H200, n = 1e6,
+d = 32, k = 64, full: a step of 126,598 launches with the chunks of a CPU)."""
+
+
+def chunk_numbers() -> int:
+    """Numbers of the largest array of a chunk."""
+    return CACHED if platform() == "cpu" else ACCELERATOR_NUMBERS
+
+
 LEAST_CHUNK_ROWS = 256
 """Rows of the smallest chunk."""
 

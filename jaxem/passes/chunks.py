@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.lax import Precision
 
 from jaxem.numerics import tuning
+from jaxem.passes.invariant import hoisted
 
 
 class Sums(NamedTuple):
@@ -35,13 +36,20 @@ def in_chunks(function, rows: int, params, x, weights, axis=0) -> Sums:
     count = -(-n // (rows * chains))
     rows = min(n, -(-n // (count * chains * tuning.CHUNK_MULTIPLE)) * tuning.CHUNK_MULTIPLE)
 
+    def rows_from(begin, x, weights):
+        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=begin, slice_size=rows, axis=axis)
+        return jax.tree.map(cut, (x, weights))
+
+    params, of_chunk = hoisted(
+        partial(_parts, function), params, *jax.eval_shape(rows_from, 0, x, weights)
+    )
+
     @jax.checkpoint  # reverse differentiation stores nothing of a chunk
     def chunk(i, params, x, weights):
         begin = jnp.minimum(i * rows, n - rows)
-        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=begin, slice_size=rows, axis=axis)
-        rows_of_x, chunk_weights = jax.tree.map(cut, (x, weights))
+        rows_of_x, chunk_weights = rows_from(begin, x, weights)
         is_first_visit = begin + jnp.arange(rows) >= i * rows
-        return _parts(function, params, rows_of_x, jnp.where(is_first_visit, chunk_weights, 0))
+        return of_chunk(params, rows_of_x, jnp.where(is_first_visit, chunk_weights, 0))
 
     def add(total, errors, part):
         updated = jax.tree.map(jnp.add, total, part)

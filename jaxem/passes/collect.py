@@ -63,9 +63,9 @@ def _numbers(model, x) -> int:
 
 
 def chunk_rows(model, x) -> int:
-    """Rows of a chunk that stays in cache."""
+    """Rows of a chunk that stays in the cache of a CPU, or fits the memory of an accelerator."""
     n = jax.tree.leaves(x)[0].shape[0]
-    return max(tuning.LEAST_CHUNK_ROWS, tuning.CACHED * n // _numbers(model, x))
+    return max(tuning.LEAST_CHUNK_ROWS, tuning.chunk_numbers() * n // _numbers(model, x))
 
 
 def collect(model, params, x, weights) -> Sums:

@@ -86,7 +86,7 @@ class Full(Structure):
         (n, d), k = x.shape, mean.shape[0]
         if d <= tuning.STACKED_FEATURES:
             return self._stacked(weights, centre(x, mean))
-        block = max(256, tuning.CACHED // (k * d))
+        block = max(256, tuning.chunk_numbers() // (k * d))
         if n < 2 * block:
             return self._products(weights, centre(x, mean))
 
