@@ -13,7 +13,7 @@ from jaxem.fit import require_model
 from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
 from jaxem.numerics.softmax import normalize
-from jaxem.numerics.tree import float_dtype
+from jaxem.numerics.tree import float_dtype, over_units
 from jaxem.protocol.capabilities import FiniteLatents, defines, has
 from jaxem.protocol.posterior import expectation, responsibilities_of
 from jaxem.protocol.returned import WrongReturn
@@ -279,7 +279,7 @@ class ModelChecks:
 
     def _statistics(self, part, weights=None):
         weights = self.weights if weights is None else weights
-        x = jax.tree.map(lambda a: a[part], self.x)
+        x = over_units(lambda a: a[part], self.x)
         q = self.q[part] if self.several else self.model.posterior(self.params, x)[0]
         return self.model.statistics(self.params, x, q, weights[part])
 

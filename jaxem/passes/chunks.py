@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.lax import Precision
 
 from jaxem.numerics import tuning
+from jaxem.numerics.tree import over_units
 
 
 class Sums(NamedTuple):
@@ -39,7 +40,7 @@ def in_chunks(function, rows: int, params, x, weights, axis=0) -> Sums:
     def chunk(i, params, x, weights):
         begin = jnp.minimum(i * rows, n - rows)
         cut = partial(jax.lax.dynamic_slice_in_dim, start_index=begin, slice_size=rows, axis=axis)
-        rows_of_x, chunk_weights = jax.tree.map(cut, (x, weights))
+        rows_of_x, chunk_weights = over_units(cut, (x, weights))
         is_first_visit = begin + jnp.arange(rows) >= i * rows
         return _parts(function, params, rows_of_x, jnp.where(is_first_visit, chunk_weights, 0))
 

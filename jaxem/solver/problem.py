@@ -8,7 +8,15 @@ import jax.numpy as jnp
 
 from jaxem.numerics import tuning
 from jaxem.numerics.special import safe_entr
-from jaxem.numerics.tree import Structure, float_dtype, in_dtype, merge, pytree, split
+from jaxem.numerics.tree import (
+    Structure,
+    float_dtype,
+    in_dtype,
+    merge,
+    over_units,
+    pytree,
+    split,
+)
 from jaxem.passes.chunks import in_chunks, total_of
 from jaxem.passes.collect import Prepared, chunk_rows, prepared
 from jaxem.protocol.capabilities import FiniteLatents, LocalPosterior, defines, has
@@ -262,7 +270,7 @@ def sanitize(model, x, weights, absent: bool = False):
         return jnp.where(is_usable.reshape((n,) + (1,) * (leaf.ndim - 1)), leaf, replacement)
 
     return (
-        jax.tree.map(clean, x),
+        over_units(clean, x),
         jnp.where(is_usable | ~any_usable, jnp.where(any_usable, weights, 1), 0),
         status,
     )
