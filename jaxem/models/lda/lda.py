@@ -1,6 +1,5 @@
 """Latent Dirichlet allocation by variational EM: a mixture of topics within each document."""
 
-import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from jax.lax import stop_gradient
 from jaxem.data.documents import Documents
 from jaxem.models.lda import concentration
 from jaxem.models.lda.blocks import Table, mean_log, minus_kl_of_dirichlets
+from jaxem.models.lda.domain import DocumentsDomain
 from jaxem.models.lda.posterior import (
     LDAPosterior,
     arranged,
@@ -20,11 +20,10 @@ from jaxem.models.lda.posterior import (
     sums_at_gamma,
 )
 from jaxem.models.lda.start import separated, word_counts, word_counts_of
-from jaxem.numerics.tree import is_traced, pytree
+from jaxem.numerics.tree import pytree
 from jaxem.passes.collect import Prepared
 from jaxem.passes.linear import FusedPass, roomy
 from jaxem.protocol.counts import is_empty
-from jaxem.protocol.domains import Domain
 from jaxem.protocol.held import is_held
 from jaxem.protocol.model import Model
 from jaxem.protocol.priors import DirichletPrior
@@ -72,48 +71,6 @@ class LDAStatistics(NamedTuple):
     topics: Any
     log_theta: Any
     count: Any
-
-
-class DocumentsDomain(Domain):
-    """`Documents`."""
-
-    def valid(self, x):
-        x = self.examined(x)
-        valid = object.__new__(Documents)
-        size = (x.size >= 0) & (x.size < math.inf)
-        return valid._set(size, self.known(x, x.words), self.whole(x.counts), x.vocabulary)
-
-    def examined(self, x):
-        """Documents of one cell where x has rows of several widths: the first word of each document
-        that is outside the vocabulary and its first count that is invalid, or else any."""
-        words, counts, place = x.stored
-        if place is None:
-            return x
-        xp = jnp if is_traced(x) else np
-
-        def first_wrong(rows, are_valid):
-            cell = xp.argmin(are_valid, axis=1)[:, None]
-            return xp.take_along_axis(xp.asarray(rows), cell, axis=1)
-
-        words = xp.concatenate([first_wrong(w, self.known(x, w)) for w in words])[place]
-        counts = xp.concatenate([first_wrong(c, self.whole(c)) for c in counts])[place]
-        return object.__new__(Documents)._set(x.size, words, counts, x.vocabulary)
-
-    def known(self, x, words):
-        """Which words are in the vocabulary of x."""
-        return (words >= 0) & (words < x.vocabulary)
-
-    def whole(self, counts):
-        """Which counts are whole numbers of 0 or more."""
-        return (counts >= 0) & (counts % 1 == 0) & (counts < math.inf)
-
-    def check(self, x, name):
-        if not isinstance(x, Documents):
-            raise TypeError(
-                f"LDA takes jaxem.Documents, got {type(x).__name__}: wrap the counts, "
-                "jaxem.Documents(x)"
-            )
-        super().check(x, name)
 
 
 class LDALocal(NamedTuple):
