@@ -10,7 +10,7 @@ from jaxem.analysis import padded_mixtures as padded
 from jaxem.analysis.free_energy import ascent, decompose
 from jaxem.data import arrays
 from jaxem.data.arrays import as_data
-from jaxem.data.batch import padded_length
+from jaxem.data.batch import as_blocks, padded_length
 from jaxem.data.precision import lost_columns
 from jaxem.estimators.kmeans import Centres, Clusters
 from jaxem.families.gamma import solve_shape
@@ -69,6 +69,7 @@ __all__ = [
     "Status",
     "adopt",
     "arrays",
+    "as_blocks",
     "as_data",
     "ascent",
     "capabilities",

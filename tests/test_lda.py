@@ -15,6 +15,7 @@ import scipy.sparse
 from compare import close
 from internals import (
     arrays,
+    as_blocks,
     concentration,
     exp_digamma,
     lda_blocks,
@@ -385,12 +386,16 @@ def fit_from_point(x, weights, **options):
 def test_fits_of_documents_stored_by_class(monkeypatch):
     """A batch, and absent documents, against rows of one width; bad counts."""
     monkeypatch.setattr(tuning, "UNCONVERGED_DIVISOR", 1000)
+    monkeypatch.setattr(tuning, "PADDED_CELLS", 0)
     plain, by_class = unequal_corpus()
     weights = np.r_[0.0, np.ones(41)]
     expected = fit_from_point(plain, weights)
-    corpora = jaxem.Batch([by_class, by_class[:20]])
-    fleet = fit_from_point(corpora, [weights, np.ones(20)])
-    np.testing.assert_allclose(fleet.objective[0], expected.objective, rtol=1e-6)
+    corpora = jaxem.Batch([by_class, by_class[::-1]])
+    fleet = fit_from_point(corpora, [weights, weights[::-1]])
+    np.testing.assert_allclose(fleet.objective, [expected.objective] * 2, rtol=1e-6)
+    short = jaxem.Documents(np.ones((1, 200)))
+    sizes = [jax.tree.leaves(b.x)[1].shape for b in as_blocks(jaxem.Batch([by_class, short]), None)]
+    assert sizes == [(1, 8, 200), (1, 40, 5)]  # data sets of other sizes do not pad these
     first_counts = by_class.stored[1][0].copy()
     first_counts[5, 0] = np.nan
     leaves, structure = jax.tree.flatten(by_class)

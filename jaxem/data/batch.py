@@ -71,7 +71,7 @@ def as_blocks(batch: Batch, weights, repeat: bool = False) -> list[Block]:
         if not data:
             raise TypeError(f"Batch data are an empty list: {ACCEPTED}")
         is_documents = any(isinstance(dataset, Documents) for dataset in data)
-        sets = _documents_of_one_form(data) if is_documents else _data_sets(data)
+        sets = _documents_of_one_vocabulary(data) if is_documents else _data_sets(data)
         return _padded_blocks(sets, weights, repeat)
     if isinstance(data, Documents):
         raise TypeError("Batch data are one Documents: use fit(model, documents), or give a list")
@@ -170,8 +170,8 @@ def _refuse_width(i: int, x, first):
             )
 
 
-def _documents_of_one_form(data):
-    """`Documents` of one vocabulary, with rows of the same widths."""
+def _documents_of_one_vocabulary(data):
+    """The `Documents` of a list; ValueError where their vocabularies differ."""
     for i, documents in enumerate(data):
         if not isinstance(documents, Documents):
             raise TypeError(
@@ -183,7 +183,7 @@ def _documents_of_one_form(data):
                 f"Batch data[{i}] has a vocabulary of {documents.vocabulary} words, data[0] one of "
                 f"{data[0].vocabulary}: build all with the same jaxem.Documents(..., vocabulary=)"
             )
-    return of_one_form(data)
+    return list(data)
 
 
 def _padded_blocks(sets, weights, repeat) -> list[Block]:
@@ -194,12 +194,26 @@ def _padded_blocks(sets, weights, repeat) -> list[Block]:
     members: dict[int, list[int]] = {}
     for i, n in enumerate(sizes.tolist()):
         members.setdefault(min(padded_length(n), longest), []).append(i)
-    leaves = zip(*map(jax.tree.leaves, sets), strict=True)
-    dtypes = [jnp.result_type(*{leaf.dtype for leaf in of_sets}) for of_sets in leaves]
-    return [
-        _padded_block(sets, weights, dtypes, length, np.array(positions), sizes, repeat)
-        for length, positions in sorted(members.items())
-    ]
+    is_documents = isinstance(sets[0], Documents)
+    if not is_documents:
+        leaves = zip(*map(jax.tree.leaves, sets), strict=True)
+        dtypes = [jnp.result_type(*{leaf.dtype for leaf in of_sets}) for of_sets in leaves]
+    blocks = []
+    for length, positions in sorted(members.items()):
+        block = [sets[i] for i in positions]
+        if is_documents:
+            block = of_one_form(block)
+            dtypes = _dtypes_of_documents(block[0], float_dtype(sets))
+        index, of_block = np.array(positions), [weights[i] for i in positions]
+        x, padded_weights = _padded_block(block, of_block, dtypes, length, repeat)
+        blocks.append(Block(x, padded_weights, index, sizes[index]))
+    return blocks
+
+
+def _dtypes_of_documents(documents, dtype):
+    """The dtype of every leaf: `dtype`, or that of integers."""
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(documents)]
+    return [dtype if jnp.issubdtype(own, jnp.floating) else own for own in dtypes]
 
 
 def _weights_of(sets, sizes, weights) -> list:
@@ -230,7 +244,9 @@ def padded_length(n: int) -> int:
     return length
 
 
-def _padded_block(sets, weights, dtypes, n: int, index, sizes, repeat) -> Block:
+def _padded_block(sets, weights, dtypes, n: int, repeat):
+    """(data (b, n, ...), weights (b, n)) of the data sets of a block."""
+
     def pad_and_stack(arrays, dtype, repeat, has_unit_axis=True):
         """Arrays padded to n rows and stacked, on the host unless one is traced."""
         if not has_unit_axis:
@@ -247,14 +263,13 @@ def _padded_block(sets, weights, dtypes, n: int, index, sizes, repeat) -> Block:
                 row[len(array) :] = array[-1:]
         return stack
 
-    structure = jax.tree.structure(sets[index[0]])
-    leaves = zip(*(jax.tree.leaves(sets[i]) for i in index), strict=True)
+    structure = jax.tree.structure(sets[0])
+    leaves = zip(*map(jax.tree.leaves, sets), strict=True)
     stacked = [
         pad_and_stack(arrays, dtype, repeat, has_unit_axis)
         for arrays, dtype, has_unit_axis in zip(
-            leaves, dtypes, have_unit_axes(sets[index[0]]), strict=True
+            leaves, dtypes, have_unit_axes(sets[0]), strict=True
         )
     ]
     x = jax.tree.unflatten(structure, stacked)
-    padded_weights = pad_and_stack([weights[i] for i in index], float_dtype(x), False)
-    return Block(x, padded_weights, index, sizes[index])
+    return x, pad_and_stack(weights, float_dtype(x), False)

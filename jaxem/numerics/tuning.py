@@ -170,7 +170,7 @@ CURVATURE_PROBES = 8
 
 # Topics
 
-PADDED_CELLS, PADDED_RATIO = 2**20, 4
+PADDED_CELLS, PADDED_RATIO = 2**16, 4
 """Documents are stored as rows of one width where these take at most PADDED_CELLS cells, or
 PADDED_RATIO times those of the documents. Every further width takes compile time."""
 
