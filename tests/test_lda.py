@@ -384,25 +384,24 @@ def fit_from_point(x, weights, **options):
 
 
 def test_fits_of_documents_stored_by_class(monkeypatch):
-    """A batch, and absent documents, against rows of one width; bad counts."""
-    monkeypatch.setattr(tuning, "UNCONVERGED_DIVISOR", 1000)
+    """A batch with an invalid document of weight 0, against rows of one width."""
+    monkeypatch.setattr(tuning, "UNCONVERGED_DIVISOR", 1000)  # all documents must converge
     monkeypatch.setattr(tuning, "PADDED_CELLS", 0)
     plain, by_class = unequal_corpus()
+    first_counts = by_class.stored[1][0].copy()
+    first_counts[0, 0] = np.nan
+    leaves, structure = jax.tree.flatten(by_class)
+    bad = jax.tree.unflatten(structure, [*leaves[:3], first_counts, *leaves[4:]])
     weights = np.r_[0.0, np.ones(41)]
     expected = fit_from_point(plain, weights)
-    corpora = jaxem.Batch([by_class, by_class[::-1]])
-    fleet = fit_from_point(corpora, [weights, weights[::-1]])
+    fleet = fit_from_point(jaxem.Batch([bad, bad[::-1]]), [weights, weights[::-1]])
     np.testing.assert_allclose(fleet.objective, [expected.objective] * 2, rtol=1e-6)
+    explanation = arrays.explain_bad_input(expected.model, bad, None)
+    assert "data.counts holds 1 value outside" in explanation and "(0, 0): nan" in explanation
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(expected.score_samples(bad))), [0])
     short = jaxem.Documents(np.ones((1, 200)))
     sizes = [jax.tree.leaves(b.x)[1].shape for b in as_blocks(jaxem.Batch([by_class, short]), None)]
     assert sizes == [(1, 8, 200), (1, 40, 5)]  # data sets of other sizes do not pad these
-    first_counts = by_class.stored[1][0].copy()
-    first_counts[5, 0] = np.nan
-    leaves, structure = jax.tree.flatten(by_class)
-    bad = jax.tree.unflatten(structure, [*leaves[:3], first_counts, *leaves[4:]])
-    explanation = arrays.explain_bad_input(expected.model, bad, None)
-    assert "data.counts holds 1 value outside" in explanation and "(5, 0): nan" in explanation
-    np.testing.assert_array_equal(np.flatnonzero(np.isnan(expected.score_samples(bad))), [5])
 
 
 @pytest.mark.slow

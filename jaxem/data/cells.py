@@ -49,7 +49,7 @@ def packed(offsets, words, counts, widths=None, rows=None):
     (n,) is the row of each document where these are counted from the first of the first. widths:
     None for `widths_of`. rows: the least n_c of every width.
     """
-    is_present = counts > 0
+    is_present = counts != 0
     if not is_present.all():
         kept = np.concatenate([[0], np.cumsum(is_present)])
         offsets, words, counts = kept[offsets], words[is_present], counts[is_present]
@@ -103,7 +103,7 @@ def compressed(words, counts, place):
     """(offsets, words, counts) of documents on the host; the inverse of `packed`."""
     if place is None:
         counts = np.asarray(counts)
-        is_cell = counts > 0
+        is_cell = counts != 0
         offsets = np.concatenate([[0], np.cumsum(is_cell.sum(1))])
         return offsets, np.asarray(words)[is_cell], counts[is_cell]
     parts = [compressed(w, c, None) for w, c in zip(words, counts, strict=True)]

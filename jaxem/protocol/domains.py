@@ -54,6 +54,10 @@ class Domain:
         """The values that `valid` judges, leaf by leaf: x, where every leaf has a unit axis."""
         return x
 
+    def substitute(self, x, is_usable):
+        """The number of a usable unit, whose values absent units get: the first of them."""
+        return jnp.argmax(is_usable)
+
     def outside(self, x, evidence):
         """`evidence` (n,) or (n, k), for units outside the support −∞, and NaN for those of them
         with a NaN."""

@@ -35,6 +35,12 @@ class DocumentsDomain(Domain):
         counts = xp.concatenate([first_wrong(c, self.whole(c)) for c in counts])[place]
         return object.__new__(Documents)._set(x.size, words, counts, x.vocabulary)
 
+    def substitute(self, x, is_usable):
+        """A short document where x has rows of several widths: absent ones cost as much."""
+        if x.place is None:
+            return super().substitute(x, is_usable)
+        return jnp.argmin(jnp.where(is_usable, x.place, jnp.iinfo(jnp.int32).max))
+
     def known(self, x, words):
         """Which words are in the vocabulary of x."""
         return (words >= 0) & (words < x.vocabulary)

@@ -160,6 +160,7 @@ def over_blocks(block_function, data: Table, units: Arranged, weights):
         total, gamma, evidence = carry
         if units.words is None:
             words, counts = cells(data, order[idx], i, lengths[i])
+            counts = jnp.where(inside[:, None], counts, 0)  # other rows may hold anything
         else:
             shape = idx.shape[0], lengths[i]
             words, counts = (
