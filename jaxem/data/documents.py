@@ -92,10 +92,11 @@ class Documents(SharedLeaves):
 
     def _pack(self, cells, vocabulary, widths=None, rows=None):
         offsets, _, counts = cells
-        end = np.concatenate([[0], np.cumsum(counts, dtype=float)])[offsets]
+        n = len(offsets) - 1
+        size = np.bincount(np.repeat(np.arange(n), np.diff(offsets)), counts, n)
+        size = size.astype(counts.dtype)
         words, counts, place = packed(*cells, widths, rows)
-        dtype = (counts if place is None else counts[0]).dtype
-        return self._set(np.diff(end).astype(dtype), words, counts, vocabulary, place)
+        return self._set(size, words, counts, vocabulary, place)
 
     def _set(self, size, words, counts, vocabulary, place=None):
         """place: None where words and counts are (n, L), else as `packed` returns them."""
