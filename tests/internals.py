@@ -10,7 +10,7 @@ from jaxem.analysis import padded_mixtures as padded
 from jaxem.analysis.free_energy import ascent, decompose
 from jaxem.data import arrays
 from jaxem.data.arrays import as_data
-from jaxem.data.batch import padded_length
+from jaxem.data.batch import as_blocks, padded_length
 from jaxem.data.precision import lost_columns
 from jaxem.estimators.kmeans import Centres, Clusters
 from jaxem.families.gamma import solve_shape
@@ -21,9 +21,11 @@ from jaxem.methods.acceleration import Chart
 from jaxem.methods.e_steps import parted, sampled
 from jaxem.methods.suited import suited
 from jaxem.models.lda import blocks as lda_blocks
+from jaxem.models.lda import classes as lda_classes
 from jaxem.models.lda import concentration
 from jaxem.models.lda import lda as lda_model
 from jaxem.models.lda import posterior as lda_posterior
+from jaxem.models.lda import stationary as lda_stationary
 from jaxem.models.lda.lda import DocumentsDomain
 from jaxem.numerics import special, tuning
 from jaxem.numerics.linalg import Factor, floored, is_floored, triangular_inverse
@@ -67,6 +69,7 @@ __all__ = [
     "Status",
     "adopt",
     "arrays",
+    "as_blocks",
     "as_data",
     "ascent",
     "capabilities",
@@ -87,8 +90,10 @@ __all__ = [
     "is_floored",
     "krylov",
     "lda_blocks",
+    "lda_classes",
     "lda_model",
     "lda_posterior",
+    "lda_stationary",
     "loop",
     "lost_columns",
     "merge",

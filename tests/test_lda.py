@@ -14,14 +14,19 @@ import scipy.optimize
 import scipy.sparse
 from compare import close
 from internals import (
+    arrays,
+    as_blocks,
     concentration,
     exp_digamma,
     lda_blocks,
+    lda_classes,
     lda_model,
     lda_posterior,
+    lda_stationary,
     suited,
     tuning,
 )
+from jax.experimental import sparse
 from scipy.special import digamma, gammaln
 
 import jaxem
@@ -283,7 +288,7 @@ def test_blocks_padding_and_order_change_nothing(monkeypatch):
     }
     for name, value in sizes.items():
         monkeypatch.setattr(tuning, name, value)
-    assert len(lda_posterior.layout(wide.words.shape, K)[0]) == 3
+    assert len(lda_classes.layout(wide.words.shape, K)[0]) == 3
     order = rng.permutation(n)
     gamma, bound, stats, (swept, *sums) = answers(wide[order], weights[order])
     back = np.argsort(order)
@@ -296,9 +301,133 @@ def test_blocks_padding_and_order_change_nothing(monkeypatch):
 
 
 def test_one_long_document_does_not_pad_all_others():
-    lengths, _ = lda_posterior.layout((5000, 50_000), 10)
+    lengths, _ = lda_classes.layout((5000, 50_000), 10)
     assert lengths[-1] == 50_000 and lengths[0] <= 128
-    assert lda_posterior.layout((5000, 300), 10)[0] == [38, 58, 88, 133, 200, 300]
+    assert lda_classes.layout((5000, 300), 10)[0] == [38, 58, 88, 133, 200, 300]
+
+
+def unequal_corpus():
+    """(plain, by class): 40 documents of at most 5 distinct words and two of 60, stored as rows of
+    one width and as rows of two."""
+    rng = np.random.default_rng(2)
+    length = np.where(np.arange(42) % 30 == 7, 60, rng.integers(0, 6, 42))
+    pairs = [[(int(w), 1 + int(w) % 3) for w in rng.choice(200, m, False)] for m in length]
+    plain = jaxem.Documents(pairs, vocabulary=200)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "PADDED_CELLS", 0)
+        by_class = jaxem.Documents(pairs, vocabulary=200)
+    return plain, by_class
+
+
+def test_documents_of_unequal_length_are_stored_by_class():
+    plain, by_class = unequal_corpus()
+    assert plain.words.shape == (42, 60)
+    assert [leaf.shape for leaf in by_class.stored[0]] == [(40, 5), (2, 60)]
+    dense = plain.toarray()
+    np.testing.assert_array_equal(by_class.toarray(), dense)
+    rows = np.array([7, 3, 7, 20])
+    np.testing.assert_array_equal(by_class[rows].toarray(), dense[rows])
+    for name in ("words", "counts", "size"):
+        expected = getattr(plain, name)
+        np.testing.assert_array_equal(getattr(by_class, name), expected)
+        inside = jax.jit(lambda d, name=name: getattr(d, name))(by_class)
+        np.testing.assert_array_equal(inside, expected)
+    for made in (jaxem.topics.completed(by_class), jaxem.topics.completed(plain)):
+        np.testing.assert_array_equal(made[0].toarray() + made[1].toarray(), dense)
+
+
+def test_sparse_matrices_of_jax_are_documents():
+    """A word that is listed twice counts twice; indices beyond the shape mean nothing."""
+    parts = np.array([1.0, 2, 4, 7]), np.array([[1, 1], [0, 2], [1, 1], [2, 3]])
+    expected = [[0, 0, 2], [0, 5, 0]]
+    rows = parts[0][[1, 0, 2, 3]], np.array([2, 1, 1, 3]), np.array([0, 1, 3])
+    for form in (sparse.BCOO(parts, shape=(2, 3)), sparse.BCSR(rows, shape=(2, 3))):
+        np.testing.assert_array_equal(jaxem.Documents(form).toarray(), expected)
+    blocks = sparse.BCOO((parts[0][None], parts[1][None]), shape=(1, 2, 3))
+    for wrong in (blocks, sparse.COO((parts[0], *parts[1].T), shape=(2, 3))):
+        with pytest.raises((TypeError, ValueError), match=r"without batch|shape \(documents"):
+            jaxem.Documents(wrong)
+
+
+def test_documents_stored_by_class_give_the_same_answers(monkeypatch):
+    """Posterior, statistics, a pass, the start, a step of the stationary map and its slope."""
+    monkeypatch.setattr(tuning, "UNCONVERGED_DIVISOR", 1000)  # all documents must converge
+    topics = np.random.default_rng(3).dirichlet(np.full(200, 0.2), K)
+    model, params = MAP, dataclasses.replace(POINT, topics=topics)
+
+    def answer(documents, weights):
+        q, bound = model.posterior(params, documents)
+        stats = model.statistics(params, documents, q, weights)
+        cold, units = model.cold(params, documents), model.arranged(documents)
+        swept = model.improved(params, documents, units, weights, cold, False, 0.0, 1000)
+        start = model.init(jax.random.key(0), documents, weights)
+
+        def step(alpha):
+            table = model.table(params, documents)._replace(alpha=alpha)
+            return lda_stationary.stepped(table, cold, weights)
+
+        slope = jax.grad(lambda alpha: (weights * step(alpha)[2]).sum())(ALPHA)
+        return q.gamma, bound, stats, swept, start, step(ALPHA), slope
+
+    weights = np.random.default_rng(4).uniform(0, 2, 42)
+    plain, by_class = (jax.jit(answer)(documents, weights) for documents in unequal_corpus())
+    close(by_class, plain, 1e-8)
+
+
+def fit_from_point(x, weights, **options):
+    """Three steps of three topics over 200 words from a given start."""
+    start = dataclasses.replace(POINT, topics=np.random.default_rng(3).dirichlet(np.ones(200), K))
+    if isinstance(x, jaxem.Batch):
+        start = jax.tree.map(lambda leaf: np.stack([leaf] * 2), start)
+    options |= {"init": start, "tol": 0, "max_iter": 3, "weights": weights}
+    return jaxem.fit(jaxem.LDA(K, eta=1.1), x, **options)
+
+
+def test_fits_of_documents_stored_by_class(monkeypatch):
+    """A batch with an invalid document of weight 0, against rows of one width."""
+    monkeypatch.setattr(tuning, "UNCONVERGED_DIVISOR", 1000)  # all documents must converge
+    monkeypatch.setattr(tuning, "PADDED_CELLS", 0)
+    plain, by_class = unequal_corpus()
+    first_counts = by_class.stored[1][0].copy()
+    first_counts[0, 0] = np.nan
+    leaves, structure = jax.tree.flatten(by_class)
+    bad = jax.tree.unflatten(structure, [*leaves[:3], first_counts, *leaves[4:]])
+    weights = np.r_[0.0, np.ones(41)]
+    expected = fit_from_point(plain, weights)
+    fleet = fit_from_point(jaxem.Batch([bad, bad[::-1]]), [weights, weights[::-1]])
+    np.testing.assert_allclose(fleet.objective, [expected.objective] * 2, rtol=1e-6)
+    explanation = arrays.explain_bad_input(expected.model, bad, None)
+    assert "data.counts holds 1 value outside" in explanation and "(0, 0): nan" in explanation
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(expected.score_samples(bad))), [0])
+    short = jaxem.Documents(np.ones((1, 200)))
+    sizes = [jax.tree.leaves(b.x)[1].shape for b in as_blocks(jaxem.Batch([by_class, short]), None)]
+    assert sizes == [(1, 8, 200), (1, 40, 5)]  # data sets of other sizes do not pad these
+
+
+@pytest.mark.slow
+def test_minibatches_of_documents_stored_by_class(monkeypatch):
+    monkeypatch.setattr(tuning, "UNCONVERGED_DIVISOR", 1000)
+    method = jaxem.OnlineEM(batch=20)
+    found = [fit_from_point(x, None, method=method).objective for x in unequal_corpus()]
+    np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+def test_one_long_document_takes_memory_in_proportion_to_its_words():
+    """5,000 short texts and one of 50,000 distinct words: 2 GB as rows of one width."""
+    rng = np.random.default_rng(0)
+    rows = np.r_[np.repeat(np.arange(5000), 10), np.full(50_000, 5000)]
+    columns = np.r_[rng.integers(0, 2000, 50_000), np.arange(50_000)]
+    counts = scipy.sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)))
+    needed = 8 * counts.nnz
+    documents = jaxem.Documents(counts)
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(documents)) < 2 * needed
+
+    def fitted(documents):
+        return jaxem.fit(jaxem.LDA(2), documents, key=0, tol=0, max_iter=2).params
+
+    memory = jax.jit(fitted).lower(documents).compile().memory_analysis()
+    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    assert total + memory.output_size_in_bytes < 10 * needed
 
 
 def test_documents_of_a_block_that_is_not_full_move_too(monkeypatch):
@@ -307,7 +436,7 @@ def test_documents_of_a_block_that_is_not_full_move_too(monkeypatch):
     monkeypatch.setattr(tuning, "MOST_DOCUMENTS", 8)
     documents = jaxem.Documents(np.random.default_rng(0).poisson(1.0, (26, V)) + (np.arange(V) < 2))
     units, cold = MAP.arranged(documents), MAP.cold(POINT, documents)
-    assert len(lda_posterior.layout(documents.words.shape, K)[0]) == 1
+    assert len(lda_classes.layout(documents.words.shape, K)[0]) == 1
     for anew in (True, False):
         args = POINT, documents, units, jnp.ones(26), cold, anew, 0.0, 20
         gamma = jax.jit(lambda *args: MAP.improved(*args)[0])(*args)
@@ -588,6 +717,20 @@ def test_equal_documents_have_a_start_that_is_no_saddle():
     different = jaxem.Documents(np.random.default_rng(1).poisson(1.0, (40, 30)))
     topics = start(jax.random.key(0), different, np.ones(40)).topics
     assert (topics > 0).all()
+
+
+def test_one_document_ends_no_lower_than_one_topic_in_use():
+    """With posteriors of the topics, where a start of ten distinct topics ends 50 nats lower."""
+    v, k = 300, 10
+    frequencies = 1 / np.arange(1, v + 1)
+    counts = np.random.default_rng(1).multinomial(60, frequencies / frequencies.sum())
+    document, model = jaxem.Documents(counts[None]), jaxem.LDA(k, inference="bayes")
+    first = jax.jit(model.init)
+    starts = [first(jax.random.key(i), document, np.ones(1)) for i in range(3)]
+    one_topic = np.vstack([(counts + 1e-3) / (counts + 1e-3).sum(), np.full((k - 1, v), 1 / v)])
+    starts.append(dataclasses.replace(starts[0], topics=one_topic))
+    *found, best = (jaxem.fit(model, document, init=start) for start in starts)
+    assert all(f.converged and f.objective > best.objective - 0.01 for f in found)
 
 
 def test_unusable_arguments():

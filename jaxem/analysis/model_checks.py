@@ -13,7 +13,7 @@ from jaxem.fit import require_model
 from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
 from jaxem.numerics.softmax import normalize
-from jaxem.numerics.tree import float_dtype, merge, split
+from jaxem.numerics.tree import float_dtype, merge, over_units, split
 from jaxem.protocol.capabilities import FiniteLatents, defines, has
 from jaxem.protocol.posterior import expectation, responsibilities_of
 from jaxem.protocol.spaces import REAL, Coordinates, Simplex, UnitInterval
@@ -104,7 +104,7 @@ class ModelChecks:
         starts = []
         for i in present[[0, -1]]:
             rows = np.where(weights > 0, np.arange(self.n), i)
-            x = jax.tree.map(lambda a: np.asarray(a)[rows], self.x)  # noqa: B023
+            x = over_units(lambda a: np.asarray(a)[rows], self.x)  # noqa: B023
             starts.append(self.init("tiny", x, weights))
         path = _first_difference(*starts, self.tol)
         if path is not None:
@@ -336,7 +336,7 @@ class ModelChecks:
         """The statistics of a part of the units; rows: those whose values they have."""
         weights = np.asarray(self.weights if weights is None else weights)[part]
         rows = part if rows is None else rows
-        x = jax.tree.map(lambda a: np.asarray(a)[rows], self.x)
+        x = over_units(lambda a: np.asarray(a)[rows], self.x)
         return self.sums("tiny", self.params, x, self.q[rows] if self.several else None, weights)
 
 

@@ -1,5 +1,7 @@
 """Quantities of fitted topics: shares in documents, top words, held-out perplexity, coherence."""
 
+import itertools
+
 import numpy as np
 
 from jaxem.data.documents import Documents
@@ -32,20 +34,18 @@ def top_words(result, n: int = 10, vocabulary=None):
 
 def completed(documents, key: int = 0):
     """Two `Documents`: a random half of the tokens of each document, and the other half."""
-    counts = np.asarray(documents.counts, np.int64)
+    offsets, words, counts = documents.cells()
+    counts = counts.astype(np.int64)
     rng = np.random.default_rng(key)
-    tokens = counts.sum(1)
     first_half = np.zeros_like(counts)
-    for i, total in enumerate(tokens):
-        row = counts[i]
-        first_half[i] = rng.multivariate_hypergeometric(row, total // 2, method="marginals")
-    words, vocabulary = np.asarray(documents.words), documents.vocabulary
-    return tuple(
-        Documents(
-            [list(zip(w, c, strict=True)) for w, c in zip(words, half_counts, strict=True)],
-            vocabulary,
+    for first, last in itertools.pairwise(offsets):
+        row = counts[first:last]
+        first_half[first:last] = rng.multivariate_hypergeometric(
+            row, row.sum() // 2, method="marginals"
         )
-        for half_counts in (first_half, counts - first_half)
+    return tuple(
+        Documents.of((offsets, words, half.astype(float)), documents.vocabulary)
+        for half in (first_half, counts - first_half)
     )
 
 
@@ -62,12 +62,11 @@ def perplexity(result, documents, key: int = 0) -> float:
     observed, held_out = completed(documents, key)
     topic_shares = np.asarray(transform(result, observed), np.float64)
     topics = np.asarray(result.params.topics, np.float64)
-    counts, words = np.asarray(held_out.counts, np.float64), np.asarray(held_out.words)
+    offsets, words, counts = held_out.cells()
     total = 0.0
-    for shares, row, count in zip(topic_shares, words, counts, strict=True):
-        is_present = count > 0
+    for shares, first, last in zip(topic_shares, offsets[:-1], offsets[1:], strict=True):
         with np.errstate(divide="ignore"):
-            total += count[is_present] @ np.log(shares @ topics[:, row[is_present]])
+            total += counts[first:last] @ np.log(shares @ topics[:, words[first:last]])
     return float(np.exp(-total / counts.sum()))
 
 
@@ -96,10 +95,10 @@ def coherence(result, documents, n: int = 10, measure: str = "npmi"):
     column_of = np.full(documents.vocabulary, -1)
     column_of[distinct] = np.arange(len(distinct))
     occurs = np.zeros((len(documents), len(distinct)))
-    words, counts = np.asarray(documents.words), np.asarray(documents.counts)
-    columns = column_of[words]
-    document, column = np.nonzero((counts > 0) & (columns >= 0))
-    occurs[document, columns[document, column]] = 1
+    offsets, words, _ = documents.cells()
+    column = column_of[words]
+    document = np.repeat(np.arange(len(documents)), np.diff(offsets))
+    occurs[document[column >= 0], column[column >= 0]] = 1
     joint_counts = occurs.T @ occurs
     first, second = np.triu_indices(top.shape[1], 1)
     score = _npmi if measure == "npmi" else _umass

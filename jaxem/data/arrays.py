@@ -1,5 +1,6 @@
 """Checks and conversion of arguments: data and weights."""
 
+import itertools
 import warnings
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 
 from jaxem.data.memory import require_room
 from jaxem.numerics import tuning
-from jaxem.numerics.tree import is_traced
+from jaxem.numerics.tree import have_unit_axes, is_traced, over_units
 from jaxem.protocol.counts import total_range
 from jaxem.protocol.status import FitWarning
 
@@ -45,6 +46,7 @@ def as_data(data, name: str = "data"):
             raise ValueError(
                 f"{leaf_name} is empty, with shape {leaf.shape}: pass at least one {axis}"
             )
+    leaves = list(itertools.compress(leaves, have_unit_axes(data)))
     if len({leaf.shape[0] for _, leaf in leaves}) > 1:
         sizes = ", ".join(f"{leaf_name}: {leaf.shape[0]}" for leaf_name, leaf in leaves)
         remedy = "; for data sets of different lengths use jaxem.Batch" * isinstance(data, tuple)
@@ -187,7 +189,7 @@ def is_clean(model, x) -> bool:
     leaves = jax.tree.leaves(x)
     with np.errstate(invalid="ignore"):  # inf % 1
         for first in range(0, len(leaves[0]), tuning.CHECKED_UNITS):
-            chunk = jax.tree.map(lambda leaf: leaf[first : first + tuning.CHECKED_UNITS], x)  # noqa: B023
+            chunk = over_units(lambda leaf: leaf[first : first + tuning.CHECKED_UNITS], x)  # noqa: B023
             if not all(np.all(mask) for mask in jax.tree.leaves(model.domain.valid(chunk))):
                 return False
     return True
@@ -235,7 +237,8 @@ def explain_bad_input(model, x, weights) -> str:
     if (explanation := explain_bad_weights(weight)) is not None:
         return explanation
     with np.errstate(invalid="ignore"):
-        valid = jax.tree_util.tree_leaves_with_path(model.domain.valid(jax.tree.map(np.asarray, x)))
+        x = model.domain.examined(jax.tree.map(np.asarray, x))
+        valid = jax.tree_util.tree_leaves_with_path(model.domain.valid(x))
     for (path, is_valid), leaf in zip(valid, jax.tree.leaves(x), strict=True):
         is_valid, leaf = np.asarray(is_valid), np.asarray(leaf)
         is_wrong = ~is_valid & (weight > 0).reshape((n,) + (1,) * (is_valid.ndim - 1))

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data.arrays import as_array, as_data, as_weights, is_tree
-from jaxem.data.documents import Documents
+from jaxem.data.documents import Documents, of_one_form
 from jaxem.data.labelled import unlabelled
-from jaxem.numerics.tree import float_dtype, is_traced
+from jaxem.numerics.tree import float_dtype, have_unit_axes, is_traced
 from jaxem.protocol.returned import listed
 
 
@@ -71,7 +71,7 @@ def as_blocks(batch: Batch, weights, repeat: bool = False) -> list[Block]:
         if not data:
             raise TypeError(f"Batch data are an empty list: {ACCEPTED}")
         is_documents = any(isinstance(dataset, Documents) for dataset in data)
-        sets = _documents_of_one_width(data) if is_documents else _data_sets(data)
+        sets = _documents_of_one_vocabulary(data) if is_documents else _data_sets(data)
         return _padded_blocks(sets, weights, repeat)
     if isinstance(data, Documents):
         raise TypeError("Batch data are one Documents: use fit(model, documents), or give a list")
@@ -179,8 +179,8 @@ def _refuse_width(i: int, x, first):
             )
 
 
-def _documents_of_one_width(data):
-    """`Documents` of one vocabulary, all padded to the number of cells of the longest document."""
+def _documents_of_one_vocabulary(data):
+    """The `Documents` of a list; ValueError where their vocabularies differ."""
     for i, documents in enumerate(data):
         if not isinstance(documents, Documents):
             raise TypeError(
@@ -192,13 +192,7 @@ def _documents_of_one_width(data):
                 f"Batch data[{i}] has a vocabulary of {documents.vocabulary} words, data[0] one of "
                 f"{data[0].vocabulary}: build all with the same jaxem.Documents(..., vocabulary=)"
             )
-    cells = max(documents.words.shape[1] for documents in data)
-
-    def padded(leaf):
-        xp = jnp if is_traced(leaf) else np
-        return leaf if leaf.ndim < 2 else xp.pad(leaf, ((0, 0), (0, cells - leaf.shape[1])))
-
-    return [jax.tree.map(padded, documents) for documents in data]
+    return list(data)
 
 
 def _padded_blocks(sets, weights, repeat) -> list[Block]:
@@ -209,12 +203,26 @@ def _padded_blocks(sets, weights, repeat) -> list[Block]:
     members: dict[int, list[int]] = {}
     for i, n in enumerate(sizes.tolist()):
         members.setdefault(min(padded_length(n), longest), []).append(i)
-    leaves = zip(*map(jax.tree.leaves, sets), strict=True)
-    dtypes = [jnp.result_type(*{leaf.dtype for leaf in of_sets}) for of_sets in leaves]
-    return [
-        _padded_block(sets, weights, dtypes, length, np.array(positions), sizes, repeat)
-        for length, positions in sorted(members.items())
-    ]
+    is_documents = isinstance(sets[0], Documents)
+    if not is_documents:
+        leaves = zip(*map(jax.tree.leaves, sets), strict=True)
+        dtypes = [jnp.result_type(*{leaf.dtype for leaf in of_sets}) for of_sets in leaves]
+    blocks = []
+    for length, positions in sorted(members.items()):
+        block = [sets[i] for i in positions]
+        if is_documents:
+            block = of_one_form(block)
+            dtypes = _dtypes_of_documents(block[0], float_dtype(sets))
+        index, of_block = np.array(positions), [weights[i] for i in positions]
+        x, padded_weights = _padded_block(block, of_block, dtypes, length, repeat)
+        blocks.append(Block(x, padded_weights, index, sizes[index]))
+    return blocks
+
+
+def _dtypes_of_documents(documents, dtype):
+    """The dtype of every leaf: `dtype`, or that of integers."""
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(documents)]
+    return [dtype if jnp.issubdtype(own, jnp.floating) else own for own in dtypes]
 
 
 def _weights_of(sets, sizes, weights) -> list:
@@ -245,9 +253,13 @@ def padded_length(n: int) -> int:
     return length
 
 
-def _padded_block(sets, weights, dtypes, n: int, index, sizes, repeat) -> Block:
-    def pad_and_stack(arrays, dtype, repeat):
+def _padded_block(sets, weights, dtypes, n: int, repeat):
+    """(data (b, n, ...), weights (b, n)) of the data sets of a block."""
+
+    def pad_and_stack(arrays, dtype, repeat, has_unit_axis=True):
         """Arrays padded to n rows and stacked, on the host unless one is traced."""
+        if not has_unit_axis:
+            return (jnp if is_traced(arrays) else np).stack(arrays).astype(dtype)
         if is_traced(arrays):
             mode = {"mode": "edge"} if repeat else {}
             padding = [((0, n - len(a)), *((0, 0),) * (a.ndim - 1)) for a in arrays]
@@ -260,9 +272,13 @@ def _padded_block(sets, weights, dtypes, n: int, index, sizes, repeat) -> Block:
                 row[len(array) :] = array[-1:]
         return stack
 
-    structure = jax.tree.structure(sets[index[0]])
-    leaves = zip(*(jax.tree.leaves(sets[i]) for i in index), strict=True)
-    stacked = [pad_and_stack(a, dtype, repeat) for a, dtype in zip(leaves, dtypes, strict=True)]
+    structure = jax.tree.structure(sets[0])
+    leaves = zip(*map(jax.tree.leaves, sets), strict=True)
+    stacked = [
+        pad_and_stack(arrays, dtype, repeat, has_unit_axis)
+        for arrays, dtype, has_unit_axis in zip(
+            leaves, dtypes, have_unit_axes(sets[0]), strict=True
+        )
+    ]
     x = jax.tree.unflatten(structure, stacked)
-    padded_weights = pad_and_stack([weights[i] for i in index], float_dtype(x), False)
-    return Block(x, padded_weights, index, sizes[index])
+    return x, pad_and_stack(weights, float_dtype(x), False)

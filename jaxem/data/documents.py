@@ -3,20 +3,23 @@
 import operator
 from collections import Counter
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxem.data.cells import compressed, packed, padded, widths_of
 from jaxem.data.options import integer
-from jaxem.numerics.tree import register
+from jaxem.numerics import tuning
+from jaxem.numerics.tree import SharedLeaves, is_traced, register
 
 
-class Documents:
+class Documents(SharedLeaves):
     """Word counts of documents; each document is a unit.
 
     Args:
-      data: a scipy sparse matrix or dense array of counts, (documents, vocabulary); a list with one
-        list of (word, count) pairs for every document, words coded from 0; or a list with one list
-        of tokens, which are strings, for every document. The counts of a word that a document lists
-        twice are added.
+      data: counts (documents, vocabulary), as a sparse matrix of scipy, a `BCOO` of JAX or a dense
+        array; a list with one list of (word, count) pairs for every document, words coded from 0;
+        or a list with one list of tokens, which are strings, for every document. The counts of a
+        word that a document lists twice are added.
       vocabulary: the number of words, or the words themselves, a list of distinct strings. None:
         the number of columns of a matrix, one more than the largest word of lists of pairs, or all
         tokens in alphabetical order. Give it where several `Documents` must have one vocabulary:
@@ -26,9 +29,13 @@ class Documents:
     Fields: terms, the words of the vocabulary as strings, or None where they were not given; it is
     lost where the documents pass through a function of JAX. size (n,), the number of tokens of each
     document; words (n, L) and counts (n, L), the distinct words of each document followed by cells
-    of count 0, where L is the number of distinct words of the longest; vocabulary, an int. Memory:
-    8 bytes a cell in float32. A fit groups documents by length, so that short ones cost less than
-    the longest. `documents[rows]` selects documents. A pytree.
+    of count 0, where L is the number of distinct words of the longest; vocabulary, an int.
+    `documents[rows]` selects documents. A pytree.
+
+    Memory: 8 bytes a cell in float32, of at most twice as many cells as there are distinct words in
+    all documents where n·L is large and more than four times their number, else of n·L. In the
+    first case words and counts (n, L) are computed when they are read, and take n·L cells then. A
+    fit groups documents by length, so that short ones cost less than the longest.
 
     Raises ValueError or TypeError where counts are negative, fractional or not finite, or words are
     no integers from 0 to vocabulary − 1.
@@ -73,40 +80,130 @@ class Documents:
         if unknown == "drop":
             offsets, words, counts = _without_unknown(offsets, words, counts, vocabulary)
         _check(offsets, words, counts, vocabulary)
-        self._set(*_packed(offsets, words, counts), vocabulary)
+        self._pack((offsets, words, counts), vocabulary)
         self.__dict__["terms"] = terms
 
-    def _set(self, size, words, counts, vocabulary):
-        self.__dict__.update(size=size, words=words, counts=counts, vocabulary=vocabulary)
+    @classmethod
+    def of(cls, cells, vocabulary: int, terms=None):
+        """Documents of valid (offsets (n + 1,), words, counts), the compressed form of `cells`."""
+        documents = object.__new__(cls)._pack(cells, vocabulary)
+        documents.__dict__["terms"] = terms
+        return documents
+
+    def _pack(self, cells, vocabulary, widths=None, rows=None):
+        offsets, _, counts = cells
+        n = len(offsets) - 1
+        size = np.bincount(np.repeat(np.arange(n), np.diff(offsets)), counts, n)
+        size = size.astype(counts.dtype)
+        words, counts, place = packed(*cells, widths, rows)
+        return self._set(size, words, counts, vocabulary, place)
+
+    def _set(self, size, words, counts, vocabulary, place=None):
+        """place: None where words and counts are (n, L), else as `packed` returns them."""
+        fields = {"size": size, "words": words, "counts": counts, "place": place}
+        self.__dict__.update(fields, vocabulary=vocabulary)
         return self
 
     def __setattr__(self, name, value):
         raise AttributeError(f"Documents cannot be changed: {name}")
 
+    @property
+    def words(self):
+        """The distinct words of each document (n, L)."""
+        return self._padded()[0]
+
+    @property
+    def counts(self):
+        """Their counts (n, L)."""
+        return self._padded()[1]
+
+    @property
+    def stored(self):
+        """(words, counts, place) as `packed` returns them."""
+        return self.__dict__["words"], self.__dict__["counts"], self.place
+
+    def _padded(self):
+        if self.place is None:
+            return self.stored[:2]
+        if is_traced(self.stored):
+            return padded(*self.stored)
+        return packed(*self.cells(), [self._longest])[:2]
+
+    @property
+    def _longest(self) -> int:
+        """L."""
+        words, _, place = self.stored
+        return (words if place is None else words[-1]).shape[1]
+
+    def cells(self):
+        """(offsets (n + 1,), words, counts) on the host: those of document i are from offsets[i] to
+        offsets[i + 1], without cells of count 0."""
+        return compressed(*self.stored)
+
+    def over_units(self, function):
+        words, counts, place = self.stored
+        if place is None:
+            words, counts = function(words), function(counts)
+        else:
+            place = function(place)
+        result = object.__new__(Documents)
+        return result._set(function(self.size), words, counts, self.vocabulary, place)
+
     def __len__(self):
-        return self.words.shape[0]
+        return self.size.shape[0]
 
     def __getitem__(self, rows):
         """The documents of a slice, an array of numbers or one of booleans."""
         rows = np.arange(len(self))[rows]
         if rows.ndim != 1:
             raise TypeError("documents are indexed by a slice or an array: documents[i : i + 1]")
-        parts = (self.size[rows], self.words[rows], self.counts[rows])
-        selected = object.__new__(Documents)._set(*parts, self.vocabulary)
+        selected = self.over_units(lambda leaf: leaf[rows])
+        if self.place is not None and not is_traced(selected):
+            selected = Documents.of(selected.cells(), self.vocabulary)
         selected.__dict__["terms"] = self.terms
         return selected
 
     def toarray(self):
         """The counts as a dense array (n, vocabulary)."""
-        dense = np.zeros((len(self), self.vocabulary), self.counts.dtype)
-        np.add.at(dense, (np.arange(len(self))[:, None], np.asarray(self.words)), self.counts)
+        offsets, words, counts = self.cells()
+        dense = np.zeros((len(self), self.vocabulary), counts.dtype)
+        dense[np.repeat(np.arange(len(self)), np.diff(offsets)), words] = counts
         return dense
 
     def __repr__(self):
-        return f"Documents({len(self)} of {self.vocabulary} words, at most {self.words.shape[1]})"
+        return f"Documents({len(self)} of {self.vocabulary} words, at most {self._longest})"
 
 
-register(Documents, ("size", "words", "counts"), ("vocabulary",))
+register(Documents, ("size", "words", "counts", "place"), ("vocabulary",))
+
+
+def of_one_form(sets):
+    """The `Documents` of a list with rows of the same widths, and of each width the same number of
+    rows where there are several."""
+    longest = max(documents._longest for documents in sets)
+    are_few = sum(map(len, sets)) * longest <= tuning.PADDED_CELLS
+    if is_traced(sets) or (are_few and all(documents.place is None for documents in sets)):
+        return [_widened(documents, longest) for documents in sets]
+    cells = [documents.cells() for documents in sets]
+    lengths = [np.diff(offsets) for offsets, _, _ in cells]
+    widths = widths_of(np.concatenate(lengths))
+    classes = [np.searchsorted(widths, length) for length in lengths]
+    rows = np.max([np.bincount(c, minlength=len(widths)) for c in classes], axis=0)
+    return [
+        object.__new__(Documents)._pack(c, d.vocabulary, widths, rows)
+        for c, d in zip(cells, sets, strict=True)
+    ]
+
+
+def _widened(documents, width: int):
+    """Documents with rows (n, width) of one width."""
+
+    def padded_rows(leaf):
+        xp = jnp if is_traced(leaf) else np
+        return xp.pad(leaf, ((0, 0), (0, width - leaf.shape[1])))
+
+    rows = map(padded_rows, (documents.words, documents.counts))
+    return object.__new__(Documents)._set(documents.size, *rows, documents.vocabulary)
 
 
 def _from_matrix(data):
@@ -125,6 +222,8 @@ def _from_matrix(data):
             rows = rows.copy()
             rows.sum_duplicates()
         offsets, words, counts = rows.indptr, rows.indices, _numbers(rows.data)
+    elif hasattr(data, "todense"):
+        offsets, words, counts = _from_bcoo(data)
     else:
         if isinstance(data, np.ma.MaskedArray):
             raise TypeError("data are a masked array: fill it, with 0 where a word is absent")
@@ -132,7 +231,31 @@ def _from_matrix(data):
         row, words = np.nonzero(dense)
         offsets = np.searchsorted(row, np.arange(dense.shape[0] + 1))
         counts = dense[row, words]
-    return np.asarray(offsets, np.int64), np.asarray(words, np.int64), counts, data.shape[1]
+    return np.asarray(offsets, np.int64), words, counts, data.shape[1]
+
+
+def _from_bcoo(data):
+    """(offsets, words, counts) of a `BCOO` or `BCSR` of JAX, which may list a word twice, and may
+    hold indices beyond its shape, which mean nothing."""
+    n, v = data.shape
+    kind, counts = type(data).__name__, np.asarray(data.data)
+    if kind not in ("BCOO", "BCSR") or counts.ndim != 1 or data.n_batch:
+        raise TypeError(
+            f"data are a sparse matrix of JAX, a {kind} of values {counts.shape}: pass a BCOO "
+            "without batch and dense axes"
+        )
+    if kind == "BCOO":
+        document, words = np.asarray(data.indices).T
+    else:
+        document = np.repeat(np.arange(n), np.diff(np.asarray(data.indptr)))
+        words, counts = np.asarray(data.indices)[: len(document)], counts[: len(document)]
+    is_inside = (document < n) & (words < v)
+    key = document[is_inside].astype(np.int64) * v + words[is_inside]
+    counts = _numbers(counts[is_inside])
+    key, cell = np.unique(key, return_inverse=True)
+    sums = np.zeros(len(key), counts.dtype)
+    np.add.at(sums, cell, counts)
+    return np.searchsorted(key, np.arange(n + 1) * v), (key % v).astype(np.int32), sums
 
 
 UNKNOWN = ("error", "drop")
@@ -228,7 +351,7 @@ def _numbers(array):
     if array.dtype.kind not in "biuf":
         raise TypeError(f"counts have dtype {array.dtype}: pass counts 0, 1, 2, ...")
     wide = array.dtype.kind != "f" or array.dtype.itemsize != 4
-    return array.astype(np.float64) if wide else array
+    return array.astype(np.float64, copy=False) if wide else array
 
 
 def _check(offsets, words, counts, vocabulary):
@@ -256,17 +379,3 @@ def _check(offsets, words, counts, vocabulary):
 
 
 VALID_COUNTS = "counts are 0, 1, 2, ...; to count a document in part give it a weight in fit"
-
-
-def _packed(offsets, words, counts):
-    """Sizes (n,), words (n, L) and counts (n, L), from the form that `_from_matrix` returns."""
-    document = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    is_present = counts > 0
-    document, words, counts = document[is_present], words[is_present], counts[is_present]
-    length = np.bincount(document, minlength=len(offsets) - 1)
-    column = np.arange(len(words)) - np.repeat(np.cumsum(length) - length, length)
-    shape = (len(length), max(1, int(length.max())))
-    padded = np.zeros(shape, np.int32), np.zeros(shape, counts.dtype)
-    padded[0][document, column] = words
-    padded[1][document, column] = counts
-    return padded[1].sum(1), *padded

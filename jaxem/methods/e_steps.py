@@ -11,7 +11,7 @@ from jaxem.methods.acceleration import Chart
 from jaxem.methods.em import Exact, Expectation, summed
 from jaxem.methods.stationary import StationaryMap
 from jaxem.numerics.softmax import normalize
-from jaxem.numerics.tree import is_traced, pytree, select
+from jaxem.numerics.tree import is_traced, over_units, pytree, select
 from jaxem.passes.chunks import Sums
 from jaxem.protocol.posterior import responsibilities_of, with_responsibilities
 from jaxem.protocol.returned import maximized, require_evidence
@@ -186,7 +186,7 @@ class Incremental(Exact):
         data, block_weights = parted((x, weights), n, blocks)
 
         def block_e_step(p, i):
-            block = jax.tree.map(lambda a: a[i], data)
+            block = over_units(lambda a: a[i], data)
             q, evidence = model.posterior(p, block)
             require_evidence(model, evidence, block_weights[i])
             return model.statistics(params, block, q, block_weights[i]), evidence
@@ -218,4 +218,4 @@ def parted(tree, n: int, blocks: int):
         padding = jnp.broadcast_to(fill, (missing, *leaf.shape[1:])).astype(leaf.dtype)
         return jnp.concatenate([leaf, padding]).reshape(-1, blocks, *leaf.shape[1:]).swapaxes(0, 1)
 
-    return jax.tree.map(lambda a: part(a, a[:1]), x), part(weights, 0)
+    return over_units(lambda a: part(a, a[:1]), x), part(weights, 0)

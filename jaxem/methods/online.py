@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxem.data.options import integer
 from jaxem.methods.em import EM, measured
 from jaxem.methods.suited import suited
-from jaxem.numerics.tree import is_traced, pytree, select
+from jaxem.numerics.tree import is_traced, over_units, pytree, select
 from jaxem.passes.chunks import row_sum
 from jaxem.protocol.capabilities import LocalPosterior, has
 from jaxem.protocol.returned import maximized, require_evidence
@@ -195,7 +195,7 @@ class OnlineEM:
         def minibatch_sums(i, theta):
             """The `Average` of minibatch i with q at params `theta`; (Σ w·F, Σ w·(|F| + 1))."""
             rows = jax.lax.dynamic_slice_in_dim(order, i * batch, batch)
-            values_of_minibatch = jax.tree.map(lambda a: a[rows], x)
+            values_of_minibatch = over_units(lambda a: a[rows], x)
             batch_weights = jnp.where(i * batch + jnp.arange(batch) < n, weights[rows], 0)
             statistics, value = _collected(model, centre, theta, values_of_minibatch, batch_weights)
             value = jnp.where(batch_weights > 0, value, 0)

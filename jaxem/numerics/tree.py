@@ -222,6 +222,32 @@ def select(condition, on_true, on_false):
     return jax.tree.map(pick, on_true, on_false)
 
 
+class SharedLeaves:
+    """A base of trees of which some leaves have no unit axis: all units share them."""
+
+    def over_units(self, function):
+        """This tree with `function` applied to every leaf with a unit axis."""
+        raise NotImplementedError
+
+
+def over_units(function, x):
+    """Data with `function` applied to every leaf (n, ...) with a unit axis. Leaves that units share
+    (`SharedLeaves`) stay as they are."""
+
+    def is_shared(node):
+        return isinstance(node, SharedLeaves)
+
+    def applied(node):
+        return node.over_units(function) if is_shared(node) else function(node)
+
+    return jax.tree.map(applied, x, is_leaf=is_shared)
+
+
+def have_unit_axes(x) -> list[bool]:
+    """Of every leaf of the data, whether it has a unit axis."""
+    return jax.tree.leaves(over_units(lambda _: True, jax.tree.map(lambda _: False, x)))
+
+
 def float_dtype(x):
     """The dtype to compute in: the widest float among the leaves, else JAX's default."""
     leaves = jax.tree.leaves(x)

@@ -191,6 +191,17 @@ CURVATURE_PROBES = 8
 
 # Topics
 
+PADDED_CELLS, PADDED_RATIO = 2**16, 4
+"""Documents are stored as rows of one width where these take at most PADDED_CELLS cells, or
+PADDED_RATIO times those of the documents. Every further width takes compile time."""
+
+CLASS_NUMBERS = 2**19
+"""The most numbers of a (w, k, l) block of documents that are stored in rows of several widths,
+where it holds more than one document, on a CPU."""
+
+ACCELERATOR_CLASS_NUMBERS = 2**27
+"""The same on accelerators: an estimate, not measured."""
+
 SHORTEST, LENGTH_RATIO, LENGTH_CLASSES = 16, 1.5, 6
 """Blocks are padded to at most LENGTH_CLASSES lengths: that of the longest document, and each
 further one shorter by the factor LENGTH_RATIO, down to SHORTEST cells."""

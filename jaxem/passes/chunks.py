@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.lax import Precision
 
 from jaxem.numerics import tuning
+from jaxem.numerics.tree import over_units
 from jaxem.passes.invariant import hoisted
 
 
@@ -38,7 +39,7 @@ def in_chunks(function, rows: int, params, x, weights, axis=0) -> Sums:
 
     def rows_from(begin, x, weights):
         cut = partial(jax.lax.dynamic_slice_in_dim, start_index=begin, slice_size=rows, axis=axis)
-        return jax.tree.map(cut, (x, weights))
+        return over_units(cut, (x, weights))
 
     params, of_chunk = hoisted(
         partial(_parts, function), params, *jax.eval_shape(rows_from, 0, x, weights)

@@ -50,11 +50,20 @@ class Domain:
         """Which values are in the model's support: a boolean tree shaped like x."""
         return jax.tree.map(self.mask, x)
 
+    def examined(self, x):
+        """The values that `valid` judges, leaf by leaf: x, where every leaf has a unit axis."""
+        return x
+
+    def substitute(self, x, is_usable):
+        """The number of a usable unit, whose values absent units get: the first of them."""
+        return jnp.argmax(is_usable)
+
     def outside(self, x, evidence):
         """`evidence` (n,) or (n, k), for units outside the support −∞, and NaN for those of them
         with a NaN."""
         n = evidence.shape[0]
         is_valid, is_nan = jnp.ones(n, bool), jnp.zeros(n, bool)
+        x = self.examined(x)
         for mask, leaf in zip(*map(jax.tree.leaves, (self.valid(x), x)), strict=True):
             is_valid &= mask.reshape(n, -1).all(1)
             is_nan |= (~mask & (leaf != leaf)).reshape(n, -1).any(1)

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 
 from jaxem.numerics import tuning
 from jaxem.numerics.special import safe_entr
-from jaxem.numerics.tree import Structure, float_dtype, in_dtype, merge, pytree, split
+from jaxem.numerics.tree import (
+    Structure,
+    float_dtype,
+    in_dtype,
+    merge,
+    over_units,
+    pytree,
+    split,
+)
 from jaxem.passes.chunks import in_chunks, total_of
 from jaxem.passes.collect import Prepared, chunk_rows, prepared
 from jaxem.protocol.capabilities import FiniteLatents, LocalPosterior, defines, has
@@ -236,9 +244,9 @@ jax.tree_util.register_pytree_node(Problem, _flatten, _unflatten)
 def sanitize(model, x, weights, absent: bool = False):
     """Data and weights in which every unit is valid, and a status.
 
-    A unit of weight 0 or outside the model's support gets weight 0 and the values of the first unit
-    that is neither, so that its own values, NaN included, enter no sum. absent: whether valid units
-    of weight 0 keep their values.
+    A unit of weight 0 or outside the model's support gets weight 0 and the values of a unit that is
+    neither, by default the first, so that its own values, NaN included, enter no sum. absent:
+    whether valid units of weight 0 keep their values.
     """
     n = jax.tree.leaves(x)[0].shape[0]
     valid = jnp.ones(n, bool)
@@ -255,14 +263,14 @@ def sanitize(model, x, weights, absent: bool = False):
 
     is_usable = (weights >= 0 if absent else present) & valid & jnp.isfinite(weights)
     any_usable = jnp.any(is_usable)
-    first = jnp.argmax(is_usable)
+    substitute = model.domain.substitute(x, is_usable)
 
     def clean(leaf):
-        replacement = jnp.where(any_usable, leaf[first], jnp.ones((), leaf.dtype))
+        replacement = jnp.where(any_usable, leaf[substitute], jnp.ones((), leaf.dtype))
         return jnp.where(is_usable.reshape((n,) + (1,) * (leaf.ndim - 1)), leaf, replacement)
 
     return (
-        jax.tree.map(clean, x),
+        over_units(clean, x),
         jnp.where(is_usable | ~any_usable, jnp.where(any_usable, weights, 1), 0),
         status,
     )

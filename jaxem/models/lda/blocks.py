@@ -9,7 +9,7 @@ Axes and cells as in `posterior`.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +22,18 @@ from jaxem.numerics.special import digamma, digamma_parts
 class Table(NamedTuple):
     """logs (v, k): E[log p(word | topic)]; shift (v,): its largest value for a word, −∞ where no
     topic holds the word; table (v, k): headroom · exp(logs − shift); alpha (k,); words (n, L),
-    counts (n, L)."""
+    counts (n, L), or tuples of rows of several widths, of which document i is in row place[i]."""
 
     table: jax.Array
     logs: jax.Array
     shift: jax.Array
     alpha: jax.Array
-    words: jax.Array
-    counts: jax.Array
+    words: Any
+    counts: Any
+    place: Any = None
 
     @classmethod
-    def of(cls, topics, mass, alpha, words, counts):
+    def of(cls, topics, mass, alpha, words, counts, place=None):
         """The `Table` of topics (k, v): of point estimates, or with mass (k,) of the posteriors
         Dirichlet(mass · topics)."""
         topics = topics.T
@@ -46,7 +47,7 @@ class Table(NamedTuple):
             shift = stop_gradient(logs.max(1))
             finite_shift = jnp.where(jnp.isfinite(shift), shift, 0)
             table = scale * jnp.exp(logs - finite_shift[:, None])
-        return cls(table, logs, shift, alpha, words, counts)
+        return cls(table, logs, shift, alpha, words, counts, place)
 
 
 class Block(NamedTuple):

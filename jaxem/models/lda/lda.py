@@ -1,6 +1,5 @@
 """Latent Dirichlet allocation by variational EM: a mixture of topics within each document."""
 
-import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from jax.lax import stop_gradient
 from jaxem.data.documents import Documents
 from jaxem.models.lda import concentration
 from jaxem.models.lda.blocks import Table, mean_log, minus_kl_of_dirichlets
+from jaxem.models.lda.domain import DocumentsDomain
 from jaxem.models.lda.posterior import (
     LDAPosterior,
     arranged,
@@ -19,12 +19,11 @@ from jaxem.models.lda.posterior import (
     one_pass,
     sums_at_gamma,
 )
-from jaxem.models.lda.separated import separated
+from jaxem.models.lda.start import separated, word_counts, word_counts_of
 from jaxem.numerics.tree import pytree
 from jaxem.passes.collect import Prepared
 from jaxem.passes.linear import FusedPass, roomy
 from jaxem.protocol.counts import is_empty
-from jaxem.protocol.domains import Domain
 from jaxem.protocol.held import is_held
 from jaxem.protocol.model import Model
 from jaxem.protocol.priors import DirichletPrior
@@ -72,28 +71,6 @@ class LDAStatistics(NamedTuple):
     topics: Any
     log_theta: Any
     count: Any
-
-
-class DocumentsDomain(Domain):
-    """`Documents`."""
-
-    def valid(self, x):
-        words = (x.words >= 0) & (x.words < x.vocabulary)
-        valid = object.__new__(Documents)
-        size = (x.size >= 0) & (x.size < math.inf)
-        return valid._set(size, words, self.whole(x.counts), x.vocabulary)
-
-    def whole(self, counts):
-        """Which counts are whole numbers of 0 or more."""
-        return (counts >= 0) & (counts % 1 == 0) & (counts < math.inf)
-
-    def check(self, x, name):
-        if not isinstance(x, Documents):
-            raise TypeError(
-                f"LDA takes jaxem.Documents, got {type(x).__name__}: wrap the counts, "
-                "jaxem.Documents(x)"
-            )
-        super().check(x, name)
 
 
 class LDALocal(NamedTuple):
@@ -164,16 +141,11 @@ class LDA(Model):
     def init(self, key, x, weights):
         """Each topic is the mean of the word frequencies of a few documents and of all documents.
         A topic equal to an earlier one is redrawn about that: EM never separates equal topics."""
-        v, n = x.vocabulary, x.words.shape[0]
-        dtype = weights.dtype
-        chosen = jax.random.choice(key, n, (self.topics, SEEDS), p=weights / weights.sum())
-
-        def spread(words, counts):
-            return jnp.zeros(v, dtype).at[words.reshape(-1)].add(counts.reshape(-1))
-
-        all_words = spread(x.words, x.counts * weights[:, None])
+        v, dtype = x.vocabulary, weights.dtype
+        chosen = jax.random.choice(key, len(x), (self.topics, SEEDS), p=weights / weights.sum())
+        all_words = word_counts(x, weights)
         all_words = (all_words + 1 / v) / (all_words.sum() + 1)
-        chosen_words = jax.vmap(spread)(x.words[chosen], x.counts[chosen])
+        chosen_words = word_counts_of(x, chosen, dtype)
         total = chosen_words.sum(-1, keepdims=True)
         chosen_words = jnp.where(
             total > 0, chosen_words / jnp.where(total > 0, total, 1), all_words
@@ -189,7 +161,8 @@ class LDA(Model):
         has_alpha = self.alpha is not None and not isinstance(self.alpha, str)
         alpha = self.alpha if has_alpha else 1 / self.topics
         alpha = jnp.broadcast_to(jnp.asarray(alpha, dtype), (self.topics,))
-        topics = separated(jax.random.fold_in(key, 1), (chosen_words + all_words) / 2)
+        topics = (chosen_words + all_words) / 2
+        topics = separated(jax.random.fold_in(key, 1), topics, flatter=self.bayes)
         return LDAParams(topics, alpha, mass, eta if isinstance(self.eta, str) else None)
 
     def posterior(self, params, x):
@@ -314,9 +287,9 @@ class LDA(Model):
         theta = jax.random.dirichlet(of_theta, params.alpha, (n,))
         z = jax.random.categorical(of_z, jnp.log(theta)[:, None], axis=-1, shape=(n, length))
         words = jax.random.categorical(of_word, jnp.log(params.topics)[z], axis=-1)
-        dense = np.zeros((n, v))
-        np.add.at(dense, (np.arange(n)[:, None], np.asarray(words)), 1)
-        return Documents(dense)
+        cell, counts = np.unique(np.arange(n)[:, None] * v + np.asarray(words), return_counts=True)
+        offsets = np.searchsorted(cell, np.arange(n + 1) * v)
+        return Documents.of((offsets, (cell % v).astype(np.int32), counts.astype(float)), v)
 
     def table(self, params, x) -> Table:
         """The input of the E-step. ValueError where documents and topics differ in vocabulary."""
@@ -328,7 +301,7 @@ class LDA(Model):
                 'and unknown="drop" to leave out other words'
             )
         mass = params.mass if self.bayes else None
-        return Table.of(params.topics, mass, self._fixed_alpha(params), x.words, x.counts)
+        return Table.of(params.topics, mass, self._fixed_alpha(params), *x.stored)
 
     def cold(self, params, x):
         """γ (n, k) of a cold start: the tokens of a document are divided evenly among topics."""
@@ -343,7 +316,7 @@ class LDA(Model):
 
     def arranged(self, x):
         """The documents in the form that `improved` takes."""
-        return arranged(x.words, x.counts, self.topics)
+        return arranged(*x.stored, self.topics)
 
     def improved(self, params, x, units, weights, gamma, from_cold, tol, most):
         """(γ (n, k), statistics, evidence (n,)) after at most `most` steps from a given γ.

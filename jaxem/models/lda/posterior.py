@@ -17,8 +17,17 @@ import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 
 from jaxem.models.lda.blocks import Block, Table, add_cells, block_values, stepped_gamma
+from jaxem.models.lda.classes import (
+    Arranged,
+    arranged,
+    by_class,
+    cells,
+    class_layout,
+    class_of_documents,
+    select_by_class,
+    visit_classes,
+)
 from jaxem.numerics import tuning
-from jaxem.numerics.tree import select
 
 
 class Words(NamedTuple):
@@ -55,13 +64,15 @@ def converged_gamma(data: Table, gamma, tol, most_steps):
     does not depend on the others.
     """
     n = gamma.shape[0]
-    lengths, rows = layout(data.words.shape, gamma.shape[1])
+    lengths, rows = class_layout(data)
     state = (gamma, jnp.zeros(n, jnp.int32), jnp.ones(n, bool))
     if rows == [n]:
         return stepped_block(Block.of(data, data.words, data.counts), tol, most_steps, 0, state)[0]
 
-    def visit_block(state, idx, inside, length, is_only_block):
-        words, counts = cells(data, idx, length)
+    class_of = class_of_documents(data, lengths)
+
+    def visit_block(state, idx, inside, i, is_only_block):
+        words, counts = cells(data, idx, i, lengths[i])
         allowed = jnp.where(is_only_block, 0, idx.shape[0] // tuning.UNCONVERGED_DIVISOR)
         gamma, steps, live = (leaf[idx] for leaf in state)
         live_state = (gamma, steps, live & inside)
@@ -73,10 +84,8 @@ def converged_gamma(data: Table, gamma, tol, most_steps):
         )
 
     def step_packed(state):
-        order, class_of = sorted_by_class(data.counts, lengths, state[2])
-        return select_by_class(
-            class_of, state, visit_classes(visit_block, order, lengths, rows, state)
-        )
+        order, live_class = by_class(class_of, len(lengths), state[2])
+        return select_by_class(live_class, state, visit_classes(visit_block, order, rows, state))
 
     return jax.lax.while_loop(lambda state: jnp.any(state[2]), step_packed, state)[0]
 
@@ -100,7 +109,7 @@ def stepped_block(block, tol, most_steps, allowed, state):
 @sequential_vmap
 def sums_at_gamma(data: Table, gamma, weights) -> Words:
     """The `Words` of documents at γ (n, k), with weights (n,)."""
-    units = arranged(data.words, data.counts, gamma.shape[1])
+    units = arranged(data.words, data.counts, data.place, gamma.shape[1])
     gamma = gamma[units.order]
 
     def values_at_gamma(block, idx, inside, allowed):
@@ -135,32 +144,6 @@ def one_pass(data: Table, units, gamma, cold, from_cold, tol, most_steps, weight
     return over_blocks(step_block, data, units, weights)
 
 
-class Arranged(NamedTuple):
-    """Documents sorted by class of length.
-
-    order (n,): the documents, class by class. end (c,): the position after the last document of
-    each class. words, counts (n + w, L): in that order, followed by rows of 0, so that every block
-    is a slice.
-    """
-
-    order: jax.Array
-    end: jax.Array
-    words: jax.Array
-    counts: jax.Array
-
-
-def arranged(words, counts, k: int) -> Arranged:
-    """The documents in the order in which every pass with k topics visits them."""
-    n = words.shape[0]
-    lengths, rows = layout(words.shape, k)
-    if rows == [n]:
-        return Arranged(jnp.arange(n), jnp.full(1, n), words, counts)
-    (order, _, end), _ = sorted_by_class(counts, lengths, jnp.ones(n, bool))
-    padding = ((0, max(rows)), (0, 0))
-    words, counts = (jnp.pad(jnp.asarray(leaf)[order], padding) for leaf in (words, counts))
-    return Arranged(order, end, words, counts)
-
-
 def over_blocks(block_function, data: Table, units: Arranged, weights):
     """(γ (n, k), `Words`) of all documents, from the `BlockValues` of every block.
 
@@ -170,15 +153,20 @@ def over_blocks(block_function, data: Table, units: Arranged, weights):
     """
     order, end = units.order, units.end
     n, k = order.shape[0], data.alpha.shape[0]
-    lengths, rows = layout((n, units.words.shape[1]), k)
+    lengths, rows = class_layout(data)
     weights = weights[order]
 
-    def visit_block(carry, idx, inside, length, is_only_block):
+    def visit_block(carry, idx, inside, i, is_only_block):
         total, gamma, evidence = carry
-        shape = idx.shape[0], length
-        words, counts = (
-            jax.lax.dynamic_slice(leaf, (idx[0], 0), shape) for leaf in (units.words, units.counts)
-        )
+        if units.words is None:
+            words, counts = cells(data, order[idx], i, lengths[i])
+            counts = jnp.where(inside[:, None], counts, 0)  # other rows may hold anything
+        else:
+            shape = idx.shape[0], lengths[i]
+            words, counts = (
+                jax.lax.dynamic_slice(leaf, (idx[0], 0), shape)
+                for leaf in (units.words, units.counts)
+            )
         # The last block of a class may hold few documents, so they are counted.
         allowed = 0 if rows == [n] else inside.sum() // tuning.UNCONVERGED_DIVISOR
         block = Block.of(data, words, counts)
@@ -193,87 +181,13 @@ def over_blocks(block_function, data: Table, units: Arranged, weights):
     empty = jnp.zeros(data.table.shape, dtype), jnp.zeros((n, k), dtype), jnp.zeros(n, dtype)
     position = jnp.arange(n)
     if rows == [n]:
-        total, gamma, evidence = visit_block(empty, position, position >= 0, lengths[0], True)
+        total, gamma, evidence = visit_block(empty, position, position >= 0, 0, True)
     else:
         starts = jnp.concatenate([jnp.zeros(1, end.dtype), end[:-1]])
-        carries = visit_classes(visit_block, (position, starts, end), lengths, rows, empty)
+        chains = None if data.place is None else tuning.PARALLEL_CHUNKS
+        carries = visit_classes(visit_block, (position, starts, end), rows, empty, chains)
         total = sum(part[0] for part in carries)
-        class_of = jnp.sum(position[:, None] >= end[:-1], axis=1)
-        gamma, evidence = select_by_class(class_of, empty[1:], [part[1:] for part in carries])
+        chain_of = jnp.sum(position[:, None] >= end[:-1], axis=1) % len(carries)
+        gamma, evidence = select_by_class(chain_of, empty[1:], [part[1:] for part in carries])
         gamma, evidence = (leaf.at[order].set(leaf) for leaf in (gamma, evidence))
     return gamma, Words(total.T, evidence)
-
-
-def layout(shape, k: int):
-    """(the length of each class of documents, ascending; the number of documents of its blocks).
-
-    shape: (n, L) of the documents.
-    """
-    n, longest = shape
-    lengths = [longest]
-    shortest, classes = tuning.SHORTEST, tuning.LENGTH_CLASSES
-    # One very long document must not pad all others to a length of the same order.
-    ratio = (longest / (shortest * tuning.LENGTH_SPAN)) ** (1 / max(classes - 1, 1))
-    ratio = max(tuning.LENGTH_RATIO, ratio)
-    while len(lengths) < classes and lengths[-1] / ratio >= shortest:
-        lengths.append(int(lengths[-1] / ratio))
-    lengths = lengths[::-1]
-    if tuning.platform() == "cpu":
-        fitting = [tuning.DOCUMENT_NUMBERS // (k * length) for length in lengths]
-        rows = [min(max(tuning.LEAST_DOCUMENTS, r), tuning.MOST_DOCUMENTS) for r in fitting]
-    else:
-        rows = [tuning.ACCELERATOR_DOCUMENTS] * len(lengths)
-    if n <= min(rows):
-        return [longest], [n]
-    return lengths, [min(n, r) for r in rows]
-
-
-def sorted_by_class(counts, lengths, live):
-    """((order (n,), start (c,), end (c,)), class of each document (n,)).
-
-    order[start[i]:end[i]] are the live documents of class i; those that are not live come last.
-    """
-    column = jnp.arange(1, counts.shape[1] + 1)
-    n_cells = jnp.max(jnp.where(counts > 0, column, 0), axis=1)
-    class_of = jnp.sum(n_cells[:, None] > jnp.asarray(lengths[:-1], int)[None], axis=1)
-    class_of = jnp.where(live, class_of, len(lengths))
-    count = jnp.sum(class_of[:, None] == jnp.arange(len(lengths)), axis=0)
-    end = jnp.cumsum(count)
-    return (jnp.argsort(class_of), end - count, end), class_of
-
-
-def select_by_class(class_of, previous, trees):
-    """Rows (n, ...) of the tree of their class in `trees`, of `previous` where they have none."""
-    for i, tree in enumerate(trees):
-        previous = select(class_of == i, tree, previous)
-    return previous
-
-
-def visit_classes(function, order, lengths, rows, carry):
-    """The carry of each class, after `carry = function(carry, idx, inside, length, is_only_block)`
-    for each of its blocks.
-
-    idx (w,): the documents of a block. inside (w,): which of them are to be visited. Every class
-    begins with the same carry and depends on no other, so that a CPU can run two at a time.
-    """
-    order, starts, ends = order
-    carries = []
-    for i, (length, w) in enumerate(zip(lengths, rows, strict=True)):
-        start, end = starts[i], ends[i]
-
-        def visit_block(i, carry, start=start, end=end, length=length, w=w):
-            position = start + i * w + jnp.arange(w)
-            idx = order[jnp.minimum(position, order.shape[0] - 1)]
-            return function(carry, idx, position < end, length, end - start <= w)
-
-        carries.append(jax.lax.fori_loop(0, (end - start + w - 1) // w, visit_block, carry))
-    return carries
-
-
-def cells(data: Table, idx, length: int):
-    """Words and counts (w, length) of the documents idx (w,)."""
-
-    def rows(leaf):
-        return jax.vmap(lambda i: jax.lax.dynamic_slice(leaf, (i, 0), (1, length))[0])(idx)
-
-    return rows(data.words), rows(data.counts)

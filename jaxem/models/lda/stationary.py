@@ -19,6 +19,7 @@ from jaxem.models.lda.blocks import (
     minus_kl_of_dirichlets,
     table_rows,
 )
+from jaxem.models.lda.classes import first_rows
 from jaxem.models.lda.posterior import converged_gamma
 from jaxem.numerics import tuning
 from jaxem.numerics.special import digamma
@@ -72,6 +73,29 @@ class LDAMap:
 
 def stepped(data: Table, gamma, weights):
     """(γ (n, k) after one step, Σ w·counts·φ (k, v), F at γ and the best φ (n,)).
+
+    Documents that share a row get the γ of one of them.
+    """
+    if data.place is None:
+        return _stepped(data, gamma, weights)
+    n_rows = sum(map(len, data.words))
+    document = jnp.full(n_rows, -1).at[data.place].max(jnp.arange(len(gamma)))
+    weights = jnp.zeros(n_rows, weights.dtype).at[data.place].add(weights)
+    first, parts = first_rows(data.words), []
+    for start, words, counts in zip(first, data.words, data.counts, strict=True):
+        is_used = document[start : start + len(words)] >= 0
+        # Rows that no document refers to may hold anything.
+        counts = jnp.where(is_used[:, None], counts, 0)
+        of_class = data._replace(words=words, counts=counts, place=None)
+        of_rows = gamma[document[start : start + len(words)]]
+        parts.append(_stepped(of_class, of_rows, weights[start : start + len(words)]))
+    gamma, total, value = zip(*parts, strict=True)
+    gamma, value = (jnp.concatenate(leaves)[data.place] for leaves in (gamma, value))
+    return gamma, sum(total), value
+
+
+def _stepped(data: Table, gamma, weights):
+    """`stepped` for rows (n, L) of one width.
 
     Every document has as many cells as the longest. Reverse differentiation stores nothing of a
     block. There is no headroom here: the derivative of 1 / norm would underflow.
