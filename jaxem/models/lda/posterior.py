@@ -16,7 +16,14 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 
-from jaxem.models.lda.blocks import Block, Table, add_cells, block_values, stepped_gamma
+from jaxem.models.lda.blocks import (
+    Block,
+    BlockValues,
+    Table,
+    add_cells,
+    block_values,
+    stepped_gamma,
+)
 from jaxem.models.lda.classes import (
     Arranged,
     arranged,
@@ -132,14 +139,23 @@ def one_pass(data: Table, units, gamma, cold, from_cold, tol, most_steps, weight
         previous = gamma[idx]
         state = jnp.where(from_cold, cold[idx], previous), jnp.zeros(idx.shape, jnp.int32), inside
         stepped = stepped_block(block, tol[idx], most_steps, allowed, state)[0]
+        both, first = jnp.stack([previous, stepped]), jnp.where(from_cold, 0, 1)
 
-        def is_better():
-            # F stays inside this branch: XLA would fuse it with its users and compute it per cell.
-            at_previous, at_stepped = (block_values(block, g).evidence for g in (previous, stepped))
-            return at_stepped >= at_previous
+        def better(i, best):
+            """The better of two γ for every document. In a loop, so that it is compiled once, and
+            XLA does not compute F anew for every cell."""
+            values = block_values(block, both[i])
+            is_better = (i == first) | (values.evidence >= best.evidence)
+            gamma, norm = (
+                jnp.where(is_better[:, None], new, old)
+                for new, old in ((values.gamma, best.gamma), (values.norm, best.norm))
+            )
+            evidence = jnp.where(is_better, values.evidence, best.evidence)
+            return BlockValues(gamma, norm, block.are_safe(norm), evidence)
 
-        is_accepted = jax.lax.cond(from_cold, is_better, lambda: inside)
-        return block_values(block, jnp.where(is_accepted[:, None], stepped, previous))
+        shapes = jax.eval_shape(block_values, block, previous)
+        none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        return jax.lax.fori_loop(first, 2, better, none)
 
     return over_blocks(step_block, data, units, weights)
 
