@@ -5,6 +5,7 @@ lane that has finished replaces its start in the queue, and the lane takes the n
 all fits share are not copied; other data are copied into a lane when a fit enters it.
 """
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -74,6 +75,9 @@ def run_lanes(queue, problems, ends, *, stopping, width: int, steps: int, budget
     place = jnp.where(running, jnp.cumsum(running) - 1, count + 1)  # out of bounds: dropped
     order = jnp.full(count + 1, count).at[place].set(jnp.arange(count), mode="drop")
 
+    queue, rows = packed(queue)  # a kernel of its own for every leaf otherwise
+    ends, ends_of = packed(ends)
+
     def entries(tree, index):
         return jax.tree.map(lambda a: a[jnp.minimum(index, count - 1)], tree)
 
@@ -99,13 +103,13 @@ def run_lanes(queue, problems, ends, *, stopping, width: int, steps: int, budget
             0, steps, lambda _, s: jax.vmap(advance)(s, *lane_inputs), states
         )
         done = (states.status != Status.RUNNING) & (index < count)
-        queue = _store(queue, states, jnp.where(done, index, count))
+        queue = _store(queue, packed(states)[0], jnp.where(done, index, count))
         position = jnp.minimum(next_position + jnp.cumsum(done) - 1, count)
         index = jnp.where(done, order[position], index)
         entering = done & (index < count)
-        states = select(entering, entries(queue, index), states)
+        states = select(entering, rows(entries(queue, index)), states)
         lane_problems = None if shared else select(entering, problems_of(index), lane_problems)
-        end = select(entering, entries(ends, index), end)
+        end = select(entering, ends_of(entries(ends, index)), end)
         return rounds + 1, index, next_position + done.sum(), states, lane_problems, end, queue
 
     def is_unfinished(carry):
@@ -114,12 +118,37 @@ def run_lanes(queue, problems, ends, *, stopping, width: int, steps: int, budget
         return is_busy if budget is None else is_busy & (rounds < budget)
 
     index = order[:width]
-    first = (entries(queue, index), problems_of(index), entries(ends, index), queue)
+    first = rows(entries(queue, index)), problems_of(index), ends_of(entries(ends, index)), queue
     carry = (jnp.asarray(0, index.dtype), index, jnp.asarray(width, index.dtype), *first)
     _, index, _, states, _, _, queue = jax.lax.while_loop(is_unfinished, body, carry)
-    return queue if budget is None else _store(queue, states, index)
+    return rows(queue if budget is None else _store(queue, packed(states)[0], index))
 
 
 def _store(queue, states, index):
     """The queue with `states` at `index`; states whose index is out of bounds are dropped."""
     return jax.tree.map(lambda q, s: q.at[index].set(s, mode="drop"), queue, states)
+
+
+def packed(tree):
+    """(the leaves (n, ...) of one dtype side by side, one array (n, p) each, the way back)."""
+    leaves, structure = jax.tree.flatten(tree)
+    names = [leaf.dtype.name for leaf in leaves]
+    kinds = sorted({*names})
+    members = {kind: [i for i, name in enumerate(names) if name == kind] for kind in kinds}
+    shapes = [leaf.shape[1:] for leaf in leaves]
+
+    def side_by_side(leaves):
+        return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
+
+    def unpacked(arrays):
+        found = {}
+        for kind, array in arrays.items():
+            place = 0
+            for i in members[kind]:
+                size = math.prod(shapes[i])
+                found[i] = array[:, place : place + size].reshape(-1, *shapes[i])
+                place += size
+        return jax.tree.unflatten(structure, [found[i] for i in range(len(shapes))])
+
+    arrays = {kind: side_by_side([leaves[i] for i in of_kind]) for kind, of_kind in members.items()}
+    return arrays, unpacked
