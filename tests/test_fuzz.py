@@ -251,7 +251,7 @@ def differentiated(setting, seed):
         w = np.ones(len(x)) if w is None else w
         spread = np.maximum(x.std(0), 1e-6 * abs(x).max(0))
         step = 1e-5 * spread * np.random.default_rng(seed).normal(size=x.shape)
-        step = np.clip(step, -0.5 * abs(x), 0.5 * abs(x)) if family.kind == "positive" else step
+        step = np.clip(step, -1e-3 * abs(x), 1e-3 * abs(x)) if family.kind == "positive" else step
         up, down = (
             scorer.log_likelihood(family.density, result.params, x + s, w) for s in (step, -step)
         )
