@@ -301,6 +301,21 @@ def test_random_calls(setting):
     assert len(ends) > 1  # the calls differ
 
 
+@pytest.mark.parametrize(
+    "number, seed",
+    [
+        (280, 8),  # multinomial counts of 1e6 in float32: the objective fell
+        (6, 12),  # incremental Poisson in float32: the log-likelihood lost digits
+        (10, 12),  # Student's t, a constant column: the objective fell
+        (113, 39),  # a component on one value: its mean was not that value
+        (188, 45),  # Bernoulli at 0 · log 0, large weights: a gradient that is not finite
+        (78, 0),  # incremental EM of few units
+    ],
+)
+def test_calls_that_failed(number, seed):
+    assert run(fuzz.random_setting(number), seed) != "NONFINITE"
+
+
 @pytest.mark.slow
 def test_many_random_calls():
     """400 programs, 20,000 calls."""

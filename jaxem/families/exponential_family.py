@@ -70,7 +70,7 @@ class ExponentialFamily(Bank):
     def posterior(self, params, x):
         eta = self.natural(params)
         eta = jnp.where(eta == -jnp.inf, IMPOSSIBLE, eta)
-        linear = jnp.matmul(self.features(x), eta.T, precision=Precision.HIGHEST)
+        linear = _products(self.features(x), eta)
         evidence = linear - self.log_partition(params)
         base = jnp.asarray(self.base_measure(x))
         evidence = evidence + (base[:, None] if base.ndim else base)
@@ -166,6 +166,23 @@ class ExponentialFamily(Bank):
 
     def log_prior(self, params):
         return 0.0
+
+
+@jax.custom_jvp
+def _products(features, eta):
+    """Σ_m φ_m η_km (n, k). Its slope by φ leaves out impossible terms, where φ is 0: 0 · log 0 is 0
+    with slope 0, as in `special.safe_xlogy`; of `IMPOSSIBLE`, times a large weight, it overflows.
+    """
+    return jnp.matmul(features, eta.T, precision=Precision.HIGHEST)
+
+
+@_products.defjvp
+def _products_jvp(primals, tangents):
+    (features, eta), (by_features, by_eta) = primals, tangents
+    slope = jnp.where(eta <= IMPOSSIBLE / 1e6, 0, eta)
+    of_features = jnp.matmul(by_features, slope.T, precision=Precision.HIGHEST)
+    of_eta = jnp.matmul(features, by_eta.T, precision=Precision.HIGHEST)
+    return _products(features, eta), of_features + of_eta
 
 
 @pytree
