@@ -309,6 +309,7 @@ def test_random_calls(setting):
         (10, 12),  # Student's t, a constant column: the objective fell
         (113, 39),  # a component on one value: its mean was not that value
         (188, 45),  # Bernoulli at 0 · log 0, large weights: a gradient that is not finite
+        (49, 10),  # gamma, an outlier 1e42 times the other values: NaN
         (78, 0),  # incremental EM of few units
     ],
 )
