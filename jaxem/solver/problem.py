@@ -288,10 +288,11 @@ def finish(problem: Problem, state) -> Fit:
     status = jnp.where(has_begun, status, state.status)
     evaluated = objective - climbed.log_prior(inner)  # of the data in the units of the arithmetic
     evidence = problem.method.log_likelihood(climbed, inner, problem.plain_data, problem.weights)
+    above = 0.0 if evidence is None else evaluated - evidence
     evidence = evaluated if evidence is None else evidence
     by_unit, entropy = problem.measured(inner)
     log_likelihood = evidence - problem.volume if by_unit is None else by_unit
-    evaluated = (log_likelihood + (evaluated - evidence)).astype(objective.dtype)
+    evaluated = (log_likelihood + above).astype(objective.dtype)
     log_likelihood = log_likelihood.astype(objective.dtype)
     fit = Fit(
         params=jax.tree.map(_clip, params),
