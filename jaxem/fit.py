@@ -18,7 +18,12 @@ from jaxem.data.options import (
     refuse_unknown,
     tolerance,
 )
-from jaxem.data.precision import float64, needs_float64, warn_of_lost_digits
+from jaxem.data.precision import (
+    float64,
+    needs_float64,
+    warn_of_lost_digits,
+    warn_of_lost_digits_in_batch,
+)
 from jaxem.gradient.rules import GRADIENTS
 from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
@@ -185,6 +190,7 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
             "jaxem.Normal(prior=jaxem.NormalPrior.from_data(x, k))"
         )
     blocks = as_blocks(batch, weights)
+    warn_of_lost_digits_in_batch(blocks)
     sets, dtype = sum(len(block.index) for block in blocks), float_dtype(blocks[0].x)
     shapes = check_data_sets(batch, blocks, model.domain, name_of(model))
     method = suited(method, model, shapes)

@@ -486,5 +486,6 @@ def random_call(setting: Setting, family: Family, seed: int, lanes=1, form_free=
         arguments.pop("k")
         if fault == "key None" and setting.init in ("labels", "responsibilities"):
             certain = False  # such a start is not random
+            arguments["data"] = held
     plain = np.ones(setting.n) if w is None else np.asarray(w, np.float64)
     return Call(arguments, x, plain, fault, certain)

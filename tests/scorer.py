@@ -74,11 +74,17 @@ def log_less_linear(e):
         return np.where(np.abs(e) < 1e-3, series, np.log1p(e) - e)
 
 
+def log_less_excess(r):
+    """log r − (r − 1), exact where r is near 1 or near 0."""
+    near = np.abs(r - 1) < 0.5
+    with np.errstate(divide="ignore"):
+        return np.where(near, log_less_linear(np.where(near, r - 1, 0)), np.log(r) - (r - 1))
+
+
 def gamma(p, x):
     """With r = x · rate/shape: a log a − a − log Γ(a) + a (log r − r + 1) − log x."""
     a, x = p.shape, x[:, None]
-    excess = x * p.rate / a - 1
-    return (stirling(a) + a * log_less_linear(excess) - np.log(x)).sum(-1)
+    return (stirling(a) + a * log_less_excess(x * p.rate / a) - np.log(x)).sum(-1)
 
 
 def exponential(p, x):
@@ -89,9 +95,7 @@ def poisson(p, x):
     """x (log rate/x − rate/x + 1) + x log x − x − log x!"""
     rate, x = p.rate, x[:, None]
     at = np.where(x > 0, x, 1)
-    with np.errstate(divide="ignore"):
-        relative = np.where(rate > 0, rate / at - 1, -1)
-        each = at * log_less_linear(relative) + stirling(at) - np.log(at)
+    each = at * log_less_excess(rate / at) + stirling(at) - np.log(at)
     return np.where(x > 0, each, -rate).sum(-1)
 
 

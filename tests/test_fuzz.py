@@ -251,7 +251,7 @@ def differentiated(setting, seed):
         w = np.ones(len(x)) if w is None else w
         spread = np.maximum(x.std(0), 1e-6 * abs(x).max(0))
         step = 1e-5 * spread * np.random.default_rng(seed).normal(size=x.shape)
-        step = np.clip(step, -0.5 * abs(x), 0.5 * abs(x)) if family.kind == "positive" else step
+        step = np.clip(step, -1e-3 * abs(x), 1e-3 * abs(x)) if family.kind == "positive" else step
         up, down = (
             scorer.log_likelihood(family.density, result.params, x + s, w) for s in (step, -step)
         )
@@ -299,6 +299,22 @@ def test_random_calls(setting):
     failures, ends = survey([setting], calls)
     assert not failures, report(failures)
     assert len(ends) > 1  # the calls differ
+
+
+@pytest.mark.parametrize(
+    "number, seed",
+    [
+        (280, 8),  # multinomial counts of 1e6 in float32: the objective fell
+        (6, 12),  # incremental Poisson in float32: the log-likelihood lost digits
+        (10, 12),  # Student's t, a constant column: the objective fell
+        (113, 39),  # a component on one value: its mean was not that value
+        (188, 45),  # Bernoulli at 0 · log 0, large weights: a gradient that is not finite
+        (49, 10),  # gamma, an outlier 1e42 times the other values: NaN
+        (78, 0),  # incremental EM of few units
+    ],
+)
+def test_calls_that_failed(number, seed):
+    assert run(fuzz.random_setting(number), seed) != "NONFINITE"
 
 
 @pytest.mark.slow

@@ -60,6 +60,11 @@ def test_digits_lost_before_the_fit_are_named():
         for data in (x.astype("f4"), jax.numpy.asarray(x.astype("f4"))):
             with pytest.warns(jaxem.FitWarning, match="column 1 .* has lost digits"):
                 jaxem.fit(jaxem.Mixture(jaxem.Normal("diagonal"), 1), data, key=0)
+        near, far = R(1).normal(size=(300, 2)).astype("f4"), x.astype("f4")
+        for batch in (np.stack([near, far, far]), [near[:200], far, far]):
+            with pytest.warns(jaxem.FitWarning, match=r"data\[1\] .* column 1 .* lost") as caught:
+                jaxem.fit(jaxem.Mixture(jaxem.Normal("diagonal"), 1), jaxem.Batch(batch), key=0)
+            assert sum("lost digits" in str(one.message) for one in caught) == 1
     assert lost_columns(x, 1e-3).tolist() == [1]
     assert not len(lost_columns(R(0).normal(3, 1, (300, 2)), 1e-3))
 

@@ -146,14 +146,42 @@ def warn_of_lost_digits(x) -> None:
             continue
         columns = lost_columns(sample, TOLERATED)
         if len(columns):
-            name = "data" + jax.tree_util.keystr(path)
-            names = ", ".join(map(str, columns[:5])) + ", ..." * (len(columns) > 5)
-            warn(
-                f"{name} are float32 and their offset is so large that column {names} (counted "
-                "from 0) has lost digits: subtract the offset before the cast, or pass float64 "
-                "NumPy data",
-                stacklevel=4,
-            )
+            _warn_of_columns("data" + jax.tree_util.keystr(path), columns, 5)
+
+
+def warn_of_lost_digits_in_batch(blocks) -> None:
+    """One warning that names the first data set and its columns in which float32 arrays have lost
+    digits before they came here. blocks: of a batch; the ends of all data sets are looked at, and
+    of those that leave it open at most `EXAMINED`, evenly spaced."""
+    for block in blocks:
+        last = (np.arange(len(block.index)), np.maximum(block.sizes - 1, 0))
+        for _, leaf in jax.tree_util.tree_leaves_with_path(block.x):
+            if is_traced(leaf) or leaf.dtype != np.float32 or not leaf.size or leaf.ndim > 3:
+                continue
+            ends = np.stack([np.asarray(leaf[:, 0]), np.asarray(leaf[last])])
+            suspects = np.flatnonzero(_suspect(ends).reshape(len(block.index), -1).any(axis=-1))
+            for i in suspects[:: max(1, len(suspects) // EXAMINED)]:
+                n = block.sizes[i]
+                sample = np.asarray(leaf[i][: n : max(1, n // tuning.SAMPLED_UNITS)])
+                if _are_small_integers(sample):
+                    continue
+                columns = lost_columns(sample, TOLERATED)
+                if len(columns):
+                    _warn_of_columns(f"Batch data[{block.index[i]}]", columns, 6)
+                    return
+
+
+EXAMINED = 256
+"""Data sets of a batch whose rows are looked at for lost digits."""
+
+
+def _warn_of_columns(name: str, columns, stacklevel: int) -> None:
+    names = ", ".join(map(str, columns[:5])) + ", ..." * (len(columns) > 5)
+    warn(
+        f"{name} are float32 and their offset is so large that column {names} (counted from 0) has "
+        "lost digits: subtract the offset before the cast, or pass float64 NumPy data",
+        stacklevel=stacklevel,
+    )
 
 
 def _are_small_integers(sample) -> bool:

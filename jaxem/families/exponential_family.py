@@ -55,13 +55,22 @@ class ExponentialFamily(Bank):
         """params from the sums of weights and of weighted features; count is above 0."""
         raise NotImplementedError
 
+    def natural_over(self, params, reference):
+        """η_k − η of `reference`, which is what `Relative` has; without the loss of digits of that
+        difference."""
+        raise NotImplementedError
+
+    def log_partition_over(self, params, reference):
+        """A_k − A of `reference`."""
+        return 0.0
+
     def init(self, key, x, weights):
         return self.maximize(None, self.statistics(None, x, None, weights))
 
     def posterior(self, params, x):
         eta = self.natural(params)
         eta = jnp.where(eta == -jnp.inf, IMPOSSIBLE, eta)
-        linear = jnp.matmul(self.features(x), eta.T, precision=Precision.HIGHEST)
+        linear = _products(self.features(x), eta)
         evidence = linear - self.log_partition(params)
         base = jnp.asarray(self.base_measure(x))
         evidence = evidence + (base[:, None] if base.ndim else base)
@@ -75,6 +84,18 @@ class ExponentialFamily(Bank):
     def statistics(self, params, x, q, weights):
         total = jnp.matmul(weights.T, self.features(x), precision=Precision.HIGHEST)
         return MeanStatistics(weights.sum(0), total)
+
+    def size_of_terms(self, params, stats):
+        """For features that are not negative. An entry of η is a logarithm of a rounded number, so
+        that its error is at least that of 1."""
+        of_eta = self._sizes(self.natural(params), stats) + stats.total
+        of_partition = stats.count * jnp.abs(self.log_partition(params))
+        return of_eta.sum() + of_partition.sum()
+
+    @staticmethod
+    def _sizes(eta, stats):
+        """Σw·|φ(x)·η| (k, m); terms of impossible values count as 0."""
+        return stats.total * jnp.where(eta <= IMPOSSIBLE / 1e6, 0, jnp.abs(eta))
 
     def linear(self, x):
         size = jax.eval_shape(self.features, x).shape[1]
@@ -147,15 +168,35 @@ class ExponentialFamily(Bank):
         return 0.0
 
 
+@jax.custom_jvp
+def _products(features, eta):
+    """Σ_m φ_m η_km (n, k). Its slope by φ leaves out impossible terms, where φ is 0: 0 · log 0 is 0
+    with slope 0, as in `special.safe_xlogy`; of `IMPOSSIBLE`, times a large weight, it overflows.
+    """
+    return jnp.matmul(features, eta.T, precision=Precision.HIGHEST)
+
+
+@_products.defjvp
+def _products_jvp(primals, tangents):
+    (features, eta), (by_features, by_eta) = primals, tangents
+    slope = jnp.where(eta <= IMPOSSIBLE / 1e6, 0, eta)
+    of_features = jnp.matmul(by_features, slope.T, precision=Precision.HIGHEST)
+    of_eta = jnp.matmul(features, by_eta.T, precision=Precision.HIGHEST)
+    return _products(features, eta), of_features + of_eta
+
+
 @pytree
 class Relative(Wrapper, ExponentialFamily):
     """A family without its base measure, which does not depend on params: the model of a fit.
 
     The base measure is summed once, as a log volume, so that its rounding error is in no difference
-    of objectives.
+    of objectives. reference (m,): of a family with `natural_over`, the values that one component of
+    all units has; then log p(x | k) − log p(x | reference), so that the terms of large counts
+    cancel before they are rounded. None: log p(x | k) alone.
     """
 
     family: Any
+    reference: Any = None
 
     posterior = ExponentialFamily.posterior
     linear = ExponentialFamily.linear
@@ -178,10 +219,21 @@ class Relative(Wrapper, ExponentialFamily):
         return self.family.features(x)
 
     def natural(self, params):
-        return self.family.natural(params)
+        if self.reference is None:
+            return self.family.natural(params)
+        return self.family.natural_over(params, self.reference)
 
     def log_partition(self, params):
-        return self.family.log_partition(params)
+        if self.reference is None:
+            return self.family.log_partition(params)
+        return self.family.log_partition_over(params, self.reference)
+
+    def size_of_terms(self, params, stats):
+        if self.reference is None:
+            return ExponentialFamily.size_of_terms(self, params, stats)
+        # Differences of logarithms have the relative precision of η.
+        of_partition = stats.count * jnp.abs(self.log_partition(params))
+        return self._sizes(self.natural(params), stats).sum() + of_partition.sum()
 
 
 def normalize(counts, possible=1.0):
@@ -191,6 +243,17 @@ def normalize(counts, possible=1.0):
     uniform = jnp.broadcast_to(jnp.asarray(possible, counts.dtype), counts.shape)
     uniform = uniform / uniform.sum(-1, keepdims=True)
     return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1), uniform)
+
+
+def log_ratio(value, reference):
+    """log(value / reference), exact to rounding where it is nearly 0 too; `IMPOSSIBLE` where value
+    is 0."""
+    at = jnp.where(value > 0, value, reference)
+    excess = (at - reference) / reference
+    is_near = jnp.abs(excess) < 0.5
+    ratio = jnp.where(is_near, 1, at / reference)
+    log = jnp.where(is_near, jnp.log1p(jnp.where(is_near, excess, 0)), jnp.log(ratio))
+    return jnp.where(value > 0, log, IMPOSSIBLE)
 
 
 def log_or_impossible(probability):

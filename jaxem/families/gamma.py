@@ -22,6 +22,11 @@ NEWTON_STEPS = 8
 """Steps of Minka's iteration for the shape. Each gains about two digits more than the last."""
 
 
+LARGEST_SHIFT = {4: 3e3, 8: 7e7}
+"""By bytes of a number, the largest relative step of a mean up to which the spread about the old
+mean keeps half its digits."""
+
+
 @pytree(eq=False)
 class GammaParams:
     """shape (k, d) and rate (k, d); the mean is shape/rate."""
@@ -87,6 +92,10 @@ class Gamma(Bank):
         shift = jnp.maximum(first / weight, -0.999999)
         spread = jnp.log1p(shift) - shift - second / weight
         shape = solve_shape(jnp.maximum(spread, smallest_spread(spread.dtype)))
+        # Of a mean that has moved far, the spread has lost its digits. The new mean is the best one
+        # for any shape, and at the next step it is the centre.
+        is_far = shift > LARGEST_SHIFT[spread.dtype.itemsize]
+        shape = jnp.where(is_far, params.shape, shape)
         updated = GammaParams(shape, shape / (mean * (1 + shift)))
         return keep_empty(stats.count, updated, params) if self.prior is None else updated
 
@@ -168,7 +177,9 @@ def _logs(x):
 @jax.custom_jvp
 def solve_shape(spread):
     """The a with log a − ψ(a) = spread, for spread > 0; differentiable by that equation."""
-    start = (3 - spread + jnp.sqrt((spread - 3) ** 2 + 24 * spread)) / (12 * spread)
+    root = jnp.sqrt((spread - 3) ** 2 + 24 * spread)
+    of_large = 2 / (root + jnp.maximum(spread, 3) - 3)  # without cancellation
+    start = jnp.where(spread > 3, of_large, (3 - spread + root) / (12 * spread))
 
     def newton(_, a):
         # log a − ψ(a) ≈ 1/(2a): the iteration is Newton's in 1/a.

@@ -6,17 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.lax import digamma, lgamma
+from jax.lax import Precision, digamma, lgamma, stop_gradient
 
 from jaxem.families.conjugate import Conjugate, DirichletPosterior
 from jaxem.families.exponential_family import (
     ExponentialFamily,
     Relative,
     log_or_impossible,
+    log_ratio,
     normalize,
 )
+from jaxem.families.units import column_scale
 from jaxem.numerics import divergence
 from jaxem.numerics.special import log_poisson
+from jaxem.numerics.sums import excess
 from jaxem.numerics.tree import pytree
 from jaxem.protocol import domains
 from jaxem.protocol.held import averaged
@@ -64,14 +67,23 @@ class Multinomial(ExponentialFamily):
         possible = (probs > 0) | (x_of == 0)
         rate = total[:, :, None] * jnp.where(possible, probs, 1)
         each = jnp.where(possible, log_poisson(x_of, rate), -jnp.inf).sum(-1)
-        evidence = each - log_poisson(total, total) + total * (probs.sum(-1) - 1)
+        evidence = each - log_poisson(total, total) + total * excess(probs)
         return None, self.supported(x, evidence)
 
     def standardize(self, x, weights):
-        return Standardized(Relative(self), x, log_volume=-self.base_measure(x))
+        mean = column_scale(x, weights)
+        is_used = jnp.any((weights > 0)[:, None] & (x > 0), axis=0)
+        probs = stop_gradient(jnp.where(is_used, normalize(jnp.where(is_used, mean, 0)), 1))
+        of_reference = jnp.matmul(x, jnp.log(probs), precision=Precision.HIGHEST)
+        volume = -self.base_measure(x) - of_reference
+        return Standardized(Relative(self, probs), x, log_volume=volume)
 
     def natural(self, params):
         return log_or_impossible(params.probs)
+
+    def natural_over(self, params, reference):
+        """Of probabilities divided by their sum, so that their rounding errors count little."""
+        return log_ratio(params.probs, reference) - jnp.log1p(excess(params.probs))[:, None]
 
     def base_measure(self, x):
         return lgamma(x.sum(-1) + 1) - lgamma(x + 1).sum(-1)

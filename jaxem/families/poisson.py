@@ -4,10 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.lax import digamma, lgamma
+from jax.lax import Precision, digamma, lgamma, stop_gradient
 
 from jaxem.families.conjugate import Conjugate
-from jaxem.families.exponential_family import ExponentialFamily, Relative, log_or_impossible
+from jaxem.families.exponential_family import (
+    ExponentialFamily,
+    Relative,
+    log_or_impossible,
+    log_ratio,
+)
 from jaxem.families.units import column_scale
 from jaxem.numerics import divergence
 from jaxem.numerics.special import log_poisson
@@ -50,10 +55,19 @@ class Poisson(ExponentialFamily):
         return None, self.supported(x, evidence)
 
     def standardize(self, x, weights):
-        return Standardized(Relative(self), x, log_volume=-self.base_measure(x))
+        rate = stop_gradient(column_scale(x, weights))
+        volume = rate.sum() - self.base_measure(x)
+        volume = volume - jnp.matmul(x, jnp.log(rate), precision=Precision.HIGHEST)
+        return Standardized(Relative(self, rate), x, log_volume=volume)
 
     def natural(self, params):
         return log_or_impossible(params.rate)
+
+    def natural_over(self, params, reference):
+        return log_ratio(params.rate, reference)
+
+    def log_partition_over(self, params, reference):
+        return (params.rate - reference).sum(-1)
 
     def log_partition(self, params):
         return params.rate.sum(-1)

@@ -139,7 +139,7 @@ class StudentT(Bank):
             df = jnp.where(fixed, df, 1 / proposal)
             ratio = jnp.where(expanded, (1 + 2 * tau) / (1 + 2 * proposal), 1)
             scale = normal_params.covariance * ratio[:, None, None]
-            scale = self._normal.floored(normal_params.mean, scale)
+            scale = self._normal.raised(normal_params.mean, scale)
             normal_params = NormalParams(normal_params.mean, scale)
         return keep_empty(stats.count, self._params(normal_params, df), params)
 

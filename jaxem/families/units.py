@@ -37,8 +37,9 @@ def frame(x, weights, common: bool) -> Frame:
     The location of a feature is its median, its scale the interquartile range over that of a
     standard normal, so that outliers set neither; both are estimated from at most `FRAME_UNITS`
     units. The scale of a feature with equal quartiles is its largest distance from the median, that
-    of a constant feature its magnitude. Nothing here is differentiated: a fit does not depend on
-    its units.
+    of a constant feature its magnitude. Other scales are rounded to a power of two, so that a
+    change of units rounds nothing but sums: a mean that equals a value of the data still does.
+    Nothing here is differentiated: a fit does not depend on its units.
     """
     x, weights = stop_gradient((jnp.asarray(x), weights))
     location, spread = _middle(x, weights)
@@ -51,14 +52,20 @@ def frame(x, weights, common: bool) -> Frame:
     scale = jnp.maximum(jnp.where(spread > 0, spread, reach), SMALLEST_PART * reach)
     varies = scale > 4 * jnp.finfo(x.dtype).eps * jnp.abs(location)
     magnitude = jnp.where(location != 0, jnp.abs(location), 1)
-    scale = jnp.where(varies, scale, magnitude)
+    scale = jnp.where(varies, power_of_two(scale), magnitude)
     if common:
         top = jnp.max(jnp.where(varies, scale, 0))
         top = jnp.where(top > 0, top, jnp.max(scale))
         mean_square = jnp.mean(jnp.where(varies, jnp.square(scale / top), 0))
         common_scale = top * jnp.sqrt(jnp.where(mean_square > 0, mean_square, 1))
+        common_scale = jnp.where(jnp.any(varies), power_of_two(common_scale), common_scale)
         scale = jnp.full_like(scale, common_scale)
     return Frame(location, scale, varies)
+
+
+def power_of_two(scale):
+    """The power of two next above numbers that are above 0."""
+    return scale / jnp.frexp(scale)[0]
 
 
 SMALLEST_PART = 1e-14

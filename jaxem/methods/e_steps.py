@@ -162,7 +162,7 @@ class Incremental(Exact):
     units, which computes log p(x | θ). The others go block by block: the E-step of a block replaces
     its statistics in the totals, and an M-step follows. No step lowers F(q, θ). Every evaluation
     begins at q = posterior, where F is the log-likelihood, so the log-likelihood never falls.
-    Totals are summed again in every evaluation, so that rounding errors do not accumulate. The
+    Totals are summed over the blocks at every M-step, and rounding errors do not accumulate. The
     model's `statistics(params, x, q, weights)` must be additive across q of different params, as
     those of exponential families are. Source: Neal & Hinton 1998.
 
@@ -192,16 +192,20 @@ class Incremental(Exact):
             return model.statistics(params, block, q, block_weights[i]), evidence
 
         stats, evidence = jax.lax.map(lambda i: block_e_step(params, i), jnp.arange(blocks))
-        total = jax.tree.map(lambda a: a.sum(0), stats)
+
+        def totals(stats):
+            # Not by differences: those of a component that loses its units are rounding errors.
+            return jax.tree.map(lambda a: a.sum(0), stats)
 
         def update_block(step, carry):
-            p, stats, total = carry
+            p, stats, _ = carry
             i = step % blocks
             updated, _ = block_e_step(p, i)
-            total = jax.tree.map(lambda t, old, a: t + (a - old[i]), total, stats, updated)
             stats = jax.tree.map(lambda old, a: old.at[i].set(a), stats, updated)
+            total = totals(stats)
             return maximized(model, params, total), stats, total
 
+        total = totals(stats)
         carry = (maximized(model, params, total), stats, total)
         *_, total = jax.lax.fori_loop(0, self.sweeps * blocks, update_block, carry)
         evidence = jnp.where(block_weights > 0, evidence, 0).T.reshape(-1)[:n]

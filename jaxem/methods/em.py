@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 
 from jaxem.numerics.rounding import ROUNDING
 from jaxem.numerics.tree import float_dtype, pytree
 from jaxem.passes.chunks import Sums, row_sum
 from jaxem.passes.collect import collect, is_large
-from jaxem.protocol.capabilities import FiniteLatents, defines, has
+from jaxem.protocol.capabilities import Cancelling, FiniteLatents, defines, has
 from jaxem.protocol.returned import (
     maximized,
     require_evidence,
@@ -192,8 +193,8 @@ class EM:
 
     @property
     def climbs_likelihood(self) -> bool:
-        """Whether the objective is the log-likelihood + log prior, by one exact E-step."""
-        return self.plain
+        """Whether the objective is the log-likelihood + log prior."""
+        return self.e_step.measures_evidence
 
     @property
     def plain(self) -> bool:
@@ -261,8 +262,12 @@ class EM:
 
     def update(self, model, params, sums, memory, restarted=None) -> Evaluation:
         """The M-step from what `collect` returned at params."""
+        magnitude = sums.magnitude
         if isinstance(self.m_step, Exact):
             proposal = maximized(model, params, sums.statistics)
+            if has(model, Cancelling):
+                of_terms = stop_gradient(model.size_of_terms(params, sums.statistics))
+                magnitude = jnp.maximum(magnitude, of_terms)
         else:
             given = sums.statistics
             args = (model, params, given.x, given.weights, given.q, memory.m_step)
@@ -270,7 +275,7 @@ class EM:
             require_params(model, params, proposal)
             memory = memory._replace(m_step=m_memory)
         proposal = self.e_step.onward(model, proposal, memory.e_step)
-        evaluation = measured(model, params, sums.evidence, sums.magnitude, proposal, memory)
+        evaluation = measured(model, params, sums.evidence, magnitude, proposal, memory)
         return evaluation._replace(signal=evaluation.signal._replace(restarted=restarted))
 
     def stationary(self, model, x):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.lax import Precision
 
 from jaxem.numerics import tuning
+from jaxem.numerics.sums import rounding
 from jaxem.numerics.tree import over_units
 from jaxem.passes.invariant import hoisted
 
@@ -55,7 +56,7 @@ def in_chunks(function, rows: int, params, x, weights, axis=0) -> Sums:
     def add(total, errors, part):
         updated = jax.tree.map(jnp.add, total, part)
         errors = jax.tree.map(
-            lambda errors, *sum: errors + _rounding(*sum), errors, total, part, updated
+            lambda errors, *sum: errors + rounding(*sum), errors, total, part, updated
         )
         return updated, errors
 
@@ -77,12 +78,6 @@ def in_chunks(function, rows: int, params, x, weights, axis=0) -> Sums:
 
 def _is_sums(tree):
     return isinstance(tree, Sums)
-
-
-def _rounding(a, b, total):
-    """a + b − total, exactly. Source: Knuth, The Art of Computer Programming 2, section 4.2.2."""
-    added = total - a
-    return (a - (total - added)) + (b - added)
 
 
 def sums_of(function, params, x, weights) -> Sums:

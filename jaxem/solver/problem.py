@@ -199,14 +199,14 @@ class Problem:
         """(Σ w·log p(x | params) in the units of the data, the entropy of the responsibilities),
         each None where it is not needed or not defined.
 
-        The first where log_volume is (n,): it is subtracted unit by unit, so that large terms
-        cancel before they are summed; and where the data are in their own units, the given model
-        scores them, which has no volume. The second for a finite latent variable.
+        The first where log_volume is (n,), by whatever method: it is subtracted unit by unit, so
+        that large terms cancel before they are summed; and where the data are in their own units,
+        the given model scores them, which has no volume. The second for a finite latent variable.
         """
         model, log_volume = self.climbed, self.log_volume
         if not jax.tree.leaves(self.units):
             model, log_volume = self.model, jnp.zeros_like(log_volume)
-        by_unit = bool(self.log_volume.ndim) and self.method.climbs_likelihood
+        by_unit = bool(self.log_volume.ndim)
         is_finite = has(model, FiniteLatents) and not has(model, LocalPosterior)
         is_finite = is_finite and not defines(model, "latents") and self.plan.entropy
         if not by_unit and not is_finite:
@@ -294,13 +294,14 @@ def finish(problem: Problem, state) -> Fit:
     status = jnp.where(jnp.isfinite(loop.zero_or_nan(params)), status, Status.NONFINITE)
     has_begun = (state.status < Status.DEGENERATE) & (state.n_iter >= 0)
     status = jnp.where(has_begun, status, state.status)
-    log_likelihood = objective - climbed.log_prior(inner) - problem.volume
-    by_unit, entropy = problem.measured(inner)
-    log_likelihood = log_likelihood if by_unit is None else by_unit
-    log_likelihood = evaluated = log_likelihood.astype(objective.dtype)
+    evaluated = objective - climbed.log_prior(inner)  # of the data in the units of the arithmetic
     evidence = problem.method.log_likelihood(climbed, inner, problem.plain_data, problem.weights)
-    if evidence is not None:
-        log_likelihood = (evidence - problem.volume).astype(objective.dtype)
+    above = 0.0 if evidence is None else evaluated - evidence
+    evidence = evaluated if evidence is None else evidence
+    by_unit, entropy = problem.measured(inner)
+    log_likelihood = evidence - problem.volume if by_unit is None else by_unit
+    evaluated = (log_likelihood + above).astype(objective.dtype)
+    log_likelihood = log_likelihood.astype(objective.dtype)
     fit = Fit(
         params=jax.tree.map(_clip, params),
         log_likelihood=log_likelihood,

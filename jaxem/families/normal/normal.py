@@ -285,6 +285,10 @@ class Normal(Bank):
         units of the arithmetic, or the given floor."""
         if self.limits is not None:
             covariance = covariance + self.limits.added
+        return self.raised(mean, covariance)
+
+    def raised(self, mean, covariance):
+        """Covariances with variances of at least the floor."""
         return self.structure.floor(covariance, self._floor(mean))
 
     def _keep_empty(self, count, updated, previous):
