@@ -47,11 +47,15 @@ def report(
         message = f"{subject} did not converge: {impossible or sentence(status)}"
         if status == Status.DEGENERATE:
             message += _collapsed_columns(result, model, x, names)
+        elif (constant := _constant_columns(model, x, names)) is not None:
+            message += f"; {constant}"
         warn(message, stacklevel=3)
         return result
     if tol and not resolves_small_gains:
         _warn_of_rounding(result, tol)
-    _warn_of_constants(model, x, names)
+    constant = _constant_columns(model, x, names)
+    if constant is not None:
+        warn(constant, stacklevel=3)
     return result
 
 
@@ -91,15 +95,11 @@ def _collapsed_columns(result, model, x, names) -> str:
     return explain_collapse(np.asarray(matrix), labels, model.domain.components, names)
 
 
-def _warn_of_constants(model, x, names):
-    """A warning where columns are the same in all units, for models that estimate variances."""
+def _constant_columns(model, x, names) -> str | None:
+    """A sentence where columns are the same in all units, for models that estimate variances."""
     matrix = _matrix(x)
-    if matrix is None:
-        return
-    columns = model.domain.with_variance(matrix.shape[1])
-    explanation = explain_constant(matrix, columns, names) if columns else None
-    if explanation is not None:
-        warn(explanation, stacklevel=4)
+    columns = [] if matrix is None else model.domain.with_variance(matrix.shape[1])
+    return explain_constant(matrix, columns, names) if columns else None
 
 
 def _impossible_units(result, x, weights) -> str:
