@@ -72,7 +72,7 @@ def test_fit_in_both_precisions(name, dtype):
     """A whole fit from k-means++: sound, and honest about its value."""
     model, data = MODELS[name]
     data = cast(data, dtype)
-    result = jaxem.fit(model, data, key=0, restarts=3, tol=1e-4)
+    result = jaxem.fit(model, data, key=0, restarts=5, tol=1e-4)
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(result.params))
     assert result.status in (jaxem.Status.CONVERGED, jaxem.Status.MAX_ITER)
     rtol = 5e-6 if dtype == np.float32 else 1e-11

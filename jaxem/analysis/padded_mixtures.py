@@ -73,6 +73,9 @@ class Padded(Model):
     def statistics(self, params, x, q, weights):
         return self.mixture.statistics(params.mixture, x, q, weights)
 
+    def _size_of_terms(self, params, stats):
+        return self.mixture._size_of_terms(params.mixture, stats)
+
     def maximize(self, params, stats):
         updated = self.mixture.maximize(params.mixture, stats)
         present = self._present(params)

@@ -85,7 +85,7 @@ class ExponentialFamily(Bank):
         total = jnp.matmul(weights.T, self.features(x), precision=Precision.HIGHEST)
         return MeanStatistics(weights.sum(0), total)
 
-    def size_of_terms(self, params, stats):
+    def _size_of_terms(self, params, stats):
         """For features that are not negative. An entry of η is a logarithm of a rounded number, so
         that its error is at least that of 1."""
         of_eta = self._sizes(self.natural(params), stats) + stats.total
@@ -228,9 +228,9 @@ class Relative(Wrapper, ExponentialFamily):
             return self.family.log_partition(params)
         return self.family.log_partition_over(params, self.reference)
 
-    def size_of_terms(self, params, stats):
+    def _size_of_terms(self, params, stats):
         if self.reference is None:
-            return ExponentialFamily.size_of_terms(self, params, stats)
+            return ExponentialFamily._size_of_terms(self, params, stats)
         # Differences of logarithms have the relative precision of η.
         of_partition = stats.count * jnp.abs(self.log_partition(params))
         return self._sizes(self.natural(params), stats).sum() + of_partition.sum()

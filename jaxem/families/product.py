@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from jaxem.numerics.tree import CONSTRUCTORS
 from jaxem.protocol import domains
-from jaxem.protocol.capabilities import Cancelling, has
 from jaxem.protocol.derived import whitened
 from jaxem.protocol.model import Bank, name_of
 from jaxem.protocol.restriction import restricted
@@ -70,9 +69,8 @@ class Product(Bank):
     def statistics(self, params, x, q, weights):
         return {n: f.statistics(params[n], x[:, c], q[n], weights) for n, f, c in self._parts()}
 
-    def size_of_terms(self, params, stats):
-        parts = [(n, f) for n, f, _ in self._parts() if has(f, Cancelling)]
-        return sum(f.size_of_terms(params[n], stats[n]) for n, f in parts)
+    def _size_of_terms(self, params, stats):
+        return sum(f._size_of_terms(params[n], stats[n]) for n, f, _ in self._parts())
 
     def maximize(self, params, stats):
         return {n: f.maximize(params[n], stats[n]) for n, f, _ in self._parts()}

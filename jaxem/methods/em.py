@@ -14,7 +14,7 @@ from jaxem.numerics.rounding import ROUNDING
 from jaxem.numerics.tree import float_dtype, pytree
 from jaxem.passes.chunks import Sums, row_sum
 from jaxem.passes.collect import collect, is_large
-from jaxem.protocol.capabilities import Cancelling, FiniteLatents, defines, has
+from jaxem.protocol.capabilities import FiniteLatents, defines, has
 from jaxem.protocol.returned import (
     maximized,
     require_evidence,
@@ -265,9 +265,8 @@ class EM:
         magnitude = sums.magnitude
         if isinstance(self.m_step, Exact):
             proposal = maximized(model, params, sums.statistics)
-            if has(model, Cancelling):
-                of_terms = stop_gradient(model.size_of_terms(params, sums.statistics))
-                magnitude = jnp.maximum(magnitude, of_terms)
+            of_terms = stop_gradient(model._size_of_terms(params, sums.statistics))
+            magnitude = jnp.maximum(magnitude, jnp.asarray(of_terms, magnitude.dtype))
         else:
             given = sums.statistics
             args = (model, params, given.x, given.weights, given.q, memory.m_step)

@@ -17,7 +17,7 @@ from jaxem.numerics import tuning
 from jaxem.numerics.softmax import normalize, softmax_parts
 from jaxem.numerics.tree import pytree
 from jaxem.passes.linear import FusedPass
-from jaxem.protocol.capabilities import Cancelling, LinearBank, defines, has
+from jaxem.protocol.capabilities import LinearBank, defines, has
 from jaxem.protocol.derived import whitened
 from jaxem.protocol.domains import Domain
 from jaxem.protocol.model import Bank, Model, name_of
@@ -137,10 +137,8 @@ class FiniteMixture(Model):
         count = jnp.matmul(q.responsibilities.T, weights, precision=Precision.HIGHEST)
         return MixtureStatistics(count, inner)
 
-    def size_of_terms(self, params, stats):
-        if not has(self.bank, Cancelling):
-            return 0.0
-        return self.bank.size_of_terms(params.components, stats.components)
+    def _size_of_terms(self, params, stats):
+        return self.bank._size_of_terms(params.components, stats.components)
 
     def fused(self, x):
         data = unlabelled(x)[0]

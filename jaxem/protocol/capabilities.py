@@ -96,14 +96,6 @@ class Restrictable(Protocol):
         `Held`, or None where it has no closed form. The caller replaces fixed entries."""
 
 
-class Cancelling(Protocol):
-    """For the bound on the rounding error of a log-likelihood whose terms are larger than it is."""
-
-    def size_of_terms(self, params, stats) -> Any:
-        """Σ_i w_i·E_q[Σ |term|] over the terms of log p(x_i, z | params), a scalar, from the
-        statistics. Of terms that are exact to rounding errors of other numbers, those count."""
-
-
 class Fused(Protocol):
     """For faster passes over many units."""
 

@@ -26,6 +26,10 @@ class Wrapper(Model):
     def _name(self):
         return name_of(self.wrapped)
 
+    def _size_of_terms(self, params, stats):
+        inner = self.wrapped
+        return inner._size_of_terms(params, stats) if isinstance(inner, Model) else 0.0
+
 
 def _forward(name):
     """A method, or a property where `Model` has a value, that takes the wrapped model's own, else

@@ -67,6 +67,10 @@ class Each(Wrapper, Bank):
         one = jax.vmap(self.model.statistics, (0, None, 0, 1))
         return EachStatistics(weights.sum(0), one(params, x, q, weights))
 
+    def _size_of_terms(self, params, stats):
+        one = jax.vmap(lambda p, s: jnp.asarray(self.model._size_of_terms(p, s)))
+        return one(params, stats.inner).sum()
+
     def maximize(self, params, stats):
         updated = jax.vmap(self.model.maximize)(params, stats.inner)
         return keep_empty(stats.count, updated, params)
