@@ -21,7 +21,7 @@ EXTRA = (
     *("bernoulli", "bernoulli-map", "multinomial", "multinomial-map"),
     *("exponential-map", "each", "student-map"),
 )
-"""Models to whose data three components are one too many: some end up identical, empty, or normal."""
+"""Models to whose data three components are one too many: some end identical, empty or normal."""
 
 
 def problem(name):
