@@ -68,8 +68,10 @@ class Each(Wrapper, Bank):
         return EachStatistics(weights.sum(0), one(params, x, q, weights))
 
     def _size_of_terms(self, params, stats):
-        one = jax.vmap(lambda p, s: jnp.asarray(self.model._size_of_terms(p, s)))
-        return one(params, stats.inner).sum()
+        def of_component(params, stats):
+            return jnp.asarray(self.model._size_of_terms(params, stats))
+
+        return jax.vmap(of_component)(params, stats.inner).sum()
 
     def maximize(self, params, stats):
         updated = jax.vmap(self.model.maximize)(params, stats.inner)
