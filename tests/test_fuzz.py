@@ -308,6 +308,7 @@ def test_random_calls(setting):
         (6, 12),  # incremental Poisson in float32: the log-likelihood lost digits
         (10, 12),  # Student's t, a constant column: the objective fell
         (113, 39),  # a component on one value: its mean was not that value
+        (132, 33),  # gamma data of 1e-15, differentiated: a gradient that is not finite
         (188, 45),  # Bernoulli at 0 · log 0, large weights: a gradient that is not finite
         (49, 10),  # gamma, an outlier 1e42 times the other values: NaN
         (78, 0),  # incremental EM of few units

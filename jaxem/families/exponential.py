@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 
 from jaxem.families.exponential_family import ExponentialFamily, Relative
 from jaxem.families.units import column_scale
@@ -73,7 +74,7 @@ class Exponential(ExponentialFamily):
         return jnp.log(jnp.maximum(x, 1e-3))
 
     def standardize(self, x, weights):
-        scale = column_scale(x, weights)
+        scale = stop_gradient(column_scale(x, weights))
         prior = self.prior
         if prior is not None:
             prior = GammaPrior(prior.shape, prior.rate / scale)

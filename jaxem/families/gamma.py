@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.lax import Precision
+from jax.lax import Precision, stop_gradient
 
-from jaxem.families.exponential import column_scale
+from jaxem.families.units import column_scale
 from jaxem.numerics.special import inverse_minus_trigamma, log_minus_digamma, stirling_term
 from jaxem.numerics.tree import pytree
 from jaxem.protocol import domains
@@ -139,7 +139,7 @@ class Gamma(Bank):
         return jnp.log(x)
 
     def standardize(self, x, weights):
-        scale = column_scale(x, weights)
+        scale = stop_gradient(column_scale(x, weights))
         prior = self.prior
         if prior is not None:
             prior = GammaConjugatePrior(

@@ -64,10 +64,11 @@ def frame(x, weights, common: bool) -> Frame:
 
 
 def power_of_two(scale):
-    """The power of two nearest to numbers that are above 0, within the normal range."""
+    """The power of two next above numbers that are above 0, within the normal range; for a power of
+    two that one or the next."""
     kind = jnp.finfo(scale.dtype)
-    scale = jax.lax.clamp(kind.tiny, scale, kind.max / 2)
-    return jax.lax.reduce_precision(scale, kind.nexp, mantissa_bits=0)
+    scale = jax.lax.clamp(kind.tiny, scale, kind.max / 4)
+    return jax.lax.reduce_precision(1.5 * scale, kind.nexp, mantissa_bits=0)
 
 
 SMALLEST_PART = 1e-14
