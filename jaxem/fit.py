@@ -167,7 +167,8 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
     clean = weights is None and checks.is_clean(model, x)
     if clean and starts_among_units(model):
         init = without_outliers(init, x)
-    start = key if init is None or isinstance(init, Start) else init
+    random = init is None or isinstance(init, Start)
+    start = (key, np.arange(many)) if random else init
     numeric, plan = _planned(plan._replace(clean=clean), model, method, init)
     plan = plan._replace(entropy=is_traced((numeric, x, weights, start, limits)))
     fits = gradient.fit(plan, numeric, x, weights, start, *limits)

@@ -25,11 +25,10 @@ def short_slices(monkeypatch):
 
     class Bar(slices._Silent):
         def update(self, count):
-            super().update(count)
-            seen.append(self.n)
+            seen.append(count + (seen or [0])[-1])
 
     monkeypatch.setattr(tuning, "STEP_SECONDS", 1e-4)
-    monkeypatch.setattr(slices, "_bar", lambda total, unit: Bar())
+    monkeypatch.setattr(slices, "bar", lambda total, unit, is_wanted: Bar(unit))
     return seen
 
 
@@ -81,15 +80,15 @@ def test_a_long_fit_can_be_stopped():
         error = run.communicate(timeout=60)[1]
         assert time.perf_counter() - begun < 2
         assert "KeyboardInterrupt" in error
-        assert "host.py" in error  # it was climbing, not importing
+        # It was climbing, not importing; with several cores in threads.
+        assert "host.py" in error or "in_threads" in error
     finally:
         run.kill()
 
 
 def test_nobody_looks_on_and_nothing_is_printed(capsys):
-    with slices._bar(10, "fits") as bar:
+    with slices.bar(10, slices.FITS, True) as bar:
         bar.update(3)
-    assert bar.n == 3
     assert capsys.readouterr() == ("", "")
 
 

@@ -23,7 +23,7 @@ from jaxem.numerics.tree import float_dtype, pytree, split
 from jaxem.protocol.model import Model, name_of
 from jaxem.protocol.spaces import REAL
 from jaxem.results.result import Result
-from jaxem.solver.axes import each_start, typed
+from jaxem.solver.axes import keys_of_restarts, typed
 from jaxem.solver.problem import Fit, Plan, Problem, rank
 from jaxem.solver.programs import Program
 from jaxem.solver.stopping import Aitken
@@ -273,7 +273,7 @@ def _shapes(model, x, dtype):
 
 def _begin(numeric, x, weights, key, *, plans, sizes, banked, restarts):
     """The starts of all models: `PaddedParams` with a leading axis of models × restarts."""
-    keys = each_start(key, restarts, False)
+    keys = keys_of_restarts(key, np.arange(restarts))
     most = max(sizes)
     out = []
     for one, plan, k in zip(numeric, plans, sizes, strict=True):

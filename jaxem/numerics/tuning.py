@@ -163,6 +163,13 @@ WAIT_SECONDS = 0.01
 """The estimated seconds of a fit from which its end is awaited in steps, so that an interrupt takes
 effect at once."""
 
+PART_SECONDS, PART_FITS = 0.02, 16
+"""The estimated seconds of a call from which it is cut into parts, one for each core of a CPU, and
+the fewest fits of a part."""
+
+USUAL_STEPS = 64
+"""The steps of a fit of a fleet, roughly."""
+
 STEP_SECONDS = 1e-9
 """Seconds of a step for one unit × feature² × component, roughly: the first estimate."""
 

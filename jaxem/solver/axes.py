@@ -8,17 +8,21 @@ from jaxem.solver.problem import rank
 
 
 def canonical(numeric, x, weights, start, tol, max_iter, *, plan):
-    """Data, starts and limits with the axes of data sets and of restarts that `solve` takes."""
+    """Data, starts and limits with the axes of data sets and of restarts that `solve` takes.
+
+    start: given params, or a key and the numbers of the data sets in the batch, or else those of
+    the restarts.
+    """
     batched, restarts = plan.batched, plan.restarts
     sets = jax.tree.leaves(x)[0].shape[0] if batched else 1
-    if not batched:
-        starts = jax.tree.map(lambda a: a[None], each_start(start, restarts, plan.given))
-    elif plan.given:
-        starts = start
+    if plan.given:
+        starts = start if batched else jax.tree.map(lambda a: a[None], start)
+    elif not batched:
+        starts = keys_of_restarts(*start)[None]
     else:
         key, index = start
         keys = jax.vmap(jax.random.fold_in, (None, 0))(typed(key), index)
-        starts = jax.vmap(lambda key: each_start(key, restarts, False))(keys)
+        starts = jax.vmap(lambda key: keys_of_restarts(key, np.arange(restarts)))(keys)
     limits = tuple(jnp.broadcast_to(v, (sets, restarts)) for v in (tol, max_iter))
     return data_sets(numeric, x, weights, sets, batched), starts, limits
 
@@ -51,13 +55,9 @@ def typed(key):
     return jax.random.wrap_key_data(key) if key.ndim else jax.random.key(key)
 
 
-def each_start(start, restarts, given):
-    """Given params unchanged, or a key for every restart, which depends on `start` and the index of
-    the restart alone."""
-    if given:
-        return start
-    key = typed(start)
-    if restarts == 1:
-        return key[None]
-    other_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(1, restarts))
-    return jnp.concatenate([key[None], other_keys])
+def keys_of_restarts(key, index):
+    """The keys of the restarts with these numbers. Each depends on its number and `key` alone; that
+    of restart 0 is `key`."""
+    key = typed(key)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    return jnp.where(index == 0, key, keys)

@@ -18,51 +18,57 @@ def is_long(work: int, steps: int, seconds: float = 1) -> bool:
     return work * steps * tuning.STEP_SECONDS > seconds
 
 
-def run_in_slices(advance, queue, work: int, what: str, total: int):
-    """Calls `advance(queue, budget)` until no state is RUNNING, and shows a progress bar.
+def run_in_slices(advance, queue, work: int, progress):
+    """Calls `advance(queue, budget)` until no state is RUNNING.
 
     Args:
       work: the cost of a round of steps, in units × features² × components.
-      what: what `total` counts, "fits" or "steps".
+      progress: the bar of `bar`, which the threads of a call may share.
     """
     budget = max(1, int(tuning.SLICE_SECONDS / (work * tuning.STEP_SECONDS)))
-    with _bar(total, what) as bar:
-        is_compiled = False
-        while True:
-            started = time.perf_counter()
-            queue = advance(queue, np.int32(min(budget, 2**30)))
-            threads.until_ready(queue.status)
-            threads.check()
-            status = np.asarray(queue.status)
-            seconds = time.perf_counter() - started
-            done = np.sum(status != Status.RUNNING) if what == "fits" else np.max(queue.n_iter)
-            bar.update(int(done) - bar.n)
-            if not np.any(status == Status.RUNNING):
-                return queue
-            if is_compiled:  # the time of the first slice may include compilation
-                budget = max(1, int(budget * min(4.0, max(0.25, tuning.SLICE_SECONDS / seconds))))
-            is_compiled = True
+    is_compiled, shown = False, 0
+    while True:
+        started = time.perf_counter()
+        queue = advance(queue, np.int32(min(budget, 2**30)))
+        threads.until_ready(queue.status)
+        threads.check()
+        status = np.asarray(queue.status)
+        seconds = time.perf_counter() - started
+        counts_fits = progress.unit == FITS
+        done = int(np.sum(status != Status.RUNNING) if counts_fits else np.max(queue.n_iter))
+        progress.update(done - shown)
+        shown = done
+        if not np.any(status == Status.RUNNING):
+            return queue
+        if is_compiled:  # the time of the first slice may include compilation
+            budget = max(1, int(budget * min(4.0, max(0.25, tuning.SLICE_SECONDS / seconds))))
+        is_compiled = True
+
+
+FITS, STEPS = " fits", " steps"
+"""The units that a progress bar counts."""
 
 
 class _Silent(contextlib.AbstractContextManager):
     """A progress bar that shows nothing."""
 
-    n = 0
+    def __init__(self, unit):
+        self.unit = unit
 
     def update(self, count):
-        self.n += count
+        return None
 
     def __exit__(self, *error):
         return None
 
 
-def _bar(total: int, unit: str):
+def bar(total: int, unit: str, is_wanted: bool):
     """tqdm's bar, shown after one second, where tqdm is installed and output goes to a terminal or
     a notebook."""
     notebook = hasattr(builtins, "__IPYTHON__") and "ipykernel" in sys.modules
     is_visible = notebook or sys.stderr.isatty()
-    if not is_visible or importlib.util.find_spec("tqdm") is None:
-        return _Silent()
+    if not (is_wanted and is_visible) or importlib.util.find_spec("tqdm") is None:
+        return _Silent(unit)
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, unit=f" {unit}", desc="jaxem.fit", delay=1, leave=False)
+    return tqdm(total=total, unit=unit, desc="jaxem.fit", delay=1, leave=False)

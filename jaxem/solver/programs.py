@@ -1,6 +1,7 @@
 """Compiled programs: screening of restarts, slices of long climbs, and compiler options."""
 
 import re
+import threading
 from functools import partial
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import in_jit, is_traced, merge, split
-from jaxem.solver import host, threads
+from jaxem.solver import host, parts, threads
 from jaxem.solver.axes import as_sets, best_of, canonical, typed
 from jaxem.solver.host import is_long
 from jaxem.solver.restarts import Restarts, continued, promising
@@ -51,17 +52,57 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     if is_traced(args) or in_jit():
         return SOLVE("full", *args, plan=plan._replace(entropy=True), transformed=True)
     leaf, *_ = leaves = jax.tree.leaves(x)
-    batched, restarts = plan.batched, plan.restarts
-    sets = leaf.shape[0] if batched else 1
-    n = leaf.shape[batched]
+    sets = leaf.shape[0] if plan.batched else 1
+    n = leaf.shape[plan.batched]
     features = sum(leaf.size for leaf in leaves) // (sets * n)
     k = merge(numeric, plan.structure)[0].domain.components
-    cost = n * features**2 * k
+    cost, fits = n * features**2 * k, sets * plan.restarts
     effort = "full"
-    if not batched and tuning.platform() == "cpu":
-        effort = "tiny" if cost * restarts <= tuning.TINY_WORK else "less"
+    if not plan.batched and tuning.platform() == "cpu":
+        effort = "tiny" if cost * plan.restarts <= tuning.TINY_WORK else "less"
         effort = "full" if n * features * k >= tuning.CHUNKED else effort
-    fits = sets * restarts
+    seconds = cost * fits * min(max_iter, tuning.USUAL_STEPS) * tuning.STEP_SECONDS
+    size = sets if plan.batched else plan.restarts
+    count = parts.number_of_parts(x, size, seconds)
+    unit, total = (host.FITS, fits) if fits > 1 else (host.STEPS, int(max_iter))
+    with host.bar(total, unit, is_long(cost * fits, max_iter)) as bar:
+        climb = partial(_climb_part, effort, cost, bar)
+        if count == 1:
+            return climb(*args, plan=plan)
+        return _climb_in_parts(climb, count, size, *args, plan=plan)
+
+
+def _climb_in_parts(climb, count, size, numeric, x, weights, start, *limits, plan):
+    """`climb` in `count` parts of the data sets, or else of the restarts, each in a thread. size:
+    the number of these."""
+    if plan.given:
+        starts = parts.cut(start, count)
+    else:
+        starts = [(start[0], index) for index in parts.cut(start[1], count)]
+    if plan.batched:
+        data = parts.cut((x, weights), count)
+    else:
+        data = [(jax.tree.map(jnp.asarray, x), weights)] * count
+        plan = plan._replace(restarts=parts.size_of_part(size, count))
+
+    def climb_part(part):
+        (x, weights), start = part
+        fits = climb(numeric, x, weights, start, *limits, plan=plan)
+        threads.until_ready(fits)
+        return fits
+
+    found = threads.in_threads(climb_part, list(zip(data, starts, strict=True)))
+    every = parts.joined([every for _, every in found], size)
+    if not plan.batched:
+        return _winner(every, False), every
+    return parts.joined([best for best, _ in found], size), every
+
+
+def _climb_part(effort, cost, bar, numeric, x, weights, start, tol, max_iter, *, plan):
+    """`_climb` in this thread. cost: of a step of one fit, in units × features² × components."""
+    args = (numeric, x, weights, start, tol, max_iter)
+    batched, restarts = plan.batched, plan.restarts
+    fits = restarts * (jax.tree.leaves(x)[0].shape[0] if batched else 1)
     if not is_long(cost * fits, max_iter):
         best, every = SOLVE(effort, *args, plan=plan, transformed=False)
         if is_long(cost * fits, max_iter, tuning.WAIT_SECONDS):
@@ -75,10 +116,7 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
 
     sets = jax.eval_shape(lambda x: problems.on(as_sets(x, batched)).data, x)
     width, steps = lane_plan(plan, problems.climbed, sets, fits)
-    progress = ("fits", fits) if fits > 1 else ("steps", int(max_iter))
-    queue = host.run_in_slices(
-        advance_slice, queue, cost * (width * steps if fits > 1 else 1), *progress
-    )
+    queue = host.run_in_slices(advance_slice, queue, cost * (width * steps if fits > 1 else 1), bar)
     best, every = END(effort, problems, x, queue, batched=batched)
     threads.until_ready(best.status)
     return best, every
@@ -88,7 +126,7 @@ def _solve(numeric, x, weights, start, tol, max_iter, *, plan, transformed):
     """A whole climb: the best `Fit` and the fits of all restarts, None for a single fit, whose axis
     of restarts is added outside the program."""
     if not (plan.batched or transformed) and plan.restarts == 1:
-        first = jax.tree.map(lambda a: a[0], start) if plan.given else typed(start)
+        first = jax.tree.map(lambda a: a[0], start) if plan.given else typed(start[0])
         return single(plan, numeric, x, weights, first, tol, max_iter), None
     problems = canonical(numeric, x, weights, start, tol, max_iter, plan=plan)
     every = (transformable(plan) if transformed else partial(many, plan))(*problems)
@@ -133,7 +171,7 @@ class Program:
 
     def __init__(self, function, *static: str):
         self.function, self.static = function, static
-        self.jitted, self.signatures = {}, set()
+        self.jitted, self.signatures, self.locks = {}, set(), {}
 
     def __call__(self, effort: str, *args, **static):
         while True:
@@ -158,9 +196,16 @@ class Program:
         if signature in self.signatures:
             return
         threads.check()
-        if threads.can_abandon() and not (is_traced(leaves) or jax.config.jax_disable_jit):
+        if is_traced(leaves) or jax.config.jax_disable_jit:
+            return
+        if threads.can_abandon():
             threads.not_abandoned(jitted.lower(*args, **static).compile)
             self.signatures.add(signature)
+        elif threads.is_inside():  # the threads of a call share its programs
+            with self.locks.setdefault(signature, threading.Lock()):
+                if signature not in self.signatures:
+                    jitted.lower(*args, **static).compile()
+                    self.signatures.add(signature)
 
     def compiled(self, effort: str):
         """The jitted function for one of `EFFORTS`."""

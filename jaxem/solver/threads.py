@@ -52,7 +52,7 @@ def in_threads(function, jobs) -> list:
             check()
             return function(job)
 
-    pool = ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(min(len(jobs), cores()))
     try:
         futures = [pool.submit(contextvars.copy_context().run, run, job) for job in jobs]
         return [future.result() for future in futures]
@@ -61,6 +61,18 @@ def in_threads(function, jobs) -> list:
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def is_inside() -> bool:
+    """Whether this is a thread of `in_threads`."""
+    return _is_stopped.get() is not None
+
+
+def cores() -> int:
+    """The cores of the CPU that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def check() -> None:
