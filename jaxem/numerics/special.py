@@ -117,8 +117,10 @@ def log_poisson(x, rate):
     for counts of 4e4 near their rate the error in float32 is 1e-4, that of the three terms 0.05.
     """
     at = jnp.where(x > 0, x, 1)
-    excess = jnp.where(x > 0, rate, at) / at - 1
-    each = at * (jnp.log1p(excess) - excess) + stirling_term(at) - jnp.log(at)
+    ratio = jnp.where(x > 0, rate, at) / at
+    excess, is_near = ratio - 1, ratio > 0.5  # 1 + excess has no digits of a small ratio
+    log = jnp.where(is_near, jnp.log1p(jnp.maximum(excess, -0.5)), jnp.log(ratio))
+    each = at * (log - excess) + stirling_term(at) - jnp.log(at)
     return jnp.where(x > 0, each, -rate)
 
 

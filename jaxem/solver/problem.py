@@ -300,6 +300,8 @@ def finish(problem: Problem, state) -> Fit:
     evidence = evaluated if evidence is None else evidence
     by_unit, entropy = problem.measured(inner)
     log_likelihood = evidence - problem.volume if by_unit is None else by_unit
+    is_wrong = (status == Status.CONVERGED) & ~jnp.isfinite(log_likelihood)
+    status = jnp.where(is_wrong, Status.NONFINITE, status)
     evaluated = (log_likelihood + above).astype(objective.dtype)
     log_likelihood = log_likelihood.astype(objective.dtype)
     fit = Fit(
