@@ -10,6 +10,7 @@ from jaxem.data import arrays as checks
 from jaxem.data.batch import Batch, as_blocks, check_data_sets
 from jaxem.data.check_starts import check_init, check_start, without_outliers
 from jaxem.data.memory import require_room
+from jaxem.data.meshes import automatic, explicit_mesh, moved
 from jaxem.data.options import (
     as_key,
     integer,
@@ -109,6 +110,14 @@ def fit(
         options = (key, init, restarts, weights, method, tol, max_iter, criterion, lanes, gradient)
         with float64():
             return fit(model, data, **dict(zip(names, options, strict=True))).on_host()
+    mesh = explicit_mesh((data.data if is_batch else data, weights, init))
+    if mesh is not None:
+        auto = automatic(mesh)
+        options = (key, init, restarts, weights, method, tol, max_iter, criterion, lanes, gradient)
+        options = moved(dict(zip(OPTIONS, options, strict=True)), mesh, auto)
+        data = Batch(moved(data.data, mesh, auto)) if is_batch else moved(data, mesh, auto)
+        with jax.set_mesh(auto):
+            return moved(fit(model, data, **options), auto, mesh)
     model = adopt(model)
     if not isinstance(restarts, Restarts):
         restarts = integer(restarts, "restarts", 1)

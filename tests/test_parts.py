@@ -70,8 +70,8 @@ def test_long_calls_are_cut_into_slices_of_parts(cut_in_three, monkeypatch):
 
 
 def test_short_calls_and_threads_have_one_part():
-    assert parts.number_of_parts(SETS, 1000, tuning.PART_SECONDS / 2) == 1
-    inside = threads.in_threads(lambda _: parts.number_of_parts(SETS, 1000, 1.0), [0, 1])
+    assert parts.number_of_parts(1000, tuning.PART_SECONDS / 2) == 1
+    inside = threads.in_threads(lambda _: parts.number_of_parts(1000, 1.0), [0, 1])
     assert inside == [1, 1]
 
 

@@ -12,11 +12,9 @@ from jaxem.numerics import tuning
 from jaxem.solver import threads
 
 
-def number_of_parts(x, fits: int, seconds: float) -> int:
+def number_of_parts(fits: int, seconds: float) -> int:
     """The parts of a call of `fits` fits that is estimated to take so many seconds on one core."""
     if tuning.platform() != "cpu" or seconds < tuning.PART_SECONDS or threads.is_inside():
-        return 1
-    if any(isinstance(a, jax.Array) and len(a.sharding.device_set) > 1 for a in jax.tree.leaves(x)):
         return 1
     return max(1, min(threads.cores(), fits // tuning.PART_FITS))
 

@@ -36,7 +36,8 @@ class Plan(NamedTuple):
     params, not keys. restarts: the number of starts, or a `Restarts`. batched: whether the data
     have an axis of data sets. stationary_map: the map whose fixed point is differentiated, with
     which fits are `Ended`; None where it is the EM map. entropy: whether the program computes that
-    of the responsibilities; a plain fit computes it when it is asked for.
+    of the responsibilities; a plain fit computes it when it is asked for. spread: over which
+    devices the fits are spread, a `devices.Spread`, or None.
     """
 
     structure: Structure
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
     batched: bool = False
     stationary_map: Any = None
     entropy: bool = True
+    spread: Any = None
 
 
 @pytree(eq=False)

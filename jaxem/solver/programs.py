@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import in_jit, is_traced, merge, split
-from jaxem.solver import host, parts, threads
+from jaxem.solver import devices, host, parts, threads
 from jaxem.solver.axes import as_sets, best_of, canonical, typed
 from jaxem.solver.host import is_long
 from jaxem.solver.restarts import Restarts, continued, promising
@@ -63,10 +63,13 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
         effort = "full" if n * features * k >= tuning.CHUNKED else effort
     seconds = cost * fits * min(max_iter, tuning.USUAL_STEPS) * tuning.STEP_SECONDS
     size = sets if plan.batched else plan.restarts
-    count = parts.number_of_parts(x, size, seconds)
+    spread = devices.spread(x, plan.batched, size, seconds)
+    count = 1 if devices.is_sharded(x) else parts.number_of_parts(size, seconds)
     unit, total = (host.FITS, fits) if fits > 1 else (host.STEPS, int(max_iter))
     with host.bar(total, unit, is_long(cost * fits, max_iter)) as bar:
         climb = partial(_climb_part, effort, cost, bar)
+        if spread is not None:
+            return _climb_on_devices(climb, spread, size, *args, plan=plan)
         if count == 1:
             return climb(*args, plan=plan)
         return _climb_in_parts(climb, count, size, *args, plan=plan)
@@ -98,6 +101,25 @@ def _climb_in_parts(climb, count, size, numeric, x, weights, start, *limits, pla
     return parts.joined([best for best, _ in found], size), every
 
 
+def _climb_on_devices(climb, spread, size, numeric, x, weights, start, *limits, plan):
+    """`climb` with its data sets, or else its restarts, spread over devices. size: their number.
+
+    The fits of sharded data sets stay on their devices.
+    """
+    stays = plan.batched and devices.is_sharded(x)
+    x, weights = spread.placed((x, weights), plan.batched)
+    key, numbers = (None, start) if plan.given else start
+    numbers = spread.placed(numbers, True)
+    start = numbers if plan.given else (key, numbers)
+    if not plan.batched:
+        plan = plan._replace(restarts=len(jax.tree.leaves(start)[-1]))
+    best, every = climb(numeric, x, weights, start, *limits, plan=plan._replace(spread=spread))
+    if stays:
+        return best, every
+    every = parts.joined([every], size)
+    return (parts.joined([best], size) if plan.batched else _winner(every, False)), every
+
+
 def _climb_part(effort, cost, bar, numeric, x, weights, start, tol, max_iter, *, plan):
     """`_climb` in this thread. cost: of a step of one fit, in units × features² × components."""
     args = (numeric, x, weights, start, tol, max_iter)
@@ -109,15 +131,16 @@ def _climb_part(effort, cost, bar, numeric, x, weights, start, tol, max_iter, *,
             threads.until_ready(best.status)
         return best, (jax.tree.map(_alone, best) if every is None else every)
     x = jax.tree.map(jnp.asarray, x)  # once, not for every slice
+    form = {"batched": batched, "spread": plan.spread}
     problems, queue, ends = BEGIN(effort, numeric, x, *args[2:], plan=plan)
 
     def advance_slice(queue, budget):
-        return ADVANCE(effort, problems, x, queue, ends, budget, batched=batched)
+        return ADVANCE(effort, problems, x, queue, ends, budget, **form)
 
     sets = jax.eval_shape(lambda x: problems.on(as_sets(x, batched)).data, x)
     width, steps = lane_plan(plan, problems.climbed, sets, fits)
     queue = host.run_in_slices(advance_slice, queue, cost * (width * steps if fits > 1 else 1), bar)
-    best, every = END(effort, problems, x, queue, batched=batched)
+    best, every = END(effort, problems, x, queue, **form)
     threads.until_ready(best.status)
     return best, every
 
@@ -138,14 +161,14 @@ def _begin(*args, plan):
     return begin(plan, *canonical(*args, plan=plan))
 
 
-def _advance(problems, x, queue, ends, budget, *, batched):
+def _advance(problems, x, queue, ends, budget, *, batched, spread):
     """The next slice of a long climb."""
-    return advance(problems.on(as_sets(x, batched)), queue, ends, budget)
+    return advance(problems.on(as_sets(x, batched)), queue, ends, budget, spread)
 
 
-def _end(problems, x, queue, *, batched):
+def _end(problems, x, queue, *, batched, spread):
     """The last part of a long climb: the best `Fit` and the fits of all restarts."""
-    return _best(end(problems.on(as_sets(x, batched)), queue), batched)
+    return _best(end(problems.on(as_sets(x, batched)), queue, spread), batched)
 
 
 def _best(every, batched):
@@ -226,8 +249,8 @@ EFFORTS = {
 }
 SOLVE = Program(_solve, "plan", "transformed")
 BEGIN = Program(_begin, "plan")
-ADVANCE = Program(_advance, "batched")
-END = Program(_end, "batched")
+ADVANCE = Program(_advance, "batched", "spread")
+END = Program(_end, "batched", "spread")
 
 
 def _alone(leaf):

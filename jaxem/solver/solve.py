@@ -6,10 +6,12 @@ fit has a batching rule, which merges the batch axis into B, or into R where the
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
+from jax.sharding import PartitionSpec as P
 
 from jaxem.numerics.tree import merge
 from jaxem.solver import lanes, loop
@@ -32,6 +34,10 @@ def climb(problem: Problem, state, tol, max_iter, budget=None):
 
 def many(plan: Plan, data, starts, limits) -> Fit:
     """The fits of the canonical form: data (B, …), starts (B, R, …), limits two arrays (B, R)."""
+    if plan.spread is not None:
+        here, sets, fits = plan._replace(spread=None), plan.spread.of_sets, plan.spread.of_fits
+        function = plan.spread.mapped(partial(many, here), (sets, fits, fits), fits)
+        return function(data, starts, limits)
     problems, queue, ends = begin(plan, data, starts, limits)
     problems = problems.on(data[1])
     return end(problems, advance(problems, queue, ends))
@@ -42,6 +48,11 @@ def begin(plan: Plan, data, starts, limits):
 
     A single problem has no data in it where these are the given ones.
     """
+    if plan.spread is not None:
+        here, sets, fits = plan._replace(spread=None), plan.spread.of_sets, plan.spread.of_fits
+        out_specs = (sets, fits, fits)
+        function = plan.spread.mapped(partial(begin, here), (sets, fits, fits), out_specs)
+        return function(data, starts, limits)
     sets, restarts = limits[0].shape
     width, _ = lane_plan(plan, merge(data[0], plan.structure)[0], data[1], sets * restarts)
 
@@ -57,12 +68,15 @@ def begin(plan: Plan, data, starts, limits):
     return problems, queue, (tol * problems.total[:, None], max_iter)
 
 
-def advance(problems: Problem, queue, ends, budget=None):
+def advance(problems: Problem, queue, ends, budget=None, spread=None):
     """The states after every climb has ended, or after `budget` rounds of steps.
 
     A state that is not RUNNING does not change. A round is one step of a single climb, or
-    `Lanes.interval` steps of all lanes.
+    `Lanes.interval` steps of all lanes, of each device by itself.
     """
+    if spread is not None:
+        in_specs = (spread.of_sets, spread.of_fits, spread.of_fits, P())
+        return spread.mapped(advance, in_specs, spread.of_fits)(problems, queue, ends, budget)
     sets, restarts = queue.status.shape
     if sets == restarts == 1:
         one, state, limits = _first((problems, _first(queue), _first(ends)))
@@ -76,8 +90,10 @@ def advance(problems: Problem, queue, ends, budget=None):
     return jax.tree.map(lambda a: a.reshape(sets, restarts, *a.shape[1:]), flat)
 
 
-def end(problems: Problem, queue) -> Fit:
+def end(problems: Problem, queue, spread=None) -> Fit:
     """The fits (B, R) of finished states."""
+    if spread is not None:
+        return spread.mapped(end, (spread.of_sets, spread.of_fits), spread.of_fits)(problems, queue)
     sets, restarts = queue.status.shape
     width, _ = lane_plan(problems.plan, problems.climbed, problems.data, sets * restarts)
 

@@ -84,7 +84,7 @@ def check() -> None:
 
 def can_abandon() -> bool:
     """Whether this thread would abandon a compilation: the main thread, outside of `jit`."""
-    return threading.current_thread() is threading.main_thread() and _mesh() is not None
+    return threading.current_thread() is threading.main_thread() and current_mesh() is not None
 
 
 def not_abandoned(function):
@@ -121,13 +121,13 @@ def _options() -> list:
     """The options of JAX in this thread, and its mesh, as pairs of a context manager and a
     value."""
     pairs = [(option, option.value) for option in OPTIONS]
-    mesh = _mesh()
+    mesh = current_mesh()
     if mesh is not None and not mesh.empty:
         pairs.append((jax.set_mesh, mesh))
     return pairs
 
 
-def _mesh():
+def current_mesh():
     """The mesh of this thread; None inside of `jit` and the like."""
     try:
         return jax.sharding.get_mesh()

@@ -1,0 +1,99 @@
+"""Many devices: the fits of a call are spread over them, a queue of lanes on each."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxem.numerics import tuning
+from jaxem.solver import parts, threads
+
+
+class Spread(NamedTuple):
+    """How the fits of a call are spread: over the axes `axes` of a mesh. Hashable.
+
+    batched: whether data sets are spread, else the restarts of one data set, which is copied.
+    """
+
+    mesh: Mesh
+    axes: tuple[str, ...]
+    batched: bool
+
+    @property
+    def of_sets(self):
+        """The `PartitionSpec` of arrays with a leading axis of data sets."""
+        return P(self.axes) if self.batched else P()
+
+    @property
+    def of_fits(self):
+        """The `PartitionSpec` of arrays with leading axes of data sets and of restarts."""
+        return P(self.axes) if self.batched else P(None, self.axes)
+
+    def mapped(self, function, in_specs, out_specs):
+        """`function` of the part of every device."""
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+
+    def placed(self, tree, is_spread: bool):
+        """A tree on the devices, its leading axis spread or every leaf copied. The leading axis is
+        filled up to a multiple of the devices with its last entry."""
+        count = int(np.prod([self.mesh.shape[name] for name in self.axes]))
+        sharding = NamedSharding(self.mesh, P(self.axes) if is_spread else P())
+
+        def place(leaf):
+            if is_spread and len(leaf) % count:
+                leaf = np.concatenate(parts.cut(leaf, count))
+            return jax.device_put(leaf, sharding)
+
+        return jax.tree.map(place, tree)
+
+
+def spread(x, batched: bool, size: int, seconds: float) -> Spread | None:
+    """How a call with the data x is spread over devices; None: it is not.
+
+    Data sets that are sharded stay on their devices. Others, and the restarts of one data set, are
+    spread over the mesh of `jax.set_mesh`, or else over all devices of this process, unless the
+    data were put on one of them.
+
+    Args:
+      size: the number of data sets, or else of restarts.
+      seconds: the estimated time of the call on one device.
+    """
+    if is_sharded(x):
+        return _as_sharded(_shardings(x)[0], batched)
+    arrays = [leaf for leaf in jax.tree.leaves(x) if isinstance(leaf, jax.Array)]
+    is_placed = any(leaf.committed for leaf in arrays) or jax.config.jax_default_device is not None
+    if is_placed or seconds < tuning.PART_SECONDS:
+        return None
+    mesh = threads.current_mesh()
+    if mesh is None or mesh.empty:
+        mesh = Mesh(np.array(jax.local_devices()), ("fits",))
+    if mesh.size == 1 or size < mesh.size * tuning.PART_FITS:
+        return None
+    return Spread(mesh, mesh.axis_names, batched)
+
+
+def is_sharded(x) -> bool:
+    """Whether an array of a tree lies on several devices."""
+    return len(_shardings(x)) > 0
+
+
+def _shardings(x) -> list:
+    """The shardings of the arrays of a tree that lie on several devices."""
+    arrays = [leaf for leaf in jax.tree.leaves(x) if isinstance(leaf, jax.Array)]
+    return [leaf.sharding for leaf in arrays if len(leaf.sharding.device_set) > 1]
+
+
+def _as_sharded(sharding: Any, batched: bool) -> Spread | None:
+    """The spread over the axes of a mesh along which data sets are sharded, or over all axes."""
+    if not isinstance(sharding, NamedSharding):
+        return None
+    mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)  # its axes are of type Auto
+    leading = sharding.spec[0] if len(sharding.spec) else None
+    if leading is not None and not batched:  # its units are sharded
+        return None
+    axes = (leading,) if isinstance(leading, str) else leading or mesh.axis_names
+    return Spread(mesh, tuple(axes), batched)

@@ -1,0 +1,164 @@
+"""Fits on several devices: fleets and restarts are spread over them, and data stay where they are.
+
+The functions run in subprocesses that have four devices of a CPU.
+"""
+
+import functools
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import jaxem
+
+COLLECTIVES = re.compile(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\(")
+FLAG = "--xla_force_host_platform_device_count=4"
+MODEL = jaxem.Mixture(jaxem.Normal(), k=2)
+RNG = np.random.default_rng(0)
+SETS = RNG.normal(size=(128, 40, 2)) + 3 * RNG.integers(2, size=(128, 40, 1))
+OPTIONS = {"key": 0, "lanes": 8}
+
+
+def spread_everything():
+    from jaxem.numerics import tuning
+
+    tuning.PART_SECONDS = 0
+
+
+def mesh_of(kind, shape=(4,)):
+    names = ("a", "b")[: len(shape)]
+    return jax.make_mesh(shape, names, axis_types=(kind,) * len(shape))
+
+
+def sharded(x, mesh, *names):
+    spec = jax.sharding.PartitionSpec(*names)
+    return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+
+
+def assert_equal(a, b, **tolerance):
+    """All fits are equal, bit by bit or to a tolerance."""
+    found = [(r.params, r.objective, r.n_iter, r.status) for r in (a.restarts, b.restarts)]
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(one, other, **{"rtol": 0} | tolerance)
+
+
+@functools.cache
+def of_one_device():
+    x = jax.device_put(SETS, jax.devices()[0])
+    return jaxem.fit(MODEL, jaxem.Batch(x), **OPTIONS)
+
+
+def modules():
+    """The optimised modules of the programs that a call runs, as a list that grows."""
+    from jaxem.solver.programs import Program
+
+    texts, run = [], Program.__call__
+
+    def call(self, effort, *args, **static):
+        texts.append(self.compiled(effort).lower(*args, **static).compile().as_text())
+        return run(self, effort, *args, **static)
+
+    Program.__call__ = call
+    return texts
+
+
+def fleets():
+    """A sharded fleet, in every kind of mesh, equals that of one device, without a collective."""
+    expected, texts = of_one_device(), modules()
+    for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
+        mesh = mesh_of(kind)
+        x = sharded(SETS, mesh, "a")
+        result = jaxem.fit(MODEL, jaxem.Batch(x), **OPTIONS)
+        assert_equal(result, expected)
+        assert result.params.weights.sharding.is_equivalent_to(x.sharding, 2)
+        with jax.set_mesh(mesh):
+            assert_equal(jaxem.fit(MODEL, jaxem.Batch(x), **OPTIONS), expected)
+    x = sharded(SETS, mesh_of(jax.sharding.AxisType.Auto, (2, 2)), ("b", "a"))
+    assert_equal(jaxem.fit(MODEL, jaxem.Batch(x), **OPTIONS), expected)
+    assert not any(COLLECTIVES.search(text) for text in texts)
+
+
+def plain():
+    """Plain arrays are spread over all devices; the last one is filled up."""
+    spread_everything()
+    expected, texts = of_one_device(), modules()
+    some = jaxem.fit(MODEL, jaxem.Batch(SETS[:126]), **OPTIONS)
+    assert_equal(some, expected[:126])
+    assert len(some.params.weights.sharding.device_set) == 1
+    assert "num_partitions=4" in texts[-1]
+    assert not COLLECTIVES.search(texts[-1])
+    start = jax.tree.map(np.asarray, expected.params)
+    given = jaxem.fit(MODEL, jaxem.Batch(SETS), init=start, lanes=8)
+    assert given.n_iter.max() < expected.n_iter.max()
+    with jax.set_mesh(mesh_of(jax.sharding.AxisType.Auto)):
+        assert_equal(jaxem.fit(MODEL, jaxem.Batch(SETS), **OPTIONS), expected)
+
+
+def restarts():
+    """The restarts of one data set are spread."""
+    x = jax.device_put(SETS[0], jax.devices()[0])
+    expected = jaxem.fit(MODEL, x, restarts=67, **OPTIONS)
+    spread_everything()
+    texts = modules()
+    result = jaxem.fit(MODEL, SETS[0], restarts=67, **OPTIONS)
+    assert "num_partitions=4" in texts[-1]
+    assert_equal(result, expected, rtol=1e-9, atol=1e-12)
+
+
+def slices():
+    """A long fleet in slices, without a collective."""
+    from jaxem.numerics import tuning
+
+    expected, texts = of_one_device(), modules()
+    tuning.STEP_SECONDS = 1e-4
+    x = sharded(SETS, mesh_of(jax.sharding.AxisType.Auto), "a")
+    assert_equal(jaxem.fit(MODEL, jaxem.Batch(x), **OPTIONS), expected)
+    assert len(texts) > 2
+    assert not any(COLLECTIVES.search(text) for text in texts)
+
+
+def transformed():
+    """Inside of jit, vmap and shard_map: the same answers, or a sentence."""
+    P, kinds = jax.sharding.PartitionSpec, jax.sharding.AxisType
+    expected = of_one_device()
+
+    def fit(x):
+        return jaxem.fit(MODEL, jaxem.Batch(x), **OPTIONS)
+
+    auto, explicit = mesh_of(kinds.Auto), mesh_of(kinds.Explicit)
+    assert_equal(jax.jit(fit)(sharded(SETS, auto, "a")), expected)
+    with pytest.raises(TypeError, match=r"Explicit axes.*call fit outside of it"):
+        jax.jit(fit)(sharded(SETS, explicit, "a"))
+
+    def each(x):
+        return jax.vmap(lambda x: jaxem.fit(MODEL, x, **OPTIONS).params)(x)
+
+    options = {"in_specs": P("a"), "out_specs": P("a")}
+    x, shard_map = sharded(SETS, auto, "a"), functools.partial(jax.shard_map, mesh=auto, **options)
+    parts = jax.jit(shard_map(each, check_vma=False))(x)
+    for one, other in zip(*map(jax.tree.leaves, (parts, jax.jit(each)(SETS))), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+    with pytest.raises(TypeError, match=r"shard_map\(..., check_vma=False\)"):
+        jax.jit(shard_map(each))(x)
+
+
+@pytest.mark.parametrize("names", [("fleets", "transformed", "slices"), ("plain", "restarts")])
+def test_on_four_devices(names):
+    root = pathlib.Path(__file__).parents[1]
+    code = "import jax; jax.config.update('jax_enable_x64', True); import test_devices as t; "
+    env = {
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FLAG}",
+        "PYTHONPATH": f"{root}:{root / 'tests'}",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", code + "; ".join(f"t.{name}()" for name in names)],
+        capture_output=True,
+        text=True,
+        env=os.environ | env,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
