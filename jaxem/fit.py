@@ -29,6 +29,7 @@ from jaxem.gradient.rules import GRADIENTS
 from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
 from jaxem.models.mixture import FiniteMixture, starts_among_units, warn_if_identical
+from jaxem.numerics import tuning
 from jaxem.numerics.tree import float_dtype, in_jit, is_traced, split
 from jaxem.protocol.capabilities import Bound, FiniteLatents, Placed, defines, has
 from jaxem.protocol.model import Bank, name_of
@@ -105,19 +106,23 @@ def fit(
     refuse_unknown(unknown, OPTIONS)
     require_model(model)
     is_batch = isinstance(data, Batch)
-    if needs_float64(data.data if is_batch else data, is_batch) and not in_jit():
-        names = OPTIONS
-        options = (key, init, restarts, weights, method, tol, max_iter, criterion, lanes, gradient)
+    raw = data.data if is_batch else data
+    options = (key, init, restarts, weights, method, tol, max_iter, criterion, lanes, gradient)
+    options = dict(zip(OPTIONS, options, strict=True))
+    if needs_float64(raw, is_batch) and not in_jit():
         with float64():
-            return fit(model, data, **dict(zip(names, options, strict=True))).on_host()
-    mesh = explicit_mesh((data.data if is_batch else data, weights, init))
+            return fit(model, data, **options).on_host()
+    platform = tuning.platform_of(raw)
+    if platform != tuning.platform():
+        with tuning.on_platform(platform):
+            return fit(model, data, **options)
+    mesh = explicit_mesh((raw, weights, init))
     if mesh is not None:
         auto = automatic(mesh)
-        options = (key, init, restarts, weights, method, tol, max_iter, criterion, lanes, gradient)
-        options = moved(dict(zip(OPTIONS, options, strict=True)), mesh, auto)
-        data = Batch(moved(data.data, mesh, auto)) if is_batch else moved(data, mesh, auto)
+        raw, options = moved((raw, options), mesh, auto)
         with jax.set_mesh(auto):
-            return moved(fit(model, data, **options), auto, mesh)
+            result = fit(model, Batch(raw) if is_batch else raw, **options)
+        return moved(result, auto, mesh)
     model = adopt(model)
     if not isinstance(restarts, Restarts):
         restarts = integer(restarts, "restarts", 1)
@@ -138,16 +143,16 @@ def fit(
         raise ValueError("the start is random: pass key=jax.random.key(0), or an int")
     key = None if key is None else as_key(key)
     lanes = lanes if isinstance(lanes, Lanes) else Lanes(integer(lanes, "lanes", 1))
-    plan = Plan(None, stopping, clean=False, given=False, lanes=lanes, restarts=restarts)
-    options = (key, init, method, limits, plan, gradient)
+    plan = Plan(None, stopping, False, False, lanes, restarts, platform=platform)
+    call = (key, init, method, limits, plan, gradient)
     if is_batch:
         require_room(data.data, "Batch data")
-        result, x = _fit_batch(model, data, weights, *options), None
+        result, x = _fit_batch(model, data, weights, *call), None
     else:
         x, n = checks.as_data(data)
         warn_of_lost_digits(x)
         weights = checks.as_weights(weights, n, float_dtype(x))
-        result = _fit_one(model, x, n, weights, *options)
+        result = _fit_one(model, x, n, weights, *call)
         model = result.model
     if is_traced(result):
         return result

@@ -42,7 +42,7 @@ from jaxem.protocol.status import Status
 from jaxem.protocol.units import inward, outward, standardized
 from jaxem.results.optima import Optimum, optima
 from jaxem.solver import host as slices
-from jaxem.solver import loop, threads
+from jaxem.solver import lanes, loop, threads
 from jaxem.solver.problem import Plan
 from jaxem.solver.solve import single
 from jaxem.solver.stopping import Aitken
@@ -94,6 +94,7 @@ __all__ = [
     "lda_model",
     "lda_posterior",
     "lda_stationary",
+    "lanes",
     "loop",
     "lost_columns",
     "merge",

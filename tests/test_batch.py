@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compare import close, lane, same_ends
-from internals import as_data, padded_length, tuning
+from internals import as_data, lanes, padded_length, tuning
 
 import jaxem
 
@@ -50,6 +50,29 @@ def test_the_lanes_do_not_matter(fleet, lanes):
     x, batch = fleet
     other = jaxem.fit(MODEL, jaxem.Batch(x[:20]), init=lane(starts(x), np.s_[:20]), lanes=lanes)
     same_ends(other, lane(batch, np.s_[:20]), N, TOL)
+
+
+@pytest.mark.parametrize("sliced", [False, True])
+def test_an_accelerator_has_fewer_lanes_for_the_last_fits(fleet, sliced, monkeypatch):
+    x, batch = fleet
+    monkeypatch.setattr(tuning, "platform", lambda: "gpu")
+    if sliced:
+        monkeypatch.setattr(tuning, "STEP_SECONDS", 1e-4)
+    widths, run = [], lanes.run_lanes
+    monkeypatch.setattr(
+        lanes, "run_lanes", lambda *args, **o: widths.append(o["width"]) or run(*args, **o)
+    )
+    other = jaxem.fit(MODEL, jaxem.Batch(x), init=starts(x))
+    assert widths == [64, 8]
+    same_ends(other, batch, N, TOL)
+
+
+def test_the_lanes_are_a_fraction_of_the_fits(monkeypatch):
+    assert [jaxem.Lanes().width_for(n, 1000) for n in (8, 150, 1024, 10**6)] == [8, 16, 32, 64]
+    assert jaxem.Lanes().width_for(1024, 10**9) == 4
+    monkeypatch.setattr(tuning, "platform", lambda: "gpu")
+    assert [jaxem.Lanes().width_for(n, 1000) for n in (8, 512, 4096, 10**6)] == [8, 64, 256, 4096]
+    assert jaxem.Lanes().width_for(4096, 20000 * 8 * 8) == 209
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, "wide"])

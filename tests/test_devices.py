@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 import jaxem
+from jaxem.numerics import tuning
+from jaxem.solver.programs import Program
 
 COLLECTIVES = re.compile(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\(")
 FLAG = "--xla_force_host_platform_device_count=4"
@@ -25,8 +27,6 @@ OPTIONS = {"key": 0, "lanes": 8}
 
 
 def spread_everything():
-    from jaxem.numerics import tuning
-
     tuning.PART_SECONDS = 0
 
 
@@ -55,8 +55,6 @@ def of_one_device():
 
 def modules():
     """The optimised modules of the programs that a call runs, as a list that grows."""
-    from jaxem.solver.programs import Program
-
     texts, run = [], Program.__call__
 
     def call(self, effort, *args, **static):
@@ -112,8 +110,6 @@ def restarts():
 
 def slices():
     """A long fleet in slices, without a collective."""
-    from jaxem.numerics import tuning
-
     expected, texts = of_one_device(), modules()
     tuning.STEP_SECONDS = 1e-4
     x = sharded(SETS, mesh_of(jax.sharding.AxisType.Auto), "a")
@@ -162,3 +158,27 @@ def test_on_four_devices(names):
         env=os.environ | env,
     )
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_where_programs_run(monkeypatch):
+    """The devices of the data, then the mesh, then the default device, then the default backend."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert tuning.platform() == tuning.platform_of(SETS) == "gpu"
+    assert tuning.platform_of({"a": SETS, "b": jax.device_put(SETS, jax.devices()[0])}) == "cpu"
+    with jax.set_mesh(jax.make_mesh((1,), ("a",))):
+        assert tuning.platform() == "cpu"
+    with jax.default_device(jax.devices()[0]), tuning.on_platform("tpu"):
+        assert tuning.platform() == "tpu"
+    with jax.default_device("gpu"):
+        assert tuning.platform() == "gpu"
+    plans = []
+
+    def call(self, effort, *args, plan, **static):
+        plans.append(plan)
+        raise KeyError
+
+    monkeypatch.setattr(Program, "__call__", call)
+    for x in (SETS[0], jax.device_put(SETS[0], jax.devices()[0])):
+        with pytest.raises(KeyError):
+            jaxem.fit(MODEL, x, key=0)
+    assert [plan.platform for plan in plans] == ["gpu", "cpu"]

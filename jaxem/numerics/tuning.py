@@ -5,13 +5,48 @@ machine is named; accelerators have their own values where these are known. `pla
 platform on which programs run.
 """
 
+import contextlib
+import contextvars
+from typing import NamedTuple
+
 import jax
 import jaxlib.version
 
+_platform = contextvars.ContextVar("platform", default=None)
+
 
 def platform() -> str:
-    """The platform that programs are compiled for: "cpu", "gpu" or "tpu"."""
-    return jax.default_backend()
+    """The platform that programs are compiled for: "cpu", "gpu" or "tpu".
+
+    That of `on_platform`, else of the mesh of this thread or trace, of `jax.default_device`, or the
+    default backend.
+    """
+    placed = _platform.get()
+    if placed is not None:
+        return placed
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    device = jax.config.jax_default_device if device is None else device
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform
+
+
+def platform_of(tree) -> str:
+    """The platform of the first array of a tree that was put on a device, else `platform()`."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.committed:
+            return next(iter(leaf.sharding.device_set)).platform
+    return platform()
+
+
+@contextlib.contextmanager
+def on_platform(name: str):
+    """A context in which `platform()` is `name`."""
+    token = _platform.set(name)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
 
 
 def full_products():
@@ -116,9 +151,6 @@ float32: d = 32 32 ms against 200 on centred rows, d = 40 45 against 113, d = 64
 
 # Many fits at once, and compiling
 
-LANES_BYTES = 2**19
-"""Bytes of the arrays of all lanes on a CPU: about half of a core's level-2 cache."""
-
 PREDICTED = 2**20
 """The most numbers, of data and params, for which a batch of fits is asked at once: it bounds the
 memory of the answers' temporaries."""
@@ -127,15 +159,44 @@ LONG_STEP = 2**15
 """Numbers in a fit's largest array from which a step takes longer than a check for finished
 lanes."""
 
-LEAST_LANES, MOST_LANES = 4, 64
-"""The least and the largest number of lanes on a CPU (1,024 fits of 500 × 2, k = 3: 16 lanes 0.42
-ms a fit, 64 lanes 0.55, 256 lanes 1.26)."""
+
+class LaneSizes(NamedTuple):
+    """How many fits run at once. least, most: the number of lanes. bytes: of the widest array of
+    all lanes. fits: there is one lane for so many fits, so that few lanes are empty while the
+    slowest fits end; but at least `few` lanes."""
+
+    least: int
+    most: int
+    bytes: int
+    fits: int
+    few: int
+
+
+CPU_LANES = LaneSizes(4, 64, 2**19, 32, 16)
+"""The bytes are about half of a core's level-2 cache (1,024 fits of 500 × 2, k = 3: 16 lanes 0.42
+ms a fit, 64 lanes 0.55, 256 lanes 1.26; 1,024 fits of 200 × 2, k = 2, on two cores: 16 lanes 132
+ms, 32 lanes 152, 64 lanes 212; 256 fits of 2,000 × 4, k = 3: 5 lanes 464 ms, 8 lanes 527, 16 lanes
+1,172)."""
+
+ACCELERATOR_LANES = LaneSizes(4, 4096, 2**30, 16, 64)
+"""The bytes are an estimate, not measured."""
+
+NARROWER = 8
+"""By how much the lanes for the last fits are fewer on an accelerator. Simulated from measured step
+counts (1,024, 4,096, 16,384 and 65,536 fits of 200 × 2, k = 2: 80 steps in the mean, 1,521 at
+most): all lanes take 1.23 to 1.30 times the useful steps, without this 1.49 to 2.13 times; fits of
+500 × 2, k = 3: 1.15 to 1.18 times, without this 1.31 to 1.63 times."""
+
+
+def lane_sizes() -> LaneSizes:
+    return CPU_LANES if platform() == "cpu" else ACCELERATOR_LANES
+
 
 INTERVAL = 4
 """EM steps between two checks for finished lanes, where a step takes less time than a check."""
 
-ACCELERATOR_LANES, ACCELERATOR_INTERVAL = 4096, 8
-"""Lanes and steps between checks on accelerators: estimates, not measured."""
+ACCELERATOR_INTERVAL = 8
+"""The same on accelerators: an estimate, not measured."""
 
 CONSTANT_UNITS = 4096
 """Units up to which weights of 1 are constants of a program. XLA folds constants, which takes

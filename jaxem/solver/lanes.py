@@ -23,7 +23,8 @@ class Lanes:
     """How many fits run at once, for `fit(..., lanes=...)`. The answers do not depend on it.
 
     Args:
-      width: the number of lanes. None: as many as fit the cache of a CPU, or 4,096 elsewhere.
+      width: the number of lanes. None: a fraction of the fits, and at most as many as fit the cache
+        of a CPU or a part of the memory of an accelerator.
       steps: EM steps between two checks for finished lanes. None: 1 to 8, fewer where a step is
         long.
 
@@ -42,10 +43,18 @@ class Lanes:
         """The lanes for `count` fits whose widest intermediate array holds `floats` numbers."""
         if self.width is not None:
             return min(count, self.width)
-        if tuning.platform() != "cpu":
-            return min(count, tuning.ACCELERATOR_LANES)
-        fitting = max(tuning.LEAST_LANES, tuning.LANES_BYTES // (floats * 4))
-        return min(count, tuning.MOST_LANES, fitting)
+        sizes = tuning.lane_sizes()
+        fitting = max(sizes.least, sizes.bytes // (floats * 4))
+        return min(count, sizes.most, fitting, max(sizes.few, count // sizes.fits))
+
+    def narrow(self, width: int) -> int:
+        """The lanes for the last fits, where `width` lanes would be empty for the most part; 0:
+        as many as before. A second loop takes compile time, so that a CPU has none."""
+        if self.width is not None or tuning.platform() == "cpu":
+            return 0
+        return (
+            width // tuning.NARROWER if width >= tuning.NARROWER * tuning.lane_sizes().least else 0
+        )
 
     def interval(self, floats: int) -> int:
         """EM steps between two checks for finished lanes, for fits as in `width_for`."""
@@ -56,8 +65,9 @@ class Lanes:
         return tuning.INTERVAL if floats < tuning.LONG_STEP else 1
 
 
-def run_lanes(queue, problems, ends, *, stopping, width: int, steps: int, budget=None):
-    """Steps every state of the queue until it ends, or all lanes for `budget` times `steps` steps.
+def run_lanes(queue, problems, ends, *, stopping, width: int, steps: int, budget=None, few=0):
+    """Steps every state of the queue until it ends, or all lanes for `budget` times `steps` steps,
+    or until at most `few` states are RUNNING.
 
     Args:
       queue: a `loop.State` with a leading axis of fits; those that are not RUNNING do not change.
@@ -114,14 +124,15 @@ def run_lanes(queue, problems, ends, *, stopping, width: int, steps: int, budget
 
     def is_unfinished(carry):
         rounds, index, *_ = carry
-        is_busy = jnp.any(index < count)
+        is_busy = jnp.sum(index < count) > few if few else jnp.any(index < count)
         return is_busy if budget is None else is_busy & (rounds < budget)
 
     index = order[:width]
     first = rows(entries(queue, index)), problems_of(index), ends_of(entries(ends, index)), queue
     carry = (jnp.asarray(0, index.dtype), index, jnp.asarray(width, index.dtype), *first)
     _, index, _, states, _, _, queue = jax.lax.while_loop(is_unfinished, body, carry)
-    return rows(queue if budget is None else _store(queue, packed(states)[0], index))
+    ends_early = few or budget is not None
+    return rows(_store(queue, packed(states)[0], index) if ends_early else queue)
 
 
 def _store(queue, states, index):

@@ -37,7 +37,8 @@ class Plan(NamedTuple):
     have an axis of data sets. stationary_map: the map whose fixed point is differentiated, with
     which fits are `Ended`; None where it is the EM map. entropy: whether the program computes that
     of the responsibilities; a plain fit computes it when it is asked for. spread: over which
-    devices the fits are spread, a `devices.Spread`, or None.
+    devices the fits are spread, a `devices.Spread`, or None. platform: on which the programs run;
+    sizes of chunks and lanes depend on it.
     """
 
     structure: Structure
@@ -50,6 +51,7 @@ class Plan(NamedTuple):
     stationary_map: Any = None
     entropy: bool = True
     spread: Any = None
+    platform: str = "cpu"
 
 
 @pytree(eq=False)

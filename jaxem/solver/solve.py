@@ -14,6 +14,7 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import PartitionSpec as P
 
 from jaxem.numerics.tree import merge
+from jaxem.protocol.status import Status
 from jaxem.solver import lanes, loop
 from jaxem.solver.problem import Fit, Plan, Problem, finish
 
@@ -85,8 +86,14 @@ def advance(problems: Problem, queue, ends, budget=None, spread=None):
     plan = problems.plan
     width, steps = lane_plan(plan, problems.climbed, problems.data, sets * restarts)
     flat, ends = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (queue, ends))
-    options = {"width": width, "steps": steps, "budget": budget}
-    flat = lanes.run_lanes(flat, problems, ends, stopping=plan.stopping, **options)
+    few = plan.lanes.narrow(width)
+    run = partial(lanes.run_lanes, stopping=plan.stopping, steps=steps)
+    flat = run(flat, problems, ends, width=width, budget=budget, few=few)
+    if few:
+        if budget is not None:
+            are_few = jnp.sum(flat.status == Status.RUNNING) <= few
+            budget = jnp.where(are_few, budget, 0)
+        flat = run(flat, problems, ends, width=few, budget=budget)
     return jax.tree.map(lambda a: a.reshape(sets, restarts, *a.shape[1:]), flat)
 
 
