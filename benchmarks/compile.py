@@ -119,20 +119,21 @@ def exported(name, platform, answer):
 def table(platform, names):
     """Compiles every workload, prints a row for each and writes the record after each."""
     path = pathlib.Path(__file__).parent / "results" / f"compile-{platform}.json"
-    record = json.loads(path.read_text()) if path.exists() else {}
-    record = {"target": TARGETS[platform][0], "workloads": record.get("workloads", {})}
+    found = json.loads(path.read_text())["workloads"] if path.exists() else {}
+    every = list(workloads())
     print(HEAD)
     for name in names:
-        found = apart(platform, name)
-        record["workloads"][name] = found
+        found[name] = apart(platform, name)
+        ordered = {name: found[name] for name in every if name in found}
+        record = {"target": TARGETS[platform][0], "workloads": ordered}
         path.write_text(json.dumps(record, indent=1) + "\n")
-        print(row(name, found), flush=True)
-    if missing := [name for name in workloads() if name not in record["workloads"]]:
+        print(row(name, found[name]), flush=True)
+    if missing := [name for name in every if name not in found]:
         print(f"not compiled: {', '.join(missing)}")
     print()
     for name, figure, most in GOALS[platform]:
         if name in names:
-            value = record["workloads"][name].get(figure)
+            value = found[name].get(figure)
             verdict = "not known" if value is None else f"{value:,.0f}"
             verdict += "" if value is not None and value <= most else "  FAILED"
             print(f"{name}, {figure}: {verdict} (at most {most:,})")
@@ -141,7 +142,6 @@ def table(platform, names):
 def apart(platform, name):
     """The record of one workload, compiled in a process of its own."""
     code = f"from benchmarks.compile import measured; measured({platform!r}, {name!r})"
-    begun = time.perf_counter()
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT
@@ -154,8 +154,7 @@ def apart(platform, name):
         failed = {"failed": f"exit {done.returncode}: {lines[-1][:200]}"}
         found = json.loads(last) if last.startswith("{") else failed
     today = datetime.date.today().isoformat()
-    seconds = round(time.perf_counter() - begun)
-    return {"jax": jax.__version__, "date": today, "process seconds": seconds} | found
+    return {"jax": jax.__version__, "date": today} | found
 
 
 def measured(platform, name):
