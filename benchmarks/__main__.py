@@ -6,6 +6,7 @@ import sys
 PARTS = {
     "accelerators": ("accelerators",),
     "cold": ("cold",),
+    "compile": ("compile",),
     "gradient": ("gradient",),
     "fleet": ("fleet", "ragged", "restarts"),
     "incremental": ("incremental",),

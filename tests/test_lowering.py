@@ -7,6 +7,8 @@ import pytest
 from internals import collect
 
 import jaxem
+from benchmarks.hlo import Module, low_products
+from benchmarks.workloads import workloads
 
 X = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
 
@@ -37,8 +39,14 @@ def test_those_of_accelerators_too():
     products(lambda x: loss(x, method, model))
 
 
-def products(function):
-    exported = jax.export.export(jax.jit(function), platforms=["cuda", "tpu"])(X)
+@pytest.mark.parametrize("name", ["optax", "meanfield", "constrained", "restricted"])
+def test_those_of_other_rules_too(name):
+    function, *args = workloads()[name]
+    products(function, *args)
+
+
+def products(function, *args):
+    exported = jax.export.export(jax.jit(function), platforms=["cuda", "tpu"])(*(args or (X,)))
     lines = [
         line for line in exported.mlir_module().splitlines() if "stablehlo.dot_general" in line
     ]
@@ -66,3 +74,37 @@ def test_no_factorisation_in_the_loop_over_chunks():
     sums = jax.make_jaxpr(lambda p, x, w: collect(model, p, x, w))(params, x, x[:, 0])
     names = set(primitives(sums.jaxpr))
     assert "dot_general" in names and not names & {"cholesky", "triangular_solve"}
+
+
+def climb(x):
+    """Five turns with two products in one branch, then an unknown number with a factorisation."""
+
+    def turn(_, y):
+        return jax.lax.cond(y[0, 0] > 0, lambda y: jnp.tanh(x @ y) @ y, lambda y: y, y)
+
+    def factored(y):
+        square = jnp.matmul(y, y.T, precision="highest")
+        return jnp.linalg.cholesky(square + jnp.eye(len(y), dtype=y.dtype))
+
+    y = jax.lax.fori_loop(0, 5, turn, x)
+    return jax.lax.while_loop(lambda y: y.sum() < 9, factored, y)
+
+
+def test_the_reader_of_modules_counts_turns_branches_and_library_calls():
+    limit = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 10)
+    try:
+        lowered = jax.jit(climb).lower(X[:3])
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", limit)
+    assert low_products(lowered.as_text()) == (2, 3)
+    module = Module(lowered.compile().as_text())
+    assert module.low_products == (2, 3) and not module.collectives
+    counted, until = module.loops
+    assert (counted.function, counted.trips) == ("climb", 5)
+    assert (until.function, until.trips) == ("climb", None)
+    ((most, least),) = counted.branches
+    assert counted.launches["dot"] == 2 < most <= counted.launches.total() and least == 0
+    assert not counted.calls and until.calls == {"lapack_spotrf_ffi": 1}
+    launches = module.launches(module.entry)
+    assert launches["dot"] == 5 * 2 + 1 and launches["lapack_spotrf_ffi"] == 1
