@@ -7,6 +7,7 @@ PARTS = {
     "accelerators": ("accelerators",),
     "cold": ("cold",),
     "gradient": ("gradient",),
+    "gpu": ("gpu",),
     "fleet": ("fleet", "ragged", "restarts"),
     "incremental": ("incremental",),
     "lda": ("lda",),
