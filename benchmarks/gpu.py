@@ -37,7 +37,7 @@ def find_torch(backend):
     """(the module `gpu_torch`, its device, None), or (None, None, why there is none)."""
     try:
         module = importlib.import_module("benchmarks.gpu_torch")
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: of a library that PyTorch loads
         missing = isinstance(error, ModuleNotFoundError) and error.name == "torch"
         why = "is not installed" if missing else f"cannot be imported: {described(error)}"
         return None, None, f"PyTorch {why}"
@@ -128,6 +128,11 @@ def run(context, path, workloads=WORKLOADS, budget=BUDGET):
     return record
 
 
+def file_name(device, part=False):
+    """gpu-<device in lower case with dashes>.json; `part`: of a run of some workloads."""
+    return "-".join(["gpu", *re.findall("[a-z0-9]+", device.lower())] + part * ["part"]) + ".json"
+
+
 def main():
     chosen = sys.argv[2:] or list(WORKLOADS)
     if unknown := set(chosen) - {*WORKLOADS}:
@@ -137,7 +142,6 @@ def main():
     torch, torch_device, why = find_torch(backend)
     print(f"{device}, jax {jax.__version__}" + (f"\n{why}" if why else ""))
     context = Context(CPU if backend == "cpu" else Size(), backend, torch, torch_device)
-    name = "-".join(["gpu", *re.findall("[a-z0-9]+", device.lower())])
-    name += "-part" if sys.argv[2:] else ""
-    path = pathlib.Path(__file__).parent / "results" / f"{name}.json"
+    results = pathlib.Path(__file__).parent / "results"
+    path = results / file_name(device, part=bool(sys.argv[2:]))
     run(context, path, {name: WORKLOADS[name] for name in chosen})

@@ -83,10 +83,10 @@ def seconds(run):
 
 def contest(sides, size, units):
     """(record, answers) of sides {name: function of nothing}: the first call of each, then runs in
-    turn. units: of work in a run, {name: number} or a number."""
+    turn. units: of work in a run, as many as there are fits, for example."""
     record, answers = {}, {}
     for name, run in sides.items():
-        record[name] = {"units": units[name] if isinstance(units, dict) else units}
+        record[name] = {"units": units}
         try:
             record[name]["first call"], answers[name] = seconds(run)
             record[name]["seconds"] = []

@@ -101,3 +101,14 @@ def test_a_side_that_ends_lower_has_failed():
 )
 def test_errors_hold_no_paths(text):
     assert "/" not in described(OSError(text))
+
+
+def test_names_of_files():
+    assert gpu.file_name("NVIDIA H100 80GB HBM3") == "gpu-nvidia-h100-80gb-hbm3.json"
+    assert gpu.file_name("cpu", part=True) == "gpu-cpu-part.json"
+
+
+def test_without_torch_its_column_is_absent(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.gpu_torch", raising=False)
+    assert gpu.find_torch("cpu") == (None, None, "PyTorch is not installed")
