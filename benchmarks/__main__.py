@@ -8,6 +8,7 @@ PARTS = {
     "cold": ("cold",),
     "compile": ("compile",),
     "gradient": ("gradient",),
+    "gpu": ("gpu",),
     "fleet": ("fleet", "ragged", "restarts"),
     "incremental": ("incremental",),
     "lda": ("lda",),
