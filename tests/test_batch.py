@@ -72,7 +72,7 @@ def test_the_lanes_are_a_fraction_of_the_fits(monkeypatch):
     assert jaxem.Lanes().width_for(1024, 10**9) == 4
     monkeypatch.setattr(tuning, "platform", lambda: "gpu")
     assert [jaxem.Lanes().width_for(n, 1000) for n in (8, 512, 4096, 10**6)] == [8, 64, 256, 4096]
-    assert jaxem.Lanes().width_for(4096, 20000 * 8 * 8) == 209
+    assert jaxem.Lanes().width_for(4096, 20000 * 8 * 8) == 52
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, "wide"])

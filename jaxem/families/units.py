@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from jaxem.numerics import tuning
+from jaxem.numerics import rows, tuning
 from jaxem.numerics.linalg import copies
 from jaxem.passes.linear import roomy
 
@@ -83,13 +83,13 @@ def _middle(x, weights):
     """Median and robust standard deviation (d,) of the present rows of a sample; the second is 0
     where the quartiles are equal."""
     stride = -(-x.shape[0] // tuning.FRAME_UNITS)
-    present = weights[::stride] > 0
+    present = rows.spaced(weights, stride) > 0
     count = present.sum()
-    rows = jnp.sort(jnp.where(present[:, None], x[::stride], jnp.inf), axis=0)
-    low, median, high = rows[((count - 1) * jnp.arange(1, 4)) // 4]
+    ordered = jnp.sort(jnp.where(present[:, None], rows.spaced(x, stride), jnp.inf), axis=0)
+    low, median, high = ordered[((count - 1) * jnp.arange(1, 4)) // 4]
     spread = (high - low) / NORMAL_QUARTILES
     if stride > 1:  # the sample may have no present row
-        first = x[jnp.argmax(weights > 0)]
+        first = rows.unit(x, rows.first(weights > 0))
         median, spread = jnp.where(count > 0, median, first), jnp.where(count > 0, spread, 0)
     return median, spread
 
@@ -98,19 +98,19 @@ def over_rows(function, combine, x, weights):
     """`function(x, weights)` of all rows, in chunks for large data: XLA stores the input of a
     sum."""
     n = x.shape[0]
-    rows = tuning.SURVEY_ROWS
-    if roomy(x) or n <= rows:
+    size = tuning.SURVEY_ROWS
+    if roomy(x) or n <= size or rows.are_sharded():
         return function(x, weights)
 
     def chunk(i):
-        begin = jnp.minimum(i * rows, n - rows)
-        block, block_weights = (jax.lax.dynamic_slice_in_dim(a, begin, rows) for a in (x, weights))
-        return function(block, jnp.where(begin + jnp.arange(rows) >= i * rows, block_weights, 0))
+        begin = jnp.minimum(i * size, n - size)
+        block, block_weights = (jax.lax.dynamic_slice_in_dim(a, begin, size) for a in (x, weights))
+        return function(block, jnp.where(begin + jnp.arange(size) >= i * size, block_weights, 0))
 
     def add(total, i):
         return combine(total, chunk(i)), None
 
-    return jax.lax.scan(add, chunk(0), jnp.arange(1, -(-n // rows)))[0]
+    return jax.lax.scan(add, chunk(0), jnp.arange(1, -(-n // size)))[0]
 
 
 def column_scale(x, weights):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.lax import Precision
 
 from jaxem.numerics import tuning
+from jaxem.numerics.rows import are_sharded, summed
 from jaxem.numerics.sums import rounding
 from jaxem.numerics.tree import over_units
 from jaxem.passes.invariant import hoisted
@@ -30,6 +31,9 @@ def in_chunks(function, rows: int, params, x, weights, axis=0) -> Sums:
     0. The rounding error of each addition of a chunk is summed and added at the end, so that the
     sums of many chunks are as accurate as those of one.
     """
+    if are_sharded():
+        of_device = partial(in_chunks, function, rows, axis=axis)
+        return summed(of_device, params, x, weights, axis)
     n = weights.shape[0]
     if n <= rows:
         return sums_of(function, params, x, weights)
@@ -82,6 +86,8 @@ def _is_sums(tree):
 
 def sums_of(function, params, x, weights) -> Sums:
     """The `Sums` of `function` as in `in_chunks`, over all units at once."""
+    if are_sharded():
+        return summed(partial(sums_of, function), params, x, weights)
     sums = _parts(function, params, x, weights)
     return sums._replace(magnitude=sums.magnitude + weights.sum())
 
@@ -106,6 +112,8 @@ def row_sum(weights, values):
 
     It is computed as a matrix product: sums along the minor axis are not vectorised on a CPU.
     """
+    if are_sharded():
+        return summed(lambda _, values, weights: row_sum(weights, values), (), values, weights)
     n = values.shape[0]
     if n > tuning.SUM_BLOCK:
         least = -(-n // tuning.SUM_BLOCK)

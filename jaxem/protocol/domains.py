@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.numerics import rows
+
 
 def finite(x):
     """Which entries are finite, for NumPy and JAX arrays."""
@@ -56,7 +58,7 @@ class Domain:
 
     def substitute(self, x, is_usable):
         """The number of a usable unit, whose values absent units get: the first of them."""
-        return jnp.argmax(is_usable)
+        return rows.first(is_usable)
 
     def outside(self, x, evidence):
         """`evidence` (n,) or (n, k), for units outside the support −∞, and NaN for those of them

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
+from jaxem.numerics import rows
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.counts import is_empty
 
@@ -190,7 +191,7 @@ def _seeded(key, points, weights, k, preference, labels=None, outliers=False):
     known = None if labels is None else _known_means(points, weights, k, labels)
     nearest, gross = jnp.ones(n, points.dtype), jnp.inf
     if not outliers:
-        references = points[:: -(-n // REFERENCES)]
+        references = rows.spaced(points, -(-n // REFERENCES))
         apart = jnp.square(references[:, None] - points).sum(-1)
         gross, nearest = GROSS * _typical(apart, weights).min(), apart.min(0)
 
@@ -198,10 +199,10 @@ def _seeded(key, points, weights, k, preference, labels=None, outliers=False):
         """One more seed, or an outlier refused, whose distance `nearest` is then −1."""
         j, draws, nearest, label = carry
         mass = weights * jnp.where(j == 0, 1, preference(nearest))
-        cumulative = jnp.cumsum(mass if outliers else jnp.where(nearest < 0, 0, mass))
-        row = jnp.sum(cumulative <= uniforms[j if outliers else draws] * cumulative[-1])
-        row = jnp.minimum(row, n - 1)
-        component, seed, is_drawn = (j, points[row], True) if known is None else known(j, row)
+        mass = mass if outliers else jnp.where(nearest < 0, 0, mass)
+        row = rows.drawn(mass, uniforms[j if outliers else draws])
+        seed = rows.unit(points, row)
+        component, seed, is_drawn = (j, seed, True) if known is None else known(j, seed)
         distance = jnp.square(points - seed).sum(-1)
         is_closer = (distance < nearest) | (j == 0)
         if outliers:
@@ -212,7 +213,9 @@ def _seeded(key, points, weights, k, preference, labels=None, outliers=False):
                 jnp.where(is_closer, component, label),
             )
         around = jnp.where(distance * AROUND < nearest, weights, 0).sum()
-        is_outlier = (nearest[row] > gross) & (around < ISOLATED_PART / k * total) & is_drawn
+        is_outlier = (
+            (rows.unit(nearest, row) > gross) & (around < ISOLATED_PART / k * total) & is_drawn
+        )
         is_outlier &= draws < j + REDRAWS
         is_closer &= (nearest >= 0) & ~is_outlier
         refused = is_outlier & (jnp.arange(n) == row)
@@ -237,18 +240,18 @@ def _seeded(key, points, weights, k, preference, labels=None, outliers=False):
 
 
 def _known_means(points, weights, k, labels):
-    """A function (j, row) -> (the component of seed j, the seed, whether it is that row): the mean
-    of its known units, where it has any, which come first."""
+    """A function (j, drawn) -> (the component of seed j, the seed, whether it is the drawn unit):
+    else the mean of its known units, where it has any, which come first."""
     shares = _known_shares(weights.astype(points.dtype), k, labels)
     count = shares.sum(0)
     means = jnp.matmul(shares.T, points, precision=Precision.HIGHEST)
     means = means / jnp.where(is_empty(count), 1, count)[:, None]
     order = jnp.argsort(is_empty(count), stable=True).astype(jnp.int32)
 
-    def seed(j, row):
+    def seed(j, drawn):
         component = order[j]
         is_drawn = is_empty(count[component])
-        return component, jnp.where(is_drawn, points[row], means[component]), is_drawn
+        return component, jnp.where(is_drawn, drawn, means[component]), is_drawn
 
     return seed
 

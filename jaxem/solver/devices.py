@@ -76,6 +76,19 @@ def spread(x, batched: bool, size: int, seconds: float) -> Spread | None:
     return Spread(mesh, mesh.axis_names, batched)
 
 
+def shards(x):
+    """(the mesh with Auto axes, the axes) over which the units of one data set are sharded; None
+    where they are not."""
+    if not is_sharded(x) or not isinstance(_shardings(x)[0], NamedSharding):
+        return None
+    sharding = _shardings(x)[0]
+    leading = sharding.spec[0] if len(sharding.spec) else None
+    if leading is None:
+        return None
+    mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
+    return mesh, (leading,) if isinstance(leading, str) else tuple(leading)
+
+
 def is_sharded(x) -> bool:
     """Whether an array of a tree lies on several devices."""
     return len(_shardings(x)) > 0

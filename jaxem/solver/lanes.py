@@ -85,11 +85,10 @@ def run_lanes(queue, problems, ends, *, stopping, width: int, steps: int, budget
     place = jnp.where(running, jnp.cumsum(running) - 1, count + 1)  # out of bounds: dropped
     order = jnp.full(count + 1, count).at[place].set(jnp.arange(count), mode="drop")
 
-    queue, rows = packed(queue)  # a kernel of its own for every leaf otherwise
-    ends, ends_of = packed(ends)
+    queue, unpacked = packed((queue, ends))  # a kernel of its own for every leaf otherwise
 
-    def entries(tree, index):
-        return jax.tree.map(lambda a: a[jnp.minimum(index, count - 1)], tree)
+    def entries(queue, index):
+        return unpacked(jax.tree.map(lambda a: a[jnp.minimum(index, count - 1)], queue))
 
     def problems_of(index):
         return None if shared else problems_at(jnp.minimum(index, count - 1) // restarts)
@@ -113,14 +112,15 @@ def run_lanes(queue, problems, ends, *, stopping, width: int, steps: int, budget
             0, steps, lambda _, s: jax.vmap(advance)(s, *lane_inputs), states
         )
         done = (states.status != Status.RUNNING) & (index < count)
-        queue = _store(queue, packed(states)[0], jnp.where(done, index, count))
-        position = jnp.minimum(next_position + jnp.cumsum(done) - 1, count)
+        queue = _store(queue, packed((states, end))[0], jnp.where(done, index, count))
+        number = _cumulative(done)
+        position = jnp.minimum(next_position + number - 1, count)
         index = jnp.where(done, order[position], index)
         entering = done & (index < count)
-        states = select(entering, rows(entries(queue, index)), states)
+        states, end = select(entering, entries(queue, index), (states, end))
         lane_problems = None if shared else select(entering, problems_of(index), lane_problems)
-        end = select(entering, ends_of(entries(ends, index)), end)
-        return rounds + 1, index, next_position + done.sum(), states, lane_problems, end, queue
+        rounds = rounds if budget is None else rounds + 1
+        return rounds, index, next_position + number[-1], states, lane_problems, end, queue
 
     def is_unfinished(carry):
         rounds, index, *_ = carry
@@ -128,11 +128,19 @@ def run_lanes(queue, problems, ends, *, stopping, width: int, steps: int, budget
         return is_busy if budget is None else is_busy & (rounds < budget)
 
     index = order[:width]
-    first = rows(entries(queue, index)), problems_of(index), ends_of(entries(ends, index)), queue
-    carry = (jnp.asarray(0, index.dtype), index, jnp.asarray(width, index.dtype), *first)
-    _, index, _, states, _, _, queue = jax.lax.while_loop(is_unfinished, body, carry)
-    ends_early = few or budget is not None
-    return rows(_store(queue, packed(states)[0], index) if ends_early else queue)
+    states, end = entries(queue, index)
+    position = jnp.asarray(0, index.dtype), index, jnp.asarray(width, index.dtype)
+    carry = (*position, states, problems_of(index), end, queue)
+    _, index, _, states, _, end, queue = jax.lax.while_loop(is_unfinished, body, carry)
+    if few or budget is not None:  # lanes that still run
+        queue = _store(queue, packed((states, end))[0], index)
+    return unpacked(queue)[0]
+
+
+def _cumulative(mask):
+    """The cumulative sum of a mask (w,): of few lanes, in one kernel."""
+    place = jnp.arange(mask.size)
+    return jnp.sum(mask & (place <= place[:, None]), axis=1)
 
 
 def _store(queue, states, index):

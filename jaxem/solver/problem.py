@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxem.numerics import tuning
+from jaxem.numerics import rows, tuning
 from jaxem.numerics.special import safe_entr
 from jaxem.numerics.tree import (
     Structure,
@@ -37,7 +37,8 @@ class Plan(NamedTuple):
     have an axis of data sets. stationary_map: the map whose fixed point is differentiated, with
     which fits are `Ended`; None where it is the EM map. entropy: whether the program computes that
     of the responsibilities; a plain fit computes it when it is asked for. spread: over which
-    devices the fits are spread, a `devices.Spread`, or None. platform: on which the programs run;
+    devices the fits are spread, a `devices.Spread`, or None. shards: over which devices the units
+    of one data set are sharded, as in `rows.sharded`, or None. platform: on which the programs run;
     sizes of chunks and lanes depend on it.
     """
 
@@ -51,6 +52,7 @@ class Plan(NamedTuple):
     stationary_map: Any = None
     entropy: bool = True
     spread: Any = None
+    shards: Any = None
     platform: str = "cpu"
 
 
@@ -224,8 +226,8 @@ class Problem:
             return entropy, evidence - volume if by_unit else jnp.zeros_like(weights)
 
         volume = log_volume if by_unit else jnp.zeros_like(self.weights)
-        x, rows = (self.plain_data, volume), chunk_rows(model, self.plain_data)
-        sums = in_chunks(expect, rows, params, x, self.weights)
+        x, size = (self.plain_data, volume), chunk_rows(model, self.plain_data)
+        sums = in_chunks(expect, size, params, x, self.weights)
         return sums.evidence if by_unit else None, sums.statistics if is_finite else None
 
 
@@ -270,7 +272,7 @@ def sanitize(model, x, weights, absent: bool = False):
     substitute = model.domain.substitute(x, is_usable)
 
     def clean(leaf):
-        replacement = jnp.where(any_usable, leaf[substitute], jnp.ones((), leaf.dtype))
+        replacement = jnp.where(any_usable, rows.unit(leaf, substitute), jnp.ones((), leaf.dtype))
         return jnp.where(is_usable.reshape((n,) + (1,) * (leaf.ndim - 1)), leaf, replacement)
 
     return (

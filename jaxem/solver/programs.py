@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.numerics import tuning
+from jaxem.numerics import rows, tuning
 from jaxem.numerics.tree import in_jit, is_traced, merge, split
 from jaxem.solver import devices, host, parts, threads
 from jaxem.solver.axes import as_sets, best_of, canonical, typed
@@ -62,6 +62,8 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
         effort = "tiny" if cost * plan.restarts <= tuning.TINY_WORK else "less"
         effort = "full" if n * features * k >= tuning.CHUNKED else effort
     seconds = cost * fits * min(max_iter, tuning.USUAL_STEPS) * tuning.STEP_SECONDS
+    if not plan.batched:
+        plan = plan._replace(shards=devices.shards(x))
     size = sets if plan.batched else plan.restarts
     spread = devices.spread(x, plan.batched, size, seconds)
     count = 1 if devices.is_sharded(x) else parts.number_of_parts(size, seconds)
@@ -148,6 +150,11 @@ def _climb_part(effort, cost, bar, numeric, x, weights, start, tol, max_iter, *,
 def _solve(numeric, x, weights, start, tol, max_iter, *, plan, transformed):
     """A whole climb: the best `Fit` and the fits of all restarts, None for a single fit, whose axis
     of restarts is added outside the program."""
+    with rows.sharded(plan.shards):
+        return _solve_here(numeric, x, weights, start, tol, max_iter, plan, transformed)
+
+
+def _solve_here(numeric, x, weights, start, tol, max_iter, plan, transformed):
     if not (plan.batched or transformed) and plan.restarts == 1:
         first = jax.tree.map(lambda a: a[0], start) if plan.given else typed(start[0])
         return single(plan, numeric, x, weights, first, tol, max_iter), None
@@ -158,17 +165,20 @@ def _solve(numeric, x, weights, start, tol, max_iter, *, plan, transformed):
 
 def _begin(*args, plan):
     """The first part of a long climb: `solve.begin`."""
-    return begin(plan, *canonical(*args, plan=plan))
+    with rows.sharded(plan.shards):
+        return begin(plan, *canonical(*args, plan=plan))
 
 
 def _advance(problems, x, queue, ends, budget, *, batched, spread):
     """The next slice of a long climb."""
-    return advance(problems.on(as_sets(x, batched)), queue, ends, budget, spread)
+    with rows.sharded(problems.plan.shards):
+        return advance(problems.on(as_sets(x, batched)), queue, ends, budget, spread)
 
 
 def _end(problems, x, queue, *, batched, spread):
     """The last part of a long climb: the best `Fit` and the fits of all restarts."""
-    return _best(end(problems.on(as_sets(x, batched)), queue, spread), batched)
+    with rows.sharded(problems.plan.shards):
+        return _best(end(problems.on(as_sets(x, batched)), queue, spread), batched)
 
 
 def _best(every, batched):

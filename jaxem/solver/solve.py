@@ -118,14 +118,16 @@ def lane_plan(plan: Plan, model, x, count: int) -> tuple[int, int]:
 
 
 def over(function, tree, block: int):
-    """`function` of every entry along the leading axis of a tree, vmapped over blocks of
-    `block`."""
+    """`function` of every entry along the leading axis of a tree, vmapped over blocks of at most
+    `block` entries; equal ones where their number allows it, since a smaller last block is compiled
+    again, and results are copied."""
     size = jax.tree.leaves(tree)[0].shape[0]
     if size == 1:
         return jax.tree.map(_lift, function(_first(tree)))
     if size <= block:
         return jax.vmap(function)(tree)
-    return jax.lax.map(function, tree, batch_size=block)
+    equal = (b for b in range(block, block // 2, -1) if size % b == 0)
+    return jax.lax.map(function, tree, batch_size=next(equal, block))
 
 
 def _lift(leaf):

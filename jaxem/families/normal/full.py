@@ -11,6 +11,7 @@ from jaxem.families.normal.moments import LOG_2PI, centre, weighted_sums
 from jaxem.families.normal.products import append_one, inverse, packed, pairs, products, unpacked
 from jaxem.numerics import tuning
 from jaxem.numerics.linalg import Factor, floored, is_floored, lower_factor, lower_solve
+from jaxem.numerics.rows import are_sharded, summed
 from jaxem.protocol.priors import inverse_wishart
 from jaxem.protocol.spaces import POSITIVE_DEFINITE
 
@@ -89,6 +90,8 @@ class Full(Structure):
         block = max(256, tuning.chunk_numbers() // (k * d))
         if n < 2 * block:
             return self._products(weights, centre(x, mean))
+        if are_sharded():
+            return summed(lambda mean, x, w: self.moments(w.T, x, mean), mean, x, weights.T)
 
         columns = x.T
 
