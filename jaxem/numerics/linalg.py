@@ -8,9 +8,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.lax import Precision
 
 from jaxem.numerics import tuning
+from jaxem.numerics.triangular import cholesky, times, triangular_inverse
 
 RAISE_IN_ROUNDINGS = 2.0
 """By how much the diagonal of a singular matrix is raised, in rounding errors of its variances."""
@@ -47,7 +47,7 @@ class Factor:
         if self.d <= tuning.UNROLLED_FEATURES:
             self.pivots, self.unit = _unrolled_ldl(entries(covariance))
         else:
-            self.lower = lax.linalg.cholesky(covariance, symmetrize_input=False)
+            self.lower = cholesky(covariance)
             self.pivots = diagonal(self.lower) ** 2
 
     @property
@@ -89,52 +89,6 @@ def _unrolled_ldl(a):
                 value = value - unit[i][m] * (unit[j][m] * pivots[m])
             unit[i][j] = value / pivot
     return jnp.stack(pivots, axis=-1), unit
-
-
-@jax.custom_jvp
-def triangular_inverse(lower):
-    """The inverse of lower triangular (..., d, d) matrices.
-
-    The diagonal is cut into 2^levels blocks of at most `ONE_THREAD_FEATURES` rows, whose inverses
-    are merged in pairs, all pairs of a level at once:
-    [[A, 0], [C, D]]⁻¹ = [[A⁻¹, 0], [−D⁻¹ C A⁻¹, D⁻¹]].
-    """
-    d, levels = lower.shape[-1], 0
-    while (size := -(-d >> levels)) > tuning.ONE_THREAD_FEATURES:
-        levels += 1
-    if levels == 0:
-        eye = jnp.broadcast_to(jnp.eye(d, dtype=lower.dtype), lower.shape)
-        return lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
-    lead = lower.shape[:-2]
-    padding = [(0, 0)] * len(lead) + [(0, (size << levels) - d)] * 2
-    padded = jnp.pad(lower, padding)
-    is_added = jnp.arange(size << levels) >= d
-    padded = jnp.where(jnp.diag(is_added), 1, padded)
-    blocks = _on_diagonal(padded.reshape(*lead, 1 << levels, size, 1 << levels, size))
-    eye = jnp.broadcast_to(jnp.eye(size, dtype=lower.dtype), blocks.shape)
-    inverse = lax.linalg.triangular_solve(blocks, eye, left_side=True, lower=True)
-    for _ in range(levels):
-        inverse_a, inverse_d = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-        m = padded.shape[-1] // (2 * size)
-        halves = padded.reshape(*lead, m, 2, size, m, 2, size)
-        c = _on_diagonal(halves[..., 1, :, :, 0, :])
-        corner = -times(inverse_d, times(c, inverse_a))
-        top = jnp.concatenate([inverse_a, jnp.zeros_like(corner)], axis=-1)
-        inverse = jnp.concatenate([top, jnp.concatenate([corner, inverse_d], axis=-1)], axis=-2)
-        size *= 2
-    return inverse[..., 0, :d, :d]
-
-
-@triangular_inverse.defjvp
-def _triangular_inverse_jvp(primals, tangents):
-    inverse = triangular_inverse(*primals)
-    return inverse, -jnp.tril(times(inverse, times(jnp.tril(*tangents), inverse)))
-
-
-def _on_diagonal(blocks):
-    """The m blocks (..., m, i, j) on the diagonal of m × m blocks (..., m, i, m, j)."""
-    m = blocks.shape[-2]
-    return jnp.where(jnp.eye(m, dtype=bool)[:, None, :, None], blocks, 0).sum(-2)
 
 
 def pivot_rounding(d: int, dtype) -> float:
@@ -181,7 +135,7 @@ def lower_factor(covariance):
     """The lower Cholesky factor of (..., d, d); NaN where a matrix is not positive definite."""
     d = covariance.shape[-1]
     if d > tuning.UNROLLED_FEATURES:
-        return lax.linalg.cholesky(covariance, symmetrize_input=False)
+        return cholesky(covariance)
     pivots, unit = _unrolled_ldl(entries(covariance))
     zero = jnp.zeros_like(pivots[..., 0])
     rows = [jnp.stack([*unit[i][:i], zero + 1, *([zero] * (d - 1 - i))], axis=-1) for i in range(d)]
@@ -233,7 +187,3 @@ def _copies_jvp(size, primals, tangents):
     ones = jnp.ones((size, 1), tangent.dtype)
     flat = jnp.matmul(ones, tangent.reshape(1, -1), precision=lax.Precision.HIGHEST)
     return copies(x, size), flat.reshape(size, *tangent.shape)
-
-
-def times(matrix, vector):
-    return jnp.matmul(matrix, vector, precision=Precision.HIGHEST)

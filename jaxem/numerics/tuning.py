@@ -126,13 +126,12 @@ features: 200 units of each 38 ms, 50 units 7 ms)."""
 # Small linear algebra and sums
 
 UNROLLED_FEATURES = 8
-"""The most features whose Cholesky factor is unrolled into elementwise code. A LAPACK call costs
-about 0.3 µs at any size, and XLA does not fuse across it."""
+"""The most features whose Cholesky factor is unrolled into elementwise code."""
 
-ONE_THREAD_FEATURES = 16
-"""The most features for which LAPACK solves a triangular system in one thread. Several threads wait
-for each other in a busy loop: 16 systems of 64 unknowns took 500 ms instead of 0.5 ms while other
-work held a core."""
+ELIMINATED_FEATURES, ELIMINATED_ROWS = 16, 8
+"""Up to this many features a Cholesky factorisation eliminates all rows column by column; it takes
+larger matrices in blocks of ELIMINATED_ROWS (64 matrices of 32 features: blocks of 8 rows 0.40 ms,
+of 16 rows 0.71; 128 fits of 500 × 10, k = 3: one block 136 ms, blocks of 8 rows 205)."""
 
 FEW_TERMS, MANY_SUMS = 16, 1024
 """A sum of at most FEW_TERMS terms is written as additions where there are at least MANY_SUMS sums.

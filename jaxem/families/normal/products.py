@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxem.numerics.linalg import triangular_inverse
+from jaxem.numerics.triangular import cholesky, triangular_inverse
 
 
 def append_one(x):
@@ -55,7 +55,7 @@ def unpacked(sums, size: int):
 
 def inverse(covariance):
     """Precisions and log-determinants of (..., d, d) covariances."""
-    lower = lax.linalg.cholesky(covariance, symmetrize_input=False)
+    lower = cholesky(covariance)
     root = triangular_inverse(lower)
     precision = jnp.matmul(root.swapaxes(-1, -2), root, precision=lax.Precision.HIGHEST)
     log_det = 2 * jnp.log(jnp.diagonal(lower, axis1=-2, axis2=-1)).sum(-1)
