@@ -333,6 +333,7 @@ def test_random_calls(setting):
         (113, 39),  # a component on one value: its mean was not that value
         (132, 33),  # gamma data of 1e-15, differentiated: a gradient that is not finite
         (194, 32),  # multinomial, a probability of 6e-9: a log-likelihood of −∞
+        (379, 42),  # Poisson, a count of 1e9: a ratio that XLA computed twice
         (188, 45),  # Bernoulli at 0 · log 0, large weights: a gradient that is not finite
         (49, 10),  # gamma, an outlier 1e42 times the other values: NaN
         (78, 0),  # incremental EM of few units

@@ -117,9 +117,11 @@ def log_poisson(x, rate):
     for counts of 4e4 near their rate the error in float32 is 1e-4, that of the three terms 0.05.
     """
     at = jnp.where(x > 0, x, 1)
-    ratio = jnp.where(x > 0, rate, at) / at
-    excess, is_near = ratio - 1, ratio > 0.5  # 1 + excess has no digits of a small ratio
-    log = jnp.where(is_near, jnp.log1p(jnp.maximum(excess, -0.5)), jnp.log(ratio))
+    rate_of = jnp.where(x > 0, rate, at)
+    # Not rate / x − 1, which XLA may compute twice, with different rounding errors of 1.
+    excess = (rate_of - at) / at
+    is_near = excess > -0.5  # 1 + excess has no digits of a small ratio
+    log = jnp.where(is_near, jnp.log1p(jnp.maximum(excess, -0.5)), jnp.log(rate_of / at))
     each = at * (log - excess) + stirling_term(at) - jnp.log(at)
     return jnp.where(x > 0, each, -rate)
 
