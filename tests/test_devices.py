@@ -7,6 +7,7 @@ import functools
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 
@@ -19,7 +20,6 @@ from jaxem.numerics import tuning
 from jaxem.solver.programs import Program
 
 COLLECTIVES = re.compile(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\(")
-FLAG = "--xla_force_host_platform_device_count=4"
 MODEL = jaxem.Mixture(jaxem.Normal(), k=2)
 RNG = np.random.default_rng(0)
 SETS = RNG.normal(size=(128, 40, 2)) + 3 * RNG.integers(2, size=(128, 40, 1))
@@ -143,21 +143,87 @@ def transformed():
         jax.jit(shard_map(each))(x)
 
 
-@pytest.mark.parametrize("names", [("fleets", "transformed", "slices"), ("plain", "restarts")])
+def rows():
+    """Sharded units: one all-reduce a step, nothing gathered, the answers of one device."""
+    tuning.STEP_SECONDS = 1e-4  # a program of its own for the steps
+    x = SETS.reshape(-1, 2)
+    weights = RNG.integers(3, size=len(x))
+    wide = np.tile(x, (20, 4)) + RNG.normal(size=(20 * len(x), 8))  # in chunks
+    mesh = mesh_of(jax.sharding.AxisType.Explicit)
+    calls = [
+        (x, {}),
+        (wide, {}),
+        (x, {"weights": weights}),
+        (x, {"restarts": 3}),
+        (jaxem.Labelled(x, np.where(np.arange(len(x)) % 9, -1, x[:, 0] > 1)), {}),
+    ]
+    for data, options in calls:
+        expected = jaxem.fit(MODEL, data, key=0, **options)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Program, "__call__", Program.__call__)
+            texts = modules()
+            placed = jax.tree.map(lambda leaf: sharded(leaf, mesh, "a"), data)
+            result = jaxem.fit(MODEL, placed, key=0, **options)
+        assert_equal(result, expected, rtol=1e-7, atol=1e-9)
+        collectives = [COLLECTIVES.findall(text) for text in texts]
+        assert not any("all-gather" in found for found in collectives)
+        # In chunks: one in matrix products, one where their rounding errors are too large.
+        assert collectives[1] == ["all-reduce"] * (2 if data is wide else 1)
+
+
+FOUR_DEVICES = [("fleets", "transformed", "slices"), ("plain", "restarts"), ("rows",)]
+
+
+@pytest.mark.parametrize("names", FOUR_DEVICES, ids="-".join)
 def test_on_four_devices(names):
+    run = started(4, "; ".join(f"t.{name}()" for name in names))
+    error = run.communicate()[1]
+    assert run.returncode == 0, error[-2000:]
+
+
+def of_process(index, port):
+    """One of two processes with two devices each, which hold half of the data each."""
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=index)
+    mesh, P = jax.make_mesh((4,), ("a",)), jax.sharding.PartitionSpec
+
+    def placed(x):
+        sharding = jax.sharding.NamedSharding(mesh, P("a"))
+        return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
+
+    x = SETS.reshape(-1, 2)
+    here, both = jaxem.fit(MODEL, x, key=0), jaxem.fit(MODEL, placed(x), key=0)
+    assert_equal(both, here, rtol=1e-7, atol=1e-9)
+    expected = jaxem.fit(MODEL, jaxem.Batch(SETS), **OPTIONS)
+    for seconds in (tuning.STEP_SECONDS, 1e-4):
+        tuning.STEP_SECONDS = seconds  # whole, and in slices
+        assert_equal(jaxem.fit(MODEL, jaxem.Batch(placed(SETS)), **OPTIONS), expected)
+
+
+def test_two_processes():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    runs = [started(2, f"t.of_process({i}, {port})") for i in range(2)]
+    try:
+        for run in runs:
+            error = run.communicate(timeout=200)[1]
+            assert run.returncode == 0, error[-2000:]
+    finally:
+        for run in runs:
+            run.kill()
+
+
+def started(devices: int, code: str):
+    """A process that runs code with this module as `t`, and has so many devices of a CPU."""
     root = pathlib.Path(__file__).parents[1]
-    code = "import jax; jax.config.update('jax_enable_x64', True); import test_devices as t; "
-    env = {
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FLAG}",
-        "PYTHONPATH": f"{root}:{root / 'tests'}",
-    }
-    run = subprocess.run(
-        [sys.executable, "-c", code + "; ".join(f"t.{name}()" for name in names)],
-        capture_output=True,
-        text=True,
-        env=os.environ | env,
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    env = {"XLA_FLAGS": flags, "PYTHONPATH": f"{root}:{root / 'tests'}"}
+    code = (
+        f"import jax; jax.config.update('jax_enable_x64', True); import test_devices as t; {code}"
     )
-    assert run.returncode == 0, run.stderr[-2000:]
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=os.environ | env)
 
 
 def test_where_programs_run(monkeypatch):

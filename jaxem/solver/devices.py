@@ -51,6 +51,17 @@ class Spread(NamedTuple):
         return jax.tree.map(place, tree)
 
 
+def fetched(tree):
+    """A tree of arrays that this process can read: those that lie on devices of other processes are
+    copied to all devices."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    away = [leaf.sharding.mesh for leaf in leaves if not leaf.is_fully_addressable]
+    if not away:
+        return tree
+    everywhere = NamedSharding(away[0], P())
+    return jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)
+
+
 def spread(x, batched: bool, size: int, seconds: float) -> Spread | None:
     """How a call with the data x is spread over devices; None: it is not.
 

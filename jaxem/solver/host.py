@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxem.numerics import tuning
 from jaxem.protocol.status import Status
-from jaxem.solver import threads
+from jaxem.solver import devices, threads
 
 
 def is_long(work: int, steps: int, seconds: float = 1) -> bool:
@@ -32,10 +32,11 @@ def run_in_slices(advance, queue, work: int, progress):
         queue = advance(queue, np.int32(min(budget, 2**30)))
         threads.until_ready(queue.status)
         threads.check()
-        status = np.asarray(queue.status)
+        queue_status, n_iter = devices.fetched((queue.status, queue.n_iter))
+        status = np.asarray(queue_status)
         seconds = time.perf_counter() - started
         counts_fits = progress.unit == FITS
-        done = int(np.sum(status != Status.RUNNING) if counts_fits else np.max(queue.n_iter))
+        done = int(np.sum(status != Status.RUNNING) if counts_fits else np.max(n_iter))
         progress.update(done - shown)
         shown = done
         if not np.any(status == Status.RUNNING):

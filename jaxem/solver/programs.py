@@ -106,7 +106,7 @@ def _climb_in_parts(climb, count, size, numeric, x, weights, start, *limits, pla
 def _climb_on_devices(climb, spread, size, numeric, x, weights, start, *limits, plan):
     """`climb` with its data sets, or else its restarts, spread over devices. size: their number.
 
-    The fits of sharded data sets stay on their devices.
+    The fits of sharded data sets stay on their devices, unless these are of several processes.
     """
     stays = plan.batched and devices.is_sharded(x)
     x, weights = spread.placed((x, weights), plan.batched)
@@ -117,7 +117,7 @@ def _climb_on_devices(climb, spread, size, numeric, x, weights, start, *limits, 
         plan = plan._replace(restarts=len(jax.tree.leaves(start)[-1]))
     best, every = climb(numeric, x, weights, start, *limits, plan=plan._replace(spread=spread))
     if stays:
-        return best, every
+        return devices.fetched((best, every))
     every = parts.joined([every], size)
     return (parts.joined([best], size) if plan.batched else _winner(every, False)), every
 
