@@ -106,6 +106,11 @@ def restarts():
     result = jaxem.fit(MODEL, SETS[0], restarts=67, **OPTIONS)
     assert "num_partitions=4" in texts[-1]
     assert_equal(result, expected, rtol=1e-9, atol=1e-12)
+    many = np.tile(SETS.reshape(-1, 2), (60, 4))[:-1] + RNG.normal(size=(60 * 5120 - 1, 8))
+    alone = jaxem.fit(MODEL, jax.device_put(many, jax.devices()[0]), key=0)
+    together = jaxem.fit(MODEL, many, key=0)  # its units are sharded, one is added
+    assert "num_partitions=4" in texts[-1]
+    assert_equal(together, alone, rtol=1e-6, atol=1e-7)
 
 
 def slices():

@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxem.numerics import tuning
+from jaxem.numerics.tree import float_dtype, have_unit_axes
 from jaxem.solver import parts, threads
 
 
@@ -75,16 +76,41 @@ def spread(x, batched: bool, size: int, seconds: float) -> Spread | None:
     """
     if is_sharded(x):
         return _as_sharded(_shardings(x)[0], batched)
+    mesh = None if seconds < tuning.PART_SECONDS else _free_mesh(x)
+    if mesh is None or size < mesh.size * tuning.PART_FITS:
+        return None
+    return Spread(mesh, mesh.axis_names, batched)
+
+
+def _free_mesh(x) -> Mesh | None:
+    """The mesh of `jax.set_mesh`, or else of all devices of this process; None for one device, and
+    where an array was put on a device."""
     arrays = [leaf for leaf in jax.tree.leaves(x) if isinstance(leaf, jax.Array)]
-    is_placed = any(leaf.committed for leaf in arrays) or jax.config.jax_default_device is not None
-    if is_placed or seconds < tuning.PART_SECONDS:
+    if any(leaf.committed for leaf in arrays) or jax.config.jax_default_device is not None:
         return None
     mesh = threads.current_mesh()
     if mesh is None or mesh.empty:
-        mesh = Mesh(np.array(jax.local_devices()), ("fits",))
-    if mesh.size == 1 or size < mesh.size * tuning.PART_FITS:
-        return None
-    return Spread(mesh, mesh.axis_names, batched)
+        mesh = Mesh(np.array(jax.local_devices()), ("all",))
+    return None if mesh.size == 1 else mesh
+
+
+def with_sharded_units(x, weights, numbers: int):
+    """(x, weights) of one data set with its units sharded over all devices, where they are many and
+    on none of them; else as given. Units of weight 0 fill up the last device.
+
+    numbers: units × features × components.
+    """
+    mesh = None if numbers < tuning.CHUNKED or is_sharded(x) else _free_mesh(x)
+    if mesh is None or numbers < tuning.CHUNKED * mesh.size or not all(have_unit_axes(x)):
+        return x, weights
+    n = jax.tree.leaves(x)[0].shape[0]
+    missing = -n % mesh.size
+    if missing:
+        weights = np.ones(n, float_dtype(x)) if weights is None else np.asarray(weights)
+        weights = np.pad(weights, (0, missing))
+        x = jax.tree.map(lambda a: np.concatenate([a, *[a[-1:]] * missing]), x)
+    spread_units = Spread(mesh, mesh.axis_names, True)
+    return spread_units.placed((x, weights), True)
 
 
 def shards(x):

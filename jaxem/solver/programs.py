@@ -63,6 +63,10 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
         effort = "full" if n * features * k >= tuning.CHUNKED else effort
     seconds = cost * fits * min(max_iter, tuning.USUAL_STEPS) * tuning.STEP_SECONDS
     if not plan.batched:
+        if plan.restarts == 1:
+            x, weights = devices.with_sharded_units(x, weights, n * features * k)
+            args = (numeric, x, weights, start, tol, max_iter)
+            plan = plan._replace(clean=plan.clean and weights is None)
         plan = plan._replace(shards=devices.shards(x))
     size = sets if plan.batched else plan.restarts
     spread = devices.spread(x, plan.batched, size, seconds)
