@@ -126,7 +126,7 @@ def table(platform, names):
         found[name] = apart(platform, name)
         ordered = {name: found[name] for name in every if name in found}
         record = {"target": TARGETS[platform][0], "workloads": ordered}
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        path.write_text(in_lines(record))
         print(row(name, found[name]), flush=True)
     if missing := [name for name in every if name not in found]:
         print(f"not compiled: {', '.join(missing)}")
@@ -137,6 +137,13 @@ def table(platform, names):
             verdict = "not known" if value is None else f"{value:,.0f}"
             verdict += "" if value is not None and value <= most else "  FAILED"
             print(f"{name}, {figure}: {verdict} (at most {most:,})")
+
+
+def in_lines(record):
+    """A record as JSON, one line a workload."""
+    rest = {name: value for name, value in record.items() if name != "workloads"}
+    lines = [f"{json.dumps(name)}: {json.dumps(one)}" for name, one in record["workloads"].items()]
+    return json.dumps(rest)[:-1] + ', "workloads": {\n' + ",\n".join(lines) + "\n}}\n"
 
 
 def apart(platform, name):
