@@ -383,6 +383,7 @@ def fit_from_point(x, weights, **options):
     return jaxem.fit(jaxem.LDA(K, eta=1.1), x, **options)
 
 
+@pytest.mark.slow
 def test_fits_of_documents_stored_by_class(monkeypatch):
     """A batch with an invalid document of weight 0, against rows of one width."""
     monkeypatch.setattr(tuning, "UNCONVERGED_DIVISOR", 1000)  # all documents must converge
@@ -399,7 +400,11 @@ def test_fits_of_documents_stored_by_class(monkeypatch):
     explanation = arrays.explain_bad_input(expected.model, bad, None)
     assert "data.counts holds 1 value outside" in explanation and "(0, 0): nan" in explanation
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(expected.score_samples(bad))), [0])
-    short = jaxem.Documents(np.ones((1, 200)))
+
+
+def test_a_batch_stores_its_documents_by_class(monkeypatch):
+    monkeypatch.setattr(tuning, "PADDED_CELLS", 0)
+    by_class, short = unequal_corpus()[1], jaxem.Documents(np.ones((1, 200)))
     sizes = [jax.tree.leaves(b.x)[1].shape for b in as_blocks(jaxem.Batch([by_class, short]), None)]
     assert sizes == [(1, 8, 200), (1, 40, 5)]  # data sets of other sizes do not pad these
 
