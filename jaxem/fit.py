@@ -116,13 +116,13 @@ def fit(
     if platform != tuning.platform():
         with tuning.on_platform(platform):
             return fit(model, data, **options)
-    mesh = explicit_mesh((raw, weights, init))
+    mesh = explicit_mesh((model, raw, weights, init))
     if mesh is not None:
         auto = automatic(mesh)
-        raw, options = moved((raw, options), mesh, auto)
+        model, on_auto, options = moved((model, raw, options), mesh, auto)
         with jax.set_mesh(auto):
-            result = fit(model, Batch(raw) if is_batch else raw, **options)
-        return moved(result, auto, mesh)
+            result = fit(model, Batch(on_auto) if is_batch else on_auto, **options)
+        return moved(result, auto, mesh).about(raw, weights)
     model = adopt(model)
     if not isinstance(restarts, Restarts):
         restarts = integer(restarts, "restarts", 1)

@@ -17,7 +17,7 @@ import pytest
 
 import jaxem
 from jaxem.numerics import tuning
-from jaxem.solver import threads
+from jaxem.solver import devices, threads
 from jaxem.solver.programs import Program
 
 COLLECTIVES = re.compile(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\(")
@@ -76,19 +76,23 @@ def fleets():
         assert_equal(result, expected)
         assert result.params.weights.sharding.is_equivalent_to(x.sharding, 2)
         with jax.set_mesh(mesh):
-            assert_equal(jaxem.fit(MODEL, jaxem.Batch(x), **OPTIONS), expected)
+            again = jaxem.fit(MODEL, jaxem.Batch(x), **OPTIONS)
+            assert_equal(again, expected)
+            assert again.own_data is not None
     assert not any(COLLECTIVES.search(text) for text in texts)
 
 
 def plain():
     """Plain arrays are spread over all devices; the last one is filled up."""
     spread_everything()
+    auto = mesh_of(jax.sharding.AxisType.Auto)
     expected, texts = of_one_device(), modules()
     some = jaxem.fit(MODEL, jaxem.Batch(SETS[:126]), **OPTIONS)
     assert_equal(some, expected[:126])
     assert len(some.params.weights.sharding.device_set) == 1
     assert "num_partitions=4" in texts[-1]
     assert not COLLECTIVES.search(texts[-1])
+    assert_equal(jaxem.fit(MODEL, jaxem.Batch(sharded(SETS[:126], auto)), **OPTIONS), some)
     start = jax.tree.map(np.asarray, expected.params)
     given = jaxem.fit(MODEL, jaxem.Batch(SETS), init=start, lanes=8)
     assert given.n_iter.max() < expected.n_iter.max()
@@ -108,6 +112,8 @@ def restarts():
     together = jaxem.fit(MODEL, many, key=0)  # its units are sharded, one is added
     assert "num_partitions=4" in texts[-1]
     assert_equal(together, alone, rtol=1e-6, atol=1e-7)
+    labels = jaxem.Labels(np.arange(len(many)) % 2)
+    assert devices.shards(jaxem.fit(MODEL, many, init=labels, max_iter=0, tol=0).params) is None
 
 
 def slices():

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from internals import Factor, floored, is_floored, solve_shape, special, triangular_inverse
+from internals import (
+    Factor,
+    compilations,
+    floored,
+    is_floored,
+    solve_shape,
+    special,
+    triangular_inverse,
+)
 from oracles import spd
 
 import jaxem
@@ -207,3 +215,18 @@ def test_floor_is_in_the_units_of_the_data_and_flagged_where_it_acts(structure):
     np.testing.assert_allclose(np.unique(raised)[0], 2 * least, rtol=1e-6)
     if structure != "spherical":
         np.testing.assert_allclose(raised.max(), 1e6, rtol=1e-6)
+
+
+def test_no_call_of_lapack_on_a_cpu():
+    """Two batched calls at a time can wait for each other for ever."""
+    model, x = jaxem.Mixture(jaxem.Normal(), k=3), np.zeros((60, 20), np.float32)
+    text = jax.jit(lambda x: jaxem.fit(model, x, key=0).params).lower(x).as_text()
+    assert "while" in text and "lapack" not in text
+
+
+def test_a_factor_outside_of_jit_is_compiled_once():
+    matrices = np.broadcast_to(np.eye(20, dtype=np.float32), (3, 20, 20))
+    Factor(matrices).mahalanobis(matrices)
+    with compilations() as names:
+        Factor(matrices + matrices).mahalanobis(matrices)
+    assert not names

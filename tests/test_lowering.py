@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from internals import collect
+from internals import collect, tuning
 
 import jaxem
 from benchmarks.hlo import Module, low_products
@@ -67,11 +67,13 @@ def primitives(jaxpr, inside=False):
                     yield from primitives(part, inside or is_loop)
 
 
-def test_no_factorisation_in_the_loop_over_chunks():
+def test_no_factorisation_in_the_loop_over_chunks(monkeypatch):
     """Compilers for a GPU leave it there."""
+    monkeypatch.setattr(tuning, "ACCELERATOR_NUMBERS", 2**17)  # several chunks
     model, x = jaxem.Mixture(jaxem.Normal(), 2), np.zeros((40_000, 16), np.float32)
     params = jax.eval_shape(lambda x: jaxem.fit(model, x, key=0, max_iter=0, tol=0).params, x)
-    sums = jax.make_jaxpr(lambda p, x, w: collect(model, p, x, w))(params, x, x[:, 0])
+    with tuning.on_platform("gpu"):
+        sums = jax.make_jaxpr(lambda p, x, w: collect(model, p, x, w))(params, x, x[:, 0])
     names = set(primitives(sums.jaxpr))
     assert "dot_general" in names and not names & {"cholesky", "triangular_solve"}
 

@@ -75,6 +75,15 @@ def test_short_calls_and_threads_have_one_part():
     assert inside == [1, 1]
 
 
+def test_own_classes_and_methods_that_call_lapack_have_one_part():
+    class Own:
+        """A model of a user."""
+
+    assert parts.are_ours(MODEL, jaxem.EM(accelerator=jaxem.SQUAREM()), None)
+    assert not parts.are_ours(Own())
+    assert not parts.are_ours(MODEL, jaxem.EM(m_step=jaxem.Gradient()))
+
+
 def test_the_last_part_is_filled_up():
     pieces = parts.cut({"a": np.arange(7)}, 3)
     assert [piece["a"].tolist() for piece in pieces] == [[0, 1, 2], [3, 4, 5], [6, 6, 6]]

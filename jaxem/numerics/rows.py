@@ -1,7 +1,7 @@
 """Units of data that may be sharded over devices: sums over them, and units picked from them.
 
 A loop over chunks of sharded units, or an index into them, would copy all data to every device. So
-each device sums over its own units; and units are picked by products with indicators.
+each device sums over its own units, and picks its own.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.lax import Precision
 from jax.sharding import PartitionSpec as P
 
 from jaxem.numerics import tuning
@@ -72,12 +71,23 @@ def spaced(x, stride: int):
     n = x.shape[0]
     at = np.arange(0, n, stride)
     if are_sharded():
-        indicator, flat = at[:, None] == jnp.arange(n), x.reshape(n, -1)
-        picked = jnp.matmul(indicator.astype(x.dtype), flat, precision=Precision.HIGHEST)
-        return picked.reshape(-1, *x.shape[1:])
+        return _picked(x, at)
     if n > tuning.SURVEY_ROWS:  # a TPU has no room for slices with large strides
         return x.at[at].get(mode="promise_in_bounds")
     return x[::stride]
+
+
+def _picked(x, at):
+    """The units at these indices, of units that are sharded."""
+    mesh, axes = _shards.get()
+
+    def of_device(x):
+        n = x.shape[0]
+        local = at - jax.lax.axis_index(axes) * n
+        is_here = ((local >= 0) & (local < n)).reshape(-1, *(1,) * (x.ndim - 1))
+        return jax.lax.psum(jnp.where(is_here, x[jnp.clip(local, 0, n - 1)], 0), axes)
+
+    return jax.shard_map(of_device, mesh=mesh, in_specs=P(axes), out_specs=P(), check_vma=False)(x)
 
 
 def unit(x, index):

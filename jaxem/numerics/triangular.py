@@ -5,6 +5,8 @@ the matrices to a pool of threads and wait for them in a thread of that pool, so
 at a time as there are threads wait for each other for ever (jaxlib 0.10.2: two on two cores).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -19,10 +21,15 @@ def times(matrix, vector):
 
 @jax.custom_jvp
 def cholesky(matrix):
-    """The lower Cholesky factors of (..., d, d), from their lower triangles. NaN, from some column
-    on, where a matrix is not positive definite."""
+    """The lower Cholesky factors of (..., d, d), from their lower triangles. Some of their columns
+    are NaN where a matrix is not positive definite."""
     if tuning.platform() != "cpu":
         return lax.linalg.cholesky(matrix, symmetrize_input=False)
+    return _factorised(matrix)
+
+
+@partial(jax.jit, inline=True)  # outside of jit, its loops are compiled once
+def _factorised(matrix):
     d, size = matrix.shape[-1], tuning.ELIMINATED_ROWS
     rest = jnp.tril(matrix) + jnp.tril(matrix, -1).swapaxes(-1, -2)
     if d <= tuning.ELIMINATED_FEATURES:
@@ -93,10 +100,10 @@ def triangular_inverse(lower):
     while (size := -(-d >> levels)) > tuning.ELIMINATED_FEATURES:
         levels += 1
     if levels == 0:
-        return _substituted(lower)
+        return _inverse_of_few_rows(lower)
     lead, padded = lower.shape[:-2], _padded(lower, size << levels)
     blocks = _on_diagonal(padded.reshape(*lead, 1 << levels, size, 1 << levels, size))
-    inverse = _substituted(blocks)
+    inverse = _inverse_of_few_rows(blocks)
     for _ in range(levels):
         inverse_a, inverse_d = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
         m = padded.shape[-1] // (2 * size)
@@ -115,12 +122,19 @@ def _triangular_inverse_jvp(primals, tangents):
     return inverse, -jnp.tril(times(inverse, times(jnp.tril(*tangents), inverse)))
 
 
+def _inverse_of_few_rows(lower):
+    """The inverse of lower triangular matrices (..., d, d) with few rows."""
+    if tuning.platform() == "cpu":
+        return _substituted(lower)
+    eye = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
+    return lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
+
+
+@partial(jax.jit, inline=True)
 def _substituted(lower):
-    """The inverse of few-rowed lower triangular matrices (..., d, d), by forward substitution."""
+    """The same by forward substitution."""
     d = lower.shape[-1]
     eye, rows = jnp.broadcast_to(jnp.eye(d, dtype=lower.dtype), lower.shape), jnp.arange(d)
-    if tuning.platform() != "cpu":
-        return lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
 
     def substitute(c, inverse):
         column = lax.dynamic_slice_in_dim(lower, c, 1, -1)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln, multigammaln
 
-from jaxem.numerics.linalg import Factor
+from jaxem.numerics.linalg import Factor, lower_factor
 from jaxem.numerics.special import betaln, safe_xlog1py, safe_xlogy
 from jaxem.numerics.tree import is_traced, pytree
 
@@ -253,7 +253,7 @@ def inverse_wishart(df, scale, covariance):
     df = jnp.asarray(df, covariance.dtype)
     constant = df / 2 * Factor(scale).log_det - df * d / 2 * jnp.log(2.0) - multigammaln(df / 2, d)
     factor = Factor(covariance)
-    root = jnp.broadcast_to(jnp.linalg.cholesky(scale), covariance.shape)
+    root = jnp.broadcast_to(lower_factor(jnp.asarray(scale)), covariance.shape)
     trace = factor.mahalanobis(root).sum(-1)
     return jnp.sum(constant - (df + d + 1) / 2 * factor.log_det - trace / 2)
 

@@ -63,8 +63,8 @@ def fetched(tree):
     return jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)
 
 
-def spread(x, batched: bool, size: int, seconds: float) -> Spread | None:
-    """How a call with the data x is spread over devices; None: it is not.
+def spread(args, batched: bool, size: int, seconds: float) -> Spread | None:
+    """How a call is spread over devices; None: it is not. args: (numeric, x, ...), as of `search`.
 
     Data sets that are sharded stay on their devices. Others, and the restarts of one data set, are
     spread over the mesh of `jax.set_mesh`, or else over all devices of this process, unless the
@@ -74,19 +74,23 @@ def spread(x, batched: bool, size: int, seconds: float) -> Spread | None:
       size: the number of data sets, or else of restarts.
       seconds: the estimated time of the call on one device.
     """
+    x = args[1]
     if is_sharded(x):
-        return _as_sharded(_shardings(x)[0], batched)
-    mesh = None if seconds < tuning.PART_SECONDS else _free_mesh(x)
+        return _as_sharded(_shardings(x)[0], batched, size)
+    mesh = None if seconds < tuning.PART_SECONDS else _free_mesh(args)
     if mesh is None or size < mesh.size * tuning.PART_FITS:
         return None
     return Spread(mesh, mesh.axis_names, batched)
 
 
-def _free_mesh(x) -> Mesh | None:
-    """The mesh of `jax.set_mesh`, or else of all devices of this process; None for one device, and
-    where an array was put on a device."""
-    arrays = [leaf for leaf in jax.tree.leaves(x) if isinstance(leaf, jax.Array)]
+def _free_mesh(args) -> Mesh | None:
+    """The mesh of `jax.set_mesh`, or else of all devices of this process; None for one device,
+    where an array was put on a device, and in one of several threads, whose sums over devices could
+    wait for each other."""
+    arrays = [leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
     if any(leaf.committed for leaf in arrays) or jax.config.jax_default_device is not None:
+        return None
+    if threads.is_inside():
         return None
     mesh = threads.current_mesh()
     if mesh is None or mesh.empty:
@@ -94,13 +98,21 @@ def _free_mesh(x) -> Mesh | None:
     return None if mesh.size == 1 else mesh
 
 
-def with_sharded_units(x, weights, numbers: int):
+def on_default_device(args) -> bool:
+    """Whether no array was put on another device than the default one."""
+    arrays = [leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
+    devices = [leaf.sharding.device_set for leaf in arrays if leaf.committed]
+    return all(found == {jax.devices()[0]} for found in devices)
+
+
+def with_sharded_units(args, numbers: int):
     """(x, weights) of one data set with its units sharded over all devices, where they are many and
     on none of them; else as given. Units of weight 0 fill up the last device.
 
-    numbers: units × features × components.
+    args: (numeric, x, weights, ...), as of `search`. numbers: units × features × components.
     """
-    mesh = None if numbers < tuning.CHUNKED or is_sharded(x) else _free_mesh(x)
+    x, weights = args[1:3]
+    mesh = None if numbers < tuning.CHUNKED or is_sharded(x) else _free_mesh(args)
     if mesh is None or numbers < tuning.CHUNKED * mesh.size or not all(have_unit_axes(x)):
         return x, weights
     n = jax.tree.leaves(x)[0].shape[0]
@@ -137,13 +149,13 @@ def _shardings(x) -> list:
     return [leaf.sharding for leaf in arrays if len(leaf.sharding.device_set) > 1]
 
 
-def _as_sharded(sharding: Any, batched: bool) -> Spread | None:
+def _as_sharded(sharding: Any, batched: bool, size: int) -> Spread | None:
     """The spread over the axes of a mesh along which data sets are sharded, or over all axes."""
     if not isinstance(sharding, NamedSharding):
         return None
     mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)  # its axes are of type Auto
     leading = sharding.spec[0] if len(sharding.spec) else None
-    if leading is not None and not batched:  # its units are sharded
+    if not batched and (leading is not None or size < mesh.size):  # of units, or of few restarts
         return None
     axes = (leading,) if isinstance(leading, str) else leading or mesh.axis_names
     return Spread(mesh, tuple(axes), batched)

@@ -19,6 +19,30 @@ def number_of_parts(fits: int, seconds: float) -> int:
     return max(1, min(threads.cores(), fits // tuning.PART_FITS))
 
 
+def are_ours(*objects) -> bool:
+    """Whether models and methods are of jaxem's own classes alone, whose steps do not call LAPACK.
+
+    On a CPU batched LAPACK calls of two threads may wait for each other for ever (`triangular`).
+    """
+    return all(_is_ours(one) for one in objects)
+
+
+def _is_ours(one) -> bool:
+    if one is None or isinstance(one, (bool, int, float, str, np.ndarray, np.generic, jax.Array)):
+        return True
+    if isinstance(one, (tuple, list)):
+        return all(map(_is_ours, one))
+    if isinstance(one, dict):
+        return all(map(_is_ours, one.values()))
+    module = type(one).__module__
+    if not module.startswith("jaxem.") or module in CALLS_LAPACK:
+        return False
+    return all(map(_is_ours, vars(one).values()))
+
+
+CALLS_LAPACK = ("jaxem.methods.m_steps", "jaxem.methods.mean_field", "jaxem.wrappers.adopted")
+
+
 def size_of_part(size: int, count: int) -> int:
     """The length of each of `count` equal parts of an axis."""
     return -(-size // count)

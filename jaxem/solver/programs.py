@@ -55,7 +55,8 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     sets = leaf.shape[0] if plan.batched else 1
     n = leaf.shape[plan.batched]
     features = sum(leaf.size for leaf in leaves) // (sets * n)
-    k = merge(numeric, plan.structure)[0].domain.components
+    model, method, rule = merge(numeric, plan.structure)
+    k = model.domain.components
     cost, fits = n * features**2 * k, sets * plan.restarts
     effort = "full"
     if not plan.batched and tuning.platform() == "cpu":
@@ -63,14 +64,15 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
         effort = "full" if n * features * k >= tuning.CHUNKED else effort
     seconds = cost * fits * min(max_iter, tuning.USUAL_STEPS) * tuning.STEP_SECONDS
     if not plan.batched:
-        if plan.restarts == 1:
-            x, weights = devices.with_sharded_units(x, weights, n * features * k)
+        if plan.restarts == 1 and (rule is None or rule.random):
+            x, weights = devices.with_sharded_units(args, n * features * k)
             args = (numeric, x, weights, start, tol, max_iter)
             plan = plan._replace(clean=plan.clean and weights is None)
         plan = plan._replace(shards=devices.shards(x))
     size = sets if plan.batched else plan.restarts
-    spread = devices.spread(x, plan.batched, size, seconds)
-    count = 1 if devices.is_sharded(x) else parts.number_of_parts(size, seconds)
+    spread = devices.spread(args, plan.batched, size, seconds)
+    is_cut = parts.are_ours(model, method, rule) and devices.on_default_device(args)
+    count = parts.number_of_parts(size, seconds) if is_cut else 1
     unit, total = (host.FITS, fits) if fits > 1 else (host.STEPS, int(max_iter))
     with host.bar(total, unit, is_long(cost * fits, max_iter)) as bar:
         climb = partial(_climb_part, effort, cost, bar)
@@ -112,16 +114,18 @@ def _climb_on_devices(climb, spread, size, numeric, x, weights, start, *limits, 
 
     The fits of sharded data sets stay on their devices, unless these are of several processes.
     """
-    stays = plan.batched and devices.is_sharded(x)
+    stays = plan.batched and devices.shards(x) is not None
     x, weights = spread.placed((x, weights), plan.batched)
     key, numbers = (None, start) if plan.given else start
     numbers = spread.placed(numbers, True)
     start = numbers if plan.given else (key, numbers)
     if not plan.batched:
         plan = plan._replace(restarts=len(jax.tree.leaves(start)[-1]))
-    best, every = climb(numeric, x, weights, start, *limits, plan=plan._replace(spread=spread))
+    best, every = devices.fetched(
+        climb(numeric, x, weights, start, *limits, plan=plan._replace(spread=spread))
+    )
     if stays:
-        return devices.fetched((best, every))
+        return best, every
     every = parts.joined([every], size)
     return (parts.joined([best], size) if plan.batched else _winner(every, False)), every
 

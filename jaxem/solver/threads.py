@@ -11,7 +11,7 @@ import contextvars
 import os
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 import jax
 
@@ -55,6 +55,10 @@ def in_threads(function, jobs) -> list:
     pool = ThreadPoolExecutor(min(len(jobs), cores()))
     try:
         futures = [pool.submit(contextvars.copy_context().run, run, job) for job in jobs]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        for future in futures:
+            if future.done():
+                future.result()  # raises its exception
         return [future.result() for future in futures]
     except BaseException:
         stop.set()
