@@ -69,7 +69,8 @@ def primitives(jaxpr, inside=False):
 
 def test_no_factorisation_in_the_loop_over_chunks(monkeypatch):
     """Compilers for a GPU leave it there."""
-    monkeypatch.setattr(tuning, "ACCELERATOR_NUMBERS", 2**17)  # several chunks
+    for name in ("ACCELERATOR_NUMBERS", "GPU_NUMBERS"):
+        monkeypatch.setattr(tuning, name, 2**17)  # several chunks
     model, x = jaxem.Mixture(jaxem.Normal(), 2), np.zeros((40_000, 16), np.float32)
     params = jax.eval_shape(lambda x: jaxem.fit(model, x, key=0, max_iter=0, tol=0).params, x)
     with tuning.on_platform("gpu"):

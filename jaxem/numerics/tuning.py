@@ -70,9 +70,15 @@ is a few dozen kernels there, so that few large ones are fast (compiled for an H
 d = 32, k = 64, full: a step of 126,598 launches with the chunks of a CPU)."""
 
 
+GPU_NUMBERS = 2**29
+"""The same on a GPU for passes on centred rows, of more kernels a chunk (the same fit: with 2**27
+numbers a step of at most 725 launches and 1.6 GB of memory, with 2**28 476 and 2.7 GB, with 2**29
+371 and 6.4 GB)."""
+
+
 def chunk_numbers() -> int:
-    """Numbers of the largest array of a chunk."""
-    return CACHED if platform() == "cpu" else ACCELERATOR_NUMBERS
+    """Numbers of the largest array of a chunk of centred rows."""
+    return {"cpu": CACHED, "gpu": GPU_NUMBERS}.get(platform(), ACCELERATOR_NUMBERS)
 
 
 LEAST_CHUNK_ROWS = 256
