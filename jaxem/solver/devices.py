@@ -130,12 +130,8 @@ def shards(x):
     where they are not."""
     if not is_sharded(x) or not isinstance(_shardings(x)[0], NamedSharding):
         return None
-    sharding = _shardings(x)[0]
-    leading = sharding.spec[0] if len(sharding.spec) else None
-    if leading is None:
-        return None
-    mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
-    return mesh, (leading,) if isinstance(leading, str) else tuple(leading)
+    mesh, axes = _leading(_shardings(x)[0])
+    return (mesh, axes) if axes else None
 
 
 def is_sharded(x) -> bool:
@@ -153,9 +149,15 @@ def _as_sharded(sharding: Any, batched: bool, size: int) -> Spread | None:
     """The spread over the axes of a mesh along which data sets are sharded, or over all axes."""
     if not isinstance(sharding, NamedSharding):
         return None
-    mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)  # its axes are of type Auto
-    leading = sharding.spec[0] if len(sharding.spec) else None
-    if not batched and (leading is not None or size < mesh.size):  # of units, or of few restarts
+    mesh, axes = _leading(sharding)
+    if not batched and (axes or size < mesh.size):  # of units, or of few restarts
         return None
-    axes = (leading,) if isinstance(leading, str) else leading or mesh.axis_names
-    return Spread(mesh, tuple(axes), batched)
+    return Spread(mesh, axes or mesh.axis_names, batched)
+
+
+def _leading(sharding: NamedSharding):
+    """(its mesh with axes of type Auto, the names of those along which the leading axis is
+    sharded)."""
+    names = sharding.spec[0] if len(sharding.spec) else None
+    mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
+    return mesh, (names,) if isinstance(names, str) else tuple(names or ())
