@@ -1,5 +1,6 @@
 """Many devices: the fits of a call are spread over them, a queue of lanes on each."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -59,8 +60,13 @@ def fetched(tree):
     away = [leaf.sharding.mesh for leaf in leaves if not leaf.is_fully_addressable]
     if not away:
         return tree
-    everywhere = NamedSharding(away[0], P())
-    return jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)
+    return _copied_to(NamedSharding(away[0], P()))(tree)
+
+
+@functools.cache
+def _copied_to(sharding):
+    """The program that copies a tree to a sharding, compiled once for each shape."""
+    return jax.jit(lambda tree: tree, out_shardings=sharding)
 
 
 def spread(args, batched: bool, size: int, seconds: float) -> Spread | None:
@@ -102,7 +108,7 @@ def on_default_device(args) -> bool:
     """Whether no array was put on another device than the default one."""
     arrays = [leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
     devices = [leaf.sharding.device_set for leaf in arrays if leaf.committed]
-    return all(found == {jax.devices()[0]} for found in devices)
+    return all(found == {jax.local_devices()[0]} for found in devices)
 
 
 def with_sharded_units(args, numbers: int):

@@ -71,8 +71,9 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
         plan = plan._replace(shards=devices.shards(x))
     size = sets if plan.batched else plan.restarts
     spread = devices.spread(args, plan.batched, size, seconds)
-    is_cut = parts.are_ours(model, method, rule) and devices.on_default_device(args)
-    count = parts.number_of_parts(size, seconds) if is_cut else 1
+    count = parts.number_of_parts(size, seconds)
+    if count > 1 and not (parts.are_ours(model, method, rule) and devices.on_default_device(args)):
+        count = 1
     unit, total = (host.FITS, fits) if fits > 1 else (host.STEPS, int(max_iter))
     with host.bar(total, unit, is_long(cost * fits, max_iter)) as bar:
         climb = partial(_climb_part, effort, cost, bar)
