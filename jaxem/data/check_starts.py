@@ -1,6 +1,6 @@
 """Checks of initial params, labels and responsibilities against the model that is fitted."""
 
-import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,15 @@ from jaxem.protocol.starts import (
 )
 
 MOST_CHECKED = 64
-"""The most initial params that are checked one by one before a fit. Errors in the others show in
-the status of their fits."""
+"""The most initial params whose values are checked before a fit. Errors in the others show in the
+status of their fits."""
+
+
+@partial(jax.jit, static_argnames=("structure", "dtype"))
+def _initial(numeric, x, structure, dtype):
+    """The params of the model's own start: for their shapes, which JAX keeps for equal calls."""
+    model = merge([in_dtype(leaf, dtype) for leaf in numeric], structure)
+    return model.init(jax.random.key(0), x, jnp.ones(jax.tree.leaves(x)[0].shape[0], dtype))
 
 
 def check_init(model, init, x, lead: tuple[int, ...], dtype):
@@ -31,15 +38,10 @@ def check_init(model, init, x, lead: tuple[int, ...], dtype):
     `model.init` could have returned.
     """
 
-    numeric, structure = split(model)
-
-    def initial(x):
-        model = merge([in_dtype(leaf, dtype) for leaf in numeric], structure)
-        return model.init(jax.random.key(0), x, jnp.ones(jax.tree.leaves(x)[0].shape[0], dtype))
-
     if isinstance(init, type) and issubclass(init, Start):
         raise TypeError(f"init must be an instance, got the class: write {init.__name__}(...)")
-    expected = jax.eval_shape(initial, x)
+    numeric, structure = split(model)
+    expected = _initial.eval_shape(numeric, x, structure=structure, dtype=np.dtype(dtype))
     if jax.tree.structure(expected) != jax.tree.structure(init):
         hint = "the params of an earlier result, or model.init(key, x, weights)"
         if hasattr(init, "params"):
@@ -71,8 +73,7 @@ def check_init(model, init, x, lead: tuple[int, ...], dtype):
     init = jax.tree_util.tree_map_with_path(checked, init, expected)
     if not is_traced(init):
         flattened = jax.tree.map(lambda leaf, like: leaf.reshape(-1, *like.shape), init, expected)
-        for i in range(min(math.prod(lead), MOST_CHECKED)):
-            check_params(model, jax.tree.map(lambda leaf: leaf[i], flattened))  # noqa: B023
+        check_params(model, jax.tree.map(lambda leaf: leaf[:MOST_CHECKED], flattened))
     return init
 
 

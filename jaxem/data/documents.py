@@ -10,6 +10,7 @@ from jaxem.data.cells import compressed, packed, padded, widths_of
 from jaxem.data.options import integer
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import SharedLeaves, is_traced, register
+from jaxem.protocol.domains import is_count
 
 
 class Documents(SharedLeaves):
@@ -365,8 +366,7 @@ def _check(offsets, words, counts, vocabulary):
             f"{int(words[position])}: {values[position]}; {remedy}"
         )
 
-    with np.errstate(invalid="ignore"):
-        is_wrong = ~((counts >= 0) & (counts % 1 == 0))
+    is_wrong = ~is_count(counts)
     if is_wrong.any():
         refuse(is_wrong, "counts that are negative, fractional or not finite", counts, VALID_COUNTS)
     is_wrong = (words < 0) | (words >= vocabulary)

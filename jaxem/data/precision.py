@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import is_traced
+from jaxem.protocol.domains import whole
 from jaxem.protocol.status import warn
 
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
@@ -188,5 +189,4 @@ def _warn_of_columns(name: str, columns, stacklevel: int) -> None:
 
 def _are_small_integers(sample) -> bool:
     """Whether float32 holds all values exactly because they are integers below 2²⁴."""
-    with np.errstate(invalid="ignore"):
-        return bool(np.all((sample % 1 == 0) & (abs(sample) < 2**24)))
+    return bool(np.all(whole(sample) & (abs(sample) < 2**24)))

@@ -19,7 +19,7 @@ from jaxem.numerics.tree import pytree
 from jaxem.passes.linear import FusedPass
 from jaxem.protocol.capabilities import LinearBank, defines, has
 from jaxem.protocol.derived import whitened
-from jaxem.protocol.domains import Domain
+from jaxem.protocol.domains import Domain, whole
 from jaxem.protocol.model import Bank, Model, name_of
 from jaxem.protocol.priors import DirichletPrior, require_kind
 from jaxem.protocol.spaces import SIMPLEX
@@ -235,7 +235,7 @@ class MixtureDomain(Domain):
     def valid(self, x):
         if not isinstance(x, Labelled):
             return self.bank.domain.valid(x)
-        known = (x.labels >= -1) & (x.labels < self.components) & (x.labels % 1 == 0)
+        known = (x.labels >= -1) & (x.labels < self.components) & whole(x.labels)
         return Labelled(self.bank.domain.valid(x.x), known)
 
     def check(self, x, name):

@@ -21,10 +21,12 @@ def whitened(model, params, step):
 
 
 def check_params(model, params) -> None:
-    """ValueError where given params, as NumPy arrays, lie outside the spaces of their leaves."""
+    """ValueError where given params lie outside the spaces of their leaves. params: NumPy arrays
+    with a leading axis, of one or more starts."""
     from jaxem.protocol.layout import Layout  # fits start sooner without it
 
-    Layout(params, model.spaces(params)).require_inside()
+    first = jax.tree.map(lambda leaf: leaf[0], params)
+    Layout(params, model.spaces(first)).require_inside()
 
 
 def expected_log_joint(model, params, x, q):

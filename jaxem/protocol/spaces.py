@@ -159,9 +159,10 @@ class Simplex(Space):
     entry that is 0."""
 
     def outside(self, leaf):
-        if np.all(leaf >= 0) and np.all(abs(leaf.sum(-1) - 1) <= SHARES_OFF):
+        inside = (leaf >= 0).all(-1) & (abs(leaf.sum(-1) - 1) <= SHARES_OFF)
+        if np.all(inside):
             return None
-        return f"must be 0 or more and sum to 1, got {leaf}: divide by their sum"
+        return f"must be 0 or more and sum to 1, got {leaf[~inside][0]}: divide by their sum"
 
     def holds(self, leaf):
         return jnp.all(leaf >= 0) & jnp.all(jnp.abs(leaf.sum(-1) - 1) <= SHARES_OFF)
@@ -186,10 +187,11 @@ class PositiveDefinite(Space):
     """Symmetric positive definite matrices in the last two axes, by their Cholesky factors."""
 
     def outside(self, leaf):
-        with jax.ensure_compile_time_eval():  # params are known, even where a caller is traced
-            factor = np.asarray(lower_factor(jnp.asarray(leaf)))
-        if np.all(np.isfinite(factor)):
-            return None
+        try:
+            if np.all(np.isfinite(np.linalg.cholesky(leaf))):
+                return None
+        except np.linalg.LinAlgError:
+            pass
         return "is not positive definite: give a covariance, not its square root or inverse"
 
     def holds(self, leaf):

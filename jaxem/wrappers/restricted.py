@@ -286,7 +286,7 @@ class Restricted(Wrapper):
             params = jax.tree.map(np.asarray, plan.layout.rescaled(params, plan.held))
         plan.layout.require_values(given, plan.given)
         try:
-            check_params(self.model, params)
+            check_params(self.model, jax.tree.map(lambda leaf: leaf[None], params))
         except ValueError as error:
             raise ValueError(f"fixed: {error}") from None
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxem.data.documents import Documents
 from jaxem.numerics.tree import is_traced
-from jaxem.protocol.domains import Domain
+from jaxem.protocol.domains import Domain, is_count
 
 
 class DocumentsDomain(Domain):
@@ -47,7 +47,7 @@ class DocumentsDomain(Domain):
 
     def whole(self, counts):
         """Which counts are whole numbers of 0 or more."""
-        return (counts >= 0) & (counts % 1 == 0) & (counts < math.inf)
+        return is_count(counts)
 
     def check(self, x, name):
         if not isinstance(x, Documents):
