@@ -163,9 +163,8 @@ def warn_of_lost_digits_in_batch(blocks) -> None:
                 continue  # no process has all of it
             ends = np.stack([np.asarray(leaf[:, 0]), np.asarray(leaf[last])])
             suspects = np.flatnonzero(_suspect(ends).reshape(len(block.index), -1).any(axis=-1))
-            for i in suspects[:: max(1, len(suspects) // EXAMINED)]:
-                n = block.sizes[i]
-                sample = np.asarray(leaf[i][: n : max(1, n // tuning.SAMPLED_UNITS)])
+            suspects = suspects[:: max(1, len(suspects) // EXAMINED)]
+            for i, sample in zip(suspects, _samples(leaf, suspects, block.sizes), strict=True):
                 if _are_small_integers(sample):
                     continue
                 columns = lost_columns(sample, TOLERATED)
@@ -176,6 +175,24 @@ def warn_of_lost_digits_in_batch(blocks) -> None:
 
 EXAMINED = 256
 """Data sets of a batch whose rows are looked at for lost digits."""
+
+
+def _samples(leaf, chosen, sizes):
+    """At most SAMPLED_UNITS rows of each chosen data set of an array (b, n, ...), evenly spaced; of
+    an array on a device in one transfer."""
+    if not isinstance(leaf, jax.Array):
+        for i in chosen:
+            yield leaf[i, : sizes[i] : max(1, sizes[i] // tuning.SAMPLED_UNITS)]
+        return
+    if len(chosen):
+        wide = max(1, leaf.size // (leaf.shape[0] * leaf.shape[1]) * len(chosen))
+        rows = min(leaf.shape[1], tuning.SAMPLED_UNITS, max(64, SAMPLED_NUMBERS // wide))
+        place = (np.arange(rows) * sizes[chosen][:, None]) // rows
+        yield from np.asarray(leaf[chosen[:, None], place])
+
+
+SAMPLED_NUMBERS = 2**24
+"""The most numbers, roughly, of such a transfer."""
 
 
 def _warn_of_columns(name: str, columns, stacklevel: int) -> None:

@@ -84,8 +84,18 @@ def chunk_numbers() -> int:
 LEAST_CHUNK_ROWS = 256
 """Rows of the smallest chunk."""
 
-CHUNK_MULTIPLE = 64
-"""Rows of a chunk are a multiple of this, for vector instructions; the last chunk repeats rows."""
+CHUNK_MULTIPLE, LARGE_MULTIPLE, LARGE_ROWS = 64, 4096, 2**15
+"""Rows of a chunk are a multiple of the first, for vector instructions; the last chunk repeats
+rows. Of an accelerator's chunks of LARGE_ROWS rows or more they are a multiple of the second: XLA
+divides a product over many rows among a power of two of blocks, and pads its operands, which it
+copies (H200, n = 1e6, d = 32, k = 64, full: 1 of 7.3 ms a step)."""
+
+
+def chunk_multiple(rows: int) -> int:
+    """What the rows of a chunk are a multiple of."""
+    is_large = platform() != "cpu" and rows >= LARGE_ROWS
+    return LARGE_MULTIPLE if is_large else CHUNK_MULTIPLE
+
 
 SUM_BLOCK = 1024
 """The size of a block of `row_sum`, approximately."""
@@ -101,8 +111,15 @@ SEVERAL_CHUNKS = 8
 by a quarter or more. Exactly two chunks are computed at once: that needs no loop (10,000 × 16,
 k = 32, diagonal: 1.4 to 1.1 ms)."""
 
-COPIED_BYTES = 2**26
-"""Bytes up to which data are copied; larger data are standardised chunk by chunk in every pass."""
+COPIED_BYTES, ACCELERATOR_COPIED_BYTES = 2**26, 2**30
+"""Bytes up to which data are copied, on a CPU and on an accelerator; larger data are standardised
+chunk by chunk in every pass."""
+
+
+def copied_bytes() -> int:
+    """Bytes up to which data are copied."""
+    return COPIED_BYTES if platform() == "cpu" else ACCELERATOR_COPIED_BYTES
+
 
 SPARE_FEATURES = 2
 """Features are stored in place of the columns of data if they are at most this many more."""
@@ -183,9 +200,14 @@ ms a fit, 64 lanes 0.55, 256 lanes 1.26; 1,024 fits of 200 × 2, k = 2, on two c
 ms, 32 lanes 152, 64 lanes 212; 256 fits of 2,000 × 4, k = 3: 5 lanes 464 ms, 8 lanes 527, 16 lanes
 1,172)."""
 
-ACCELERATOR_LANES = LaneSizes(4, 4096, 2**28, 16, 64)
-"""Compiled for an H200, 4,096 fits of 20,000 × 8, k = 8: with 2**30 bytes 8.1 GB of scratch memory,
-with 4,096 lanes 51 GB."""
+GPU_LANES = LaneSizes(4, 4096, 2**27, 4, 64)
+"""An H200, 4,096 fits of 500 × 2, k = 3: 256 lanes 233 ms, 512 172, 1,024 155, 2,048 184, 4,096
+275; with criterion="change" 78, 61, 52, 64 and 77 ms. A step takes 40 µs whatever its width up to
+about 2,000 lanes. Compiled for it, 4,096 fits of 20,000 × 8, k = 8: with 2**30 bytes 8.1 GB of
+scratch memory, with 4,096 lanes 51 GB."""
+
+TPU_LANES = LaneSizes(4, 4096, 2**28, 16, 64)
+"""An estimate, not measured."""
 
 NARROWER = 8
 """By how much the lanes for the last fits are fewer on an accelerator. Simulated from measured step
@@ -195,14 +217,14 @@ most): all lanes take 1.23 to 1.30 times the useful steps, without this 1.49 to 
 
 
 def lane_sizes() -> LaneSizes:
-    return CPU_LANES if platform() == "cpu" else ACCELERATOR_LANES
+    return {"cpu": CPU_LANES, "gpu": GPU_LANES}.get(platform(), TPU_LANES)
 
 
 INTERVAL = 4
 """EM steps between two checks for finished lanes, where a step takes less time than a check."""
 
 ACCELERATOR_INTERVAL = 8
-"""The same on accelerators: an estimate, not measured."""
+"""The same on accelerators (an H200: a step of 1,024 lanes 45 µs, a check about 60 µs)."""
 
 CONSTANT_UNITS = 4096
 """Units up to which weights of 1 are constants of a program. XLA folds constants, which takes
@@ -237,8 +259,18 @@ the fewest fits of a part."""
 USUAL_STEPS = 64
 """The steps of a fit of a fleet, roughly."""
 
-STEP_SECONDS = 1e-9
-"""Seconds of a step for one unit × feature² × component, roughly: the first estimate."""
+STEP_SECONDS, ACCELERATOR_STEP_SECONDS, LAUNCH_SECONDS = 1e-9, 1e-12, 5e-5
+"""Seconds of a step for one unit × feature² × component, roughly, on a CPU and on an accelerator,
+where a step takes at least LAUNCH_SECONDS (H200: fleets of 500 × 2, k = 3, 4,096 lanes 130 µs a
+step)."""
+
+
+def step_seconds(work: int) -> float:
+    """The first estimate of the seconds of a step. work: units × features² × components."""
+    if platform() == "cpu":
+        return work * STEP_SECONDS
+    return LAUNCH_SECONDS + work * ACCELERATOR_STEP_SECONDS
+
 
 PADDED_WORK = 2**22
 """The most units × features² × restarts × absent components for each compilation that padding
@@ -273,12 +305,21 @@ CLASS_NUMBERS = 2**19
 """The most numbers of a (w, k, l) block of documents that are stored in rows of several widths,
 where it holds more than one document, on a CPU."""
 
-ACCELERATOR_CLASS_NUMBERS = 2**27
-"""The same on accelerators: an estimate, not measured."""
 
 SHORTEST, LENGTH_RATIO, LENGTH_CLASSES = 16, 1.5, 6
 """Blocks are padded to at most LENGTH_CLASSES lengths: that of the longest document, and each
 further one shorter by the factor LENGTH_RATIO, down to SHORTEST cells."""
+
+ACCELERATOR_LENGTH_RATIO, ACCELERATOR_LENGTH_CLASSES = 1.75, 4
+"""The same on accelerators, where compiling a class takes longer."""
+
+
+def length_classes() -> tuple[float, int]:
+    """(the factor between lengths, the most lengths) of blocks of documents."""
+    if platform() == "cpu":
+        return LENGTH_RATIO, LENGTH_CLASSES
+    return ACCELERATOR_LENGTH_RATIO, ACCELERATOR_LENGTH_CLASSES
+
 
 LENGTH_SPAN = 8
 """Where the longest document is so long that the shortest length would be above LENGTH_SPAN ·
@@ -300,8 +341,11 @@ SPARSE = 64
 """Statistics are scattered cell by cell where the vocabulary has more than SPARSE words for every
 cell of the longest document, and always on a CPU; else they are a dense matrix product."""
 
-ACCELERATOR_DOCUMENTS = 2**13
-"""Documents of a block on accelerators: an estimate, not measured."""
+ACCELERATOR_DOCUMENTS, ACCELERATOR_DOCUMENT_NUMBERS = 2**13, 2**26
+"""The largest number of documents of a block on accelerators, and the numbers of its (w, k, l)
+block. The last block of a class is padded, and the class of the longest documents may hold few
+(H200, 20,000 documents, 100 topics: a sweep 104 ms with 2**13 documents of any length, with 2**25
+numbers 64, with 2**26 52)."""
 
 MAP_NUMBERS = 2**20
 """Numbers of a (w, k, l) block of documents in a step of the stationary map."""

@@ -40,7 +40,8 @@ def in_chunks(function, rows: int, params, x, weights, axis=0) -> Sums:
     are_few = tuning.PARALLEL_CHUNKS * rows < n <= tuning.SEVERAL_CHUNKS * rows
     chains = tuning.PARALLEL_CHUNKS if tuning.platform() == "cpu" and not are_few else 1
     count = -(-n // (rows * chains))
-    rows = min(n, -(-n // (count * chains * tuning.CHUNK_MULTIPLE)) * tuning.CHUNK_MULTIPLE)
+    multiple = tuning.chunk_multiple(rows)
+    rows = min(n, -(-n // (count * chains * multiple)) * multiple)
 
     def rows_from(begin, x, weights):
         cut = partial(jax.lax.dynamic_slice_in_dim, start_index=begin, slice_size=rows, axis=axis)

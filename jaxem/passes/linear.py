@@ -66,7 +66,7 @@ class Linear(NamedTuple):
 
 
 def roomy(x) -> bool:
-    """Whether there is memory for a copy of x (`tuning.COPIED_BYTES`)."""
+    """Whether there is memory for a copy of x (`tuning.copied_bytes`)."""
     return (
-        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(x)) <= tuning.COPIED_BYTES
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(x)) <= tuning.copied_bytes()
     )

@@ -15,7 +15,7 @@ from jaxem.solver import devices, threads
 
 def is_long(work: int, steps: int, seconds: float = 1) -> bool:
     """Whether `steps` steps that cost `work` each could take more than `seconds`."""
-    return work * steps * tuning.STEP_SECONDS > seconds
+    return steps * tuning.step_seconds(work) > seconds
 
 
 def run_in_slices(advance, queue, work: int, progress):
@@ -25,7 +25,7 @@ def run_in_slices(advance, queue, work: int, progress):
       work: the cost of a round of steps, in units × features² × components.
       progress: the bar of `bar`, which the threads of a call may share.
     """
-    budget = max(1, int(tuning.SLICE_SECONDS / (work * tuning.STEP_SECONDS)))
+    budget = max(1, int(tuning.SLICE_SECONDS / tuning.step_seconds(work)))
     is_compiled, shown = False, 0
     while True:
         started = time.perf_counter()

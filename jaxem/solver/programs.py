@@ -62,7 +62,7 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     if not plan.batched and tuning.platform() == "cpu":
         effort = "tiny" if cost * plan.restarts <= tuning.TINY_WORK else "less"
         effort = "full" if n * features * k >= tuning.CHUNKED else effort
-    seconds = cost * fits * min(max_iter, tuning.USUAL_STEPS) * tuning.STEP_SECONDS
+    seconds = min(max_iter, tuning.USUAL_STEPS) * tuning.step_seconds(cost * fits)
     if not plan.batched:
         if plan.restarts == 1 and (rule is None or rule.random):
             x, weights = devices.with_sharded_units(args, n * features * k)

@@ -50,7 +50,7 @@ def class_layout(data: Table):
         return layout(data.words.shape, k)
     shapes = [words.shape for words in data.words]
     n = data.place.shape[0]
-    most, numbers = tuning.ACCELERATOR_DOCUMENTS, tuning.ACCELERATOR_CLASS_NUMBERS
+    most, numbers = tuning.ACCELERATOR_DOCUMENTS, tuning.ACCELERATOR_DOCUMENT_NUMBERS
     if tuning.platform() == "cpu":
         most, numbers = tuning.MOST_DOCUMENTS, tuning.CLASS_NUMBERS
     rows = []
@@ -71,10 +71,10 @@ def layout(shape, k: int):
     """
     n, longest = shape
     lengths = [longest]
-    shortest, classes = tuning.SHORTEST, tuning.LENGTH_CLASSES
+    shortest, (least_ratio, classes) = tuning.SHORTEST, tuning.length_classes()
     # One very long document must not pad all others to a length of the same order.
     ratio = (longest / (shortest * tuning.LENGTH_SPAN)) ** (1 / max(classes - 1, 1))
-    ratio = max(tuning.LENGTH_RATIO, ratio)
+    ratio = max(least_ratio, ratio)
     while len(lengths) < classes and lengths[-1] / ratio >= shortest:
         lengths.append(int(lengths[-1] / ratio))
     lengths = lengths[::-1]
@@ -82,7 +82,8 @@ def layout(shape, k: int):
         fitting = [tuning.DOCUMENT_NUMBERS // (k * length) for length in lengths]
         rows = [min(max(tuning.LEAST_DOCUMENTS, r), tuning.MOST_DOCUMENTS) for r in fitting]
     else:
-        rows = [tuning.ACCELERATOR_DOCUMENTS] * len(lengths)
+        fitting = [tuning.ACCELERATOR_DOCUMENT_NUMBERS // (k * length) for length in lengths]
+        rows = [min(max(1, r), tuning.ACCELERATOR_DOCUMENTS) for r in fitting]
     if n <= min(rows):
         return [longest], [n]
     return lengths, [min(n, r) for r in rows]
