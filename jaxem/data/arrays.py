@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxem.data.memory import require_room
 from jaxem.numerics import tuning
-from jaxem.numerics.tree import have_unit_axes, is_traced, over_units
+from jaxem.numerics.tree import have_unit_axes, is_on_host, over_units
 from jaxem.protocol.counts import total_range
 from jaxem.protocol.status import FitWarning
 
@@ -183,7 +183,7 @@ def as_weights(weights, n: int, dtype, name: str = "weights"):
 
 def is_clean(model, x) -> bool:
     """Whether the data lie on the host and every value is in the model's support, in one pass."""
-    if not all(map(_on_host, jax.tree.leaves(x))):
+    if not all(map(is_on_host, jax.tree.leaves(x))):
         return False
     x = jax.tree.map(np.asarray, x)
     leaves = jax.tree.leaves(x)
@@ -193,16 +193,6 @@ def is_clean(model, x) -> bool:
             if not all(np.all(mask) for mask in jax.tree.leaves(model.domain.valid(chunk))):
                 return False
     return True
-
-
-def _on_host(leaf) -> bool:
-    """Whether NumPy can read an array without a copy from a device."""
-    if isinstance(leaf, np.ndarray):
-        return True
-    if not isinstance(leaf, jax.Array) or is_traced(leaf) or leaf.is_deleted():
-        return False
-    devices = leaf.devices()
-    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
 def explain_bad_weights(weights) -> str | None:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxem.numerics import tuning
-from jaxem.numerics.tree import is_traced
+from jaxem.numerics.tree import is_on_host, is_traced
 from jaxem.protocol.domains import whole
 from jaxem.protocol.status import warn
 
@@ -155,14 +155,16 @@ def warn_of_lost_digits_in_batch(blocks) -> None:
     digits before they came here. blocks: of a batch; the ends of all data sets are looked at, and
     of those that leave it open at most `EXAMINED`, evenly spaced."""
     for block in blocks:
-        last = (np.arange(len(block.index)), np.maximum(block.sizes - 1, 0))
+        sets, last = np.arange(len(block.index)), np.maximum(block.sizes - 1, 0)
         for _, leaf in jax.tree_util.tree_leaves_with_path(block.x):
             if is_traced(leaf) or leaf.dtype != np.float32 or not leaf.size or leaf.ndim > 3:
                 continue
             if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
                 continue  # no process has all of it
-            ends = np.stack([np.asarray(leaf[:, 0]), np.asarray(leaf[last])])
+            ends = _rows(leaf, sets, np.stack([np.zeros_like(last), last]))
             suspects = np.flatnonzero(_suspect(ends).reshape(len(block.index), -1).any(axis=-1))
+            if len(suspects) > FEW_SUSPECTS:
+                suspects = suspects[_still_suspect(leaf, suspects, block.sizes)]
             suspects = suspects[:: max(1, len(suspects) // EXAMINED)]
             for i, sample in zip(suspects, _samples(leaf, suspects, block.sizes), strict=True):
                 if _are_small_integers(sample):
@@ -177,22 +179,50 @@ EXAMINED = 256
 """Data sets of a batch whose rows are looked at for lost digits."""
 
 
+FEW_SUSPECTS, QUICK_ROWS = 8, 32
+"""Up to FEW_SUSPECTS data sets are examined at once. Of more, QUICK_ROWS rows are looked at before
+(65,536 data sets of 500 × 2: 96 examinations took 45 ms)."""
+
+
+def _still_suspect(leaf, chosen, sizes):
+    """Whether QUICK_ROWS rows of each chosen data set leave it open that digits are lost: a spread
+    20 times the least one is none."""
+    place = (np.arange(QUICK_ROWS) * sizes[chosen][:, None]) // QUICK_ROWS
+    rows = np.sort(_rows(leaf, chosen[:, None], place), axis=1).astype(np.float64)
+    low, middle, high = (rows[:, QUICK_ROWS * part // 4] for part in (1, 2, 3))
+    with np.errstate(invalid="ignore"):
+        is_sound = 20 * FLOAT32_EPS * abs(middle) <= TOLERATED * (high - low)
+    return ~is_sound.reshape(len(chosen), -1).all(axis=1)
+
+
 def _samples(leaf, chosen, sizes):
     """At most SAMPLED_UNITS rows of each chosen data set of an array (b, n, ...), evenly spaced; of
-    an array on a device in one transfer."""
-    if not isinstance(leaf, jax.Array):
+    an array on an accelerator in one transfer."""
+    if is_on_host(leaf):
         for i in chosen:
-            yield leaf[i, : sizes[i] : max(1, sizes[i] // tuning.SAMPLED_UNITS)]
+            yield np.asarray(leaf)[i, : sizes[i] : max(1, sizes[i] // tuning.SAMPLED_UNITS)]
         return
     if len(chosen):
         wide = max(1, leaf.size // (leaf.shape[0] * leaf.shape[1]) * len(chosen))
         rows = min(leaf.shape[1], tuning.SAMPLED_UNITS, max(64, SAMPLED_NUMBERS // wide))
         place = (np.arange(rows) * sizes[chosen][:, None]) // rows
-        yield from np.asarray(leaf[chosen[:, None], place])
+        yield from _rows(leaf, chosen[:, None], place)
 
 
 SAMPLED_NUMBERS = 2**24
 """The most numbers, roughly, of such a transfer."""
+
+
+def _rows(leaf, sets, place):
+    """leaf[sets, place] by NumPy, of an array (b, n, ...) on an accelerator in one transfer."""
+    if is_on_host(leaf):
+        return np.asarray(leaf)[sets, place]
+    return np.asarray(_gathered(leaf, sets, place))
+
+
+@jax.jit
+def _gathered(leaf, sets, place):
+    return leaf.at[sets, place].get(mode="promise_in_bounds")
 
 
 def _warn_of_columns(name: str, columns, stacklevel: int) -> None:

@@ -199,6 +199,16 @@ def is_traced(*trees) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
+def is_on_host(leaf) -> bool:
+    """Whether NumPy can read an array without a copy from a device."""
+    if isinstance(leaf, np.ndarray):
+        return True
+    if not isinstance(leaf, jax.Array) or is_traced(leaf) or leaf.is_deleted():
+        return False
+    devices = leaf.devices()
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+
+
 def in_jit() -> bool:
     """Whether a jitted function is being traced, where the values at hand may be its constants.
     The transfer of an array is then part of that function, and does nothing elsewhere."""

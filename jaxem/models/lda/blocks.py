@@ -178,27 +178,21 @@ def cell_ratios(counts, norm):
 
 def stepped_gamma(block: Block, gamma):
     """γ (w, k) after one step: α + Σ_l counts φ."""
-    is_safe, linear = linear_step(block, gamma)
-
-    def logarithmic():
-        return block.data.alpha + jnp.einsum(
-            "wl,wkl->wk", block.counts, block.logarithmic(gamma)[0], precision=Precision.HIGHEST
-        )
-
-    return jax.lax.cond(is_safe, linear, logarithmic)
-
-
-def linear_step(block: Block, gamma):
-    """(whether a step without logarithms is exact, the function of nothing that gives its γ)."""
+    counts, alpha = block.counts, block.data.alpha
     e, _ = scaled_exp_digamma(gamma)
     norm = cell_norms(block.rows, e)
 
     def linear():
-        ratio, factor = cell_ratios(block.counts, norm)
+        ratio, factor = cell_ratios(counts, norm)
         sums = jnp.einsum("wl,wkl->wk", ratio, block.rows, precision=Precision.HIGHEST)
-        return block.data.alpha + e * factor * sums
+        return alpha + e * factor * sums
 
-    return block.are_safe(norm), linear
+    def logarithmic():
+        return alpha + jnp.einsum(
+            "wl,wkl->wk", counts, block.logarithmic(gamma)[0], precision=Precision.HIGHEST
+        )
+
+    return jax.lax.cond(block.are_safe(norm), linear, logarithmic)
 
 
 def add_cells(total, block: Block, values: BlockValues, weights):

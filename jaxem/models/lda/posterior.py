@@ -22,7 +22,6 @@ from jaxem.models.lda.blocks import (
     Table,
     add_cells,
     block_values,
-    linear_step,
     stepped_gamma,
 )
 from jaxem.models.lda.classes import (
@@ -104,32 +103,14 @@ def stepped_block(block, tol, most_steps, allowed, state):
     The state is (γ (w, k), the number of steps (w,), whether a document has not converged (w,)).
     """
 
-    def moved(state, stepped):
+    def step(state):
         gamma, steps, live = state
+        stepped = stepped_gamma(block, gamma)
         steps = steps + live
         still_live = live & (jnp.abs(stepped - gamma).mean(-1) > tol) & (steps < most_steps)
         return jnp.where(live[:, None], stepped, gamma), steps, still_live
 
-    def is_running(state):
-        return state[2].sum() > allowed
-
-    def exact(state):
-        step = lambda state: moved(state, stepped_gamma(block, state[0]))  # noqa: E731
-        return jax.lax.while_loop(is_running, step, state)
-
-    if tuning.platform() == "cpu":
-        return exact(state)
-
-    def linear(carry):
-        state, are_safe = carry
-        is_safe, stepped = linear_step(block, state[0])
-        return moved(state, stepped()), are_safe & is_safe
-
-    # An accelerator waits for the host at every condition, so that there is one for all steps.
-    quick, are_safe = jax.lax.while_loop(
-        lambda carry: is_running(carry[0]), linear, (state, jnp.asarray(True))
-    )
-    return jax.lax.cond(are_safe, lambda: quick, lambda: exact(state))
+    return jax.lax.while_loop(lambda state: state[2].sum() > allowed, step, state)
 
 
 @sequential_vmap
