@@ -188,8 +188,9 @@ def is_clean(model, x) -> bool:
     x = jax.tree.map(np.asarray, x)
     leaves = jax.tree.leaves(x)
     with np.errstate(invalid="ignore"):  # of a user's `valid`
-        for first in range(0, len(leaves[0]), tuning.CHECKED_UNITS):
-            chunk = over_units(lambda leaf: leaf[first : first + tuning.CHECKED_UNITS], x)  # noqa: B023
+        count = max(1, tuning.CHECKED_NUMBERS * len(leaves[0]) // sum(leaf.size for leaf in leaves))
+        for first in range(0, len(leaves[0]), count):
+            chunk = over_units(lambda leaf: leaf[first : first + count], x)  # noqa: B023
             if not all(np.all(mask) for mask in jax.tree.leaves(model.domain.valid(chunk))):
                 return False
     return True

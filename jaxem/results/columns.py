@@ -54,7 +54,7 @@ def explain_collapse(x, labels, k: int, names) -> str:
 
     labels: (n,), the component of every unit.
     """
-    rows = slice(0, None, max(1, x.shape[0] // tuning.CHECKED_UNITS))
+    rows = slice(0, None, max(1, x.shape[0] // tuning.EXPLAINED_UNITS))
     values, labels = np.asarray(x[rows], float), np.asarray(labels)[rows]
     if len(values) < 2:
         return ""
