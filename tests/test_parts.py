@@ -81,7 +81,11 @@ def test_own_classes_and_methods_that_call_lapack_have_one_part():
 
     assert parts.are_ours(MODEL, jaxem.EM(accelerator=jaxem.SQUAREM()), None)
     assert not parts.are_ours(Own())
-    assert not parts.are_ours(MODEL, jaxem.EM(m_step=jaxem.Gradient()))
+    assert not parts.are_ours(MODEL, jaxem.EM(e_step=jaxem.MeanField()))
+    newton = jaxem.EM(m_step=jaxem.Gradient())
+    assert parts.are_ours(MODEL, newton)
+    lowered = jax.jit(lambda x: jaxem.fit(MODEL, x, key=0, method=newton).params).lower(SETS[0])
+    assert "cholesky" not in lowered.as_text() and "lapack" not in lowered.as_text()
 
 
 def test_the_last_part_is_filled_up():

@@ -23,8 +23,8 @@ class Gradient:
 
     Args:
       transform: an optax transformation, whose state is carried from one M-step to the next; keep
-        one object, since two equal ones compile twice. None: Newton's method with the curvature's
-        absolute value, which forms the (p, p) Hessian of all p parameters.
+        one object, since two equal ones compile twice. None: Newton's method, which forms the
+        (p, p) Hessian of all p parameters and shifts it where it is not positive definite.
       steps: steps in an M-step, each a few passes over the data.
 
     Raises ValueError where steps is below 1. The model must define `log_joint`.

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.numerics import tuning
-from jaxem.numerics.descent import LEAST_CURVATURE
 from jaxem.numerics.linalg import times
+
+LEAST_CURVATURE = 1e-8
+"""Smaller curvatures, as parts of the largest one, count as 0."""
 
 
 class Curvature(NamedTuple):

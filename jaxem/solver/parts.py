@@ -40,7 +40,7 @@ def _is_ours(one) -> bool:
     return all(map(_is_ours, vars(one).values()))
 
 
-CALLS_LAPACK = ("jaxem.methods.m_steps", "jaxem.methods.mean_field", "jaxem.wrappers.adopted")
+CALLS_LAPACK = ("jaxem.methods.mean_field", "jaxem.wrappers.adopted")
 
 
 def size_of_part(size: int, count: int) -> int:
