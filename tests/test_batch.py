@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compare import close, lane, same_ends
-from internals import as_data, lanes, padded_length, tuning
+from internals import as_blocks, as_data, lanes, padded_length, tuning
 
 import jaxem
 
@@ -157,6 +157,11 @@ def test_ragged_weights_and_lengths():
     alone = jaxem.fit(MODEL, sets[0], init=lane(init, 0), weights=weights[0])
     np.testing.assert_allclose(batch.log_likelihood[0], alone.log_likelihood, rtol=1e-10)
     assert [padded_length(n) for n in (1, 8, 9, 13, 1000)] == [8, 8, 12, 18, 1065]
+    sets = [np.zeros((n, 1), np.float32) for n in (5, 9, 9, 20, 60, 61, 100, 300, 9)]
+    with tuning.on_platform("gpu"):  # a program for every length: at most four
+        blocks = as_blocks(jaxem.Batch(sets), None)
+    assert [block.x.shape[1] for block in blocks] == [12, 62, 140, 300]
+    assert [block.index.tolist() for block in blocks] == [[0, 1, 2, 8], [3, 4, 5], [6], [7]]
 
 
 def test_restarts_of_a_batch_and_keys_by_place():

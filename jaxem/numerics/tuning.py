@@ -204,11 +204,11 @@ ms a fit, 64 lanes 0.55, 256 lanes 1.26; 1,024 fits of 200 × 2, k = 2, on two c
 ms, 32 lanes 152, 64 lanes 212; 256 fits of 2,000 × 4, k = 3: 5 lanes 464 ms, 8 lanes 527, 16 lanes
 1,172)."""
 
-GPU_LANES = LaneSizes(4, 4096, 2**27, 4, 64)
+GPU_LANES = LaneSizes(4, 8192, 2**27, 4, 64)
 """An H200, 4,096 fits of 500 × 2, k = 3: 256 lanes 233 ms, 512 172, 1,024 155, 2,048 184, 4,096
-275; with criterion="change" 78, 61, 52, 64 and 77 ms. A step takes 40 µs whatever its width up to
-about 2,000 lanes. Compiled for it, 4,096 fits of 20,000 × 8, k = 8: with 2**30 bytes 8.1 GB of
-scratch memory, with 4,096 lanes 51 GB."""
+275; with criterion="change" 78, 61, 52, 64 and 77 ms. A step takes 40 µs and 24 ns a lane; by that,
+65,536 fits take less time in 8,192 lanes than in 4,096. Compiled for it, 4,096 fits of 20,000 × 8,
+k = 8: with 2**30 bytes 8.1 GB of scratch memory, with 4,096 lanes 51 GB."""
 
 TPU_LANES = LaneSizes(4, 4096, 2**28, 16, 64)
 """An estimate, not measured."""
@@ -279,6 +279,10 @@ def step_seconds(work: int) -> float:
 PADDED_WORK = 2**22
 """The most units × features² × restarts × absent components for each compilation that padding
 saves. At twice this, both ways took equally long on 2 cores (jax 0.10.2)."""
+
+ACCELERATOR_LENGTHS = 4
+"""The most lengths to which the data sets of a list are padded on an accelerator. Every length is a
+program of its own (H200, five lengths: a first call of 18 s)."""
 
 # Gradients
 
