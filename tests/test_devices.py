@@ -17,7 +17,7 @@ import pytest
 
 import jaxem
 from jaxem.numerics import tuning
-from jaxem.solver import devices, threads
+from jaxem.solver import devices, lanes, threads
 from jaxem.solver.programs import Program
 
 COLLECTIVES = re.compile(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\(")
@@ -259,3 +259,16 @@ def test_where_programs_run(monkeypatch):
         with pytest.raises(KeyError):
             jaxem.fit(MODEL, x, key=0)
     assert [plan.platform for plan in plans] == ["gpu", "cpu"]
+
+
+def test_a_fleet_laid_out_for_a_tpu_ends_as_on_a_cpu():
+    """Data with the units last, in blocks, where the program runs on a TPU."""
+    x = RNG.normal(size=(70, 30, 2)) + 3 * RNG.integers(2, size=(70, 30, 1))
+    here = jaxem.fit(MODEL, jaxem.Batch(x), key=0, max_iter=20, tol=0)
+    with tuning.on_platform("tpu"):
+        tree, original = lanes.compact({"a": x, "b": x[0, 0]}, 1)
+        assert tree["a"].shape == (70, 60) and np.array_equal(tree["a"][3, :30], x[3, :, 0])
+        assert np.array_equal(original(tree)["a"], x) and tree["b"].shape == (2,)
+        there = jaxem.fit(MODEL, jaxem.Batch(x), key=0, max_iter=20, tol=0)
+    np.testing.assert_allclose(here.objective, there.objective, rtol=1e-9)
+    np.testing.assert_array_equal(here.status, there.status)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxem.data.options import integer
 from jaxem.numerics import tuning
@@ -90,11 +91,13 @@ def run_lanes(queue, problems, ends, *, stopping, width: int, steps: int, budget
     def entries(queue, index):
         return unpacked(jax.tree.map(lambda a: a[jnp.minimum(index, count - 1)], queue))
 
+    problems, original = compact(problems, 1)
+
     def problems_of(index):
         return None if shared else problems_at(jnp.minimum(index, count - 1) // restarts)
 
     def problems_at(j):
-        return jax.tree.map(lambda a: a[j], problems)
+        return original(jax.tree.map(lambda a: a[j], problems))
 
     shared_problem = problems_at(0).prepared() if shared else None
 
@@ -135,6 +138,34 @@ def run_lanes(queue, problems, ends, *, stopping, width: int, steps: int, budget
     if few or budget is not None:  # lanes that still run
         queue = _store(queue, packed((states, end))[0], index)
     return unpacked(queue)[0]
+
+
+def compact(tree, leading: int):
+    """(a tree whose leaves take the least memory, the way back for leaves with any leading axes).
+
+    A TPU fills up the last axis of an array to 128 numbers. So all axes but the first `leading`
+    ones become one there, in which the longest of them varies fastest.
+    """
+    if tuning.platform() != "tpu":
+        return tree, lambda tree: tree
+    leaves, structure = jax.tree.flatten(tree)
+    shapes = [leaf.shape[leading:] for leaf in leaves]
+
+    def flat(leaf, shape, axis):
+        return jnp.moveaxis(leaf, axis, -1).reshape(*leaf.shape[:leading], -1)
+
+    def original(leaf, shape, axis):
+        moved = leaf.reshape(*leaf.shape[:-1], *np.delete(shape, axis), shape[axis])
+        return jnp.moveaxis(moved, -1, axis)
+
+    def applied(function, tree):
+        arrays = [
+            function(leaf, shape, int(np.argmax(shape)) - len(shape)) if len(shape) > 1 else leaf
+            for leaf, shape in zip(jax.tree.leaves(tree), shapes, strict=True)
+        ]
+        return jax.tree.unflatten(structure, arrays)
+
+    return applied(flat, tree), lambda tree: applied(original, tree)
 
 
 def _cumulative(mask):

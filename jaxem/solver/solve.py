@@ -127,7 +127,16 @@ def over(function, tree, block: int):
     if size <= block:
         return jax.vmap(function)(tree)
     equal = (b for b in range(block, block // 2, -1) if size % b == 0)
-    return jax.lax.map(function, tree, batch_size=next(equal, block))
+    tree, original = lanes.compact(tree, 1)
+    ways_back = []
+
+    def compacted(entry):
+        result, way_back = lanes.compact(function(original(entry)), 0)
+        ways_back.append(way_back)
+        return result
+
+    found = jax.lax.map(compacted, tree, batch_size=next(equal, block))
+    return ways_back[-1](found)
 
 
 def _lift(leaf):
