@@ -57,7 +57,7 @@ def test_an_accelerator_has_fewer_lanes_for_the_last_fits(fleet, sliced, monkeyp
     x, batch = fleet
     monkeypatch.setattr(tuning, "platform", lambda: "gpu")
     if sliced:
-        monkeypatch.setattr(tuning, "STEP_SECONDS", 1e-4)
+        monkeypatch.setattr(tuning, "LAUNCH_SECONDS", 1.0)
     widths, run = [], lanes.run_lanes
     monkeypatch.setattr(
         lanes, "run_lanes", lambda *args, **o: widths.append(o["width"]) or run(*args, **o)
@@ -71,8 +71,8 @@ def test_the_lanes_are_a_fraction_of_the_fits(monkeypatch):
     assert [jaxem.Lanes().width_for(n, 1000) for n in (8, 150, 1024, 10**6)] == [8, 16, 32, 64]
     assert jaxem.Lanes().width_for(1024, 10**9) == 4
     monkeypatch.setattr(tuning, "platform", lambda: "gpu")
-    assert [jaxem.Lanes().width_for(n, 1000) for n in (8, 512, 4096, 10**6)] == [8, 64, 256, 4096]
-    assert jaxem.Lanes().width_for(4096, 20000 * 8 * 8) == 52
+    assert [jaxem.Lanes().width_for(n, 1000) for n in (8, 512, 4096, 10**6)] == [8, 128, 1024, 8192]
+    assert jaxem.Lanes().width_for(4096, 20000 * 8 * 8) == 26
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, "wide"])
