@@ -7,6 +7,7 @@ PARTS = {
     "accelerators": ("accelerators",),
     "cold": ("cold",),
     "compile": ("compile",),
+    "default": ("default",),
     "gradient": ("gradient",),
     "gpu": ("gpu",),
     "fleet": ("fleet", "ragged", "restarts"),

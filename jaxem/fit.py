@@ -1,5 +1,6 @@
 """`fit`: checks, starts, climbs and a report. A pure JAX function where its inputs are traced."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ from jaxem.results.result import Result
 from jaxem.solver.lanes import Lanes
 from jaxem.solver.problem import Plan, sanitize
 from jaxem.solver.restarts import Restarts
-from jaxem.solver.stopping import CRITERIA
+from jaxem.solver.stopping import CRITERIA, PATIENCE, Aitken
 from jaxem.wrappers.adopt import adopt
 
 OPTIONS = (
@@ -169,7 +170,7 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
     model.domain.check(x, name_of(model))
     if model.informed is not None:
         model = informed(model, x, weights)
-    method = suited(method, model, x)
+    method, plan = hastened(suited(method, model, x), plan, limits, gradient)
     gradient, plan = gradient.suited(plan, method, model, x)
     k = _check_size(model, n)
     many = _count(plan.restarts)
@@ -208,7 +209,7 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
     warn_of_lost_digits_in_batch(blocks)
     sets, dtype = sum(len(block.index) for block in blocks), float_dtype(blocks[0].x)
     shapes = check_data_sets(batch, blocks, model.domain, name_of(model))
-    method = suited(method, model, shapes)
+    method, plan = hastened(suited(method, model, shapes), plan, limits, gradient)
     gradient, plan = gradient.suited(plan, method, model, shapes)
     for block in blocks:
         position = np.argmin(block.sizes)
@@ -242,6 +243,19 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
     sizes = np.concatenate([block.sizes for block in blocks])[order]
     sizes = None if (sizes == shape[0]).all() else sizes
     return Result.of(model, best, every, (sets, *shape), ok, totals[0], sizes, shares_model=True)
+
+
+def hastened(method, plan, limits, gradient):
+    """The method and the plan of a fit that accelerates slow climbs where that is wanted."""
+    if not isinstance(method, EM):
+        return method, plan
+    tol = limits[0]
+    is_exact = not is_traced(tol) and tol == 0
+    stopping = plan.stopping
+    is_plain = is_exact or not isinstance(stopping, Aitken) or gradient.unrolls
+    if is_plain or method.later is None:
+        return method.without_later(), plan
+    return method, plan._replace(stopping=dataclasses.replace(stopping, patience=PATIENCE))
 
 
 def _given(model, init, x, lead, dtype):

@@ -27,6 +27,7 @@ class OfFixedPoint:
     map. refusal: the message of the TypeError where there is no derivative, else None.
     """
 
+    unrolls = False
     solves: bool = True
     refusal: str | None = None
 
@@ -60,6 +61,8 @@ class OfFixedPoint:
 @dataclass(frozen=True)
 class Unrolled:
     """The derivative of exactly max_iter steps, by reverse differentiation through them."""
+
+    unrolls = True
 
     def check(self, method, max_iter, restarts) -> None:
         """TypeError where there is no fixed number of steps from every start."""

@@ -23,6 +23,9 @@ from jaxem.protocol.returned import (
 )
 from jaxem.protocol.spaces import return_time
 
+AUTO = "auto"
+"""The name of an accelerator of slow climbs alone."""
+
 
 class Signal(NamedTuple):
     """What a stopping rule uses of a step beside its objective. A field that is None is not used.
@@ -152,7 +155,9 @@ class EM:
       m_step: the rule for θ: `Exact()`, `Gradient(...)` or `Blocks(...)`. A model that has no
         M-step of its own takes `Gradient()` where this is `Exact()`.
       accelerator: None, `SQUAREM()` or `Anderson()`, which need fewer evaluations of the EM map
-        where EM converges slowly.
+        where EM converges slowly. "auto": None for the first dozen steps and for as long as the
+        rate of a climb promises an end within about 30 more, then `SQUAREM()`; None where a rule
+        changes from step to step, where tol is 0, and with criterion="change".
 
     To fix, freeze or tie params, restrict the model with `jaxem.Restricted`.
 
@@ -173,23 +178,45 @@ class EM:
             raise TypeError(
                 f"{type(self.m_step).__name__} is a rule for q: use EM(e_step={self.m_step!r})"
             )
-        accelerator = self.accelerator
+        accelerator = self.always
         is_type = isinstance(accelerator, type)
         if accelerator is not None and (
             is_type or not callable(getattr(accelerator, "advance", None))
         ):
             raise TypeError(
-                "accelerator must be None, jaxem.SQUAREM() or jaxem.Anderson(), got "
+                'accelerator must be None, "auto", jaxem.SQUAREM() or jaxem.Anderson(), got '
                 f"{accelerator!r}"
             )
         unsteady = [r for r in (self.e_step, self.m_step) if not r.steady]
-        if self.accelerator is not None and unsteady:
+        if accelerator is not None and unsteady:
             raise TypeError(
                 f"{type(unsteady[0]).__name__} changes from step to step: an accelerator needs one "
                 "map; use accelerator=None"
             )
         if collects(self.e_step) and not isinstance(self.m_step, Exact):
             raise TypeError(f"{type(self.e_step).__name__} needs the exact M-step")
+
+    @property
+    def always(self):
+        """The accelerator of every step, or None."""
+        return None if self.accelerator == AUTO else self.accelerator
+
+    @property
+    def later(self):
+        """The method for climbs that are slow with this one, or None."""
+        if self.accelerator != AUTO or not (self.e_step.steady and self.m_step.steady):
+            return None
+        from jaxem.methods.acceleration import SQUAREM  # a quick fit does not import it
+
+        return EM(self.e_step, self.m_step, SQUAREM())
+
+    def without_later(self):
+        """This method, plain where it would accelerate slow climbs."""
+        return EM(self.e_step, self.m_step) if self.accelerator == AUTO else self
+
+    def hand_over(self, model, params, memory):
+        """The state of this method, with its accelerator, from that of the method before it."""
+        return memory._replace(accelerator=self.accelerator.start(model, params))
 
     @property
     def climbs_likelihood(self) -> bool:
@@ -210,7 +237,7 @@ class EM:
         """The state of the method before the first evaluation of a climb. x, weights: needed by
         `Variational`."""
         use_steps = self.gains_from_steps(model, x) and is_floating(params)
-        accelerator = _gain_from_steps() if use_steps else self.accelerator
+        accelerator = _gain_from_steps() if use_steps else self.always
         accelerator_memory = () if accelerator is None else accelerator.start(model, params)
         args = (model, params, x, weights)
         return Memory(self.e_step.start(*args), self.m_step.start(*args), accelerator_memory)
@@ -219,9 +246,9 @@ class EM:
         """One E-step and one M-step, and the accelerator's choice of the next params."""
         memory = memory or self.start(model, params, x, weights)
         evaluation = self.map(model, params, x, weights, memory)
-        if self.accelerator is None and not memory.accelerator:
+        if self.always is None and not memory.accelerator:
             return evaluation
-        accelerator = _gain_from_steps() if self.accelerator is None else self.accelerator
+        accelerator = _gain_from_steps() if self.always is None else self.always
         evaluation = accelerator.advance(
             model, params, evaluation, memory.accelerator, weights.sum()
         )
@@ -231,7 +258,7 @@ class EM:
         """Whether gains are also computed from the steps of params (`GainFromSteps`). With many
         units in float32, the gains of the objective are below its rounding error long before
         convergence."""
-        if self.accelerator is not None or not self.plain or x is None:
+        if self.always is not None or not self.plain or x is None:
             return False
         return float_dtype(x) == jnp.float32 and is_large(model, x)
 

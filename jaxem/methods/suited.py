@@ -24,7 +24,7 @@ def suited(method, model, x):
                 f"{name_of(model)} has a posterior of its own, which is improved step by "
                 "step: leave e_step=jaxem.Exact() and m_step=jaxem.Exact()"
             )
-        if method.accelerator is not None:
+        if method.always is not None:
             raise TypeError(
                 f"{name_of(model)} keeps its q from step to step: an accelerator needs one map of "
                 "params alone; use accelerator=None"

@@ -27,6 +27,9 @@ class Status(enum.IntEnum):
     """Every weight is zero: there is nothing to fit."""
 
 
+HANDED_OVER = 8
+"""The status of a climb between its plain steps and its accelerated ones; no fit ends with it."""
+
 MEANING = {
     Status.MAX_ITER: "the iteration limit was reached first; raise max_iter or tol",
     Status.DECREASED: "the objective fell by more than rounding, so the M-step does not maximise "

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.numerics.tree import pytree, select
-from jaxem.protocol.status import Status
+from jaxem.protocol.status import HANDED_OVER, Status
 from jaxem.solver.stopping import INITIAL_MEMORY
 
 
@@ -91,6 +91,9 @@ def step(state: State, evaluation, tol, max_iter, stopping) -> State:
     # A fall by less than the tolerance counts as rounding too: where ill-conditioned terms cancel,
     # rounding errors are larger than their bound.
     status = jnp.where(gain < -jnp.maximum(evaluation.noise, tol), Status.DECREASED, status)
+    if stopping.patience:
+        is_slow = stopping.is_slow(memory, evaluation, tol, n_iter)
+        status = jnp.where(is_slow & (status == Status.RUNNING), HANDED_OVER, status)
     finite = jnp.isfinite(evaluation.objective + zero_or_nan(state.proposal))
     kept = State(
         params=state.proposal,

@@ -22,10 +22,11 @@ from jaxem.passes.collect import Prepared, chunk_rows, prepared
 from jaxem.protocol.capabilities import FiniteLatents, LocalPosterior, defines, has
 from jaxem.protocol.counts import total_range
 from jaxem.protocol.posterior import responsibilities_of
-from jaxem.protocol.status import Status
+from jaxem.protocol.status import HANDED_OVER, Status
 from jaxem.protocol.units import inward, outward, standardized
 from jaxem.solver import loop
 from jaxem.solver.lanes import Lanes
+from jaxem.solver.stopping import INITIAL_MEMORY
 
 
 class Plan(NamedTuple):
@@ -196,6 +197,21 @@ class Problem:
     def evaluate(self, params, memory):
         """An `Evaluation` by the method."""
         return self.method.evaluate(self.climbed, params, self.data, self.weights, memory)
+
+    def later(self):
+        """The problem of the climbs that are slow by this one's method."""
+        plan = self.plan._replace(stopping=replace(self.plan.stopping, patience=0))
+        return replace(self, plan=plan, method=self.method.later)
+
+    def handed_over(self, state):
+        """The state of a climb, of the method before, as the first one of this method."""
+        is_slow = state.status == HANDED_OVER
+        return replace(
+            state,
+            status=jnp.where(is_slow, Status.RUNNING, state.status).astype(jnp.int32),
+            memory=jnp.asarray(INITIAL_MEMORY, state.memory.dtype),
+            method=self.method.hand_over(self.climbed, state.proposal, state.method),
+        )
 
     def map(self, params):
         """One step of the method's map, without its accelerator."""

@@ -2,6 +2,7 @@
 
 import re
 import threading
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -11,11 +12,21 @@ import numpy as np
 
 from jaxem.numerics import rows, tuning
 from jaxem.numerics.tree import in_jit, is_traced, merge, split
+from jaxem.protocol.status import HANDED_OVER
 from jaxem.solver import devices, host, parts, threads
 from jaxem.solver.axes import as_sets, best_of, canonical, typed
 from jaxem.solver.host import is_long
 from jaxem.solver.restarts import Restarts, continued, promising
-from jaxem.solver.solve import advance, begin, end, lane_plan, many, single, transformable
+from jaxem.solver.solve import (
+    advance,
+    begin,
+    end,
+    hand_over,
+    lane_plan,
+    many,
+    single,
+    transformable,
+)
 
 
 def search(numeric, x, weights, start, tol, max_iter, *, plan):
@@ -138,6 +149,8 @@ def _climb_part(effort, cost, bar, numeric, x, weights, start, tol, max_iter, *,
     fits = restarts * (jax.tree.leaves(x)[0].shape[0] if batched else 1)
     if not is_long(cost * fits, max_iter):
         best, every = SOLVE(effort, *args, plan=plan, transformed=False)
+        if every is None and plan.stopping.patience:
+            best = _accelerated(effort, best, *args, plan=plan)
         if is_long(cost * fits, max_iter, tuning.WAIT_SECONDS):
             threads.until_ready(best.status)
         return best, (jax.tree.map(_alone, best) if every is None else every)
@@ -150,10 +163,30 @@ def _climb_part(effort, cost, bar, numeric, x, weights, start, tol, max_iter, *,
 
     sets = jax.eval_shape(lambda x: problems.on(as_sets(x, batched)).data, x)
     width, steps = lane_plan(plan, problems.climbed, sets, fits)
-    queue = host.run_in_slices(advance_slice, queue, cost * (width * steps if fits > 1 else 1), bar)
+    work = cost * (width * steps if fits > 1 else 1)
+    queue = host.run_in_slices(advance_slice, queue, work, bar)
+    if plan.stopping.patience and np.any(devices.fetched(queue.status) == HANDED_OVER):
+        problems, queue = HAND_OVER(effort, problems, x, queue, **form)
+        queue = host.run_in_slices(advance_slice, queue, work, bar)
     best, every = END(effort, problems, x, queue, **form)
     threads.until_ready(best.status)
     return best, every
+
+
+def _accelerated(effort, best, numeric, x, weights, start, tol, max_iter, *, plan):
+    """The end of a single fit: by the accelerator, in a program of its own, where it is slow."""
+    threads.until_ready(best.status)
+    if int(best.status) != HANDED_OVER:
+        return best
+    model, method, _ = merge(numeric, plan.structure)
+    numeric, structure = split((model, method.later, None))
+    stopping = replace(plan.stopping, patience=0)
+    plan = plan._replace(structure=structure, given=True, stopping=stopping)
+    start = jax.tree.map(lambda a: a[None], best.params)
+    left = type(max_iter)(max_iter - int(best.n_iter))
+    args = (numeric, x, weights, start, tol, left)
+    rest, _ = SOLVE(effort, *args, plan=plan, transformed=False)
+    return replace(rest, n_iter=rest.n_iter + best.n_iter)
 
 
 def _solve(numeric, x, weights, start, tol, max_iter, *, plan, transformed):
@@ -182,6 +215,13 @@ def _advance(problems, x, queue, ends, budget, *, batched, spread):
     """The next slice of a long climb."""
     with rows.sharded(problems.plan.shards):
         return advance(problems.on(as_sets(x, batched)), queue, ends, budget, spread)
+
+
+def _hand_over(problems, x, queue, *, batched, spread):
+    """The problems and states of the accelerated part of a long climb."""
+    with rows.sharded(problems.plan.shards):
+        later, queue = hand_over(problems.on(as_sets(x, batched)), queue, spread)
+        return (later if problems.data is not None else later.without(later.data)), queue
 
 
 def _end(problems, x, queue, *, batched, spread):
@@ -269,6 +309,7 @@ EFFORTS = {
 SOLVE = Program(_solve, "plan", "transformed")
 BEGIN = Program(_begin, "plan")
 ADVANCE = Program(_advance, "batched", "spread")
+HAND_OVER = Program(_hand_over, "batched", "spread")
 END = Program(_end, "batched", "spread")
 
 

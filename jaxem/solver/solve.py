@@ -6,6 +6,7 @@ fit has a batching rule, which merges the batch axis into B, or into R where the
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -13,17 +14,25 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.sharding import PartitionSpec as P
 
-from jaxem.numerics.tree import merge
-from jaxem.protocol.status import Status
+from jaxem.numerics.tree import merge, select
+from jaxem.protocol.status import HANDED_OVER, Status
 from jaxem.solver import lanes, loop
 from jaxem.solver.problem import Fit, Plan, Problem, finish
 
 
 def single(plan: Plan, numeric, x, weights, start, tol, max_iter) -> Fit:
-    """One fit without the axes of the canonical form, which would take longer to compile."""
+    """One fit without the axes of the canonical form, which would take longer to compile.
+
+    A climb to be accelerated ends as HANDED_OVER, at the params to evaluate next.
+    """
     problem = Problem.of(plan, numeric, x, weights)
     state = problem.initial_state(start)
-    return finish(problem, climb(problem, state, tol * problem.total, max_iter))
+    state = climb(problem, state, tol * problem.total, max_iter)
+    if plan.stopping.patience:
+        is_slow = state.status == HANDED_OVER
+        params = select(is_slow, state.proposal, state.params)
+        state = replace(state, params=params, n_iter=state.n_iter + is_slow)
+    return finish(problem, state)
 
 
 def climb(problem: Problem, state, tol, max_iter, budget=None):
@@ -41,7 +50,11 @@ def many(plan: Plan, data, starts, limits) -> Fit:
         return function(data, starts, limits)
     problems, queue, ends = begin(plan, data, starts, limits)
     problems = problems.on(data[1])
-    return end(problems, advance(problems, queue, ends))
+    queue = advance(problems, queue, ends)
+    if plan.stopping.patience:
+        problems, queue = hand_over(problems, queue)
+        queue = advance(problems, queue, ends)
+    return end(problems, queue)
 
 
 def begin(plan: Plan, data, starts, limits):
@@ -95,6 +108,20 @@ def advance(problems: Problem, queue, ends, budget=None, spread=None):
             budget = jnp.where(are_few, budget, 0)
         flat = run(flat, problems, ends, width=few, budget=budget)
     return jax.tree.map(lambda a: a.reshape(sets, restarts, *a.shape[1:]), flat)
+
+
+def hand_over(problems: Problem, queue, spread=None):
+    """Problems and states for the accelerated steps of the climbs that are slow."""
+    if spread is not None:
+        specs = (spread.of_sets, spread.of_fits)
+        return spread.mapped(hand_over, specs, specs)(problems, queue)
+
+    def of_set(problem, states):
+        later = problem.later()
+        return replace(later, data=None), jax.vmap(later.handed_over)(states)
+
+    later, queue = jax.vmap(of_set)(problems, queue)
+    return replace(later, data=problems.data), queue
 
 
 def end(problems: Problem, queue, spread=None) -> Fit:

@@ -19,6 +19,12 @@ ESTIMATES = 2
 """The number of steps in a row at which a method's own estimate of the remaining gain must be below
 tol."""
 
+PLAIN_STEPS = 12
+"""Steps before a climb is accelerated: the first ones decide in which basin it ends."""
+
+PATIENCE = 30
+"""The further steps that a climb may need, by its rate, before it is accelerated."""
+
 WINDOW = 32
 """A climb whose gain over this many steps, a power of 2, is within rounding errors has converged.
 The first window begins at half as many steps."""
@@ -46,7 +52,21 @@ class Aitken:
     gain over the `HORIZON`, must be below tol for `STREAK` steps. A gain below the rounding error
     counts as large as that, and the rate before it is kept. A method that estimates the remaining
     gain itself puts it in its `Signal`, with gain NaN for steps that are no measure of convergence.
+
+    patience: a climb that by its rate needs more than so many further steps, after `PLAIN_STEPS`
+    steps or later, is to be accelerated; 0: none is.
     """
+
+    patience: int = 0
+
+    def is_slow(self, memory, evaluation, tol, n_iter):
+        """Whether a climb is to be accelerated. memory: that after the step."""
+        noise = evaluation.noise if evaluation.signal.error is None else evaluation.signal.error
+        gain, rate = memory[0], jnp.clip(memory[1], 0, 1)
+        to_come = jnp.maximum(gain * rate / (1 - rate), HORIZON * n_iter * gain)
+        steps = jnp.log(to_come / _raised(tol, noise)) / -jnp.log(rate)
+        is_measurable = gain > MEASURABLE * noise
+        return (n_iter >= PLAIN_STEPS) & is_measurable & (steps > self.patience) & (tol > 0)
 
     def watch(self, memory, evaluation, gain, tol, n_iter):
         """The rule's memory after a step, and whether the climb has converged.
@@ -97,7 +117,9 @@ class Aitken:
 
 @dataclass(frozen=True)
 class Change:
-    """The last gain is below the tolerance: scikit-learn's rule."""
+    """The last gain is below the tolerance: scikit-learn's rule. No climb is accelerated by it."""
+
+    patience = 0
 
     def watch(self, memory, evaluation, gain, tol, n_iter):
         """As in `Aitken`."""
