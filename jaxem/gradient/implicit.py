@@ -92,6 +92,7 @@ def attach(plan, rule, data, found):
 
 
 @partial(attach.defjvp, symbolic_zeros=True)
+@tuning.differentiated()
 def _rule(plan, rule, primals, tangents):
     data, found = primals
     out = attach(plan, rule, data, found)  # second derivatives differentiate this call

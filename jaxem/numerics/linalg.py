@@ -28,7 +28,7 @@ def diagonal(a):
     the derivative of `jnp.diagonal` is a scatter.
     """
     d = a.shape[-1]
-    if d <= tuning.UNROLLED_FEATURES:
+    if d <= tuning.unrolled_features():
         return jnp.stack([a[..., i, i] for i in range(d)], axis=-1)
     row = a.reshape(*a.shape[:-2], d * d)
     return lax.slice_in_dim(row, 0, None, d + 1, axis=-1)
@@ -44,7 +44,7 @@ class Factor:
     def __init__(self, covariance):
         self.d = covariance.shape[-1]
         self.diagonal = diagonal(covariance)
-        if self.d <= tuning.UNROLLED_FEATURES:
+        if self.d <= tuning.unrolled_features():
             self.pivots, self.unit = _unrolled_ldl(entries(covariance))
         else:
             self.lower = cholesky(covariance)
@@ -57,7 +57,7 @@ class Factor:
 
     def mahalanobis(self, centred):
         """x' covariance⁻¹ x for `centred` of shape (..., d, n); returns (..., n)."""
-        if self.d > tuning.UNROLLED_FEATURES:
+        if self.d > tuning.unrolled_features():
             return jnp.square(times(triangular_inverse(self.lower), centred)).sum(-2)
         total, solved = 0.0, []
         for i in range(self.d):
@@ -134,7 +134,7 @@ def is_floored(covariance, floor):
 def lower_factor(covariance):
     """The lower Cholesky factor of (..., d, d); NaN where a matrix is not positive definite."""
     d = covariance.shape[-1]
-    if d > tuning.UNROLLED_FEATURES:
+    if d > tuning.unrolled_features():
         return cholesky(covariance)
     pivots, unit = _unrolled_ldl(entries(covariance))
     zero = jnp.zeros_like(pivots[..., 0])
@@ -145,7 +145,7 @@ def lower_factor(covariance):
 def lower_solve(lower, b):
     """lower⁻¹ b for lower triangular (..., d, d) and b (..., d, m)."""
     d = lower.shape[-1]
-    if d > tuning.UNROLLED_FEATURES:
+    if d > tuning.unrolled_features():
         return times(triangular_inverse(lower), b)
     rows = []
     for i in range(d):

@@ -152,8 +152,32 @@ features: 200 units of each 38 ms, 50 units 7 ms)."""
 
 # Small linear algebra and sums
 
-UNROLLED_FEATURES = 8
-"""The most features whose Cholesky factor is unrolled into elementwise code."""
+UNROLLED_FEATURES, ACCELERATOR_UNROLLED, DIFFERENTIATED_UNROLLED = 4, 8, 2
+"""The most features whose Cholesky factor is unrolled into elementwise code: on a CPU, on an
+accelerator, and where it is differentiated. Unrolled code takes long to compile (seconds to the
+first answer and milliseconds of a warm call, unrolled and in loops: 50,000 × 8, k = 8 9.0 and 60,
+4.4 and 55; 512 fits of 200 × 6 6.1 and 124, 4.5 and 125; 2,048 fits of 60 × 6 6.0 and 213, 4.3 and
+259; the gradient of 500 × 4 13.1 and 7.8, 9.9 and 4.7, of 500 × 8 17.9 and 3.4, 6.8 and 1.2)."""
+
+_is_differentiated = contextvars.ContextVar("is_differentiated", default=False)
+
+
+def unrolled_features() -> int:
+    """The most features whose Cholesky factor is unrolled into elementwise code."""
+    if platform() != "cpu":
+        return ACCELERATOR_UNROLLED
+    return DIFFERENTIATED_UNROLLED if _is_differentiated.get() else UNROLLED_FEATURES
+
+
+@contextlib.contextmanager
+def differentiated():
+    """A context in which `unrolled_features` is that of code to be differentiated."""
+    token = _is_differentiated.set(True)
+    try:
+        yield
+    finally:
+        _is_differentiated.reset(token)
+
 
 ELIMINATED_FEATURES, ELIMINATED_ROWS = 16, 8
 """Up to this many features a Cholesky factorisation eliminates all rows column by column; it takes
