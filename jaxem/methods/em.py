@@ -184,7 +184,7 @@ class EM:
             is_type or not callable(getattr(accelerator, "advance", None))
         ):
             raise TypeError(
-                'accelerator must be None, "auto", jaxem.SQUAREM() or jaxem.Anderson(), got '
+                'accelerator must be "auto", None, jaxem.SQUAREM() or jaxem.Anderson(), got '
                 f"{accelerator!r}"
             )
         unsteady = [r for r in (self.e_step, self.m_step) if not r.steady]
