@@ -36,6 +36,7 @@ from jaxem.passes.chunks import in_chunks, row_sum
 from jaxem.passes.collect import TRUSTED, collect, prepared
 from jaxem.protocol import capabilities
 from jaxem.protocol.capabilities import SmoothMap, has, names
+from jaxem.protocol.domains import whole
 from jaxem.protocol.posterior import expectation, responsibilities_of
 from jaxem.protocol.spaces import POSITIVE, REAL, SIMPLEX
 from jaxem.protocol.status import Status
@@ -126,6 +127,7 @@ __all__ = [
     "triangular_inverse",
     "tuning",
     "unpacked",
+    "whole",
 ]
 
 

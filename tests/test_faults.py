@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from compare import equal, with_value
-from internals import arrays, as_data
+from internals import arrays, as_data, whole
 from jax.experimental import sparse
 
 import jaxem
@@ -450,3 +450,10 @@ def test_max_iter():
     assert start.status == Status.MAX_ITER and start.n_iter == 0
     assert np.isclose(start.log_likelihood, np.sum(MODEL.log_prob(start.params, X)))
     assert fit(max_iter=10**12).status == Status.CONVERGED
+
+
+def test_whole_numbers_of_every_dtype():
+    """Truth values and integers have no fraction; JAX rounds neither truth values nor these."""
+    for values in ([True, False], [1, 2], [0.0, 3.0]):
+        assert np.all(whole(np.array(values))) and np.all(whole(jnp.array(values)))
+    assert whole(np.array([0.5, np.nan, 2.0])).tolist() == [False, False, True]

@@ -19,7 +19,7 @@ def finite(x):
 def whole(x):
     """Which entries are whole numbers or infinite, for NumPy and JAX arrays. (A remainder takes 17
     times as long in NumPy.)"""
-    return x == x.round()
+    return x == (x.round() if jnp.issubdtype(x.dtype, jnp.inexact) else x)
 
 
 def _no_remedy(values) -> str:
