@@ -16,6 +16,7 @@ from zoo import MODELS, SELDOM
 
 import jaxem
 
+PLAIN = jaxem.EM(accelerator=None)
 ACCELERATORS = {"squarem": jaxem.SQUAREM(), "anderson": jaxem.Anderson()}
 USUAL = dict(zip([m for m in MODELS if m not in SELDOM], itertools.cycle(ACCELERATORS)))
 """The accelerator that runs always with a model: they take turns. The other one is slow."""
@@ -91,7 +92,7 @@ def test_a_fifth_of_the_evaluations_and_no_lower_end(name, problem):
     model = jaxem.Mixture(bank, k=3)
     start = jaxem.fit(model, x, key=3, max_iter=0, tol=0).params
     fit = functools.partial(jaxem.fit, model, x, init=start, tol=1e-8, max_iter=100_000)
-    plain, fast = fit(), fit(method=accelerated(name))
+    plain, fast = fit(method=PLAIN), fit(method=accelerated(name))
     assert plain.converged and fast.converged
     assert fast.n_iter <= plain.n_iter / 5
     assert fast.log_likelihood >= plain.log_likelihood - 1e-7 * len(x)  # ten tolerances
@@ -128,7 +129,7 @@ def test_a_users_model_in_a_batch():
     low = rng.integers(0, 11, size=(3, 80))
     x = np.stack([low, np.minimum(low + rng.integers(2, 10, size=(3, 80)), 12)], -1).astype(float)
     fit = functools.partial(jaxem.fit, Survival(12), jaxem.Batch(x), key=0)
-    plain = fit(max_iter=50_000, tol=1e-8)
+    plain = fit(method=PLAIN, max_iter=50_000, tol=1e-8)
     t = np.arange(1, 13)
     inside = (x[..., :1] < t) & (t <= x[..., 1:])
 
@@ -142,7 +143,7 @@ def test_a_users_model_in_a_batch():
         assert (fast.log_likelihood >= plain.log_likelihood - 1e-7 * 80).all()
         assert fast.n_iter.sum() <= plain.n_iter.sum() / 5
         assert (excess(fast.params["p"]) < 1e-5).all()
-        half = fit(max_iter=int(fast.n_iter.max()), tol=0)
+        half = fit(method=PLAIN, max_iter=int(fast.n_iter.max()), tol=0)
         assert (excess(half.params["p"]) > 1e-4).any()
 
 
@@ -196,7 +197,7 @@ def test_squarem_ends_where_em_does_and_without_a_reach_elsewhere():
     model = jaxem.Mixture(jaxem.Normal(), k=3)
     fit = functools.partial(jaxem.fit, model, jaxem.Batch(x), init=start, max_iter=20_000)
     reaches = (jaxem.SQUAREM(), jaxem.SQUAREM(reach=np.inf))
-    methods = [jaxem.EM(), *(jaxem.EM(accelerator=s) for s in reaches)]
+    methods = [PLAIN, *(jaxem.EM(accelerator=s) for s in reaches)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", jaxem.FitWarning)  # a few lose a component
         plain, fast, far = (fit(method=method, tol=1e-7) for method in methods)

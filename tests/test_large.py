@@ -204,6 +204,7 @@ def test_float32_stops_where_float64_stops():
     x = 1.6 * rng.normal(size=(5, 4))[group] + rng.normal(size=(n, 4))
     model = jaxem.Mixture(jaxem.Normal("diagonal"), k=5)
     options = {"init": jaxem.Responsibilities(0.5 * np.eye(5)[group] + 0.1), "max_iter": 500}
+    options["method"] = jaxem.EM(accelerator=None)
     steps = {}
     for tol in (1e-5, 1e-7):
         for dtype in (np.float32, np.float64):
@@ -212,6 +213,12 @@ def test_float32_stops_where_float64_stops():
             steps[dtype, tol] = int(found.n_iter)
         assert abs(steps[np.float32, tol] - steps[np.float64, tol]) <= 3
     assert steps[np.float32, 1e-7] > steps[np.float32, 1e-5] + 10
+    accelerated = jaxem.fit(
+        model, x.astype(np.float32), tol=1e-7, **options | {"method": jaxem.EM()}
+    )
+    assert accelerated.converged and accelerated.n_iter < steps[np.float32, 1e-7]
+    double = jax.tree.map(lambda a: np.asarray(a, float), accelerated.params)
+    assert np.mean(model.log_prob(double, x)) > found.log_likelihood / n - 2e-7
 
 
 def at_the_groups(covariance, name, n=60_000):

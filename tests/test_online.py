@@ -107,7 +107,7 @@ def test_after_its_passes_it_converges_as_em_does():
     start = far(x)
     method = jaxem.OnlineEM(batch=100, passes=2)
     found = jaxem.fit(MODEL, x, init=start, method=method)
-    plain = jaxem.fit(MODEL, x, init=start)
+    plain = jaxem.fit(MODEL, x, init=start, method=jaxem.EM(accelerator=None))
     assert found.converged and plain.converged and found.n_iter < plain.n_iter
     np.testing.assert_allclose(found.objective, plain.objective, atol=3000 * 1e-6)
     short = jaxem.fit(MODEL, x, init=start, method=method, max_iter=1, tol=0)
@@ -188,7 +188,7 @@ def test_variational_posteriors_take_it_too():
     model = jaxem.BayesianMixture(jaxem.Normal("diagonal"), k=4)
     r = np.eye(4)[np.argmin(((x[:, None] - far(x).components.mean) ** 2).sum(-1), 1)]
     start = jaxem.Responsibilities(0.5 * r + 0.125)
-    exact = jaxem.fit(model, x, init=start)
+    exact = jaxem.fit(model, x, init=start, method=jaxem.EM(accelerator=None))
     method = jaxem.OnlineEM(batch=100, passes=2)
     found = jaxem.fit(model, x, init=start, method=method)
     assert exact.converged and found.converged and found.n_iter < exact.n_iter - 2

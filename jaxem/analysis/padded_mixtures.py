@@ -31,7 +31,8 @@ from jaxem.solver.stopping import Aitken
 
 @pytree(eq=False)
 class PaddedParams:
-    """Params of a padded mixture: only the first k components, an integer, are present."""
+    """Params of a padded mixture: only the first k components are present. k is floating-point, as
+    accelerators take coordinates, in which it never moves."""
 
     weights: Any
     components: Any
@@ -62,7 +63,9 @@ class Padded(Model):
 
     def init(self, key, x, weights):
         params = self.mixture.init(key, x, weights)
-        return PaddedParams(params.weights, params.components, jnp.asarray(self.k, jnp.int32))
+        return PaddedParams(
+            params.weights, params.components, jnp.asarray(self.k, params.weights.dtype)
+        )
 
     def log_joint(self, params, x):
         return self.mixture.log_joint(params.mixture, x)
@@ -90,6 +93,10 @@ class Padded(Model):
     def spaces(self, params):
         inner = self.mixture.spaces(params.mixture)
         return PaddedParams(inner.weights, inner.components, REAL)
+
+    def whitened(self, params, step):
+        inner = self.mixture.whitened(params.mixture, step.mixture)
+        return PaddedParams(inner.weights, inner.components, step.k)
 
     def degenerate(self, params):
         vanished = params.weights < jnp.finfo(params.weights.dtype).eps
@@ -127,8 +134,9 @@ def groups(models, x, restarts, method) -> list[list[int]]:
     change nothing, and few enough units that compilation takes longer than the fits.
     """
     by_bank: dict[Any, list[int]] = {}
-    is_plain, size = isinstance(restarts, int) and method == EM(), _size(x)
-    if not is_plain or size is None:
+    is_plain = isinstance(method, EM) and method.plain and method.always is None
+    size = _size(x)
+    if not (is_plain and isinstance(restarts, int)) or size is None:
         return []
     units, features, programs = size
     for i, model in enumerate(models):
@@ -284,7 +292,7 @@ def _begin(numeric, x, weights, key, *, plans, sizes, banked, restarts):
             return jnp.concatenate([leaf, *[leaf[:, :1]] * (most - k)], axis=1)
 
         weight = jnp.pad(start.weights, ((0, 0), (0, most - k)))
-        size = jnp.full(restarts, k, jnp.int32)
+        size = jnp.full(restarts, k, weight.dtype)
         out.append(PaddedParams(weight, over(banked, pad, start.components), size))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *out)
 

@@ -46,7 +46,7 @@ def _climb(plan, problem, max_iter, start, tol):
 
     @jax.checkpoint
     def step(state):
-        updated = loop.step(state, problem.evaluate(state.proposal, state.method), *limits)
+        updated = loop.step(state, problem.evaluate(state), *limits)
         is_early = (updated.status == Status.CONVERGED) & (updated.n_iter < max_iter)
         status = jnp.where(is_early, Status.RUNNING, updated.status).astype(jnp.int32)
         updated = replace(updated, status=status, memory=stop_gradient(updated.memory))

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from jaxem.numerics.rounding import ROUNDING
-from jaxem.numerics.tree import float_dtype, pytree
+from jaxem.numerics.tree import float_dtype, pytree, select
 from jaxem.passes.chunks import Sums, row_sum
-from jaxem.passes.collect import collect, is_large
+from jaxem.passes.collect import collect, is_large, unprepared
 from jaxem.protocol.capabilities import FiniteLatents, defines, has
 from jaxem.protocol.returned import (
     maximized,
@@ -36,7 +36,8 @@ class Signal(NamedTuple):
     accurately than the objective. restarted: whether the objective is another function than at
     earlier steps, such as at another temperature, so that the two cannot be compared. return_steps:
     the number of steps such as this one in which an entry that grows from nearly 0 regains its size
-    (`spaces.return_time`).
+    (`spaces.return_time`). is_slow: of a step that is accelerated only where a climb is slow,
+    whether it is; accelerated: the signal that counts then, in place of the others.
     """
 
     gain: Any = None
@@ -44,6 +45,8 @@ class Signal(NamedTuple):
     error: Any = None
     restarted: Any = None
     return_steps: Any = None
+    is_slow: Any = None
+    accelerated: Any = None
 
 
 class Evaluation(NamedTuple):
@@ -154,10 +157,10 @@ class EM:
         `Constrained(...)`, `Variational()` or `MeanField()`.
       m_step: the rule for θ: `Exact()`, `Gradient(...)` or `Blocks(...)`. A model that has no
         M-step of its own takes `Gradient()` where this is `Exact()`.
-      accelerator: None, `SQUAREM()` or `Anderson()`, which need fewer evaluations of the EM map
-        where EM converges slowly. "auto": None for the first dozen steps and for as long as the
-        rate of a climb promises an end within about 30 more, then `SQUAREM()`; None where a rule
-        changes from step to step, where tol is 0, and with criterion="change".
+      accelerator: "auto": plain EM for the first dozen steps and for as long as the rate of a climb
+        promises an end within about 30 more, then `SQUAREM()`; plain throughout where a rule
+        changes from step to step, where tol is 0, and with criterion="change". None: plain EM.
+        `SQUAREM()` or `Anderson()`: from the first step on.
 
     To fix, freeze or tie params, restrict the model with `jaxem.Restricted`.
 
@@ -166,7 +169,7 @@ class EM:
 
     e_step: Any = Exact()
     m_step: Any = Exact()
-    accelerator: Any = None
+    accelerator: Any = AUTO
 
     def __post_init__(self):
         for name, needed in (("e_step", "expect"), ("m_step", "improve")):
@@ -212,11 +215,7 @@ class EM:
 
     def without_later(self):
         """This method, plain where it would accelerate slow climbs."""
-        return EM(self.e_step, self.m_step) if self.accelerator == AUTO else self
-
-    def hand_over(self, model, params, memory):
-        """The state of this method, with its accelerator, from that of the method before it."""
-        return memory._replace(accelerator=self.accelerator.start(model, params))
+        return EM(self.e_step, self.m_step, None) if self.accelerator == AUTO else self
 
     @property
     def climbs_likelihood(self) -> bool:
@@ -239,19 +238,36 @@ class EM:
         use_steps = self.gains_from_steps(model, x) and is_floating(params)
         accelerator = _gain_from_steps() if use_steps else self.always
         accelerator_memory = () if accelerator is None else accelerator.start(model, params)
+        if self.later is not None:
+            accelerator_memory = accelerator_memory, self.later.always.start(model, params)
         args = (model, params, x, weights)
         return Memory(self.e_step.start(*args), self.m_step.start(*args), accelerator_memory)
 
-    def evaluate(self, model, params, x, weights, memory=()) -> Evaluation:
-        """One E-step and one M-step, and the accelerator's choice of the next params."""
+    def evaluate(self, model, params, x, weights, memory=(), is_slow=False, total=None):
+        """The `Evaluation` of an E-step and an M-step, with the accelerator's choice of the next
+        params. is_slow: whether a climb is to be accelerated that is not at first. total: Σw, None
+        where it is to be computed."""
         memory = memory or self.start(model, params, x, weights)
         evaluation = self.map(model, params, x, weights, memory)
-        if self.always is None and not memory.accelerator:
+        memory = evaluation.memory
+
+        def advanced(accelerator, state):
+            sum_of_weights = weights.sum() if total is None else total
+            rows = sum_of_weights * model.domain.rows(unprepared(x))
+            return accelerator.advance(model, params, evaluation, state, rows)
+
+        if self.later is not None:
+            plain_state, state = memory.accelerator
+            plain = evaluation._replace(memory=())
+            if plain_state:
+                plain = advanced(_gain_from_steps(), plain_state)
+            evaluation = _either(is_slow, plain, advanced(self.later.always, state), state)
+        elif self.always is not None:
+            evaluation = advanced(self.always, memory.accelerator)
+        elif memory.accelerator:
+            evaluation = advanced(_gain_from_steps(), memory.accelerator)
+        else:
             return evaluation
-        accelerator = _gain_from_steps() if self.always is None else self.always
-        evaluation = accelerator.advance(
-            model, params, evaluation, memory.accelerator, weights.sum()
-        )
         return evaluation._replace(memory=memory._replace(accelerator=evaluation.memory))
 
     def gains_from_steps(self, model, x) -> bool:
@@ -325,6 +341,18 @@ class EM:
             return None
         evidence = model.posterior(params, x)[1]
         return row_sum(weights, jnp.where(weights > 0, evidence, 0))
+
+
+def _either(is_slow, plain, accelerated, state) -> Evaluation:
+    """The accelerated evaluation where a climb is slow, else the plain one. state: of the
+    accelerator before the step."""
+    is_slow = jnp.asarray(is_slow)
+    return plain._replace(
+        proposal=select(is_slow, accelerated.proposal, plain.proposal),
+        accepted=accelerated.accepted | ~is_slow,
+        signal=plain.signal._replace(is_slow=is_slow, accelerated=accelerated.signal),
+        memory=(plain.memory, select(is_slow, accelerated.memory, state)),
+    )
 
 
 def _is_e_step_only(rule) -> bool:

@@ -31,7 +31,7 @@ def suited(method, model, x):
             )
         from jaxem.methods.local import LocalAscent
 
-        return EM(LocalAscent(), m_step)
+        return EM(LocalAscent(), m_step, None)
     has_posterior = defines(model, "posterior") or has(model, FiniteLatents)
     has_bound_only = not has_posterior and not getattr(e_step, "several", False)
     if has_bound_only and type(e_step) is Exact:

@@ -262,8 +262,16 @@ seconds of compile time for many."""
 QUICK_OPTIONS = {"xla_llvm_disable_expensive_passes": True}
 """Compiler options of a single fit of few units on a CPU."""
 
+FLEET_OPTIONS = {}
+"""Those of a batch that takes less than SMALL_FLEET seconds by estimate (512 × 200 × 2: 8.1 to 5.6
+CPU seconds for the first call, no slower when warm; of larger ones some become slower)."""
+
+SMALL_FLEET = 0.1
+
 if jaxlib.version.__version_info__ < (0, 11):
-    QUICK_OPTIONS["xla_cpu_use_fusion_emitters"] = False
+    QUICK_OPTIONS["xla_cpu_use_fusion_emitters"] = FLEET_OPTIONS["xla_cpu_use_fusion_emitters"] = (
+        False
+    )
     """The fusion emitters double the compile time (jaxlib 0.10.2); from jaxlib 0.11 on there is no
     such option."""
 

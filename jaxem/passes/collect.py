@@ -36,6 +36,11 @@ class Prepared:
     units: Any
 
 
+def unprepared(x):
+    """The data themselves where they are `Prepared`."""
+    return x.x if isinstance(x, Prepared) else x
+
+
 def prepared(model, x, keep=False):
     """A `Prepared` where the data are large and the model has a fused pass, else the data.
 
@@ -54,7 +59,7 @@ def fused_pass(model, x):
 
 def is_large(model, x) -> bool:
     """Whether a pass over the data is cut into chunks."""
-    return _numbers(model, x.x if isinstance(x, Prepared) else x) >= tuning.CHUNKED
+    return _numbers(model, unprepared(x)) >= tuning.CHUNKED
 
 
 def _numbers(model, x) -> int:
@@ -75,7 +80,7 @@ def collect(model, params, x, weights) -> Sums:
     chunks.
     """
     prepared_x = prepared(model, x)
-    x = prepared_x.x if isinstance(prepared_x, Prepared) else x
+    x = unprepared(prepared_x)
 
     def expect(params, x, weights):
         q, evidence = model.posterior(params, x)

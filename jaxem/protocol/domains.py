@@ -32,13 +32,13 @@ class Domain:
 
     mask(leaf) -> booleans shaped like a leaf: which values are in the model's support. It uses
     operators only, so that it works for NumPy and JAX arrays. words: the support in words, for
-    messages. components: the size of the largest array of a pass over the size of the data; also
-    the smallest number of units of a fit. further: functions of x that raise where its shape is
-    wrong. remedy: a function of NumPy values, some of them outside the support, that says how to
-    recode them, "" where it does not know. variances: whether the model estimates a variance of
-    every column. are_points: whether k-means++ takes the units as they are, up to the scales of
-    columns. discrete: whether a unit may have probability 0 under components that were estimated
-    without it.
+    messages. components: the size of the largest array of a pass over the size of the data. least:
+    the smallest number of units of a fit, None: `components`. further: functions of x that raise
+    where its shape is wrong. remedy: a function of NumPy values, some of them outside the support,
+    that says how to recode them, "" where it does not know. variances: whether the model estimates
+    a variance of every column. are_points: whether k-means++ takes the units as they are, up to the
+    scales of columns. discrete: whether a unit may have probability 0 under components that were
+    estimated without it.
     """
 
     words: str = "finite numbers"
@@ -49,6 +49,20 @@ class Domain:
     variances: bool = False
     are_points: bool = False
     discrete: bool = False
+    least: int | None = None
+
+    @property
+    def fewest(self) -> int:
+        """The smallest number of units of a fit."""
+        return self.components if self.least is None else self.least
+
+    def rows(self, x) -> float:
+        """The rows of data in a unit, in the mean; padding included."""
+        return 1
+
+    def observations(self, x):
+        """The observations in every unit, (n,) or (b, n) of a batch; None where each has one."""
+        return None
 
     def with_variance(self, d: int):
         """The columns, of d, of which the model estimates a variance."""

@@ -102,9 +102,7 @@ def run_lanes(queue, problems, ends, *, stopping, width: int, steps: int, budget
     shared_problem = problems_at(0).prepared() if shared else None
 
     def advance(state, lane_problems, end):
-        evaluation = (shared_problem if shared else lane_problems).evaluate(
-            state.proposal, state.method
-        )
+        evaluation = (shared_problem if shared else lane_problems).evaluate(state)
         updated = loop.step(state, evaluation, *end, stopping)
         return select(state.status == Status.RUNNING, updated, state)
 

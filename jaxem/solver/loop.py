@@ -1,8 +1,8 @@
 """The loop of a climb: its state, its stopping, its status. It works for any model and method.
 
-`evaluate(params, memory)` returns the next params, the memory of the method, and the objective AT
-params, so that the returned params and objective belong together. The state has no data in it and
-is all that the loop takes and returns, so that a climb can be cut into slices.
+`evaluate(state)` returns the next params, the memory of the method, and the objective AT the
+proposal of the state, so that the returned params and objective belong together. The state has no
+data in it and is all that the loop takes and returns, so that a climb can be cut into slices.
 """
 
 from dataclasses import replace
@@ -63,7 +63,7 @@ def iterate(state: State, evaluate, *, tol, max_iter, stopping, budget=None) -> 
         return running if last_iter is None else running & (state.n_iter < last_iter)
 
     def body(state):
-        return step(state, evaluate(state.proposal, state.method), tol, max_iter, stopping)
+        return step(state, evaluate(state), tol, max_iter, stopping)
 
     return jax.lax.while_loop(is_running, body, state)
 
@@ -91,8 +91,8 @@ def step(state: State, evaluation, tol, max_iter, stopping) -> State:
     # A fall by less than the tolerance counts as rounding too: where ill-conditioned terms cancel,
     # rounding errors are larger than their bound.
     status = jnp.where(gain < -jnp.maximum(evaluation.noise, tol), Status.DECREASED, status)
-    if stopping.patience:
-        is_slow = stopping.is_slow(memory, evaluation, tol, n_iter)
+    if stopping.hands_over:
+        is_slow = stopping.is_slow(memory)
         status = jnp.where(is_slow & (status == Status.RUNNING), HANDED_OVER, status)
     finite = jnp.isfinite(evaluation.objective + zero_or_nan(state.proposal))
     kept = State(

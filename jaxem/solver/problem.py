@@ -18,15 +18,14 @@ from jaxem.numerics.tree import (
     split,
 )
 from jaxem.passes.chunks import in_chunks, total_of
-from jaxem.passes.collect import Prepared, chunk_rows, prepared
+from jaxem.passes.collect import chunk_rows, prepared, unprepared
 from jaxem.protocol.capabilities import FiniteLatents, LocalPosterior, defines, has
 from jaxem.protocol.counts import total_range
 from jaxem.protocol.posterior import responsibilities_of
-from jaxem.protocol.status import HANDED_OVER, Status
+from jaxem.protocol.status import Status
 from jaxem.protocol.units import inward, outward, standardized
 from jaxem.solver import loop
 from jaxem.solver.lanes import Lanes
-from jaxem.solver.stopping import INITIAL_MEMORY
 
 
 class Plan(NamedTuple):
@@ -192,26 +191,15 @@ class Problem:
     @property
     def plain_data(self):
         """The data themselves where they are `Prepared`."""
-        return self.data.x if isinstance(self.data, Prepared) else self.data
+        return unprepared(self.data)
 
-    def evaluate(self, params, memory):
-        """An `Evaluation` by the method."""
-        return self.method.evaluate(self.climbed, params, self.data, self.weights, memory)
-
-    def later(self):
-        """The problem of the climbs that are slow by this one's method."""
-        plan = self.plan._replace(stopping=replace(self.plan.stopping, patience=0))
-        return replace(self, plan=plan, method=self.method.later)
-
-    def handed_over(self, state):
-        """The state of a climb, of the method before, as the first one of this method."""
-        is_slow = state.status == HANDED_OVER
-        return replace(
-            state,
-            status=jnp.where(is_slow, Status.RUNNING, state.status).astype(jnp.int32),
-            memory=jnp.asarray(INITIAL_MEMORY, state.memory.dtype),
-            method=self.method.hand_over(self.climbed, state.proposal, state.method),
-        )
+    def evaluate(self, state):
+        """An `Evaluation` by the method, at the proposal of a `loop.State`."""
+        stopping, options = self.plan.stopping, {}
+        if stopping.accelerates:
+            options = {"is_slow": stopping.is_slow(state.memory), "total": self.total}
+        args = (self.climbed, state.proposal, self.data, self.weights, state.method)
+        return self.method.evaluate(*args, **options)
 
     def map(self, params):
         """One step of the method's map, without its accelerator."""

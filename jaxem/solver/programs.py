@@ -21,7 +21,6 @@ from jaxem.solver.solve import (
     advance,
     begin,
     end,
-    hand_over,
     lane_plan,
     many,
     single,
@@ -55,9 +54,9 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     problem.
 
     On a CPU the default fusion emitters double the compile time. They do not make a single fit of
-    few units faster; they make a batch faster by a tenth, and a fit of many units by up to two
-    thirds. A step below a tenth of a millisecond needs no optimisation at all (measured with jaxlib
-    0.10.2). The options can only be set outside other transformations.
+    few units faster; they make a batch faster by up to four times, and a fit of many units by up to
+    two thirds. A step below a tenth of a millisecond needs no optimisation at all (measured with
+    jaxlib 0.10.2). The options can only be set outside other transformations.
     """
     args = (numeric, x, weights, start, tol, max_iter)
     if is_traced(args) or in_jit():
@@ -65,18 +64,20 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     leaf, *_ = leaves = jax.tree.leaves(x)
     sets = leaf.shape[0] if plan.batched else 1
     n = leaf.shape[plan.batched]
-    features = sum(leaf.size for leaf in leaves) // (sets * n)
     model, method, rule = merge(numeric, plan.structure)
-    k = model.domain.components
-    cost, fits = n * features**2 * k, sets * plan.restarts
+    k, n_rows = model.domain.components, int(n * model.domain.rows(x))
+    features = sum(leaf.size for leaf in leaves) // (sets * n_rows)
+    cost, fits = n_rows * features**2 * k, sets * plan.restarts
     effort = "full"
     if not plan.batched and tuning.platform() == "cpu":
         effort = "tiny" if cost * plan.restarts <= tuning.TINY_WORK else "less"
-        effort = "full" if n * features * k >= tuning.CHUNKED else effort
+        effort = "full" if n_rows * features * k >= tuning.CHUNKED else effort
     seconds = min(max_iter, tuning.USUAL_STEPS) * tuning.step_seconds(cost * fits)
+    if plan.batched and tuning.platform() == "cpu" and seconds < tuning.SMALL_FLEET:
+        effort = "fleet"
     if not plan.batched:
         if plan.restarts == 1 and (rule is None or rule.random):
-            x, weights = devices.with_sharded_units(args, n * features * k)
+            x, weights = devices.with_sharded_units(args, n_rows * features * k)
             args = (numeric, x, weights, start, tol, max_iter)
             plan = plan._replace(clean=plan.clean and weights is None)
         plan = plan._replace(shards=devices.shards(x))
@@ -148,9 +149,9 @@ def _climb_part(effort, cost, bar, numeric, x, weights, start, tol, max_iter, *,
     batched, restarts = plan.batched, plan.restarts
     fits = restarts * (jax.tree.leaves(x)[0].shape[0] if batched else 1)
     if not is_long(cost * fits, max_iter):
+        if fits == 1 and not batched and plan.stopping.accelerates:
+            return _climb_single(effort, *args, plan=plan)
         best, every = SOLVE(effort, *args, plan=plan, transformed=False)
-        if every is None and plan.stopping.patience:
-            best = _accelerated(effort, best, *args, plan=plan)
         if is_long(cost * fits, max_iter, tuning.WAIT_SECONDS):
             threads.until_ready(best.status)
         return best, (jax.tree.map(_alone, best) if every is None else every)
@@ -165,28 +166,30 @@ def _climb_part(effort, cost, bar, numeric, x, weights, start, tol, max_iter, *,
     width, steps = lane_plan(plan, problems.climbed, sets, fits)
     work = cost * (width * steps if fits > 1 else 1)
     queue = host.run_in_slices(advance_slice, queue, work, bar)
-    if plan.stopping.patience and np.any(devices.fetched(queue.status) == HANDED_OVER):
-        problems, queue = HAND_OVER(effort, problems, x, queue, **form)
-        queue = host.run_in_slices(advance_slice, queue, work, bar)
     best, every = END(effort, problems, x, queue, **form)
     threads.until_ready(best.status)
     return best, every
 
 
-def _accelerated(effort, best, numeric, x, weights, start, tol, max_iter, *, plan):
-    """The end of a single fit: by the accelerator, in a program of its own, where it is slow."""
+def _climb_single(effort, numeric, x, weights, start, tol, max_iter, *, plan):
+    """A single climb that is accelerated where it is slow. The accelerated part is a program of its
+    own, which is compiled only where it is needed."""
+    model, method, rule = merge(numeric, plan.structure)
+    plain, structure = split((model, method.without_later(), rule))
+    first = replace(plan.stopping, hands_over=True)
+    first = plan._replace(structure=structure, stopping=first)
+    best, _ = SOLVE(effort, plain, x, weights, start, tol, max_iter, plan=first, transformed=False)
     threads.until_ready(best.status)
-    if int(best.status) != HANDED_OVER:
-        return best
-    model, method, _ = merge(numeric, plan.structure)
-    numeric, structure = split((model, method.later, None))
-    stopping = replace(plan.stopping, patience=0)
-    plan = plan._replace(structure=structure, given=True, stopping=stopping)
-    start = jax.tree.map(lambda a: a[None], best.params)
-    left = type(max_iter)(max_iter - int(best.n_iter))
-    args = (numeric, x, weights, start, tol, left)
-    rest, _ = SOLVE(effort, *args, plan=plan, transformed=False)
-    return replace(rest, n_iter=rest.n_iter + best.n_iter)
+    if int(best.status) == HANDED_OVER:
+        numeric, structure = split((model, method.later, None))
+        later = replace(plan.stopping, patience=0)
+        plan = plan._replace(structure=structure, given=True, stopping=later)
+        start = jax.tree.map(lambda a: a[None], best.params)
+        left = type(max_iter)(max_iter - int(best.n_iter))
+        args = (numeric, x, weights, start, tol, left)
+        rest, _ = SOLVE(effort, *args, plan=plan, transformed=False)
+        best = replace(rest, n_iter=rest.n_iter + best.n_iter)
+    return best, jax.tree.map(_alone, best)
 
 
 def _solve(numeric, x, weights, start, tol, max_iter, *, plan, transformed):
@@ -215,13 +218,6 @@ def _advance(problems, x, queue, ends, budget, *, batched, spread):
     """The next slice of a long climb."""
     with rows.sharded(problems.plan.shards):
         return advance(problems.on(as_sets(x, batched)), queue, ends, budget, spread)
-
-
-def _hand_over(problems, x, queue, *, batched, spread):
-    """The problems and states of the accelerated part of a long climb."""
-    with rows.sharded(problems.plan.shards):
-        later, queue = hand_over(problems.on(as_sets(x, batched)), queue, spread)
-        return (later if problems.data is not None else later.without(later.data)), queue
 
 
 def _end(problems, x, queue, *, batched, spread):
@@ -303,13 +299,13 @@ class Program:
 
 EFFORTS = {
     "full": {},
+    "fleet": tuning.FLEET_OPTIONS,
     "less": tuning.QUICK_OPTIONS,
     "tiny": tuning.QUICK_OPTIONS | tuning.TINY_OPTIONS,
 }
 SOLVE = Program(_solve, "plan", "transformed")
 BEGIN = Program(_begin, "plan")
 ADVANCE = Program(_advance, "batched", "spread")
-HAND_OVER = Program(_hand_over, "batched", "spread")
 END = Program(_end, "batched", "spread")
 
 

@@ -15,6 +15,7 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import PartitionSpec as P
 
 from jaxem.numerics.tree import merge, select
+from jaxem.passes.collect import unprepared
 from jaxem.protocol.status import HANDED_OVER, Status
 from jaxem.solver import lanes, loop
 from jaxem.solver.problem import Fit, Plan, Problem, finish
@@ -28,7 +29,7 @@ def single(plan: Plan, numeric, x, weights, start, tol, max_iter) -> Fit:
     problem = Problem.of(plan, numeric, x, weights)
     state = problem.initial_state(start)
     state = climb(problem, state, tol * problem.total, max_iter)
-    if plan.stopping.patience:
+    if plan.stopping.hands_over:
         is_slow = state.status == HANDED_OVER
         params = select(is_slow, state.proposal, state.params)
         state = replace(state, params=params, n_iter=state.n_iter + is_slow)
@@ -51,9 +52,6 @@ def many(plan: Plan, data, starts, limits) -> Fit:
     problems, queue, ends = begin(plan, data, starts, limits)
     problems = problems.on(data[1])
     queue = advance(problems, queue, ends)
-    if plan.stopping.patience:
-        problems, queue = hand_over(problems, queue)
-        queue = advance(problems, queue, ends)
     return end(problems, queue)
 
 
@@ -110,20 +108,6 @@ def advance(problems: Problem, queue, ends, budget=None, spread=None):
     return jax.tree.map(lambda a: a.reshape(sets, restarts, *a.shape[1:]), flat)
 
 
-def hand_over(problems: Problem, queue, spread=None):
-    """Problems and states for the accelerated steps of the climbs that are slow."""
-    if spread is not None:
-        specs = (spread.of_sets, spread.of_fits)
-        return spread.mapped(hand_over, specs, specs)(problems, queue)
-
-    def of_set(problem, states):
-        later = problem.later()
-        return replace(later, data=None), jax.vmap(later.handed_over)(states)
-
-    later, queue = jax.vmap(of_set)(problems, queue)
-    return replace(later, data=problems.data), queue
-
-
 def end(problems: Problem, queue, spread=None) -> Fit:
     """The fits (B, R) of finished states."""
     if spread is not None:
@@ -140,7 +124,9 @@ def end(problems: Problem, queue, spread=None) -> Fit:
 def lane_plan(plan: Plan, model, x, count: int) -> tuple[int, int]:
     """Lanes for `count` fits, and EM steps between two checks. The first axis of x is of data
     sets."""
-    floats = model.domain.components * math.prod(jax.tree.leaves(x)[0].shape[1:])
+    x = unprepared(x)
+    numbers = math.prod(jax.tree.leaves(x)[0].shape[1:]) * model.domain.rows(x)
+    floats = model.domain.components * int(numbers)
     return plan.lanes.width_for(count, floats), plan.lanes.interval(floats)
 
 

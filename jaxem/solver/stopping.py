@@ -32,15 +32,17 @@ The first window begins at half as many steps."""
 
 class Memory(NamedTuple):
     """gain: the last one. rate: the ratio of successive gains. streak: for how many steps in a row
-    the remaining gain was below tol. anchor: the objective up to `WINDOW` steps ago."""
+    the remaining gain was below tol. anchor: the objective up to `WINDOW` steps ago. slow: 1 from
+    the step on that found the climb slow, else 0."""
 
     gain: Any
     rate: Any
     streak: Any
     anchor: Any
+    slow: Any
 
 
-INITIAL_MEMORY = Memory(0, 0.4, 0, -jnp.inf)
+INITIAL_MEMORY = Memory(0, 0.4, 0, -jnp.inf, 0)
 """The memory before the first step."""
 
 
@@ -54,13 +56,24 @@ class Aitken:
     gain itself puts it in its `Signal`, with gain NaN for steps that are no measure of convergence.
 
     patience: a climb that by its rate needs more than so many further steps, after `PLAIN_STEPS`
-    steps or later, is to be accelerated; 0: none is.
+    steps or later, is slow and to be accelerated; 0: none is. hands_over: whether such a climb ends
+    as HANDED_OVER, to be continued by another method.
     """
 
     patience: int = 0
+    hands_over: bool = False
 
-    def is_slow(self, memory, evaluation, tol, n_iter):
-        """Whether a climb is to be accelerated. memory: that after the step."""
+    @property
+    def accelerates(self) -> bool:
+        """Whether slow climbs are accelerated within the loop."""
+        return self.patience > 0 and not self.hands_over
+
+    def is_slow(self, memory):
+        """Whether a climb was found to be slow. memory: as one vector."""
+        return memory[Memory._fields.index("slow")] > 0
+
+    def _is_slow(self, memory, evaluation, tol, n_iter):
+        """Whether a plain climb is slow by its rate. memory: that after the step."""
         noise = evaluation.noise if evaluation.signal.error is None else evaluation.signal.error
         gain, rate = memory[0], jnp.clip(memory[1], 0, 1)
         to_come = jnp.maximum(gain * rate / (1 - rate), HORIZON * n_iter * gain)
@@ -74,6 +87,20 @@ class Aitken:
         memory: a `Memory` as one vector, which takes one compiled kernel instead of four. gain: of
         the objective. tol: raised to the bound on rounding errors where it is below; 0 never stops.
         """
+        args, signal = (gain, tol, n_iter), evaluation.signal
+        plain = self._watched(memory, evaluation, *args)
+        if signal.accelerated is not None:
+            other = self._watched(memory, evaluation._replace(signal=signal.accelerated), *args)
+            plain = [jnp.where(signal.is_slow, a, b) for a, b in zip(other, plain, strict=True)]
+        memory, is_converged = plain
+        if self.patience:
+            is_found = self._is_slow(memory, evaluation, tol, n_iter) & ~self.is_slow(memory)
+            first = jnp.asarray(INITIAL_MEMORY._replace(slow=1), memory.dtype)
+            memory = jnp.where(is_found & ~is_converged, first, memory)
+        return memory, is_converged
+
+    def _watched(self, memory, evaluation, gain, tol, n_iter):
+        """`watch` for one `Signal`, without `patience`."""
         signal, noise, objective = evaluation.signal, evaluation.noise, evaluation.objective
         gain = gain if signal.gain is None else signal.gain
         if signal.error is not None:
@@ -108,18 +135,19 @@ class Aitken:
             )
             needed = ESTIMATES
         if objective is None:
-            return jnp.stack(Memory(gain, rate, streak, last.anchor)), streak >= needed
+            return jnp.stack(Memory(gain, rate, streak, last.anchor, last.slow)), streak >= needed
         is_window_end = n_iter & (WINDOW - 1) == WINDOW // 2
         is_stalled = is_window_end & (objective - last.anchor <= noise) & (tol > 0)
         anchor = jnp.where(is_window_end, objective, last.anchor)
-        return jnp.stack(Memory(gain, rate, streak, anchor)), (streak >= needed) | is_stalled
+        memory = jnp.stack(Memory(gain, rate, streak, anchor, last.slow))
+        return memory, (streak >= needed) | is_stalled
 
 
 @dataclass(frozen=True)
 class Change:
     """The last gain is below the tolerance: scikit-learn's rule. No climb is accelerated by it."""
 
-    patience = 0
+    accelerates = hands_over = False
 
     def watch(self, memory, evaluation, gain, tol, n_iter):
         """As in `Aitken`."""
