@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jaxem.analysis.free_energy import free_energy
     from jaxem.analysis.select import Row, Selection, select
     from jaxem.data.documents import Documents
+    from jaxem.data.sequences import Sequences
     from jaxem.families.bernoulli import Bernoulli, BernoulliParams, BetaPosterior
     from jaxem.families.categorical import Categorical, CategoricalParams
     from jaxem.families.conjugate import DirichletPosterior
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from jaxem.families.product import Product
     from jaxem.families.student import StudentT, StudentTParams
     from jaxem.models.bayesian import BayesianMixture, BayesianMixtureParams
+    from jaxem.models.hmm.hmm import HMM, HMMParams
+    from jaxem.models.hmm.prior import ChainPrior
     from jaxem.models.lda.lda import LDA, LDAParams
     from jaxem.wrappers.each import Each
     from jaxem.wrappers.restricted import Restricted
@@ -97,9 +100,13 @@ _LATER = {
     "Product": "families.product",
     "StudentT": "families.student",
     "StudentTParams": "families.student",
+    "ChainPrior": "models.hmm.prior",
+    "HMM": "models.hmm.hmm",
+    "HMMParams": "models.hmm.hmm",
     "LDA": "models.lda.lda",
     "LDAParams": "models.lda.lda",
     "Documents": "data.documents",
+    "Sequences": "data.sequences",
     "Row": "analysis.select",
     "check_model": "analysis.check_model",
     "kmeans": "estimators.kmeans",
@@ -109,6 +116,7 @@ _LATER = {
 
 __all__ = [
     "EM",
+    "HMM",
     "LDA",
     "SQUAREM",
     "Anderson",
@@ -124,6 +132,7 @@ __all__ = [
     "Blocks",
     "Categorical",
     "CategoricalParams",
+    "ChainPrior",
     "Constrained",
     "Decay",
     "DirichletPosterior",
@@ -143,6 +152,7 @@ __all__ = [
     "GammaPosterior",
     "GammaPrior",
     "Gradient",
+    "HMMParams",
     "Hard",
     "Incremental",
     "KMeansPlusPlus",
@@ -173,6 +183,7 @@ __all__ = [
     "Result",
     "Row",
     "Selection",
+    "Sequences",
     "Status",
     "Stochastic",
     "StudentT",

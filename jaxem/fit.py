@@ -187,7 +187,8 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
     numeric, plan = _planned(plan._replace(clean=clean), model, method, init)
     plan = plan._replace(entropy=is_traced((numeric, x, weights, start, limits)))
     fits = gradient.fit(plan, numeric, x, weights, start, *limits)
-    shape, total = tuple(jax.tree.leaves(x)[0].shape), _total_weight(weights, (n,), float_dtype(x))
+    shape, dtype = tuple(jax.tree.leaves(x)[0].shape), float_dtype(x)
+    total = _total_weight(model.domain.observations(x), weights, (n,), dtype)
     return Result.of(model, *fits[:2], shape, fits[2], total)
 
 
@@ -232,7 +233,8 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
             start = jax.tree.map(lambda a: a[block.index], init)  # noqa: B023
         fits.append(gradient.fit(plan, numeric, block.x, block.weights, start, *limits))
         shape = jax.tree.leaves(block.x)[0].shape[:2]
-        totals.append(_total_weight(block.weights, shape, dtype))
+        observations = model.domain.observations(block.x)
+        totals.append(_total_weight(observations, block.weights, shape, dtype))
     order = np.argsort(np.concatenate([block.index for block in blocks]))
     if len(fits) > 1:
         join = jnp.concatenate if is_traced(fits) else np.concatenate
@@ -275,8 +277,11 @@ def _planned(plan, model, method, init):
     return numeric, plan._replace(structure=structure, given=given)
 
 
-def _total_weight(weights, shape, dtype):
-    """Σw over the last axis of weights (..., n), or of ones of that shape where they are None."""
+def _total_weight(observations, weights, shape, dtype):
+    """Σw over the last axis of weights (..., n), or of ones of that shape where they are None;
+    times the observations in every unit, (..., n), where these are given."""
+    if observations is not None:
+        weights = observations if weights is None else weights * observations
     if weights is None:
         return np.full(shape[:-1], shape[-1], dtype)
     if isinstance(weights, jax.Array):
@@ -290,7 +295,7 @@ def _count(restarts) -> int:
 
 def _check_size(model, n: int, subject: str = "data have") -> int:
     k = model.domain.components
-    if n < k:
+    if n < model.domain.fewest:
         raise ValueError(f"{subject} {n} units and the model {k} components: use k <= {n}")
     return k
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxem.analysis import printed, saved
@@ -200,9 +199,8 @@ def select(
         selection = _of_batch(names, models, results, criterion, x, weights)
         _warn_of_failed_batch(selection, tol)
         return selection
-    total = _total_weight(x, weights)
     table = tuple(
-        _row(name, model, result, criterion, total, x, weights)
+        _row(name, model, result, criterion, x, weights)
         for name, model, result in zip(names, models, results, strict=True)
     )
     sound = [i for i, row in enumerate(table) if row.status in SOUND and math.isfinite(row.score)]
@@ -271,21 +269,16 @@ def _fit_all(names, models, x, key, init, options):
     return [by_model[i] for i in range(len(models))]
 
 
-def _total_weight(x, weights) -> float:
-    """Σw."""
-    if weights is None:
-        return float(jax.tree.leaves(x)[0].shape[0])
-    return float(np.sum(np.asarray(weights, float)))
-
-
-def _row(name, model, result, criterion, total, x, weights):
+def _row(name, model, result, criterion, x, weights):
     """The `Row` of a fitted model."""
     n_parameters = None
     if criterion == "bound":
         score = -2 * float(result.objective)
     else:
         score, n_parameters = -2 * float(result.log_likelihood), int(result.n_parameters)
-        score += 2 * n_parameters if criterion == "aic" else n_parameters * math.log(total)
+        score += (
+            2 * n_parameters if criterion == "aic" else n_parameters * math.log(result.total_weight)
+        )
     if criterion == "icl":
         score += 2 * float(result.entropy(x, weights))
     k = model.topics if isinstance(model, LDA) else None

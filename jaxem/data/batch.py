@@ -11,6 +11,7 @@ import numpy as np
 from jaxem.data.arrays import as_array, as_data, as_weights, is_tree
 from jaxem.data.documents import Documents, of_one_form
 from jaxem.data.labelled import unlabelled
+from jaxem.data.sequences import Sequences
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import float_dtype, have_unit_axes, is_traced
 from jaxem.protocol.returned import listed
@@ -26,8 +27,8 @@ class Batch:
         - a dict, a named tuple, `Labelled` or another tree of arrays (b, n, ...), stacked: the
           first axis of every array counts data sets and the second units;
         - a list of data sets of any lengths, each of them data for one `fit`: arrays (n_i, d),
-          trees of arrays (n_i, ...), tuples such as (features, y), or `Documents` of one
-          vocabulary. A plain tuple is such a list. Arrays differ in the number of units alone.
+          trees of arrays (n_i, ...), tuples such as (features, y), `Sequences`, or `Documents` of
+          one vocabulary. A plain tuple is such a list. Arrays differ in the number of units alone.
 
     Integers stay integers in a tree, such as categories that index a table of params; a bare array
     becomes floating point.
@@ -156,14 +157,26 @@ def _data_sets(data):
         sets.append(x if is_traced(x) else jax.tree.map(np.asarray, x))
     structure, first = jax.tree.structure(sets[0]), jax.tree.leaves(sets[0])
     for i, x in enumerate(sets):
-        if jax.tree.structure(x) != structure:
+        if isinstance(x, Sequences) and isinstance(sets[0], Sequences):
+            _require_one_width(i, x, sets[0])
+        elif jax.tree.structure(x) != structure:
             raise ValueError(
                 f"Batch data[{i}] is {_described(x)}, data[0] is {_described(sets[0])}: give all "
                 "data sets the same structure"
             )
-        if any(a.shape[1:] != b.shape[1:] for a, b in zip(jax.tree.leaves(x), first, strict=True)):
+        pairs = [] if isinstance(x, Sequences) else zip(jax.tree.leaves(x), first, strict=True)
+        if any(a.shape[1:] != b.shape[1:] for a, b in pairs):
             _refuse_width(i, x, first)
     return sets
+
+
+def _require_one_width(i: int, x: Sequences, first: Sequences):
+    """ValueError unless two `Sequences` have the same numbers of features and of inputs."""
+    if x.widths != first.widths:
+        raise ValueError(
+            f"Batch data[{i}] has (features, inputs) {x.widths}, data[0] {first.widths}: all "
+            "sequences must have the same ones"
+        )
 
 
 def _described(x) -> str:
@@ -202,15 +215,18 @@ def _padded_blocks(sets, weights, repeat) -> list[Block]:
     """Data sets as blocks of few padded lengths."""
     sizes = np.array([jax.tree.leaves(x)[0].shape[0] for x in sets])
     weights = _weights_of(sets, sizes, weights)
-    longest = int(sizes.max())
+    is_documents, is_sequences = (isinstance(sets[0], kind) for kind in (Documents, Sequences))
+    # Sequences of a block have one number of rows, and the sets one number of sequences.
+    lengths = np.array([x.longest for x in sets]) if is_sequences else sizes
+    longest = int(lengths.max())
     members: dict[int, list[int]] = {}
-    for i, n in enumerate(sizes.tolist()):
+    for i, n in enumerate(lengths.tolist()):
         members.setdefault(min(padded_length(n), longest), []).append(i)
     if tuning.platform() != "cpu":
         members = _fewer(members, tuning.ACCELERATOR_LENGTHS)
-    is_documents = isinstance(sets[0], Documents)
     if not is_documents:
-        leaves = zip(*map(jax.tree.leaves, sets), strict=True)
+        forms = [one.widened(one.longest) for one in sets] if is_sequences else sets
+        leaves = zip(*map(jax.tree.leaves, forms), strict=True)
         dtypes = [jnp.result_type(*{leaf.dtype for leaf in of_sets}) for of_sets in leaves]
     blocks = []
     for length, positions in sorted(members.items()):
@@ -218,6 +234,9 @@ def _padded_blocks(sets, weights, repeat) -> list[Block]:
         if is_documents:
             block = of_one_form(block)
             dtypes = _dtypes_of_documents(block[0], float_dtype(sets))
+        elif is_sequences:
+            block = [one.widened(length) for one in block]
+            length = int(sizes[positions].max())
         index, of_block = np.array(positions), [weights[i] for i in positions]
         x, padded_weights = _padded_block(block, of_block, dtypes, length, repeat)
         blocks.append(Block(x, padded_weights, index, sizes[index]))

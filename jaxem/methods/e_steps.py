@@ -1,4 +1,8 @@
-"""Rules for q, the E-step: hard, tempered, incremental and stochastic. They work for any model."""
+"""Rules for q, the E-step: hard, tempered, incremental and stochastic.
+
+They work for models with a finite latent variable, and for those that define `hardened`, `tempered`
+and `sampled`, the q of these rules.
+"""
 
 from typing import Any
 
@@ -13,6 +17,7 @@ from jaxem.methods.stationary import StationaryMap
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import is_traced, over_units, pytree, select
 from jaxem.passes.chunks import Sums
+from jaxem.protocol.capabilities import defines
 from jaxem.protocol.posterior import responsibilities_of, with_responsibilities
 from jaxem.protocol.returned import maximized, require_evidence
 
@@ -28,6 +33,8 @@ class Hard(Exact):
     measures_evidence = False
 
     def expect(self, model, params, x, weights, memory):
+        if defines(model, "hardened"):
+            return Expectation(*model.hardened(params, x))
         joint = model.log_joint(params, x)
         r = jax.nn.one_hot(jnp.argmax(joint, axis=-1), joint.shape[-1], dtype=joint.dtype)
         return Expectation(with_responsibilities(model.posterior(params, x)[0], r), joint.max(-1))
@@ -75,14 +82,15 @@ class Tempered(Exact):
         return jnp.asarray(0, jnp.int32)
 
     def expect(self, model, params, x, weights, memory):
-        joint = model.log_joint(params, x)
-        last = len(self.schedule)
-        betas = jnp.asarray([*self.schedule, 1], joint.dtype)
-        r, _ = normalize(betas[jnp.minimum(memory // self.steps, last)] * joint)
         q, evidence = model.posterior(params, x)
-        return Expectation(
-            with_responsibilities(q, r), evidence, memory + 1, memory <= last * self.steps
-        )
+        last = len(self.schedule)
+        betas = jnp.asarray([*self.schedule, 1], evidence.dtype)
+        beta = betas[jnp.minimum(memory // self.steps, last)]
+        if defines(model, "tempered"):
+            q = model.tempered(params, x, beta)
+        else:
+            q = with_responsibilities(q, normalize(beta * model.log_joint(params, x))[0])
+        return Expectation(q, evidence, memory + 1, memory <= last * self.steps)
 
     def onward(self, model, proposal, memory):
         chart = Chart(model, proposal)
@@ -129,17 +137,16 @@ class Stochastic(Exact):
 
     def expect(self, model, params, x, weights, memory):
         q, evidence = model.posterior(params, x)
-        r = responsibilities_of(q)
         key = jax.random.fold_in(jax.random.key(self.seed), memory)
-        mean = sampled(key, r, self.draws)
+        if defines(model, "sampled"):
+            drawn = model.sampled(key, params, x, self.draws)
+        else:
+            r = sampled(key, responsibilities_of(q), self.draws)
+            drawn = with_responsibilities(q, r)
         if self.steps is None:
-            return Expectation(
-                with_responsibilities(q, mean), evidence, memory + 1, jnp.asarray(True)
-            )
-        mean = jnp.where(memory < self.steps, mean, r)
-        return Expectation(
-            with_responsibilities(q, mean), evidence, memory + 1, memory <= self.steps
-        )
+            return Expectation(drawn, evidence, memory + 1, jnp.asarray(True))
+        drawn = select(memory < self.steps, drawn, q)
+        return Expectation(drawn, evidence, memory + 1, memory <= self.steps)
 
 
 def sampled(key, r, draws: int):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data.arrays import explain_bad_weights
-from jaxem.data.batch import Batch, Block, as_blocks, check_data_sets, is_list
+from jaxem.data.batch import Batch, Block, as_blocks, check_data_sets, data_set_at, is_list
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.model import name_of
 from jaxem.protocol.status import Status
@@ -49,6 +49,27 @@ def data_sets(result, x, weights=None) -> DataSets:
     if weights is not None:
         _require_sound_weights(blocks)
     return DataSets(blocks, listed)
+
+
+def paths(result, what, x):
+    """What a model of sequences says about their states, its `smooth` or its `viterbi`; of a
+    batch a list with that of every fit."""
+    if np.ndim(result.status):
+        return [paths(r, what, one) for r, one in zip(result, _listed(result, x), strict=True)]
+    model, x = result.model, result._checked(x)
+    return (model.smooth if what == "smooth" else model.viterbi)(result.params, x)
+
+
+def _listed(result, x) -> list:
+    """The data set of each fit of a batch, in a list."""
+    data = x.data if isinstance(x, Batch) else x
+    sets = [data_set_at(data, i) for i in range(len(result))]
+    if is_list(data) and len(data) != len(result):
+        raise ValueError(
+            f"x has {len(data)} data sets and the batch {len(result)} fits: give one data set a "
+            "fit, in the order of the fits"
+        )
+    return sets
 
 
 def scores(result, sets: DataSets) -> list:
@@ -93,7 +114,11 @@ def score_and_weight(result, sets: DataSets):
     for block, evidence in zip(sets.blocks, scores(result, sets), strict=True):
         w = block.weights
         totals.append(evidence.sum(1) if w is None else _weighted(evidence, w))
-        total = block.sizes.astype(evidence.dtype) if w is None else w.sum(1)
+        counts = result.model.domain.observations(block.x)
+        if counts is not None:
+            total = (counts if w is None else w * counts).sum(1)
+        else:
+            total = block.sizes.astype(evidence.dtype) if w is None else w.sum(1)
         weights.append(jnp.asarray(total))
     return by_data_set(sets, totals), by_data_set(sets, weights)
 

@@ -52,7 +52,7 @@ def report(
         warn(message, stacklevel=3)
         return result
     if tol and not resolves_small_gains:
-        _warn_of_rounding(result, tol)
+        _warn_of_rounding(result, tol, model.domain.rows(x))
     constant = _constant_columns(model, x, names)
     if constant is not None:
         warn(constant, stacklevel=3)
@@ -117,9 +117,10 @@ def _impossible_units(result, x, weights) -> str:
     )
 
 
-def _warn_of_rounding(result, tol):
-    """A warning where `tol` is below the rounding error of the objective per unit of weight."""
-    dtype, total = result.log_likelihood.dtype, float(result.total_weight)
+def _warn_of_rounding(result, tol, rows):
+    """A warning where `tol` is below the rounding error of the objective per unit of weight. rows:
+    in a unit."""
+    dtype, total = result.log_likelihood.dtype, float(result.total_weight) / rows
     smallest = ROUNDING * float(np.finfo(dtype).eps) * abs(float(result.log_likelihood)) / total
     if tol < smallest:
         warn(

@@ -14,7 +14,7 @@ from jaxem.data.batch import data_set_at
 from jaxem.data.options import as_key, integer
 from jaxem.data.precision import in_own_precision, on_host
 from jaxem.numerics.tree import Structure, is_traced, merge, pytree, split
-from jaxem.protocol.capabilities import Sampled, has
+from jaxem.protocol.capabilities import Sampled, defines, has
 from jaxem.protocol.model import name_of
 from jaxem.protocol.status import FitError, Status, sentence
 from jaxem.results import answers, fleet, printed
@@ -34,7 +34,8 @@ class Result(Fit):
     gradient_ok: whether the gradient of params can be trusted; where it is False that gradient is
     NaN. Outside a transformation it says whether the fit converged. Inside one that differentiates
     it says also that I − J is regular and the fixed point near, where J is the Jacobian of the EM
-    map at the params. total_weight: Σw of the fit, the number of units where they have no weights.
+    map at the params. total_weight: Σw of the fit, the number of units where they have no weights;
+    of `Sequences` over the rows that are not missing.
     data_shape: the shape of the data, of their first array where they are a tree; (b, n, ...) of a
     `Batch`, with n units in the longest data set. n_units: (b,), the units of every data set where
     their numbers differ, else None. shares_model: whether the fits are those of a `Batch`.
@@ -94,16 +95,15 @@ class Result(Fit):
 
     @in_own_precision
     def predict_proba(self, x):
-        """Responsibilities p(z = k | x, params), shape (n, k); every row sums to 1.
+        """Responsibilities p(z = k | x, params), shape (n, k); every row sums to 1. A row is NaN
+        where x is outside the support of the model or holds a NaN, or where its density is 0 under
+        every component. Where the density of a far unit underflows, the row is that of a nearer
+        unit in the same direction.
 
-        A row is NaN where x is outside the support of the model or holds a NaN, or where its
-        density is 0 under every component. Where the density of a far unit underflows, the row is
-        that of a nearer unit in the same direction.
-
-        Of a fleet: (b, n, k), or a list of (n_i, k).
-
-        Raises TypeError where the model has no finite latent variable.
-        """
+        Of a fleet: (b, n, k), or a list of (n_i, k). Of `Sequences`: the smoothed states, a list of
+        (t_i, k). Raises TypeError where the model has no finite latent variable."""
+        if defines(self.model, "smooth", "viterbi"):
+            return fleet.paths(self, "smooth", x)
         if self._is_fleet:
             sets = fleet.data_sets(self, x)
             return fleet.by_unit(sets, fleet.responsibilities(self, sets))
@@ -112,12 +112,14 @@ class Result(Fit):
     @in_own_precision
     def predict(self, x):
         """The most probable component of every unit, shape (n,); −1 where `predict_proba` is NaN.
-        Of a fleet: (b, n), or a list of (n_i,). Raises TypeError as `predict_proba` does."""
+        Of a fleet: (b, n), or a list of (n_i,). Of `Sequences` the most probable path of states, a
+        list of (t_i,). Raises TypeError as `predict_proba` does."""
+        if defines(self.model, "smooth", "viterbi"):
+            return fleet.paths(self, "viterbi", x)
         if self._is_fleet:
             sets = fleet.data_sets(self, x)
-            return fleet.by_unit(
-                sets, [answers.labels(r) for r in fleet.responsibilities(self, sets)]
-            )
+            r = fleet.responsibilities(self, sets)
+            return fleet.by_unit(sets, [answers.labels(one) for one in r])
         return answers.labels(self._responsibilities(x))
 
     @in_own_precision
@@ -154,9 +156,9 @@ class Result(Fit):
     def bic(self, x=None, weights=None):
         """−2·log-likelihood + n_parameters · log Σw; lower is better (Schwarz 1978).
 
-        x None: of the fit itself with its weights. Else of data x with weights (n,), None for 1
-        whatever the weights of the fit. Of a fleet (b,), one value a data set; x and weights are
-        then those of every data set, (b, n, ...) and (b, n), or lists.
+        Of `Sequences` Σw is over the rows that are not missing (as in depmixS4). x None: of the fit
+        itself with its weights. Else of data x with weights (n,), None for 1 whatever those of the
+        fit. Of a fleet (b,); x and weights are then those of every data set.
         """
         score, total = self._score(x, weights)
         return -2 * score + self.n_parameters * jnp.log(total)
@@ -336,11 +338,12 @@ class Result(Fit):
             return self.log_likelihood, self.total_weight
         if self._is_fleet:
             return fleet.score_and_weight(self, fleet.data_sets(self, x, weights))
-        evidence = self.score_samples(x)
+        evidence, counts = self.score_samples(x), self.model.domain.observations(x)
         if weights is None:
-            return evidence.sum(), evidence.shape[0]
+            return evidence.sum(), evidence.shape[0] if counts is None else counts.sum()
         weights = _checked_weights(weights, evidence.shape[0], evidence.dtype)
-        return jnp.where(weights > 0, weights * evidence, 0).sum(), weights.sum()
+        total = weights if counts is None else weights * counts
+        return jnp.where(weights > 0, weights * evidence, 0).sum(), total.sum()
 
     def _responsibilities(self, x):
         args = (self._numeric, self.params, self._checked(x), self._structure)

@@ -1,0 +1,194 @@
+"""Recursions of hidden Markov chains, for many sequences at once: time first, sequences last.
+
+Shapes: t rows of time, k states, n sequences. logs (t, k, n) are log densities of the rows, 0 where
+a row is missing or padding. A transition is an array (k, k, n) or (k, k, 1), from the state of the
+first axis to that of the second; where it changes in time it is a function of `inputs`, which have
+an entry for every row, and that of row t leads to row t + 1.
+
+Probabilities are normalised at every row (Rabiner 1989), and the log densities of a row are taken
+relative to the largest one among states that are possible there. So no sequence is lost because a
+state that cannot occur explains a row better by far.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.lax import Precision, stop_gradient
+
+MANY_STATES = 16
+"""States from which a matrix product is faster than a sum in elementwise code (1,000 rows of 256
+sequences, 16 states, one core: 13 to 30 ms)."""
+
+BLOCK = 256
+"""Rows that are summed before their sum is added to that of others."""
+
+
+class Filtered(NamedTuple):
+    """predicted (t, k, n): p(z_t | x_1 … x_{t−1}); filtered (t, k, n): p(z_t | x_1 … x_t);
+    evidence (t, n): log p(x_t | x_1 … x_{t−1}); ahead (k, n): the prediction of the row after the
+    last one."""
+
+    predicted: Any
+    filtered: Any
+    evidence: Any
+    ahead: Any
+
+
+def forward(initial, transition, logs, inputs=None) -> Filtered:
+    """The filter. initial (k, n): p(z) of the first row before it is observed."""
+
+    def step(predicted, row):
+        logs, given = row
+        filtered, evidence = conditioned(predicted, logs)
+        return moved(filtered, _matrix(transition, given)), (predicted, filtered, evidence)
+
+    initial = jnp.broadcast_to(initial, logs.shape[1:]).astype(logs.dtype)
+    ahead, found = jax.lax.scan(step, initial, (logs, inputs))
+    return Filtered(*found, ahead)
+
+
+def backward(filter_, transition, is_last, inputs=None, ratio=None, pairs=None):
+    """The smoother: (marginals (t, k, n), sums of pairs of states, ratio before the first row).
+
+    is_last (t, n): whether a row is the last one of its sequence; what follows is padding. ratio
+    (k, n): p(z | all x) / predicted, of the row after the last one, 0 where there is none. pairs:
+    a function of p(z_t, z_{t+1} | x) (k, k, n) and the entry of `inputs` at t; its values are
+    summed over time. None: the pairs themselves, summed.
+    """
+    like = jnp.zeros(filter_.filtered.shape[1:], filter_.filtered.dtype)
+    ratio = like if ratio is None else ratio
+    is_fixed = not callable(transition) and pairs is None
+
+    def step(carry, row):
+        ratio, sums = carry
+        predicted, filtered, is_last, given = row
+        ratio = jnp.where(is_last, 0, ratio)
+        matrix = _matrix(transition, given)
+        pair = filtered[:, None] * ratio
+        if not is_fixed:
+            pair = pair * matrix
+        marginal = filtered * _moved_back(ratio, matrix)
+        marginal = jnp.where(is_last, filtered, marginal)
+        total = marginal.sum(0)
+        marginal = marginal / jnp.where(total > 0, total, 1)
+        part = pair if pairs is None else pairs(pair, given)
+        sums = jax.tree.map(jnp.add, sums, part)
+        return (quotient(marginal, predicted), sums), marginal
+
+    def first_sums(filtered, given):
+        pair = filtered[:, None] * filtered * _matrix(transition, given)
+        return pair if pairs is None else pairs(pair, given)
+
+    rows = (filter_.filtered[0], jax.tree.map(lambda a: a[0], inputs))
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(first_sums, *rows))
+    rows = (filter_.predicted, filter_.filtered, is_last, inputs)
+    (ratio, sums), marginals = jax.lax.scan(step, (ratio, zero), rows, reverse=True)
+    return marginals, sums * transition if is_fixed else sums, ratio
+
+
+def best_path(initial, transition, logs, inside, inputs=None):
+    """(the most probable path (t, n), integers; its log p(z, x) (n,)): Viterbi's algorithm.
+
+    inside (t, n): False for padding, whose state is that of the row before it.
+    """
+    k = logs.shape[1]
+    states = jnp.arange(k)[:, None]
+    first = jnp.log(jnp.broadcast_to(initial, logs.shape[1:])) + logs[0]
+    level = _largest(first)
+
+    def step(score, row):
+        logs, inside, given = row
+        joint = score[:, None] + jnp.log(_matrix(transition, given))
+        origin = jnp.where(inside, jnp.argmax(joint, axis=0), states)
+        moved = joint.max(0) + logs
+        rise = jnp.where(inside, _largest(moved), 0)
+        return jnp.where(inside, moved - rise, score), (origin, rise)
+
+    before = jax.tree.map(lambda a: a[:-1], inputs)
+    rows = (logs[1:], inside[1:], before)
+    score, (origins, rises) = jax.lax.scan(step, first - level, rows)
+    last = jnp.argmax(score, axis=0)
+
+    def back(state, origin):
+        return jnp.take_along_axis(origin, state[None], axis=0)[0], state
+
+    begin, path = jax.lax.scan(back, last, origins, reverse=True)
+    value = total(jnp.concatenate([level[None], rises])) + score.max(0)
+    return jnp.concatenate([begin[None], path]), value
+
+
+def drawn_path(key, filtered, transition, is_last, inputs=None):
+    """Paths (t, n) drawn from p(z | x), from the filtered states (t, k, n)."""
+    t, _, n = filtered.shape
+    uniforms = jax.random.uniform(key, (t, n), filtered.dtype)
+
+    def step(state, row):
+        filtered, is_last, given, uniform = row
+        matrix = _matrix(transition, given)
+        if matrix.shape[-1] == 1:
+            onward = matrix[:, state, 0]
+        else:
+            onward = jnp.take_along_axis(matrix, state[None, None], axis=1)[:, 0]
+        mass = jnp.where(is_last, filtered, filtered * onward)
+        cumulative = jnp.cumsum(mass, axis=0)
+        state = jnp.sum(cumulative < uniform * cumulative[-1], axis=0)
+        return jnp.minimum(state, mass.shape[0] - 1), state
+
+    rows = (filtered, is_last, inputs, uniforms)
+    _, path = jax.lax.scan(step, jnp.zeros(n, int), rows, reverse=True)
+    return path
+
+
+def last_state(filtered, is_last):
+    """The filtered state (k, n) of the last row of every sequence."""
+    return jnp.sum(jnp.where(is_last[:, None], filtered, 0), axis=0)
+
+
+def _largest(values):
+    """The largest of values (k, n) along the first axis, 0 where all are −∞."""
+    largest = values.max(0)
+    return jnp.where(jnp.isfinite(largest), largest, 0)
+
+
+def total(evidence):
+    """Σ_t (n,) of values (t, n), by blocks, so that rounding errors grow like √t."""
+    t = evidence.shape[0]
+    if t > BLOCK:
+        evidence = jnp.pad(evidence, ((0, -t % BLOCK), (0, 0)))
+        evidence = evidence.reshape(-1, BLOCK, evidence.shape[1]).sum(1)
+    return evidence.sum(0)
+
+
+def conditioned(predicted, logs):
+    """(p(z | x) (k, n), log p(x) (n,)) of a row, from p(z) and log p(x | z)."""
+    possible = jnp.where(predicted > 0, logs, -jnp.inf)
+    largest = stop_gradient(possible.max(0))
+    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    joint = predicted * jnp.exp(jnp.where(predicted > 0, logs - largest, -jnp.inf))
+    total = joint.sum(0)
+    return joint / jnp.where(total > 0, total, 1), jnp.log(total) + largest
+
+
+def moved(state, matrix):
+    """p(z_{t+1}) (k, n) from p(z_t) (k, n)."""
+    if matrix.shape[-1] == 1 and len(matrix) >= MANY_STATES:
+        return jnp.matmul(matrix[..., 0].T, state, precision=Precision.HIGHEST)
+    return jnp.sum(state[:, None] * matrix, axis=0)
+
+
+def _moved_back(ratio, matrix):
+    """Σ_j matrix_ij · ratio_j (k, n), from values of the next row."""
+    if matrix.shape[-1] == 1 and len(matrix) >= MANY_STATES:
+        return jnp.matmul(matrix[..., 0], ratio, precision=Precision.HIGHEST)
+    return jnp.sum(matrix * ratio, axis=1)
+
+
+def quotient(numerator, denominator):
+    """A quotient that is 0 where the denominator is."""
+    is_zero = denominator <= 0
+    return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))
+
+
+def _matrix(transition, given):
+    return transition(given) if callable(transition) else transition
