@@ -29,7 +29,7 @@ N, SEED, BATCH = 500, 5, 128
 REPEATS = {"one fit": 5, "batch": 1}
 TOL, MOST = 1e-8, 100_000
 METHODS = {
-    "EM": jaxem.EM(),
+    "EM": jaxem.EM(accelerator=None),
     "SQUAREM": jaxem.EM(accelerator=jaxem.SQUAREM()),
     "Anderson": jaxem.EM(accelerator=jaxem.Anderson()),
 }

@@ -243,10 +243,10 @@ class EM:
         args = (model, params, x, weights)
         return Memory(self.e_step.start(*args), self.m_step.start(*args), accelerator_memory)
 
-    def evaluate(self, model, params, x, weights, memory=(), is_slow=False, total=None):
+    def evaluate(self, model, params, x, weights, memory=(), is_slow=None, total=None):
         """The `Evaluation` of an E-step and an M-step, with the accelerator's choice of the next
-        params. is_slow: whether a climb is to be accelerated that is not at first. total: Σw, None
-        where it is to be computed."""
+        params. is_slow: whether a climb is to be accelerated that is not at first, None: it is not.
+        total: Σw, None where it is to be computed."""
         memory = memory or self.start(model, params, x, weights)
         evaluation = self.map(model, params, x, weights, memory)
         memory = evaluation.memory
@@ -257,6 +257,8 @@ class EM:
             return accelerator.advance(model, params, evaluation, state, rows)
 
         if self.later is not None:
+            if is_slow is None:
+                return evaluation
             plain_state, state = memory.accelerator
             plain = evaluation._replace(memory=())
             if plain_state:
@@ -346,7 +348,6 @@ class EM:
 def _either(is_slow, plain, accelerated, state) -> Evaluation:
     """The accelerated evaluation where a climb is slow, else the plain one. state: of the
     accelerator before the step."""
-    is_slow = jnp.asarray(is_slow)
     return plain._replace(
         proposal=select(is_slow, accelerated.proposal, plain.proposal),
         accepted=accelerated.accepted | ~is_slow,

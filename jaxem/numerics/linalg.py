@@ -152,7 +152,7 @@ def lower_solve(lower, b):
         row = b[..., i, :]
         for j in range(i):
             row = row - lower[..., i, j, None] * rows[j]
-        rows.append(row / lower[..., i, i, None])
+        rows.append(row * (1 / lower[..., i, i, None]))
     return jnp.stack(rows, axis=-2)
 
 

@@ -141,7 +141,9 @@ class Layout:
 
     def require_columns(self, group) -> None:
         """ValueError where a tie joins entries that standardised data transform differently."""
-        for name, _, entries in self.leaves():
+        for name, space, entries in self.leaves():
+            if isinstance(space, Simplex):
+                continue  # probabilities have no unit
             width = max(1, math.prod(entries.shape[1:]))
             local_group = group[entries] - (entries.flat[0] if entries.size else 0)
             column = np.arange(entries.size).reshape(entries.shape) % width

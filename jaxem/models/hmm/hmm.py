@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxem.data.options import integer, one_of
 from jaxem.data.sequences import Sequences
@@ -15,13 +14,13 @@ from jaxem.models.hmm.fused import fused_pass
 from jaxem.models.hmm.posterior import of_paths, smoothed
 from jaxem.models.hmm.prior import ChainPrior
 from jaxem.models.hmm.stationary import best_transition, stationary
-from jaxem.models.hmm.tied import tied_rows
 from jaxem.models.mixture import Mixture
 from jaxem.numerics import chains
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.capabilities import defines
 from jaxem.protocol.counts import is_empty, safe
 from jaxem.protocol.derived import whitened
+from jaxem.protocol.held import averaged
 from jaxem.protocol.model import Bank, Model
 from jaxem.protocol.priors import require_kind
 from jaxem.protocol.restriction import restricted
@@ -246,23 +245,17 @@ class HMM(Model):
         return self._assembled(params, stats, emissions)
 
     def restricted(self, held):
-        """Fixed and tied entries of the initial and transition probabilities are exact."""
+        """Any restriction of probabilities is exact: `Restricted.restrict` changes the free ones of
+        a row. Rows that are tied share their counts."""
         inner = restricted(self.bank, held.emissions)
-        is_stationary = self.initial == "stationary"
-        if inner is None or (is_stationary and not (held.transition.free and held.initial.free)):
+        is_free = held.transition.free and held.initial.free
+        if inner is None or (self.initial == "stationary" and not is_free):
             return None
-        is_across = _ties_across(held.transition)
 
         def maximize(params, stats):
             emissions = inner(params.emissions, stats.emissions)
-            found = self._assembled(params, stats, emissions)
-            if not is_across:
-                return found
-            pairs = stats.transitions
-            if self.prior is not None:
-                _, pairs = self.prior.counts(stats.first, pairs, params)
-            transition = tied_rows(held.transition, pairs, params.transition)
-            return dataclasses.replace(found, transition=transition)
+            transitions = averaged(held.transition.leaders, stats.transitions)
+            return self._assembled(params, stats._replace(transitions=transitions), emissions)
 
         return maximize
 
@@ -271,6 +264,7 @@ class HMM(Model):
         if self.prior is not None:
             first, pairs = self.prior.counts(first, pairs, params)
         if self.initial == "stationary":
+            first = stats.first
             transition = best_transition(params.transition, first, pairs)
             return HMMParams(stationary(transition), transition, emissions)
         transition = _normalised(pairs, params.transition)
@@ -338,12 +332,6 @@ class HMM(Model):
 
     def outward(self, units, params):
         return dataclasses.replace(params, emissions=outward(self.bank, units, params.emissions))
-
-
-def _ties_across(held) -> bool:
-    """Whether entries of different rows of a matrix are tied."""
-    k = len(held.group)
-    return bool((held.group // k != np.arange(k)[:, None]).any())
 
 
 INITIAL = ("free", "stationary")

@@ -1,0 +1,452 @@
+"""Hidden Markov models: against sums over all paths, laws, rules, fleets and gradients."""
+
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from internals import chains, compilations, stationary, tuning
+
+import jaxem
+
+RNG = np.random.default_rng(0)
+MIXED = jaxem.Product({"size": (jaxem.Normal(), 0), "count": (jaxem.Poisson(), 1)})
+BANKS = {
+    "normal": (jaxem.Normal(), lambda t: RNG.normal(size=(t, 2))),
+    "diagonal": (jaxem.Normal("diagonal"), lambda t: RNG.normal(size=(t, 2))),
+    "student": (jaxem.StudentT(df=4.0), lambda t: RNG.normal(size=(t, 2))),
+    "poisson": (jaxem.Poisson(), lambda t: RNG.poisson(3.0, size=(t, 1)).astype(float)),
+    "categorical": (jaxem.Categorical(3), lambda t: RNG.integers(3, size=(t, 1)).astype(float)),
+    "product": (
+        MIXED,
+        lambda t: np.stack([RNG.normal(size=t), RNG.poisson(2.0, size=t)], 1).astype(float),
+    ),
+    "mixture": (
+        jaxem.Each(jaxem.Mixture(jaxem.Normal("spherical"), k=2)),
+        lambda t: RNG.normal(size=(t, 1)),
+    ),
+}
+
+
+class Exact(NamedTuple):
+    evidence: float
+    marginals: np.ndarray
+    pairs: np.ndarray
+    path: tuple
+    best: float
+
+
+def enumerated(initial, transition, logs):
+    """Sums over all paths: log p(x), marginals, expected transitions, and the best path."""
+    t, k = logs.shape
+    with np.errstate(divide="ignore"):
+        initial, transition = np.log(initial), np.log(transition)
+    scores = {}
+    for path in itertools.product(range(k), repeat=t):
+        score = initial[path[0]] + sum(logs[i, z] for i, z in enumerate(path))
+        scores[path] = score + sum(transition[a, b] for a, b in itertools.pairwise(path))
+    evidence = np.logaddexp.reduce(list(scores.values()))
+    marginals, pairs = np.zeros((t, k)), np.zeros((k, k))
+    for path, score in scores.items():
+        p = np.exp(score - evidence)
+        marginals[np.arange(t), path] += p
+        for a, b in itertools.pairwise(path):
+            pairs[a, b] += p
+    path = max(scores, key=scores.get)
+    return Exact(evidence, marginals, pairs, path, scores[path])
+
+
+def params_of(model, x, seed=0):
+    """Params from a few steps, with transitions of a random matrix."""
+    rng = np.random.default_rng(seed)
+    start = jaxem.fit(model, x, key=0, max_iter=2, tol=0).params
+    transition = rng.dirichlet(np.ones(model.k), model.k)
+    initial = rng.dirichlet(np.ones(model.k))
+    if model.initial == "stationary":
+        initial = stationary(jnp.asarray(transition))
+    return jaxem.HMMParams(jnp.asarray(initial), jnp.asarray(transition), start.emissions)
+
+
+def with_gaps(draw):
+    """Sequences of several lengths, of one row too, with missing rows at all places."""
+    series = [draw(t) for t in (6, 1, 5, 4, 2)]
+    series[0][[0, 3]] = np.nan
+    series[2][4] = np.nan
+    series[4][:] = np.nan
+    return series
+
+
+SIZES = [(name, k) for name in BANKS for k in (2, 3)] + [("normal", 1), ("poisson", 1)]
+
+
+@pytest.mark.parametrize(("name", "k"), SIZES)
+def test_sums_over_all_paths(name, k):
+    bank, draw = BANKS[name]
+    model = jaxem.HMM(bank, k)
+    params = params_of(model, jaxem.Sequences([draw(30), draw(20)]))
+    series = with_gaps(draw)
+    x = jaxem.Sequences(series)
+    q, evidence = jax.jit(model.posterior)(params, x)
+    smooth, paths = model.smooth(params, x), model.viterbi(params, x)
+    filtered, scores = model.filter(params, x), model.log_prob(params, x)
+    hard, best = model.hardened(params, x)
+    for i, rows in enumerate(series):
+        seen = ~np.isnan(rows).all(1)
+        filled = np.where(seen[:, None], rows, draw(30)[: len(rows)])
+        logs = np.asarray(bank.posterior(params.emissions, jnp.asarray(filled))[1])
+        logs = np.where(seen[:, None], logs, 0)
+        exact = enumerated(np.asarray(params.initial), np.asarray(params.transition), logs)
+        assert abs(evidence[i] - exact.evidence) < 1e-10
+        assert abs(scores[i] - exact.evidence) < 1e-10
+        np.testing.assert_allclose(smooth[i], exact.marginals, atol=1e-10)
+        np.testing.assert_allclose(q.transitions[i], exact.pairs, atol=1e-10)
+        np.testing.assert_allclose(q.first[i], exact.marginals[0], atol=1e-10)
+        np.testing.assert_allclose(filtered[i][-1], exact.marginals[-1], atol=1e-10)
+        score = enumerated_score(params, logs, paths[i])
+        assert abs(score - exact.best) < 1e-10 and abs(best[i] - exact.best) < 1e-10
+        np.testing.assert_allclose(hard.first[i], np.eye(k)[paths[i][0]], atol=1e-12)
+
+
+def enumerated_score(params, logs, path):
+    initial, transition = np.log(params.initial), np.log(params.transition)
+    score = initial[path[0]] + sum(logs[i, z] for i, z in enumerate(path))
+    return score + sum(transition[a, b] for a, b in itertools.pairwise(path))
+
+
+MODEL = jaxem.HMM(jaxem.Normal(), 2)
+SERIES = [
+    RNG.normal(size=(t, 2)) + 3 * (np.cumsum(RNG.uniform(size=(t, 1)) < 0.1, 0) % 2)
+    for t in (60, 25, 40, 3)
+]
+DATA = jaxem.Sequences(SERIES)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return jaxem.fit(MODEL, DATA, key=0)
+
+
+def test_a_state_that_cannot_occur_does_not_count():
+    """A left-to-right chain at a row that only an impossible state explains."""
+    logs = jnp.asarray([[[-400.0], [0.0]], [[-1.0], [-900.0]], [[-2.0], [-3.0]]], jnp.float32)
+    initial = jnp.asarray([[1.0], [0.0]], jnp.float32)
+    transition = jnp.asarray([[[0.7], [0.3]], [[0.0], [1.0]]], jnp.float32)
+    found = chains.forward(initial, transition, logs)
+    exact = enumerated(
+        np.array([1.0, 0.0]), np.asarray(transition)[..., 0], np.asarray(logs[..., 0], float)
+    )
+    assert abs(float(found.evidence.sum()) - exact.evidence) < 1e-3
+    is_last = jnp.asarray([[False], [False], [True]])
+    marginals = chains.backward(found, transition, is_last)[0]
+    np.testing.assert_allclose(marginals[..., 0], exact.marginals, atol=1e-6)
+
+
+def test_float32_is_stable_over_many_rows_and_states():
+    k, t = 50, 100_000
+    rng = np.random.default_rng(1)
+    z = np.repeat(rng.integers(k, size=t // 10), 10)
+    logs = -50 * (np.arange(k) != z[:, None]) + rng.normal(size=(t, k))
+    transition = np.full((k, k), 0.1 / k) + 0.9 * np.eye(k)
+
+    @jax.jit
+    def passes(logs):
+        matrix = jnp.asarray(transition / transition.sum(1, keepdims=True), logs.dtype)[..., None]
+        found = chains.forward(jnp.full((k, 1), 1 / k, logs.dtype), matrix, logs)
+        is_last = jnp.arange(t)[:, None] == t - 1
+        marginals, pairs, _ = chains.backward(found, matrix, is_last)
+        return chains.total(found.evidence)[0], marginals, pairs
+
+    evidence, marginals, pairs = passes(jnp.asarray(logs[..., None]))
+    single = passes(jnp.asarray(logs[..., None], jnp.float32))
+    assert abs(single[0] / evidence - 1) < 1e-6
+    np.testing.assert_allclose(single[1], marginals, atol=1e-4)
+    np.testing.assert_allclose(single[2], pairs, rtol=1e-3, atol=1e-2)
+
+
+def test_padding_length_classes_and_neighbours_change_nothing(fitted, monkeypatch):
+    scores = fitted.score_samples(DATA)
+    for i, rows in enumerate(SERIES):
+        alone = jaxem.Sequences([rows])
+        assert abs(fitted.score_samples(alone)[0] - scores[i]) < 1e-10
+        np.testing.assert_array_equal(fitted.predict(alone)[0], fitted.predict(DATA)[i])
+    monkeypatch.setattr(tuning, "PADDED_CELLS", 10)
+    monkeypatch.setattr(tuning, "PADDED_RATIO", 1)
+    many = [*SERIES, *(SERIES[1][i : i + 4] for i in range(20))]
+    classes = jaxem.Sequences(many)
+    assert classes.place is not None and len(classes.stacks()) > 1
+    monkeypatch.undo()
+    data = jaxem.Sequences(many)
+    assert data.place is None
+    weights = np.r_[1.0, 2.0, 0.0, np.ones(21)]
+    options = {"init": fitted.params, "tol": 0, "max_iter": 3, "weights": weights}
+    one, other = (jaxem.fit(MODEL, x, **options) for x in (data, classes))
+    for a, b in zip(*map(jax.tree.leaves, (one.params, other.params)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+    assert abs(one.bic() - other.bic()) < 1e-8
+    for a, b in zip(one.predict_proba(data), one.predict_proba(classes), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-10)
+
+
+def test_weights_are_repetitions(fitted):
+    repeated = jaxem.Sequences([SERIES[0], *SERIES])
+    options = {"init": fitted.params, "tol": 0, "max_iter": 3}
+    one = jaxem.fit(MODEL, repeated, **options)
+    other = jaxem.fit(MODEL, DATA, weights=np.array([2.0, 1, 1, 1]), **options)
+    for a, b in zip(*map(jax.tree.leaves, (one.params, other.params)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+    assert abs(one.log_likelihood - other.log_likelihood) < 1e-9
+    assert abs(one.bic() - other.bic()) < 1e-9
+
+
+def test_the_chunked_pass_is_the_plain_one(fitted, monkeypatch):
+    """By matrix products, for many rows."""
+    options = {"init": fitted.params, "tol": 0, "max_iter": 3, "weights": [1.0, 2.0, 0.5, 1.0]}
+    for x in (DATA, jaxem.Sequences([s[:, :1] for s in SERIES])):
+        model = MODEL if x is DATA else jaxem.HMM(jaxem.Normal("diagonal"), 2)
+        if x is not DATA:
+            options["init"] = jaxem.fit(model, x, key=0, max_iter=3, tol=0).params
+        plain = jaxem.fit(model, x, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(tuning, "CHUNKED", 1)
+            jax.clear_caches()
+            fused = jaxem.fit(model, x, **options)
+        jax.clear_caches()
+        for a, b in zip(*map(jax.tree.leaves, (plain.params, fused.params)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_a_missing_row_contributes_nothing(fitted):
+    gap = [s.copy() for s in SERIES]
+    gap[0][20:30] = np.nan
+    x = jaxem.Sequences(gap)
+    steps = jnp.linalg.matrix_power(fitted.params.transition, 10)
+    assert jnp.isfinite(fitted.score_samples(x)).all() and x.observations()[0] == 50
+    filtered = MODEL.filter(fitted.params, x)[0]
+    np.testing.assert_allclose(filtered[29], filtered[19] @ steps, atol=1e-10)
+    found = jaxem.fit(MODEL, x, key=0)
+    assert found.converged
+    rows = sum(map(len, SERIES)) - 10
+    assert abs(found.bic() + 2 * found.log_likelihood - 13 * np.log(rows)) < 1e-9
+
+
+def test_a_fleet_is_its_fits(fitted):
+    sets = [jaxem.Sequences(SERIES[:2]), jaxem.Sequences(SERIES[2:]), DATA]
+    init = jax.tree.map(lambda a: np.stack([a] * 3), jax.device_get(fitted.params))
+    init.emissions.mean[...] += 0.3
+    fleet = jaxem.fit(MODEL, jaxem.Batch(sets), init=init)
+    assert fleet.converged.all()
+    paths = fleet.predict(sets)
+    for i, x in enumerate(sets):
+        alone = jaxem.fit(MODEL, x, init=jax.tree.map(lambda a, i=i: a[i], init))
+        assert abs(alone.log_likelihood - fleet.log_likelihood[i]) < 1e-6
+        assert abs(fleet.bic()[i] - fleet[i].bic()) < 1e-8
+        assert abs(fleet.bic(sets)[i] - fleet[i].bic()) < 1e-6
+        for a, b in zip(alone.predict(x), paths[i], strict=True):
+            np.testing.assert_array_equal(a, b)
+    mapped = jax.vmap(lambda x: jaxem.fit(MODEL, jaxem.Sequences(x), key=0).log_likelihood)
+    x = np.stack([SERIES[0][:20], SERIES[1][:20]])[:, None]
+    for value, one in zip(mapped(x), x, strict=True):
+        assert abs(value - jaxem.fit(MODEL, jaxem.Sequences(one), key=0).log_likelihood) < 1e-6
+
+
+def test_gradients_with_gaps_equal_differences():
+    gap = np.stack([s[:25] for s in SERIES[:3]])
+    gap[1, 7] = np.nan
+
+    @jax.jit
+    def value(x):
+        found = jaxem.fit(MODEL, jaxem.Sequences(x), key=0, tol=1e-13, max_iter=5000)
+        p = found.params
+        total = p.emissions.mean.sum() + p.transition[0, 0] + found.log_likelihood / 10
+        return total, found.gradient_ok
+
+    slope, ok = jax.jit(jax.grad(value, has_aux=True))(gap)
+    assert ok and np.isfinite(slope).all() and (slope[1, 7] == 0).all()
+    for at in ((0, 0, 0), (1, 6, 1), (1, 24, 0)):
+        step = np.zeros_like(gap)
+        step[at] = 1e-4
+        difference = (value(gap + step)[0] - value(gap - step)[0]) / 2e-4
+        assert abs(difference - slope[at]) < 1e-4 * (1 + abs(slope[at]))
+
+
+def rising(values):
+    return np.all(np.diff(values) > -1e-9)
+
+
+@pytest.mark.parametrize("initial", ["free", "stationary"])
+def test_no_step_lowers_the_objective_and_the_end_is_stationary(initial):
+    prior = jaxem.ChainPrior(initial=1.5, transition=1.2, sticky=2.0)
+    model = jaxem.HMM(jaxem.Normal("diagonal"), 3, initial=initial, prior=prior)
+    values = [
+        float(jaxem.fit(model, DATA, key=1, max_iter=n, tol=0).objective) for n in range(0, 12, 2)
+    ]
+    assert rising(values)
+    found = jaxem.fit(model, DATA, key=1, tol=1e-11)
+    assert found.converged
+
+    def objective(logits, mean):
+        transition = jax.nn.softmax(logits)
+        start = found.params.initial
+        if initial == "stationary":
+            start = stationary(transition)
+        emissions = jaxem.NormalParams(mean, found.params.emissions.covariance)
+        p = jaxem.HMMParams(start, transition, emissions)
+        return model.log_prob(p, DATA).sum() + model.log_prior(p)
+
+    params = found.params
+    value = objective(jnp.log(params.transition), params.emissions.mean)
+    assert abs(value - found.objective) < 1e-8
+    slopes = jax.grad(objective, (0, 1))(jnp.log(params.transition), params.emissions.mean)
+    assert max(float(abs(s).max()) for s in slopes) < 1e-4
+
+
+def test_structural_zeros_stay_and_are_not_counted(fitted):
+    transition = jnp.asarray([[0.9, 0.1], [0.0, 1.0]])
+    start = jaxem.HMMParams(jnp.asarray([1.0, 0.0]), transition, fitted.params.emissions)
+    found = jaxem.fit(MODEL, DATA, init=start)
+    assert found.params.transition[1, 0] == 0 and found.params.initial[1] == 0
+    assert found.n_parameters == 2 * 5 + 1 and fitted.n_parameters == 2 * 5 + 3
+
+
+RULES = {
+    "hard": jaxem.EM(jaxem.Hard()),
+    "tempered": jaxem.EM(jaxem.Tempered(steps=5)),
+    "incremental": jaxem.EM(jaxem.Incremental(blocks=2)),
+    "stochastic": jaxem.EM(jaxem.Stochastic(draws=3, steps=5)),
+    "gradient": jaxem.EM(m_step=jaxem.Gradient()),
+    "squarem": jaxem.EM(accelerator=jaxem.SQUAREM()),
+    "anderson": jaxem.EM(accelerator=jaxem.Anderson()),
+    "online": jaxem.OnlineEM(batch=2, passes=3),
+}
+
+
+@pytest.mark.filterwarnings("ignore::jaxem.FitWarning")
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_ends_where_em_does(name, fitted):
+    found = jaxem.fit(MODEL, DATA, key=0, method=RULES[name])
+    assert found.converged
+    if name == "hard":
+        assert fitted.log_likelihood - 5 < found.objective < found.log_likelihood + 1e-9
+    elif name in ("tempered", "stochastic"):  # other optima
+        steps = jaxem.fit(MODEL, DATA, init=found.params, tol=0, max_iter=2)
+        assert abs(steps.log_likelihood - found.log_likelihood) < 1e-4
+    else:
+        assert abs(found.log_likelihood - fitted.log_likelihood) < 1e-3
+
+
+def test_restricted_transitions_are_exact(fitted):
+    fixed = jaxem.Restricted(MODEL, fixed={"transition[0]": [0.95, 0.05]})
+    found = jaxem.fit(fixed, DATA, init=fitted.params)
+    np.testing.assert_allclose(found.params.transition[0], [0.95, 0.05], atol=1e-12)
+    assert found.converged and found.n_parameters == 12
+    model = jaxem.HMM(jaxem.Normal(), 3)
+    tied = jaxem.Restricted(
+        model, tied=[("transition[0]", "transition[1]"), ("transition[2, 0]", "transition[2, 1]")]
+    )
+    found = jaxem.fit(tied, DATA, key=0, tol=1e-11)
+    matrix = found.params.transition
+    np.testing.assert_allclose(matrix[0], matrix[1], atol=1e-12)
+    assert found.converged and abs(matrix[2, 0] - matrix[2, 1]) < 1e-12
+    assert found.n_parameters == 2 + 2 + 1 + 15
+
+    def score(first, staying):
+        last = jnp.stack([(1 - staying) / 2, (1 - staying) / 2, staying])
+        first = jax.nn.softmax(first)
+        matrix = jnp.stack([first, first, last])
+        params = jaxem.HMMParams(found.params.initial, matrix, found.params.emissions)
+        return model.log_prob(params, DATA).sum()
+
+    first, staying = jax.grad(score, (0, 1))(jnp.log(matrix[0]), matrix[2, 2])
+    assert abs(first).max() < 1e-4 and abs(staying * matrix[2, 2]) < 1e-4
+
+
+@pytest.mark.parametrize("power", [0.3, 1.0])
+def test_tempered_posteriors_are_powers_of_the_joint(fitted, power):
+    rows = SERIES[3]
+    logs = np.asarray(MODEL.bank.posterior(fitted.params.emissions, jnp.asarray(rows))[1])
+    p = fitted.params
+    exact = enumerated(
+        np.asarray(p.initial) ** power, np.asarray(p.transition) ** power, power * logs
+    )
+    q = MODEL.tempered(p, jaxem.Sequences([rows]), power)
+    np.testing.assert_allclose(q.rows, exact.marginals, atol=1e-10)
+    np.testing.assert_allclose(q.transitions[0], exact.pairs, atol=1e-10)
+
+
+def test_paths_drawn_have_the_smoothed_frequencies(fitted):
+    x = jaxem.Sequences(SERIES[3:])
+    drawn = np.stack([MODEL.draw(i, fitted.params, x)[0] for i in range(800)])
+    smooth = MODEL.smooth(fitted.params, x)[0]
+    np.testing.assert_allclose((drawn == 1).mean(0), smooth[:, 1], atol=0.06)
+
+
+def test_forecasts_go_to_the_stationary_distribution(fitted):
+    states = MODEL.forecast(fitted.params, DATA, 400).states
+    last = [one[-1] for one in MODEL.filter(fitted.params, DATA)]
+    np.testing.assert_allclose(states[:, 0], np.stack(last) @ fitted.params.transition, atol=1e-10)
+    np.testing.assert_allclose(states[0, -1], stationary(fitted.params.transition), atol=1e-6)
+
+
+def test_draws_are_recovered():
+    params = jaxem.HMMParams(
+        jnp.asarray([0.5, 0.5]),
+        jnp.asarray([[0.9, 0.1], [0.3, 0.7]]),
+        jaxem.PoissonParams(jnp.asarray([[2.0], [9.0]])),
+    )
+    model = jaxem.HMM(jaxem.Poisson(), 2)
+    x = model.sample(jax.random.key(0), params, 40, length=100)
+    found = jaxem.fit(model, x, key=0)
+    order = np.argsort(found.params.emissions.rate[:, 0])
+    np.testing.assert_allclose(found.params.emissions.rate[order, 0], [2, 9], rtol=0.05)
+    transition = np.asarray(found.params.transition)[order][:, order]
+    np.testing.assert_allclose(transition, params.transition, atol=0.03)
+
+
+def test_files_selection_and_checks(fitted, tmp_path):
+    fitted.save(tmp_path / "chain.npz")
+    again = jaxem.load(tmp_path / "chain.npz")
+    np.testing.assert_array_equal(again.predict(DATA)[0], fitted.predict(DATA)[0])
+    models = [jaxem.HMM(jaxem.Normal("diagonal"), k) for k in (1, 2, 3)]
+    chosen = jaxem.select(DATA, models, key=0)
+    assert chosen.best.model.k == 2
+    assert abs(chosen.table[1].score - chosen.results[1].bic()) < 1e-9
+    jaxem.check_model(MODEL, DATA)
+
+
+def test_empty_and_short_sequences_are_defined(fitted):
+    x = jaxem.Sequences([SERIES[0], np.empty((0, 2)), SERIES[0][:1]])
+    scores = fitted.score_samples(x)
+    assert scores[1] == 0 and np.isfinite(scores).all()
+    assert [len(p) for p in fitted.predict(x)] == [60, 0, 1]
+    same = jaxem.fit(MODEL, x, init=fitted.params, tol=0, max_iter=2)
+    other = jaxem.fit(MODEL, x[[0, 2]], init=fitted.params, tol=0, max_iter=2)
+    np.testing.assert_allclose(same.params.transition, other.params.transition, atol=1e-12)
+    np.testing.assert_allclose(same.params.initial, other.params.initial, atol=1e-12)
+
+
+def test_bad_data_get_a_sentence():
+    with pytest.raises(TypeError, match=r"takes jaxem\.Sequences.*jaxem\.Sequences\(x\)"):
+        jaxem.fit(MODEL, SERIES[0], key=0)
+    with pytest.raises(ValueError, match=r"data\[1\] has 1 features, data\[0\] has 2"):
+        jaxem.Sequences([SERIES[0], SERIES[1][:, :1]])
+    with pytest.raises(ValueError, match="all sequences are empty"):
+        jaxem.Sequences([np.empty((0, 2))])
+    hole = SERIES[0].copy()
+    hole[3, 0] = np.nan
+    with pytest.raises(ValueError, match=r"1 value outside.*\(0, 3, 0\): nan"):
+        jaxem.fit(MODEL, jaxem.Sequences([hole]), key=0)
+    with pytest.raises(TypeError, match="emissions must be a bank"):
+        jaxem.HMM(jaxem.Mixture(jaxem.Normal(), 2), 2)
+    with pytest.raises(ValueError, match="takes none"):
+        jaxem.fit(MODEL, jaxem.Sequences(SERIES, inputs=SERIES), key=0)
+    with pytest.raises(ValueError, match="inputs are of 1 sequences, data of 4"):
+        jaxem.Sequences(SERIES, inputs=SERIES[:1])
+
+
+def test_a_second_call_compiles_nothing(fitted):
+    jaxem.fit(MODEL, DATA, key=0)
+    with compilations() as found:
+        jaxem.fit(MODEL, jaxem.Sequences([s + 1 for s in SERIES]), key=1)
+    assert not found
