@@ -82,11 +82,8 @@ def score(x, params):
     log_det = np.linalg.slogdet(covariance)[1]
     logs = -0.5 * (x.shape[-1] * np.log(2 * np.pi) + log_det + distance)
     with jax.enable_x64(True):
-        found = chains.forward(
-            jnp.asarray(initial)[:, None],
-            jnp.asarray(transition)[..., None],
-            jnp.asarray(np.moveaxis(logs, 0, 2)),
-        )
+        chain = chains.Chain(jnp.asarray(initial)[:, None], jnp.asarray(transition)[..., None])
+        found = chains.forward(chain, jnp.asarray(np.moveaxis(logs, 0, 2)))
         return float(found.evidence.sum())
 
 

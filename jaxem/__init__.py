@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from jaxem.analysis.select import Row, Selection, select
     from jaxem.data.documents import Documents
     from jaxem.data.sequences import Sequences
+    from jaxem.families.autoregression import Autoregression, AutoregressionParams
     from jaxem.families.bernoulli import Bernoulli, BernoulliParams, BetaPosterior
     from jaxem.families.categorical import Categorical, CategoricalParams
     from jaxem.families.conjugate import DirichletPosterior
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from jaxem.families.product import Product
     from jaxem.families.student import StudentT, StudentTParams
     from jaxem.models.bayesian import BayesianMixture, BayesianMixtureParams
+    from jaxem.models.gate import SoftmaxGate
     from jaxem.models.hmm.hmm import HMM, HMMParams
     from jaxem.models.hmm.prior import ChainPrior
     from jaxem.models.lda.lda import LDA, LDAParams
@@ -100,7 +102,10 @@ _LATER = {
     "Product": "families.product",
     "StudentT": "families.student",
     "StudentTParams": "families.student",
+    "Autoregression": "families.autoregression",
+    "AutoregressionParams": "families.autoregression",
     "ChainPrior": "models.hmm.prior",
+    "SoftmaxGate": "models.gate",
     "HMM": "models.hmm.hmm",
     "HMMParams": "models.hmm.hmm",
     "LDA": "models.lda.lda",
@@ -120,6 +125,8 @@ __all__ = [
     "LDA",
     "SQUAREM",
     "Anderson",
+    "Autoregression",
+    "AutoregressionParams",
     "Bank",
     "Batch",
     "BatchSelection",
@@ -184,6 +191,7 @@ __all__ = [
     "Row",
     "Selection",
     "Sequences",
+    "SoftmaxGate",
     "Status",
     "Stochastic",
     "StudentT",

@@ -105,3 +105,126 @@ def check_params(case, params):
     if "sd" in wanted:
         spread = np.sqrt(np.asarray(params.components.covariance)).ravel()
         np.testing.assert_allclose(spread, wanted["sd"], atol=within)
+
+
+CHAINS = {c["id"]: c for c in CASES if c["issue"] == "hmm" and c.get("kind") != "semi-markov"}
+FITTED_CHAINS = [name for name in CHAINS if name not in ("hmm-toy", "speed-fixed")]
+SPEED = jaxem.Product({"rt": (jaxem.Normal(), 0), "correct": (jaxem.Bernoulli(), 1)})
+EMISSIONS = {
+    "poisson": jaxem.Poisson(),
+    "normal": jaxem.Normal(),
+    "mixed": SPEED,
+    "bernoulli": jaxem.Bernoulli(),
+    "normal-autoregressive": jaxem.Autoregression(shared_variance=True),
+}
+
+
+def sequences_of(case):
+    """The series of a case, with inputs where it has them."""
+    rows = list(csv.DictReader((FOLDER / case["data"]).open()))
+    answers = {"cor": 1.0, "inc": 0.0}
+    x = np.array(
+        [
+            [answers.get(r[c]) or float(answers.get(r[c], r[c])) for c in case["columns"]]
+            for r in rows
+        ]
+    )
+    if case["id"] == "earthquakes-gap-2":
+        year = np.array([int(r["year"]) for r in rows])
+        x[(year >= 1930) & (year <= 1939)] = np.nan
+    if case["id"] == "geyser-bernoulli-2":
+        x[:, 0] = x[:, 0] >= 3
+    series = np.split(x, np.cumsum(case.get("lengths", [len(x)]))[:-1])
+    if "Pacc" not in case["columns"]:
+        return jaxem.Sequences(series)
+    return jaxem.Sequences([s[:, :2] for s in series], inputs=[s[:, 2:] for s in series])
+
+
+@pytest.mark.parametrize("name", FITTED_CHAINS)
+def test_published_chain(name):
+    case = CHAINS[name]
+    x = sequences_of(case)
+    gate = jaxem.SoftmaxGate() if "Pacc" in case["columns"] else None
+    model = jaxem.HMM(
+        EMISSIONS[case["kind"]], case["k"], initial=case.get("initial", "free"), transitions=gate
+    )
+    result = jaxem.fit(model, x, key=0, restarts=16, tol=1e-10, max_iter=20_000)
+    low, within = case["log_likelihood"], case["tolerance"]
+    high = case.get("best_known", low)
+    assert result.converged and low - within <= result.log_likelihood <= high + within
+    wanted, atol = case.get("params", {}), case.get("params_tolerance", 0)
+    p = result.params
+    found = {"transition": p.transition}
+    if case["kind"] == "mixed":
+        order = np.argsort(p.emissions["rt"].mean[:, 0])
+        found["mean"] = p.emissions["rt"].mean[:, 0]
+        found["sd"] = np.sqrt(p.emissions["rt"].covariance[:, 0, 0])
+        found["prob_cor"] = p.emissions["correct"].probs[:, 0]
+    elif case["kind"] == "normal-autoregressive":
+        found["intercept"], found["lag"] = (p.emissions.coefficients[:, i, 0] for i in (0, 1))
+        found["stay"] = np.diagonal(p.transition)
+        order = np.argsort(-found["intercept"])
+        assert abs(np.sqrt(p.emissions.covariance[0, 0]) - wanted["sd"]) < atol
+        wanted = {key: value for key, value in wanted.items() if key != "sd"}
+    else:
+        location = {"normal": "mean", "poisson": "rate", "bernoulli": "probs"}[case["kind"]]
+        location = np.asarray(getattr(p.emissions, location))
+        order = np.argsort(location[:, 0])
+        for key in ("mean", "rate", "prob"):
+            if key in wanted:
+                found[key] = location if np.ndim(wanted[key]) > 1 else location[:, 0]
+    for key, value in wanted.items():
+        got = np.asarray(found[key])[order]
+        got = got[:, order] if key == "transition" else got
+        np.testing.assert_allclose(got, value, atol=atol)
+    if name == "speed-input-2":
+        assert result.n_parameters == 1 + 4 + 2 * 3
+        opposite = jaxem.Sequences(  # the input of the row after
+            [s.rows[0, : s.length[0]] for s in (x[i : i + 1] for i in range(3))],
+            inputs=[
+                np.roll(s.inputs[0, : s.length[0]], -1, 0) for s in (x[i : i + 1] for i in range(3))
+            ],
+        )
+        other = jaxem.fit(model, opposite, key=0, restarts=16, tol=1e-10, max_iter=20_000)
+        assert abs(other.log_likelihood - case["other_convention"]["log_likelihood"]) < 5e-4
+    if name == "geyser-bernoulli-2":
+        other = jaxem.fit(
+            jaxem.HMM(jaxem.Bernoulli(), 2, initial="stationary"), x, key=0, restarts=16, tol=1e-10
+        )
+        assert abs(other.log_likelihood - case["stationary_log_likelihood"]) < 1e-3
+    if name == "fedfunds-ar1-2":
+        other = jaxem.fit(jaxem.HMM(model.emissions, 2), x, key=0, restarts=16, tol=1e-10)
+        assert abs(other.log_likelihood - case["free_initial_log_likelihood"]) < 1e-4
+        assert result.total_weight == 225
+
+
+def test_published_chains_at_given_params():
+    toy, case = CHAINS["hmm-toy"], CHAINS["speed-fixed"]
+    given = toy["inline"]
+    likelihood = np.array(given["likelihood"])
+    # Two codes with the likelihoods of the two kinds of row; a third takes what is left.
+    kinds, codes = np.unique(likelihood, axis=0, return_inverse=True)
+    probs = np.concatenate([kinds.T, 1 - kinds.T.sum(1, keepdims=True)], 1)
+    model = jaxem.HMM(jaxem.Categorical(3), 2)
+    params = jaxem.HMMParams(
+        np.array(given["initial"]),
+        np.array(given["transition"]),
+        jaxem.CategoricalParams(jax.numpy.asarray(probs[:, None])),
+    )
+    x = jaxem.Sequences(codes.reshape(-1, 1).astype(float))
+    params = jax.tree.map(jax.numpy.asarray, params)
+    assert abs(model.log_prob(params, x)[0] - toy["log_likelihood"]) < toy["tolerance"]
+    np.testing.assert_allclose(
+        model.smooth(params, x)[0][:, 0], toy["smoothed_state0"], atol=toy["tolerance"]
+    )
+    np.testing.assert_array_equal(model.viterbi(params, x)[0], toy["viterbi"])
+    assert abs(model.hardened(params, x)[1][0] - toy["viterbi_log_prob"]) < 1e-3
+
+    g = {key: jax.numpy.asarray(value, float) for key, value in case["given"].items()}
+    emissions = {
+        "rt": jaxem.NormalParams(g["mean"][:, None], jax.numpy.square(g["sd"])[:, None, None]),
+        "correct": jaxem.BernoulliParams(g["prob_cor"][:, None]),
+    }
+    params = jaxem.HMMParams(g["initial"], g["transition"], emissions)
+    found = jaxem.HMM(SPEED, 2).log_prob(params, sequences_of(case)).sum()
+    assert abs(found - case["log_likelihood"]) < case["tolerance"]

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -156,6 +157,39 @@ class Sequences(SharedLeaves):
         inputs = None if stack.inputs is None else wide(stack.inputs, "constant")
         observed = wide(stack.observed, "constant")
         return Sequences.of(stack.length, wide(stack.rows, "edge"), observed, inputs)
+
+    def lagged(self, lags: int):
+        """The sequences without their first `lags` rows, and every row followed by so many rows
+        before it, (t − lags, (1 + lags)·d). A row counts as missing where one of those is."""
+        if not lags:
+            return self
+
+        def later(a):
+            return a[:, lags:]
+
+        def joined(rows, observed):
+            t = rows.shape[1]
+            before = [slice(lags - lag, t - lag) for lag in range(lags + 1)]
+            seen = jnp.stack([observed[:, at] for at in before]).all(0)
+            return jnp.concatenate([rows[:, at] for at in before], -1), seen
+
+        stacks = [self.padded()] if self.place is None else self.stacks()
+        rows, observed = zip(*(joined(s.rows, s.observed & s.inside) for s in stacks), strict=True)
+        given = None if stacks[0].inputs is None else tuple(later(s.inputs) for s in stacks)
+        length = jnp.maximum(self.length - lags, 0)
+        if self.place is None or len(stacks) == 1:
+            return Sequences.of(length, rows[0], observed[0], given and given[0])
+        return Sequences.of(length, rows, observed, given, self.place)
+
+    def with_inputs(self, function):
+        """The same sequences with `function` applied to their inputs."""
+        return self.replace(inputs=jax.tree.map(function, self.stored[3]))
+
+    def largest_inputs(self):
+        """The largest absolute value of every input (g,), 1 where all are 0."""
+        parts = jax.tree.leaves(self.stored[3])
+        most = jnp.stack([jnp.abs(part).max((0, 1)) for part in parts]).max(0)
+        return jnp.where(most > 0, most, 1)
 
     def stacks(self) -> list[Stack]:
         """The sequences as stored, each of one length. Those that are in no place have length 0;

@@ -1,9 +1,7 @@
 """Recursions of hidden Markov chains, for many sequences at once: time first, sequences last.
 
 Shapes: t rows of time, k states, n sequences. logs (t, k, n) are log densities of the rows, 0 where
-a row is missing or padding. A transition is an array (k, k, n) or (k, k, 1), from the state of the
-first axis to that of the second; where it changes in time it is a function of `inputs`, which have
-an entry for every row, and that of row t leads to row t + 1.
+a row is missing or padding.
 
 Probabilities are normalised at every row (Rabiner 1989), and the log densities of a row are taken
 relative to the largest one among states that are possible there. So no sequence is lost because a
@@ -24,6 +22,35 @@ BLOCK = 256
 """Rows that are summed before their sum is added to that of others."""
 
 
+class Chain(NamedTuple):
+    """initial (k, n) or (k, 1): p(z) of the first row. transition: an array (k, k, n) or (k, k, 1),
+    from the state of the first axis to that of the second; or, where it changes in time, a function
+    of the entries of inputs, a tree of arrays (t, ...), of which that of row t leads to row t + 1.
+    pairs: a function of p(z_t, z_{t+1} | x) (k, k, n) and the entry of inputs, to be summed over
+    time; None: the pairs themselves are summed."""
+
+    initial: Any
+    transition: Any
+    inputs: Any = None
+    pairs: Any = None
+
+    def matrix(self, given):
+        """The transition from a row with these inputs."""
+        return self.transition(given) if callable(self.transition) else self.transition
+
+    def power(self, power):
+        """The chain with every probability raised to a power."""
+
+        def raised(p):
+            return jnp.where(p > 0, jnp.where(p > 0, p, 1) ** power, 0)
+
+        changes = callable(self.transition)
+        transition = (
+            (lambda given: raised(self.transition(given))) if changes else (raised(self.transition))
+        )
+        return self._replace(initial=raised(self.initial), transition=transition)
+
+
 class Filtered(NamedTuple):
     """predicted (t, k, n): p(z_t | x_1 … x_{t−1}); filtered (t, k, n): p(z_t | x_1 … x_t);
     evidence (t, n): log p(x_t | x_1 … x_{t−1}); ahead (k, n): the prediction of the row after the
@@ -35,36 +62,35 @@ class Filtered(NamedTuple):
     ahead: Any
 
 
-def forward(initial, transition, logs, inputs=None) -> Filtered:
-    """The filter. initial (k, n): p(z) of the first row before it is observed."""
+def forward(chain: Chain, logs) -> Filtered:
+    """The filter."""
 
     def step(predicted, row):
         logs, given = row
         filtered, evidence = conditioned(predicted, logs)
-        return moved(filtered, _matrix(transition, given)), (predicted, filtered, evidence)
+        return moved(filtered, chain.matrix(given)), (predicted, filtered, evidence)
 
-    initial = jnp.broadcast_to(initial, logs.shape[1:]).astype(logs.dtype)
-    ahead, found = jax.lax.scan(step, initial, (logs, inputs))
+    initial = jnp.broadcast_to(chain.initial, logs.shape[1:]).astype(logs.dtype)
+    ahead, found = jax.lax.scan(step, initial, (logs, chain.inputs))
     return Filtered(*found, ahead)
 
 
-def backward(filter_, transition, is_last, inputs=None, ratio=None, pairs=None):
+def backward(filter_, chain: Chain, is_last, ratio=None):
     """The smoother: (marginals (t, k, n), sums of pairs of states, ratio before the first row).
 
     is_last (t, n): whether a row is the last one of its sequence; what follows is padding. ratio
-    (k, n): p(z | all x) / predicted, of the row after the last one, 0 where there is none. pairs:
-    a function of p(z_t, z_{t+1} | x) (k, k, n) and the entry of `inputs` at t; its values are
-    summed over time. None: the pairs themselves, summed.
+    (k, n): p(z | all x) / predicted, of the row after the last one, 0 where there is none.
     """
+    inputs, pairs = chain.inputs, chain.pairs
     like = jnp.zeros(filter_.filtered.shape[1:], filter_.filtered.dtype)
     ratio = like if ratio is None else ratio
-    is_fixed = not callable(transition) and pairs is None
+    is_fixed = not callable(chain.transition) and pairs is None
 
     def step(carry, row):
         ratio, sums = carry
         predicted, filtered, is_last, given = row
         ratio = jnp.where(is_last, 0, ratio)
-        matrix = _matrix(transition, given)
+        matrix = chain.matrix(given)
         pair = filtered[:, None] * ratio
         if not is_fixed:
             pair = pair * matrix
@@ -77,35 +103,35 @@ def backward(filter_, transition, is_last, inputs=None, ratio=None, pairs=None):
         return (quotient(marginal, predicted), sums), marginal
 
     def first_sums(filtered, given):
-        pair = filtered[:, None] * filtered * _matrix(transition, given)
+        pair = filtered[:, None] * filtered * chain.matrix(given)
         return pair if pairs is None else pairs(pair, given)
 
     rows = (filter_.filtered[0], jax.tree.map(lambda a: a[0], inputs))
     zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(first_sums, *rows))
     rows = (filter_.predicted, filter_.filtered, is_last, inputs)
     (ratio, sums), marginals = jax.lax.scan(step, (ratio, zero), rows, reverse=True)
-    return marginals, sums * transition if is_fixed else sums, ratio
+    return marginals, sums * chain.transition if is_fixed else sums, ratio
 
 
-def best_path(initial, transition, logs, inside, inputs=None):
+def best_path(chain: Chain, logs, inside):
     """(the most probable path (t, n), integers; its log p(z, x) (n,)): Viterbi's algorithm.
 
     inside (t, n): False for padding, whose state is that of the row before it.
     """
     k = logs.shape[1]
     states = jnp.arange(k)[:, None]
-    first = jnp.log(jnp.broadcast_to(initial, logs.shape[1:])) + logs[0]
+    first = jnp.log(jnp.broadcast_to(chain.initial, logs.shape[1:])) + logs[0]
     level = _largest(first)
 
     def step(score, row):
         logs, inside, given = row
-        joint = score[:, None] + jnp.log(_matrix(transition, given))
+        joint = score[:, None] + jnp.log(chain.matrix(given))
         origin = jnp.where(inside, jnp.argmax(joint, axis=0), states)
         moved = joint.max(0) + logs
         rise = jnp.where(inside, _largest(moved), 0)
         return jnp.where(inside, moved - rise, score), (origin, rise)
 
-    before = jax.tree.map(lambda a: a[:-1], inputs)
+    before = jax.tree.map(lambda a: a[:-1], chain.inputs)
     rows = (logs[1:], inside[1:], before)
     score, (origins, rises) = jax.lax.scan(step, first - level, rows)
     last = jnp.argmax(score, axis=0)
@@ -118,14 +144,14 @@ def best_path(initial, transition, logs, inside, inputs=None):
     return jnp.concatenate([begin[None], path]), value
 
 
-def drawn_path(key, filtered, transition, is_last, inputs=None):
+def drawn_path(key, filtered, chain: Chain, is_last):
     """Paths (t, n) drawn from p(z | x), from the filtered states (t, k, n)."""
     t, _, n = filtered.shape
     uniforms = jax.random.uniform(key, (t, n), filtered.dtype)
 
     def step(state, row):
         filtered, is_last, given, uniform = row
-        matrix = _matrix(transition, given)
+        matrix = chain.matrix(given)
         if matrix.shape[-1] == 1:
             onward = matrix[:, state, 0]
         else:
@@ -135,7 +161,7 @@ def drawn_path(key, filtered, transition, is_last, inputs=None):
         state = jnp.sum(cumulative < uniform * cumulative[-1], axis=0)
         return jnp.minimum(state, mass.shape[0] - 1), state
 
-    rows = (filtered, is_last, inputs, uniforms)
+    rows = (filtered, is_last, chain.inputs, uniforms)
     _, path = jax.lax.scan(step, jnp.zeros(n, int), rows, reverse=True)
     return path
 
@@ -188,7 +214,3 @@ def quotient(numerator, denominator):
     """A quotient that is 0 where the denominator is."""
     is_zero = denominator <= 0
     return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))
-
-
-def _matrix(transition, given):
-    return transition(given) if callable(transition) else transition

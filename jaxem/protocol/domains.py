@@ -33,12 +33,13 @@ class Domain:
     mask(leaf) -> booleans shaped like a leaf: which values are in the model's support. It uses
     operators only, so that it works for NumPy and JAX arrays. words: the support in words, for
     messages. components: the size of the largest array of a pass over the size of the data. least:
-    the smallest number of units of a fit, None: `components`. further: functions of x that raise
-    where its shape is wrong. remedy: a function of NumPy values, some of them outside the support,
-    that says how to recode them, "" where it does not know. variances: whether the model estimates
-    a variance of every column. are_points: whether k-means++ takes the units as they are, up to the
-    scales of columns. discrete: whether a unit may have probability 0 under components that were
-    estimated without it.
+    the smallest number of units of a fit, None: `components`. lags: of a bank, how many rows before
+    a row its density is conditional on. further: functions of x that raise where its shape is
+    wrong. remedy: a function of NumPy values, some of them outside the support, that says how to
+    recode them, "" where it does not know. variances: whether the model estimates a variance of
+    every column. are_points: whether k-means++ takes the units as they are, up to the scales of
+    columns. discrete: whether a unit may have probability 0 under components that were estimated
+    without it.
     """
 
     words: str = "finite numbers"
@@ -50,6 +51,7 @@ class Domain:
     are_points: bool = False
     discrete: bool = False
     least: int | None = None
+    lags: int = 0
 
     @property
     def fewest(self) -> int:

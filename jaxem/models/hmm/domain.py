@@ -26,7 +26,7 @@ class SequencesDomain(Domain):
         return cells / length.shape[-1]
 
     def observations(self, x):
-        return x.observations()
+        return x.lagged(self.lags).observations() if self.lags else x.observations()
 
     def valid(self, x):
         x = self.examined(x)

@@ -1,17 +1,19 @@
 """Hidden Markov models over any bank of emissions."""
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 
 from jaxem.data.options import integer, one_of
 from jaxem.data.sequences import Sequences
-from jaxem.models.hmm import paths
+from jaxem.models.gate import SoftmaxGate
+from jaxem.models.hmm.chained import Chained
 from jaxem.models.hmm.domain import SequencesDomain
 from jaxem.models.hmm.fused import fused_pass
-from jaxem.models.hmm.posterior import of_paths, smoothed
 from jaxem.models.hmm.prior import ChainPrior
 from jaxem.models.hmm.stationary import best_transition, stationary
 from jaxem.models.mixture import Mixture
@@ -32,8 +34,8 @@ from jaxem.wrappers.adopted import AdoptedBank
 
 @pytree(eq=False)
 class HMMParams:
-    """initial (k,): p(z_1); transition (k, k): p(z_{t+1} | z_t), rows summing to 1; emissions: the
-    params of the bank."""
+    """initial (k,): p(z_1); transition (k, k): p(z_{t+1} | z_t), rows summing to 1, or with a
+    `SoftmaxGate` its coefficients (k, k, 1 + g); emissions: the params of the bank."""
 
     initial: Any
     transition: Any
@@ -47,7 +49,7 @@ class HMMStatistics(NamedTuple):
 
 
 @pytree(static=("k", "initial"))
-class HMM(Model):
+class HMM(Chained):
     """A hidden Markov model of k states: z_1 ~ initial, z_{t+1} ~ transition[z_t], and row t is
     drawn from component z_t of a bank.
 
@@ -55,6 +57,8 @@ class HMM(Model):
       emissions: a bank, such as `Normal()`, `Poisson()` or `Product(...)`.
       k: the number of states, an int of 1 or more.
       initial: "free", or "stationary": the stationary distribution of the transition matrix.
+      transitions: None, or a `SoftmaxGate`: transition probabilities that depend on the inputs of
+        the sequences, those of row t on the transition from row t to row t + 1.
       prior: a `ChainPrior` of the initial and transition probabilities, or None for maximum
         likelihood.
 
@@ -67,6 +71,7 @@ class HMM(Model):
     emissions: Any
     k: int
     initial: str = "free"
+    transitions: SoftmaxGate | None = None
     prior: ChainPrior | None = None
 
     def __post_init__(self):
@@ -74,6 +79,17 @@ class HMM(Model):
         one_of(self.initial, "initial", INITIAL)
         object.__setattr__(self, "emissions", _bank(self.emissions))
         require_kind(self, ChainPrior)
+        if self.transitions is None:
+            return
+        if not isinstance(self.transitions, SoftmaxGate):
+            raise TypeError(
+                f"transitions must be jaxem.SoftmaxGate(...) or None, got {self.transitions!r:.60}"
+            )
+        if self.prior is not None or self.initial == "stationary":
+            raise ValueError(
+                "transitions that depend on inputs have no stationary distribution, and their "
+                'prior is that of SoftmaxGate: leave initial="free" and prior=None'
+            )
 
     @property
     def bank(self):
@@ -89,12 +105,15 @@ class HMM(Model):
             remedy=inner.remedy,
             discrete=inner.discrete,
             least=1,
+            lags=inner.lags,
             bank=self.emissions,
+            inputs=self.transitions is not None,
         )
 
     def init(self, key, x, weights):
         """The emissions are those of a mixture at its default start, and transitions those between
         its components in time; half of every row is spread evenly."""
+        x = self.rows_before(x)
         rows, mixture = x.flat(), Mixture(self.emissions, self.k)
         row_weights = x.row_weights(weights)
         # A mixture has no empty data; missing rows have the values of an observed one.
@@ -111,106 +130,9 @@ class HMM(Model):
         if self.initial == "stationary":
             return HMMParams(stationary(transition), transition, params.components)
         initial = (_normalised(first, even[0]) + even[0]) / 2
+        if self.transitions is not None:
+            transition = self.transitions.constant(transition, x.widths[1])
         return HMMParams(initial, transition, params.components)
-
-    def posterior(self, params, x):
-        inner, logs = self._logs(params, x)
-        return smoothed(self.chain(params), logs, inner, x)
-
-    def tempered(self, params, x, power):
-        """The q ∝ p(z, x | params)^power."""
-        inner, logs = self._logs(params, x)
-        chain = tuple(
-            jnp.where(a > 0, jnp.where(a > 0, a, 1) ** power, 0) for a in self.chain(params)
-        )
-        return smoothed(chain, [power * part for part in logs], inner, x)[0]
-
-    def hardened(self, params, x):
-        """(the q of the most probable path alone, log p(path, x | params) (n,))."""
-        inner, logs = self._logs(params, x)
-        chain = self.chain(params)
-        pairs = zip(logs, x.stacks(), strict=True)
-        found = [chains.best_path(*chain, part, stack.inside.T) for part, stack in pairs]
-        value = x.to_units(
-            [jnp.where(s.length > 0, v, 0) for (_, v), s in zip(found, x.stacks(), strict=True)]
-        )
-        return of_paths([path for path, _ in found], inner, x, self.k), value
-
-    def sampled(self, key, params, x, draws: int):
-        """The q of so many paths drawn from p(z | x)."""
-        inner, filtered = self._filtered(params, x)
-        transition = self.chain(params)[1]
-
-        def draw(i):
-            keys = jax.random.split(jax.random.fold_in(key, i), len(filtered))
-            drawn = [
-                chains.drawn_path(key, found.filtered, transition, stack.is_last.T)
-                for key, found, stack in zip(keys, filtered, x.stacks(), strict=True)
-            ]
-            return of_paths(drawn, (), x, self.k)
-
-        def add(i, total):
-            return jax.tree.map(jnp.add, total, draw(i))
-
-        total = jax.lax.fori_loop(1, draws, add, draw(0))
-        return jax.tree.map(lambda a: a / draws, total)._replace(emissions=inner)
-
-    def _logs(self, params, x):
-        """(the bank's posterior of every row, log densities (t, k, m) of every stack)."""
-        inner, logs = self.bank.posterior(params.emissions, x.flat())
-        found = []
-        for part, stack in zip(x.split(logs), x.stacks(), strict=True):
-            observed = stack.observed & stack.inside
-            found.append(jnp.moveaxis(jnp.where(observed[..., None], part, 0), 0, 2))
-        return inner, found
-
-    def _filtered(self, params, x):
-        """(the bank's posterior of every row, the `chains.Filtered` of every stack)."""
-        inner, logs = self._logs(params, x)
-        chain = self.chain(params)
-        found = []
-        for part, stack in zip(logs, x.stacks(), strict=True):
-            filtered = chains.forward(*chain, part)
-            evidence = jnp.where(stack.inside.T, filtered.evidence, 0)
-            found.append(filtered._replace(evidence=evidence))
-        return inner, found
-
-    def answer(self, what, params, x, key=None):
-        """An array (n, t, ...) for `paths`, of sequences of one padded length."""
-        inside, is_last = x.padded().inside.T, x.padded().is_last.T
-        chain = self.chain(params)
-        if what == "best":
-            logs = self._logs(params, x)[1][0]
-            return chains.best_path(*chain, logs, inside)[0].T
-        found = self._filtered(params, x)[1][0]
-        if what == "drawn":
-            return chains.drawn_path(key, found.filtered, chain[1], is_last).T
-        if what == "last":
-            return chains.last_state(found.filtered, is_last).T
-        rows = found.filtered
-        if what == "smoothed":
-            rows = chains.backward(found, chain[1], is_last)[0]
-        return jnp.moveaxis(rows, 2, 0)
-
-    def filter(self, params, x):
-        """p(z_t | x_1 … x_t), a list of arrays (t_i, k)."""
-        return paths.filtered(self, params, x)
-
-    def smooth(self, params, x):
-        """p(z_t | all rows of the sequence), a list of arrays (t_i, k)."""
-        return paths.smoothed(self, params, x)
-
-    def viterbi(self, params, x):
-        """The most probable path of states, a list of integer arrays (t_i,)."""
-        return paths.best(self, params, x)
-
-    def draw(self, key, params, x):
-        """Paths of states drawn from p(z | x), a list of integer arrays (t_i,)."""
-        return paths.drawn(self, key, params, x)
-
-    def forecast(self, params, x, steps: int):
-        """A `Forecast`: the probabilities of the states in the rows after every sequence."""
-        return paths.forecast(self, params, x, steps)
 
     def sample(self, key, params, n: int, length: int = 100):
         """n sequences of so many rows, as `Sequences`."""
@@ -225,18 +147,29 @@ class HMM(Model):
         rows = self.bank.sample(rows_key, params.emissions, z.reshape(-1))
         return Sequences(rows.reshape(n, length, -1))
 
-    def chain(self, params):
-        """(initial (k, 1), transition (k, k, 1)) for `chains`."""
-        return params.initial[:, None], params.transition[..., None]
+    def chain(self, params, stack):
+        """The `chains.Chain` of a stack of sequences."""
+        initial, gate = params.initial, self.transitions
+        if self.initial == "stationary":  # an accelerator moves both
+            initial = stationary(params.transition)
+        initial = initial[:, None]
+        if gate is None:
+            return chains.Chain(initial, params.transition[..., None])
+        inputs = jnp.moveaxis(gate.covariates(stack.inputs), 0, 2)  # (t, m, n)
+        matrix = partial(gate.probabilities, params.transition)
+        return chains.Chain(initial, matrix, inputs, gate.summed(params.transition))
 
     def fused(self, x):
         return fused_pass(self, x, HMMStatistics)
 
     def statistics(self, params, x, q, weights):
+        x = self.rows_before(x)
         rows = q.rows * x.row_weights(weights)[:, None]
         return HMMStatistics(
             jnp.einsum("n,nk->k", weights, q.first, precision="highest"),
-            jnp.einsum("n,nij->ij", weights, q.transitions, precision="highest"),
+            jax.tree.map(
+                lambda a: jnp.tensordot(weights, a, 1, precision="highest"), q.transitions
+            ),
             self.bank.statistics(params.emissions, x.flat(), q.emissions, rows),
         )
 
@@ -249,8 +182,13 @@ class HMM(Model):
         a row. Rows that are tied share their counts."""
         inner = restricted(self.bank, held.emissions)
         is_free = held.transition.free and held.initial.free
-        if inner is None or (self.initial == "stationary" and not is_free):
+        is_plain = self.initial == "free" and self.transitions is None
+        if inner is None or not (is_free or is_plain):
             return None
+        if is_free:
+            return lambda params, stats: self._assembled(
+                params, stats, inner(params.emissions, stats.emissions)
+            )
 
         def maximize(params, stats):
             emissions = inner(params.emissions, stats.emissions)
@@ -261,6 +199,9 @@ class HMM(Model):
 
     def _assembled(self, params, stats, emissions):
         first, pairs = stats.first, stats.transitions
+        if self.transitions is not None:
+            transition = self.transitions.maximize(params.transition, pairs)
+            return HMMParams(_normalised(first, params.initial), transition, emissions)
         if self.prior is not None:
             first, pairs = self.prior.counts(first, pairs, params)
         if self.initial == "stationary":
@@ -272,29 +213,32 @@ class HMM(Model):
 
     def log_prior(self, params):
         inner = self.bank.log_prior(params.emissions)
+        if self.transitions is not None:
+            return inner + self.transitions.log_prior(params.transition)
         if self.prior is None:
             return inner
         initial = params.initial if self.initial == "free" else None
         return inner + self.prior.log_density(initial, params.transition)
 
-    def log_prob(self, params, x):
-        """log p(sequence | params), (n,)."""
-        return x.to_units([chains.total(f.evidence) for f in self._filtered(params, x)[1]])
-
     def spaces(self, params):
         initial = SIMPLEX if self.initial == "free" else REAL
-        return HMMParams(initial, SIMPLEX, self.bank.spaces(params.emissions))
+        transition = SIMPLEX if self.transitions is None else REAL
+        return HMMParams(initial, transition, self.bank.spaces(params.emissions))
 
     def n_parameters(self, params) -> int:
         """The number of free parameters. A probability of exactly 0 is none."""
         inner = self.bank.n_parameters(params.emissions)
-        free = jnp.sum(jnp.maximum(jnp.sum(params.transition > 0, -1) - 1, 0))
+        if self.transitions is None:
+            free = jnp.sum(jnp.maximum(jnp.sum(params.transition > 0, -1) - 1, 0))
+        else:
+            free = params.transition[:, 1:].size
         if self.initial == "free":
             free += jnp.maximum(jnp.sum(params.initial > 0) - 1, 0)
         return inner + int(free)
 
     def whitened(self, params, step):
-        share = (stationary(params.transition) + 1 / self.k) / 2
+        even = jnp.full(self.k, 1 / self.k, params.transition.dtype)
+        share = even if self.transitions else (stationary(params.transition) + even) / 2
         root = jnp.sqrt(share)
 
         def weighted(leaf):
@@ -302,11 +246,14 @@ class HMM(Model):
             return leaf * root.reshape(-1, *(1,) * (leaf.ndim - 1)) if is_banked else leaf
 
         emissions = whitened(self.bank, params.emissions, step.emissions)
-        transition = step.transition * jnp.sqrt(SIMPLEX.metric(params.transition))
+        metric = 1 / (4 * self.k) if self.transitions else SIMPLEX.metric(params.transition)
+        transition = step.transition * jnp.sqrt(metric)
         initial = step.initial * 0  # it counts for one row of a sequence
         return HMMParams(initial, weighted(transition), jax.tree.map(weighted, emissions))
 
     def degenerate(self, params):
+        if self.transitions is not None:
+            return jnp.any(self.bank.degenerate(params.emissions))
         eps = jnp.finfo(params.transition.dtype).eps
         others = ~jnp.eye(self.k, dtype=bool)
         is_entered = jnp.any((params.transition > eps) & others, axis=0)
@@ -320,18 +267,31 @@ class HMM(Model):
         row_weights = x.row_weights(weights)
         inner = standardized(self.bank, x.flat(), row_weights)
         # The mean over all sequences, so that it is one number: only their lengths differ.
-        total = jnp.where(row_weights > 0, row_weights * inner.log_volume, 0).sum()
+        counted = self.rows_before(x).row_weights(weights)
+        total = jnp.where(counted > 0, counted * _along(inner.log_volume, counted), 0).sum()
+        scale, data = jnp.zeros(0, weights.dtype), x.with_flat(inner.data)
+        if self.transitions is not None:
+            scale = stop_gradient(x.largest_inputs())
+            data = data.with_inputs(lambda inputs: inputs / scale)
         return inner._replace(
             model=dataclasses.replace(self, emissions=inner.model),
-            data=x.with_flat(inner.data),
+            data=data,
+            units=(inner.units, scale),
             log_volume=total / safe(weights.sum()),
         )
 
     def inward(self, units, params):
-        return dataclasses.replace(params, emissions=inward(self.bank, units, params.emissions))
+        return self._converted(params, inward(self.bank, units[0], params.emissions), units[1])
 
     def outward(self, units, params):
-        return dataclasses.replace(params, emissions=outward(self.bank, units, params.emissions))
+        emissions = outward(self.bank, units[0], params.emissions)
+        return self._converted(params, emissions, 1 / units[1])
+
+    def _converted(self, params, emissions, scale):
+        transition = params.transition
+        if self.transitions is not None:
+            transition = self.transitions.rescaled(transition, scale)
+        return dataclasses.replace(params, transition=transition, emissions=emissions)
 
 
 INITIAL = ("free", "stationary")
@@ -347,6 +307,11 @@ def _bank(bank):
         remedy = f"write {name}(...)" if is_class else f"lift one model, jaxem.Each({name}(...))"
         raise TypeError(f"emissions must be a bank such as jaxem.Normal(), got {name}: {remedy}")
     return bank
+
+
+def _along(volume, rows):
+    """log volumes, one number or one a row, for as many rows: with rows before them, all of one."""
+    return volume if jnp.ndim(volume) == 0 or volume.shape == rows.shape else volume[: len(rows)]
 
 
 def _normalised(counts, otherwise):

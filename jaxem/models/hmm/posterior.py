@@ -12,8 +12,9 @@ class HMMPosterior(NamedTuple):
     """The posterior of the states.
 
     rows (r, k): p(z_t | x) of every row of `Sequences.stacks`, one stack after the other; first
-    (n, k): of the first rows; transitions (n, k, k): the expected number of transitions; emissions:
-    the bank's posterior of every row given each state.
+    (n, k): of the first rows; transitions (n, k, k): the expected number of transitions, or
+    the `GateStatistics` of every sequence; emissions: the bank's posterior of every row given each
+    state.
     """
 
     rows: Any
@@ -22,25 +23,34 @@ class HMMPosterior(NamedTuple):
     emissions: Any
 
 
-def smoothed(chain, logs, inner, x):
-    """(the `HMMPosterior`, log p(x) (n,)) of a chain with log densities (t, k, m)."""
+def smoothed(chain_of, logs, inner, x):
+    """(the `HMMPosterior`, log p(x) (n,)), from log densities (t, k, m). chain_of: the
+    `chains.Chain` of a stack."""
     parts, evidence, transitions = [], [], []
     for part, stack in zip(logs, x.stacks(), strict=True):
-        found = chains.forward(*chain, part)
-        marginals, pairs, _ = chains.backward(found, chain[1], stack.is_last.T)
+        chain = chain_of(stack)
+        found = chains.forward(chain, part)
+        marginals, pairs, _ = chains.backward(found, chain, stack.is_last.T)
         parts.append(marginals)
         transitions.append(pairs)
         evidence.append(chains.total(jnp.where(stack.inside.T, found.evidence, 0)))
     return _q(parts, transitions, inner, x), x.to_units(evidence)
 
 
-def of_paths(paths, inner, x, k: int):
+def of_paths(chain_of, paths, inner, x, k: int):
     """The `HMMPosterior` of paths (t, m) alone."""
     marginals, transitions = [], []
     for path, stack in zip(paths, x.stacks(), strict=True):
         states = jax.nn.one_hot(path, k, axis=1, dtype=x.dtype)  # (t, k, m)
         moved = jnp.where((stack.inside & ~stack.is_last).T[:-1, None], states[:-1], 0)
-        transitions.append(jnp.einsum("tim,tjm->ijm", moved, states[1:], precision="highest"))
+        chain = chain_of(stack)
+        if chain.pairs is None:
+            pairs = jnp.einsum("tim,tjm->ijm", moved, states[1:], precision="highest")
+        else:
+            given = jax.tree.map(lambda a: a[:-1], chain.inputs)
+            pairs = jax.vmap(chain.pairs)(moved[:, :, None] * states[1:, None], given)
+            pairs = jax.tree.map(lambda a: a.sum(0), pairs)
+        transitions.append(pairs)
         marginals.append(states)
     return _q(marginals, transitions, inner, x)
 
@@ -52,5 +62,7 @@ def _q(marginals, transitions, inner, x):
         part = jnp.moveaxis(part, 2, 0)  # (m, t, k)
         first.append(jnp.where(stack.length[:, None] > 0, part[:, 0], 0))
         rows.append(jnp.where(stack.inside[..., None], part, 0).reshape(-1, part.shape[-1]))
-    transitions = [jnp.moveaxis(pairs, 2, 0) for pairs in transitions]
-    return HMMPosterior(jnp.concatenate(rows), x.to_units(first), x.to_units(transitions), inner)
+    transitions = jax.tree.map(
+        lambda *parts: x.to_units([jnp.moveaxis(part, -1, 0) for part in parts]), *transitions
+    )
+    return HMMPosterior(jnp.concatenate(rows), x.to_units(first), transitions, inner)

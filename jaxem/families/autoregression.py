@@ -1,0 +1,161 @@
+"""Autoregressive components: a row given the rows before it, for hidden Markov models."""
+
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.lax import Precision
+
+from jaxem.data.options import integer
+from jaxem.families.units import frame
+from jaxem.numerics.linalg import Factor, floored, is_floored
+from jaxem.numerics.tree import pytree
+from jaxem.protocol.counts import is_empty, keep_empty, safe
+from jaxem.protocol.domains import POINTS
+from jaxem.protocol.model import Bank
+from jaxem.protocol.spaces import POSITIVE_DEFINITE, REAL
+from jaxem.protocol.units import Standardized
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+@pytree(eq=False)
+class AutoregressionParams:
+    """coefficients (k, m, d): of the constant, where there is one, and of the d features of the row
+    before, of the row before that, and so on; covariance (k, d, d), or (d, d) where it is shared.
+    """
+
+    coefficients: Any
+    covariance: Any
+
+
+class AutoregressionStatistics(NamedTuple):
+    """Moments of regressors u and of residuals e about the coefficients of params: Σw (k,),
+    Σw·u uᵀ (k, m, m), Σw·u eᵀ (k, m, d), Σw·e eᵀ (k, d, d)."""
+
+    count: Any
+    regressors: Any
+    cross: Any
+    scatter: Any
+
+
+@pytree(static=("lags", "intercept", "shared_variance"))
+class Autoregression(Bank):
+    """Normal rows whose mean is linear in the rows before: x_t = a + Σ_l B_l x_{t−l} + e.
+
+    For `HMM` alone, which gives every row with its `lags` rows before it, (n, (1 + lags)·d). The
+    first `lags` rows of a sequence are given: they have no density. The M-step is least squares.
+
+    Args:
+      lags: how many rows before.
+      intercept: whether there is a constant a.
+      shared_variance: whether all states have one covariance of e.
+
+    Raises ValueError or TypeError where lags is no int of 1 or more. Source: Hamilton 1989.
+    """
+
+    lags: int = 1
+    intercept: bool = True
+    shared_variance: bool = False
+
+    @property
+    def domain(self):
+        return replace(POINTS, lags=self.lags)
+
+    def __post_init__(self):
+        object.__setattr__(self, "lags", integer(self.lags, "lags", 1))
+
+    def init(self, key, x, weights):
+        k, d, m = weights.shape[1], self._features(x), self._regressors(x)
+        zero = jnp.zeros((k, m, d), x.dtype)
+        covariance = jnp.broadcast_to(jnp.eye(d, dtype=x.dtype), (k, d, d))
+        params = AutoregressionParams(zero, covariance[0] if self.shared_variance else covariance)
+        return self.maximize(params, self.statistics(params, x, None, weights))
+
+    def posterior(self, params, x):
+        residuals = self._parts(params, x)[1]  # (k, d, n)
+        factor, d = Factor(params.covariance), residuals.shape[1]
+        log_det = factor.log_det
+        distance = factor.mahalanobis(residuals)
+        level = d * LOG_2PI + (log_det if self.shared_variance else log_det[:, None])
+        return None, -0.5 * (level + distance).T
+
+    def statistics(self, params, x, q, weights):
+        u, residuals = self._parts(params, x)
+
+        def sums(terms, *factors):
+            return jnp.einsum(f"nk,{terms}->kij", weights, *factors, precision=Precision.HIGHEST)
+
+        return AutoregressionStatistics(
+            weights.sum(0),
+            sums("in,jn", u, u),
+            sums("in,kjn", u, residuals),
+            sums("kin,kjn", residuals, residuals),
+        )
+
+    def maximize(self, params, stats):
+        regressors = floored(stats.regressors, 0)
+        step = jnp.linalg.solve(regressors, stats.cross)
+        step = jnp.where(is_empty(stats.count)[:, None, None], 0, step)
+        explained = jnp.einsum("kmi,kmj->kij", step, stats.cross, precision=Precision.HIGHEST)
+        scatter = stats.scatter - (explained + explained.swapaxes(1, 2)) / 2
+        if self.shared_variance:
+            covariance = scatter.sum(0) / safe(stats.count.sum())
+        else:
+            covariance = scatter / safe(stats.count)[:, None, None]
+        covariance = floored(covariance, self._floor(covariance))
+        if not self.shared_variance:
+            covariance = keep_empty(stats.count, covariance, params.covariance)
+        return AutoregressionParams(params.coefficients + step, covariance)
+
+    def degenerate(self, params):
+        is_low = is_floored(params.covariance, self._floor(params.covariance))
+        return jnp.broadcast_to(is_low, params.coefficients.shape[:1])
+
+    def spaces(self, params):
+        return AutoregressionParams(REAL, POSITIVE_DEFINITE)
+
+    def standardize(self, x, weights):
+        units = frame(x, weights, common=False)
+        if not self.intercept:
+            units = units._replace(location=jnp.zeros_like(units.location))
+        volume = jnp.log(jnp.where(units.scale > 0, units.scale, 1)).sum()
+        return Standardized(self, units.standardize(x), units[:2], volume)
+
+    def inward(self, units, params):
+        return self._converted(params, -units[0] / units[1], 1 / units[1])
+
+    def outward(self, units, params):
+        return self._converted(params, *units)
+
+    def _converted(self, params, location, scale):
+        """Params of rows that are location + scale · row."""
+        lags = jnp.tile(scale, self.lags)
+        start, b = int(self.intercept), params.coefficients
+        slopes = b[:, start:] * scale / lags[:, None]
+        parts = [slopes]
+        if self.intercept:
+            shift = jnp.einsum("kmd,m->kd", slopes, jnp.tile(location, self.lags))
+            parts = [(location + scale * b[:, 0] - shift)[:, None], slopes]
+        covariance = params.covariance * scale[:, None] * scale
+        return AutoregressionParams(jnp.concatenate(parts, 1), covariance)
+
+    def _parts(self, params, x):
+        """(regressors (m, n), residuals (k, d, n))."""
+        d = self._features(x)
+        u = x[:, d:].T
+        if self.intercept:
+            u = jnp.concatenate([jnp.ones((1, x.shape[0]), x.dtype), u])
+        mean = jnp.einsum("kmd,mn->kdn", params.coefficients, u, precision=Precision.HIGHEST)
+        return u, x[:, :d].T - mean
+
+    def _features(self, x) -> int:
+        return x.shape[1] // (1 + self.lags)
+
+    def _regressors(self, x) -> int:
+        return self._features(x) * self.lags + self.intercept
+
+    def _floor(self, covariance):
+        """The smallest variance, in units in which the data have a variance of about 1."""
+        return jnp.finfo(covariance.dtype).eps * 16

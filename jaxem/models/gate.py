@@ -1,0 +1,138 @@
+"""Multinomial logits: probabilities of classes that depend on covariates.
+
+The M-step is one Newton step on Σ_t Σ_j r_tj log p_j(z_t), shortened so that it cannot lower that
+sum: along a step δ the third derivative is at most the range R of z'δ_j over classes, times the
+second (p_j are the probabilities of a variable with that range). So with the Newton decrement D the
+sum rises by at least D(s − (e^{sR} − sR − 1)/R²), whose maximum is at s = log(1 + R)/R (Bach 2010).
+s goes to 1 where steps are small. All that is needed are sums over units.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import Precision
+
+from jaxem.numerics.tree import is_traced, pytree
+
+LEAST_CURVATURE = 1e-7
+"""The ridge of a Newton step, as a part of the largest curvature: a class that never occurs with a
+covariate has none."""
+
+
+class GateStatistics(NamedTuple):
+    """Of every origin o: count (o,): Σ r; gradient (o, k, m): Σ_t (r_tj − r_t p_tj) z_t; curvature
+    (o, k, m, k, m): Σ_t r_t (p_tj [j = l] − p_tj p_tl) z_t z_t'. Additive over units."""
+
+    count: Any
+    gradient: Any
+    curvature: Any
+
+
+@pytree(static=("intercept",))
+class SoftmaxGate:
+    """A multinomial logit with soft targets: p(class j | z) ∝ exp(coefficients_j · z).
+
+    The coefficients of the first class are 0. Covariates are scaled inside, so that their units do
+    not matter.
+
+    Args:
+      intercept: whether z begins with 1.
+      prior: the precision of a normal prior with mean 0 of every slope, in the units of the
+        covariates; None: maximum likelihood.
+
+    Raises ValueError where prior is not above 0.
+    """
+
+    intercept: bool = True
+    prior: Any = None
+
+    def __post_init__(self):
+        if self.prior is None or is_traced(self.prior):
+            return
+        if not (np.ndim(self.prior) == 0 and np.isfinite(self.prior) and self.prior > 0):
+            raise ValueError(f"prior must be a precision above 0, or None, got {self.prior!r}")
+
+    def covariates(self, inputs):
+        """z (..., m) from inputs (..., g)."""
+        if not self.intercept:
+            return inputs
+        return jnp.concatenate([jnp.ones((*inputs.shape[:-1], 1), inputs.dtype), inputs], -1)
+
+    def constant(self, probabilities, inputs: int):
+        """Coefficients (..., k, m) with which the probabilities (..., k) do not depend on the
+        inputs."""
+        level = jnp.log(probabilities) - jnp.log(probabilities[..., :1])
+        zeros = jnp.zeros((*level.shape, inputs), level.dtype)
+        return jnp.concatenate([level[..., None], zeros], -1) if self.intercept else zeros
+
+    def probabilities(self, coefficients, z):
+        """p (o, k, n) from coefficients (o, k, m) and z (m, n)."""
+        logits = jnp.einsum("okm,mn->okn", coefficients, z, precision=Precision.HIGHEST)
+        return jax.nn.softmax(logits, axis=1)
+
+    def summed(self, coefficients):
+        """A function of targets r (o, k, n) and z (m, n): the `GateStatistics` of every unit, with
+        a last axis n."""
+
+        def statistics(r, z):
+            p, count = self.probabilities(coefficients, z), r.sum(1)
+            gradient = (r - count[:, None] * p)[:, :, None] * z
+            k = p.shape[1]
+            spread = (
+                jnp.eye(k, dtype=p.dtype)[:, :, None] * p[:, :, None] - p[:, :, None] * p[:, None]
+            )
+            spread = count[:, None, None] * spread  # (o, k, k, n)
+            outer = z[:, None] * z  # (m, m, n)
+            curvature = spread[:, :, None, :, None] * outer[:, None]
+            return GateStatistics(count, gradient, curvature)
+
+        return statistics
+
+    def maximize(self, coefficients, stats: GateStatistics):
+        """The coefficients after a step that does not lower the expected log-likelihood. The
+        covariates must lie between −1 and 1."""
+        k, m = coefficients.shape[1:]
+        gradient, curvature = stats.gradient, stats.curvature
+        if self.prior is not None:
+            ridge = self._precisions(m, coefficients.dtype)
+            gradient = gradient - ridge * coefficients
+            curvature = curvature + jnp.einsum(
+                "jl,f,fg->jflg", jnp.eye(k), ridge, jnp.eye(m)
+            ).astype(curvature.dtype)
+        free = (k - 1) * m
+
+        def step(gradient, curvature):
+            g = gradient[1:].reshape(free)
+            h = curvature[1:, :, 1:].reshape(free, free)
+            least = LEAST_CURVATURE * jnp.maximum(jnp.abs(jnp.diagonal(h)).max(), 1e-30)
+            return jnp.linalg.solve(h + least * jnp.eye(free, dtype=h.dtype), g)
+
+        if not free:
+            return coefficients
+        steps = jax.vmap(step)(gradient, curvature).reshape(-1, k - 1, m)
+        steps = jnp.concatenate([jnp.zeros_like(steps[:, :1]), steps], 1)
+        apart = jnp.abs(steps[:, :, None] - steps[:, None]).sum(-1).max((1, 2))
+        is_small = apart < 1e-6
+        length = jnp.where(is_small, 1, jnp.log1p(apart) / jnp.where(is_small, 1, apart))
+        return coefficients + length[:, None, None] * steps
+
+    def log_prior(self, coefficients):
+        """That of the slopes, with its constant."""
+        if self.prior is None:
+            return 0.0
+        ridge = self._precisions(coefficients.shape[-1], coefficients.dtype)
+        logs = jnp.where(ridge > 0, jnp.log(jnp.where(ridge > 0, ridge, 1) / (2 * jnp.pi)), 0)
+        each = 0.5 * (logs - ridge * jnp.square(coefficients[:, 1:]))
+        return jnp.sum(each)
+
+    def rescaled(self, coefficients, scale):
+        """Coefficients of covariates that are divided by scale (g,)."""
+        ones = jnp.ones(1, scale.dtype)
+        scale = jnp.concatenate([ones, scale]) if self.intercept else scale
+        return coefficients * scale
+
+    def _precisions(self, m, dtype):
+        slopes = jnp.full(m, self.prior, dtype)
+        return slopes.at[0].set(0) if self.intercept else slopes
