@@ -59,6 +59,11 @@ def fleet_mean_of(x, key):
     return jaxem.fit(normals(), jaxem.Batch(x), key=key).params.components.mean.sum()
 
 
+def chain(k):
+    model = jaxem.HMM(jaxem.Normal(), k)
+    return lambda x, key: answers(jaxem.fit(model, jaxem.Sequences(x), key=key))
+
+
 def documents(n=2000, vocabulary=3000):
     """Documents of 30 to 180 distinct words."""
     rng = np.random.default_rng(0)
@@ -104,6 +109,8 @@ def workloads():
         "meanfield": one(Sums(), method=jaxem.EM(jaxem.MeanField())),
         "constrained": one(normals(), method=jaxem.EM(half)),
         "restricted": fleet(even),
+        "hmm": of(chain(4), 1000, 200, 2),
+        "hmmlong": of(chain(3), 1, 100_000, 1),
         "lda": (fit(jaxem.LDA(20)), documents(), key),
         "gradient": of(jax.grad(mean_of), N, D),
         "fleetgradient": of(jax.grad(fleet_mean_of), FITS, N, D),

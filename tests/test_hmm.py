@@ -156,7 +156,7 @@ def test_float32_is_stable_over_many_rows_and_states():
         chain = chains.Chain(jnp.full((k, 1), 1 / k, logs.dtype), matrix)
         found = chains.forward(chain, logs)
         is_last = jnp.arange(t)[:, None] == t - 1
-        marginals, pairs, _ = chains.backward(found, chain, is_last)
+        marginals, pairs = chains.backward(found, chain, is_last)
         return chains.total(found.evidence)[0], marginals, pairs
 
     evidence, marginals, pairs = passes(jnp.asarray(logs[..., None]))
@@ -164,6 +164,28 @@ def test_float32_is_stable_over_many_rows_and_states():
     assert abs(single[0] / evidence - 1) < 1e-6
     np.testing.assert_allclose(single[1], marginals, atol=1e-4)
     np.testing.assert_allclose(single[2], pairs, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["plain", "zeros", "gate"])
+def test_associative_scans_are_the_recursions(name, monkeypatch, fitted):
+    """The form for accelerators, with missing rows, padding and impossible states."""
+    model, x, params = MODEL, jaxem.Sequences([*SERIES[:2], with_gaps(BANKS["normal"][1])[0]]), None
+    params = fitted.params
+    if name == "zeros":
+        transition = jnp.asarray([[0.9, 0.1], [0.0, 1.0]])
+        params = jaxem.HMMParams(jnp.asarray([1.0, 0.0]), transition, params.emissions)
+    if name == "gate":
+        model, series, inputs, params = gated(3)
+        x = jaxem.Sequences(series, inputs=inputs)
+    answers = []
+    for takes in (False, True):
+        monkeypatch.setattr(tuning, "takes_levels", lambda *shape, takes=takes: takes)
+        q, evidence = model.posterior(params, x)
+        slope = jax.grad(lambda p: model.log_prob(p, x).sum())(params)
+        slopes = slope.emissions, jnp.where(params.transition == 0, 0, slope.transition)
+        answers.append((q.rows, q.transitions, evidence, *slopes))
+    for a, b in zip(*map(jax.tree.leaves, answers), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
 
 
 def test_padding_length_classes_and_neighbours_change_nothing(fitted, monkeypatch):
@@ -451,3 +473,160 @@ def test_a_second_call_compiles_nothing(fitted):
     with compilations() as found:
         jaxem.fit(MODEL, jaxem.Sequences([s + 1 for s in SERIES]), key=1)
     assert not found
+
+
+def gated(k, seed=0):
+    """A model with a gate, sequences with inputs, and random params."""
+    rng = np.random.default_rng(seed)
+    model = jaxem.HMM(jaxem.Normal(), k, transitions=jaxem.SoftmaxGate())
+    lengths = (5, 1, 4)
+    series, inputs = ([rng.normal(size=(t, d)) for t in lengths] for d in (1, 2))
+    series[0][2] = np.nan
+    coefficients = rng.normal(size=(k, k, 3))
+    coefficients[:, 0] = 0
+    emissions = jaxem.NormalParams(rng.normal(size=(k, 1)), np.ones((k, 1, 1)))
+    params = jaxem.HMMParams(rng.dirichlet(np.ones(k)), coefficients, emissions)
+    return model, series, inputs, jax.tree.map(jnp.asarray, params)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_inputs_act_on_the_transition_to_the_next_row(k):
+    model, series, inputs, params = gated(k)
+    x = jaxem.Sequences(series, inputs=inputs)
+    evidence = model.log_prob(params, x)
+    smooth, paths = model.smooth(params, x), model.viterbi(params, x)
+    for i, (rows, given) in enumerate(zip(series, inputs, strict=True)):
+        logits = np.einsum("ijm,tm->tij", params.transition, np.c_[np.ones(len(given)), given])
+        matrices = np.asarray(jax.nn.log_softmax(logits, -1))
+        logs = np.asarray(model.bank.posterior(params.emissions, jnp.nan_to_num(rows))[1])
+        logs = np.where(np.isnan(rows), 0, logs)
+        scores = {}
+        for path in itertools.product(range(k), repeat=len(rows)):
+            score = np.log(params.initial[path[0]]) + logs[np.arange(len(rows)), path].sum()
+            pairs = enumerate(itertools.pairwise(path))
+            scores[path] = float(score + sum(matrices[t, a, b] for t, (a, b) in pairs))
+        total = np.logaddexp.reduce(list(scores.values()))
+        assert abs(evidence[i] - total) < 1e-10
+        first = [sum(np.exp(s - total) for p, s in scores.items() if p[0] == j) for j in range(k)]
+        np.testing.assert_allclose(smooth[i][0], first, atol=1e-10)
+        assert abs(scores[tuple(paths[i].tolist())] - max(scores.values())) < 1e-10
+
+
+def test_a_gate_climbs_to_a_stationary_point_whatever_the_units_of_inputs():
+    rng = np.random.default_rng(3)
+    inputs = [rng.normal(size=(t, 1)) for t in (150, 100)]
+    series = []
+    for given in inputs:
+        z, rows = 0, []
+        for one in given[:, 0]:
+            rows.append(3 * z + rng.normal())
+            z = int(rng.uniform() < 1 / (1 + np.exp(-(2 * one if z == 0 else -1 + one))))
+        series.append(np.array(rows)[:, None])
+    model = jaxem.HMM(jaxem.Normal(), 2, transitions=jaxem.SoftmaxGate())
+    x = jaxem.Sequences(series, inputs=inputs)
+    steps = [float(jaxem.fit(model, x, key=0, tol=0, max_iter=n).objective) for n in range(8)]
+    assert rising(steps)
+    found = jaxem.fit(model, x, key=0, tol=1e-11)
+    assert found.converged and found.n_parameters == 1 + 4 + 4
+
+    def score(coefficients):
+        p = jaxem.HMMParams(found.params.initial, coefficients, found.params.emissions)
+        return model.log_prob(p, x).sum()
+
+    assert abs(jax.grad(score)(found.params.transition)[:, 1]).max() < 1e-3
+    other = jaxem.Sequences(series, inputs=[1000 * g for g in inputs])
+    again = jaxem.fit(model, other, key=0, tol=1e-11)
+    assert abs(again.log_likelihood - found.log_likelihood) < 1e-6
+    scaled = found.params.transition / jnp.asarray([1, 1000.0])
+    np.testing.assert_allclose(again.params.transition, scaled, rtol=1e-3, atol=1e-6)
+    plain = jaxem.fit(jaxem.HMM(jaxem.Normal(), 2), jaxem.Sequences(series), key=0, tol=1e-11)
+    constant = jaxem.Sequences(series, inputs=[0 * g for g in inputs])
+    without = jaxem.fit(model, constant, key=0, tol=1e-11, max_iter=5000)
+    assert abs(without.log_likelihood - plain.log_likelihood) < 1e-5
+    assert found.log_likelihood > plain.log_likelihood + 10
+    ahead = np.zeros((2, 3, 1))
+    states = model.forecast(found.params, x, 3, inputs=ahead).states
+    assert states.shape == (2, 3, 2) and np.allclose(states.sum(-1), 1)
+    with pytest.raises(ValueError, match="forecasts need inputs"):
+        model.forecast(found.params, x, 3)
+    prior = jaxem.HMM(jaxem.Normal(), 2, transitions=jaxem.SoftmaxGate(prior=10.0))
+    shrunk = jaxem.fit(prior, x, key=0, tol=1e-11)
+    assert abs(shrunk.params.transition[..., 1]).sum() < abs(found.params.transition[..., 1]).sum()
+    assert abs(shrunk.objective - shrunk.log_likelihood - prior.log_prior(shrunk.params)) < 1e-8
+
+
+@pytest.mark.filterwarnings("ignore::jaxem.FitWarning")
+@pytest.mark.parametrize("rule", [jaxem.Hard(), jaxem.Stochastic(steps=3)])
+def test_rules_take_gates_too(rule):
+    model, series, inputs, params = gated(2)
+    x = jaxem.Sequences(
+        [s[[0, 1]] for s in series[::2]] * 8, inputs=[g[:2] for g in inputs[::2]] * 8
+    )
+    found = jaxem.fit(model, x, init=params, method=jaxem.EM(rule), max_iter=6, tol=0)
+    assert np.isfinite(found.objective)
+
+
+AUTOREGRESSIONS = [
+    jaxem.Autoregression(),
+    jaxem.Autoregression(lags=2, shared_variance=True),
+    jaxem.Autoregression(intercept=False),
+]
+
+
+@pytest.mark.parametrize("bank", AUTOREGRESSIONS, ids=repr)
+def test_one_state_is_least_squares(bank):
+    rng = np.random.default_rng(4)
+    rows = np.cumsum(rng.normal(size=(80, 2)), 0) * 0.3 + 5
+    found = jaxem.fit(jaxem.HMM(bank, 1), jaxem.Sequences([rows]), key=0)
+    p, lags = bank.lags, found.params.emissions
+    columns = [rows[p - lag : len(rows) - lag] for lag in range(1, p + 1)]
+    u = np.concatenate([np.ones((len(rows) - p, 1))] * bank.intercept + columns, 1)
+    expected, _, _, _ = np.linalg.lstsq(u, rows[p:], rcond=None)
+    np.testing.assert_allclose(lags.coefficients[0], expected, rtol=1e-6, atol=1e-8)
+    away = rows[p:] - u @ expected
+    covariance = np.asarray(lags.covariance if bank.shared_variance else lags.covariance[0])
+    np.testing.assert_allclose(covariance, away.T @ away / len(away), rtol=1e-6)
+    assert found.total_weight == len(rows) - p
+
+
+def test_autoregression_is_conditional_on_its_first_rows_and_leaves_out_what_follows_a_gap():
+    rng = np.random.default_rng(5)
+    rows = np.cumsum(rng.normal(size=(7, 1)), 0)
+    rows[3] = np.nan
+    model = jaxem.HMM(jaxem.Autoregression(), 2)
+    params = jax.tree.map(
+        jnp.asarray,
+        jaxem.HMMParams(
+            np.array([0.3, 0.7]),
+            np.array([[0.8, 0.2], [0.4, 0.6]]),
+            jaxem.AutoregressionParams(rng.normal(size=(2, 2, 1)), np.ones((2, 1, 1))),
+        ),
+    )
+    x = jaxem.Sequences([rows])
+    logs = np.zeros((6, 2))
+    for t in range(1, 7):
+        if np.isfinite(rows[t - 1 : t + 1]).all():
+            b = np.asarray(params.emissions.coefficients)[:, :, 0]
+            away = rows[t, 0] - b[:, 0] - b[:, 1] * rows[t - 1, 0]
+            logs[t - 1] = -0.5 * (np.log(2 * np.pi) + away**2)
+    exact = enumerated(np.asarray(params.initial), np.asarray(params.transition), logs)
+    assert abs(model.log_prob(params, x)[0] - exact.evidence) < 1e-10
+    smooth, path = model.smooth(params, x)[0], model.viterbi(params, x)[0]
+    assert len(path) == 7 and path[0] == -1 and np.isnan(smooth[0]).all()
+    np.testing.assert_allclose(smooth[1:], exact.marginals, atol=1e-10)
+    assert x.lagged(1).observations()[0] == 4
+
+
+def test_two_regimes_are_found_in_float32_too():
+    rng = np.random.default_rng(6)
+    z = np.repeat([0, 1, 0, 1], 100)
+    rows = np.zeros(400)
+    for t in range(1, 400):
+        rows[t] = (0.9 * rows[t - 1] if z[t] else -0.5 * rows[t - 1] + 1) + 0.5 * rng.normal()
+    model = jaxem.HMM(jaxem.Autoregression(), 2)
+    for dtype in (np.float64, np.float32):
+        x = jaxem.Sequences([(1000 + rows).astype(dtype)])
+        found = jaxem.fit(model, x, key=0, restarts=8)
+        slopes = np.sort(np.asarray(found.params.emissions.coefficients[:, 1, 0]))
+        np.testing.assert_allclose(slopes, [-0.5, 0.9], atol=0.1)
+        assert found.converged

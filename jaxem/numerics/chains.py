@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision, stop_gradient
 
+from jaxem.numerics import parallel_chains, tuning
+
 MANY_STATES = 16
 """States from which a matrix product is faster than a sum in elementwise code (1,000 rows of 256
 sequences, 16 states, one core: 13 to 30 ms)."""
@@ -53,37 +55,37 @@ class Chain(NamedTuple):
 
 class Filtered(NamedTuple):
     """predicted (t, k, n): p(z_t | x_1 … x_{t−1}); filtered (t, k, n): p(z_t | x_1 … x_t);
-    evidence (t, n): log p(x_t | x_1 … x_{t−1}); ahead (k, n): the prediction of the row after the
-    last one."""
+    evidence (t, n): log p(x_t | x_1 … x_{t−1})."""
 
     predicted: Any
     filtered: Any
     evidence: Any
-    ahead: Any
 
 
 def forward(chain: Chain, logs) -> Filtered:
     """The filter."""
+    first = jnp.broadcast_to(chain.initial, logs.shape[1:]).astype(logs.dtype)
+    if tuning.takes_levels(*logs.shape):
+        filtered = parallel_chains.filtered(chain, logs)
+        onward = jax.vmap(lambda p, given: moved(p, chain.matrix(given)))
+        predicted = jnp.concatenate([first[None], onward(filtered, chain.inputs)[:-1]])
+        return Filtered(predicted, *jax.vmap(conditioned)(predicted, logs))
 
     def step(predicted, row):
         logs, given = row
         filtered, evidence = conditioned(predicted, logs)
         return moved(filtered, chain.matrix(given)), (predicted, filtered, evidence)
 
-    initial = jnp.broadcast_to(chain.initial, logs.shape[1:]).astype(logs.dtype)
-    ahead, found = jax.lax.scan(step, initial, (logs, chain.inputs))
-    return Filtered(*found, ahead)
+    return Filtered(*jax.lax.scan(step, first, (logs, chain.inputs))[1])
 
 
-def backward(filter_, chain: Chain, is_last, ratio=None):
-    """The smoother: (marginals (t, k, n), sums of pairs of states, ratio before the first row).
-
-    is_last (t, n): whether a row is the last one of its sequence; what follows is padding. ratio
-    (k, n): p(z | all x) / predicted, of the row after the last one, 0 where there is none.
-    """
+def backward(filter_, chain: Chain, is_last):
+    """The smoother: (marginals (t, k, n), sums of pairs of states). is_last (t, n): whether a row
+    is the last one of its sequence; what follows is padding."""
+    if tuning.takes_levels(*filter_.filtered.shape):
+        return parallel_chains.smoothed(filter_.predicted, filter_.filtered, chain, is_last)
     inputs, pairs = chain.inputs, chain.pairs
-    like = jnp.zeros(filter_.filtered.shape[1:], filter_.filtered.dtype)
-    ratio = like if ratio is None else ratio
+    ratio = jnp.zeros(filter_.filtered.shape[1:], filter_.filtered.dtype)
     is_fixed = not callable(chain.transition) and pairs is None
 
     def step(carry, row):
@@ -109,8 +111,8 @@ def backward(filter_, chain: Chain, is_last, ratio=None):
     rows = (filter_.filtered[0], jax.tree.map(lambda a: a[0], inputs))
     zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(first_sums, *rows))
     rows = (filter_.predicted, filter_.filtered, is_last, inputs)
-    (ratio, sums), marginals = jax.lax.scan(step, (ratio, zero), rows, reverse=True)
-    return marginals, sums * chain.transition if is_fixed else sums, ratio
+    (_, sums), marginals = jax.lax.scan(step, (ratio, zero), rows, reverse=True)
+    return marginals, sums * chain.transition if is_fixed else sums
 
 
 def best_path(chain: Chain, logs, inside):

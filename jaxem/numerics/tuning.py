@@ -391,3 +391,16 @@ took 65: XLA fuses more, and computes more anew)."""
 
 MAP_NUMBERS = 2**20
 """Numbers of a (w, k, l) block of documents in a step of the stationary map."""
+
+LEVEL_NUMBERS = 2**26
+"""Numbers (rows × states² × sequences) up to which the recursions of a chain are associative scans
+on accelerators. Larger ones keep the device busy step by step, and would take too much memory."""
+
+LEVEL_ROWS = 16
+"""The fewest rows of such a chain."""
+
+
+def takes_levels(rows: int, states: int, sequences: int) -> bool:
+    """Whether the recursions of a chain are associative scans."""
+    numbers = rows * states**2 * sequences
+    return platform() != "cpu" and rows >= LEVEL_ROWS and numbers <= LEVEL_NUMBERS

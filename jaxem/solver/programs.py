@@ -87,7 +87,7 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     if count > 1 and not (parts.are_ours(model, method, rule) and devices.on_default_device(args)):
         count = 1
     unit, total = (host.FITS, fits) if fits > 1 else (host.STEPS, int(max_iter))
-    with host.bar(total, unit, is_long(cost * fits, max_iter)) as bar:
+    with host.bar(total, unit, is_long(cost * fits, plan.stopping.most(max_iter))) as bar:
         climb = partial(_climb_part, effort, cost, bar)
         if spread is not None:
             return _climb_on_devices(climb, spread, size, *args, plan=plan)
@@ -148,11 +148,12 @@ def _climb_part(effort, cost, bar, numeric, x, weights, start, tol, max_iter, *,
     args = (numeric, x, weights, start, tol, max_iter)
     batched, restarts = plan.batched, plan.restarts
     fits = restarts * (jax.tree.leaves(x)[0].shape[0] if batched else 1)
-    if not is_long(cost * fits, max_iter):
+    steps = plan.stopping.most(max_iter)
+    if not is_long(cost * fits, steps):
         if fits == 1 and not batched and plan.stopping.accelerates:
             return _climb_single(effort, *args, plan=plan)
         best, every = SOLVE(effort, *args, plan=plan, transformed=False)
-        if is_long(cost * fits, max_iter, tuning.WAIT_SECONDS):
+        if is_long(cost * fits, steps, tuning.WAIT_SECONDS):
             threads.until_ready(best.status)
         return best, (jax.tree.map(_alone, best) if every is None else every)
     x = jax.tree.map(jnp.asarray, x)  # once, not for every slice

@@ -25,6 +25,9 @@ PLAIN_STEPS = 12
 PATIENCE = 30
 """The further steps that a climb may need, by its rate, before it is accelerated."""
 
+ACCELERATED_STEPS = 700
+"""Accelerated climbs seldom take more evaluations (1,024 fits of 500 × 2, k = 3: at most 617)."""
+
 WINDOW = 32
 """A climb whose gain over this many steps, a power of 2, is within rounding errors has converged.
 The first window begins at half as many steps."""
@@ -67,6 +70,10 @@ class Aitken:
     def accelerates(self) -> bool:
         """Whether slow climbs are accelerated within the loop."""
         return self.patience > 0 and not self.hands_over
+
+    def most(self, max_iter):
+        """The steps that a climb takes at most, but for rare ones."""
+        return max_iter if self.patience == 0 else min(max_iter, ACCELERATED_STEPS)
 
     def is_slow(self, memory):
         """Whether a climb was found to be slow. memory: as one vector."""
@@ -148,6 +155,10 @@ class Change:
     """The last gain is below the tolerance: scikit-learn's rule. No climb is accelerated by it."""
 
     accelerates = hands_over = False
+
+    def most(self, max_iter):
+        """As in `Aitken`."""
+        return max_iter
 
     def watch(self, memory, evaluation, gain, tol, n_iter):
         """As in `Aitken`."""

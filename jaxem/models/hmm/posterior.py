@@ -30,7 +30,7 @@ def smoothed(chain_of, logs, inner, x):
     for part, stack in zip(logs, x.stacks(), strict=True):
         chain = chain_of(stack)
         found = chains.forward(chain, part)
-        marginals, pairs, _ = chains.backward(found, chain, stack.is_last.T)
+        marginals, pairs = chains.backward(found, chain, stack.is_last.T)
         parts.append(marginals)
         transitions.append(pairs)
         evidence.append(chains.total(jnp.where(stack.inside.T, found.evidence, 0)))
