@@ -26,6 +26,7 @@ from jaxem.data.precision import (
     warn_of_lost_digits,
     warn_of_lost_digits_in_batch,
 )
+from jaxem.data.sequences import unit_shape
 from jaxem.gradient.rules import GRADIENTS
 from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
@@ -187,7 +188,7 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
     numeric, plan = _planned(plan._replace(clean=clean), model, method, init)
     plan = plan._replace(entropy=is_traced((numeric, x, weights, start, limits)))
     fits = gradient.fit(plan, numeric, x, weights, start, *limits)
-    shape, dtype = tuple(jax.tree.leaves(x)[0].shape), float_dtype(x)
+    shape, dtype = (n, *unit_shape(x)), float_dtype(x)
     total = _total_weight(model.domain.observations(x), weights, (n,), dtype)
     return Result.of(model, *fits[:2], shape, fits[2], total)
 
@@ -241,7 +242,7 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
         fits = [jax.tree.map(lambda *leaves: join(leaves)[order], *fits)]
         totals = [(jnp if is_traced(totals) else np).concatenate(totals)[order]]
     best, every, ok = fits[0]
-    shape = jax.tree.leaves(blocks[-1].x)[0].shape[1:]
+    shape = (jax.tree.leaves(blocks[-1].x)[0].shape[1], *unit_shape(shapes))
     sizes = np.concatenate([block.sizes for block in blocks])[order]
     sizes = None if (sizes == shape[0]).all() else sizes
     return Result.of(model, best, every, (sets, *shape), ok, totals[0], sizes, shares_model=True)

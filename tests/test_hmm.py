@@ -449,7 +449,7 @@ def test_empty_and_short_sequences_are_defined(fitted):
     np.testing.assert_allclose(same.params.initial, other.params.initial, atol=1e-12)
 
 
-def test_bad_data_get_a_sentence():
+def test_bad_data_get_a_sentence(fitted):
     with pytest.raises(TypeError, match=r"takes jaxem\.Sequences.*jaxem\.Sequences\(x\)"):
         jaxem.fit(MODEL, SERIES[0], key=0)
     with pytest.raises(ValueError, match=r"data\[1\] has 1 features, data\[0\] has 2"):
@@ -462,6 +462,13 @@ def test_bad_data_get_a_sentence():
         jaxem.fit(MODEL, jaxem.Sequences([hole]), key=0)
     with pytest.raises(TypeError, match="emissions must be a bank"):
         jaxem.HMM(jaxem.Mixture(jaxem.Normal(), 2), 2)
+    with pytest.raises(TypeError, match=r"Constrained is for models that define log_joint"):
+        rule = jaxem.Constrained(np.eye(2)[:, :1], np.array([0.5]))
+        jaxem.fit(MODEL, DATA, key=0, method=jaxem.EM(rule))
+    with pytest.raises(ValueError, match="every row is missing"):
+        jaxem.Sequences([np.full((3, 2), np.nan)])
+    with pytest.raises(ValueError, match="1 features, but the model was fitted with 2"):
+        fitted.predict(jaxem.Sequences([SERIES[0][:, :1]]))
     with pytest.raises(ValueError, match="takes none"):
         jaxem.fit(MODEL, jaxem.Sequences(SERIES, inputs=SERIES), key=0)
     with pytest.raises(ValueError, match="inputs are of 1 sequences, data of 4"):

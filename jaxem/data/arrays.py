@@ -15,6 +15,11 @@ from jaxem.protocol.status import FitWarning
 
 _warned_about_x64 = False
 
+OF_ANY_LENGTH = (
+    "for data sets of different lengths use jaxem.Batch, for series of different lengths "
+    "jaxem.Sequences"
+)
+
 
 def as_data(data, name: str = "data"):
     """The data as a tree of arrays with one leading unit axis, and the number of units.
@@ -49,7 +54,7 @@ def as_data(data, name: str = "data"):
     leaves = list(itertools.compress(leaves, have_unit_axes(data)))
     if len({leaf.shape[0] for _, leaf in leaves}) > 1:
         sizes = ", ".join(f"{leaf_name}: {leaf.shape[0]}" for leaf_name, leaf in leaves)
-        remedy = "; for data sets of different lengths use jaxem.Batch" * isinstance(data, tuple)
+        remedy = f"; {OF_ANY_LENGTH}" * isinstance(data, tuple)
         raise ValueError(f"the arrays in {name} must have one leading size, got {sizes}{remedy}")
     return data, leaves[0][1].shape[0]
 
@@ -78,7 +83,7 @@ def as_array(value, name: str, keep_integers: bool = False):
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{name} is ragged: pass one rectangular array of numbers"
-            + ("; for data sets of different lengths use jaxem.Batch" * (name == "data"))
+            + (f"; {OF_ANY_LENGTH}" * (name == "data"))
         ) from error
     if array.dtype == object and isinstance(value, (list, tuple)):
         raise ValueError(

@@ -64,6 +64,8 @@ class Sequences(SharedLeaves):
         parts = [sequences, *([inputs] if inputs else [])]
         masks = [_observed(s) for s in sequences]
         filler = _filler(sequences, masks)
+        if not is_traced(masks) and not any(mask.any() for mask in masks):
+            raise ValueError("data hold no number: every row is missing")
         if len(widths) == 1:
             stacks, place = [_padded(parts, masks, filler, range(len(length)), widths[0])], None
         else:
@@ -282,6 +284,11 @@ class Sequences(SharedLeaves):
 
     def __repr__(self):
         return f"Sequences({len(self)} of at most {self.longest} rows of {self.widths[0]} features)"
+
+
+def unit_shape(x) -> tuple:
+    """The shape of a unit in the first array of data; of `Sequences` that of a row."""
+    return x.widths[:1] if isinstance(x, Sequences) else tuple(jax.tree.leaves(x)[0].shape[1:])
 
 
 FIELDS = ("length", "rows", "observed", "inputs", "place")

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from jaxem.data.options import integer
 from jaxem.families.units import frame
 from jaxem.numerics.linalg import Factor, floored, is_floored
 from jaxem.numerics.tree import pytree
@@ -52,7 +51,7 @@ class Autoregression(Bank):
       intercept: whether there is a constant a.
       shared_variance: whether all states have one covariance of e.
 
-    Raises ValueError or TypeError where lags is no int of 1 or more. Source: Hamilton 1989.
+    Raises ValueError where lags is no int of 1 or more. Source: Hamilton 1989.
     """
 
     lags: int = 1
@@ -64,7 +63,8 @@ class Autoregression(Bank):
         return replace(POINTS, lags=self.lags)
 
     def __post_init__(self):
-        object.__setattr__(self, "lags", integer(self.lags, "lags", 1))
+        if isinstance(self.lags, bool) or not isinstance(self.lags, int) or self.lags < 1:
+            raise ValueError(f"lags must be an int of 1 or more, got {self.lags!r}")
 
     def init(self, key, x, weights):
         k, d, m = weights.shape[1], self._features(x), self._regressors(x)

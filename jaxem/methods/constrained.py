@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
 
+from jaxem.methods.e_steps import require_finite
 from jaxem.methods.em import Exact, Expectation
 from jaxem.numerics.linalg import solve_positive
 from jaxem.numerics.softmax import normalize
@@ -67,6 +68,7 @@ class Constrained(Exact):
         return jnp.zeros(jnp.shape(self.bound), float_dtype(params))
 
     def expect(self, model, params, x, weights, memory):
+        require_finite(model, self)
         joint = model.log_joint(params, x)
         r, value, multipliers = self.project(joint, weights, memory)
         q, _ = model.posterior(params, x)

@@ -17,9 +17,19 @@ from jaxem.methods.stationary import StationaryMap
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import is_traced, over_units, pytree, select
 from jaxem.passes.chunks import Sums
-from jaxem.protocol.capabilities import defines
+from jaxem.protocol.capabilities import FiniteLatents, defines, has
+from jaxem.protocol.model import name_of
 from jaxem.protocol.posterior import responsibilities_of, with_responsibilities
 from jaxem.protocol.returned import maximized, require_evidence
+
+
+def require_finite(model, rule) -> None:
+    """TypeError unless a model has the finite latent variable that a rule for q is for."""
+    if not has(model, FiniteLatents):
+        raise TypeError(
+            f"{type(rule).__name__} is for models that define log_joint(params, x) -> (n, k), and "
+            f"{name_of(model)} does not: use e_step=jaxem.Exact()"
+        )
 
 
 @pytree
@@ -35,6 +45,7 @@ class Hard(Exact):
     def expect(self, model, params, x, weights, memory):
         if defines(model, "hardened"):
             return Expectation(*model.hardened(params, x))
+        require_finite(model, self)
         joint = model.log_joint(params, x)
         r = jax.nn.one_hot(jnp.argmax(joint, axis=-1), joint.shape[-1], dtype=joint.dtype)
         return Expectation(with_responsibilities(model.posterior(params, x)[0], r), joint.max(-1))
@@ -89,6 +100,7 @@ class Tempered(Exact):
         if defines(model, "tempered"):
             q = model.tempered(params, x, beta)
         else:
+            require_finite(model, self)
             q = with_responsibilities(q, normalize(beta * model.log_joint(params, x))[0])
         return Expectation(q, evidence, memory + 1, memory <= last * self.steps)
 

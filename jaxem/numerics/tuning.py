@@ -262,16 +262,13 @@ seconds of compile time for many."""
 QUICK_OPTIONS = {"xla_llvm_disable_expensive_passes": True}
 """Compiler options of a single fit of few units on a CPU."""
 
-FLEET_OPTIONS = {}
-"""Those of a batch that takes less than SMALL_FLEET seconds by estimate (512 × 200 × 2: 8.1 to 5.6
-CPU seconds for the first call, no slower when warm; of larger ones some become slower)."""
-
-SMALL_FLEET = 0.1
+FLEET_OPTIONS, SMALL_FLEET = {}, 0.1
+"""Those of a batch that takes fewer seconds than that by estimate (512 × 200 × 2: 8.1 to 5.6 CPU
+seconds for the first call, no slower when warm; some larger ones become slower)."""
 
 if jaxlib.version.__version_info__ < (0, 11):
-    QUICK_OPTIONS["xla_cpu_use_fusion_emitters"] = FLEET_OPTIONS["xla_cpu_use_fusion_emitters"] = (
-        False
-    )
+    for options in (QUICK_OPTIONS, FLEET_OPTIONS):
+        options["xla_cpu_use_fusion_emitters"] = False
     """The fusion emitters double the compile time (jaxlib 0.10.2); from jaxlib 0.11 on there is no
     such option."""
 
@@ -392,12 +389,9 @@ took 65: XLA fuses more, and computes more anew)."""
 MAP_NUMBERS = 2**20
 """Numbers of a (w, k, l) block of documents in a step of the stationary map."""
 
-LEVEL_NUMBERS = 2**26
-"""Numbers (rows × states² × sequences) up to which the recursions of a chain are associative scans
-on accelerators. Larger ones keep the device busy step by step, and would take too much memory."""
-
-LEVEL_ROWS = 16
-"""The fewest rows of such a chain."""
+LEVEL_ROWS, LEVEL_NUMBERS = 16, 2**26
+"""The fewest rows, and the most numbers (rows × states² × sequences), of the chains whose
+recursions are associative scans on accelerators. Larger ones would take too much memory."""
 
 
 def takes_levels(rows: int, states: int, sequences: int) -> bool:

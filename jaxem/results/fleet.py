@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxem.data.arrays import explain_bad_weights
 from jaxem.data.batch import Batch, Block, as_blocks, check_data_sets, data_set_at, is_list
+from jaxem.data.sequences import unit_shape
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.model import name_of
 from jaxem.protocol.status import Status
@@ -45,7 +46,7 @@ def data_sets(result, x, weights=None) -> DataSets:
             "the order of the fits"
         )
     shapes = check_data_sets(batch, blocks, result.model.domain, name_of(result.model))
-    result._require_features(jax.tree.leaves(shapes)[0].shape[1:])
+    result._require_features(unit_shape(shapes))
     if weights is not None:
         _require_sound_weights(blocks)
     return DataSets(blocks, listed)

@@ -13,6 +13,7 @@ from jaxem.data import arrays as checks
 from jaxem.data.batch import data_set_at
 from jaxem.data.options import as_key, integer
 from jaxem.data.precision import in_own_precision, on_host
+from jaxem.data.sequences import unit_shape
 from jaxem.numerics.tree import Structure, is_traced, merge, pytree, split
 from jaxem.protocol.capabilities import Sampled, defines, has
 from jaxem.protocol.model import name_of
@@ -365,8 +366,7 @@ class Result(Fit):
     def _checked(self, x):
         """Data for the model of this fit. ValueError or TypeError where it does not take them."""
         x, _ = checks.as_data(x)
-        expected = self._shape_of_one[1:]
-        got = tuple(jax.tree.leaves(x)[0].shape[1:])
+        expected, got = self._shape_of_one[1:], unit_shape(x)
         if len(got) != len(expected) or got == expected:
             self.model.domain.check(x, name_of(self.model))
         self._require_features(got)
