@@ -274,6 +274,22 @@ def test_a_fleet_is_its_fits(fitted):
         assert abs(value - jaxem.fit(MODEL, jaxem.Sequences(one), key=0).log_likelihood) < 1e-6
 
 
+def test_a_fleet_may_be_larger_than_its_lanes(fitted):
+    sets = [jaxem.Sequences([s[:20] + 0.01 * i for s in SERIES[:3]]) for i in range(20)]
+    init = jax.tree.map(lambda a: np.stack([a] * 20), jax.device_get(fitted.params))
+    few, many = (jaxem.fit(MODEL, jaxem.Batch(sets), init=init, lanes=n) for n in (3, 20))
+    np.testing.assert_allclose(few.log_likelihood, many.log_likelihood, rtol=1e-9)
+    np.testing.assert_array_equal(few.status, many.status)
+
+
+def test_probabilities_that_underflow_are_still_parameters():
+    """In float32 the free initial probabilities go to a vertex and would underflow."""
+    x = jaxem.Sequences([s.astype(np.float32) for s in SERIES[:1]])
+    found = jaxem.fit(MODEL, x, key=0, tol=0, max_iter=300)
+    assert found.params.initial.dtype == np.float32 and found.params.initial.min() < 1e-20
+    assert found.n_parameters == 13
+
+
 def test_gradients_with_gaps_equal_differences():
     gap = np.stack([s[:25] for s in SERIES[:3]])
     gap[1, 7] = np.nan

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from jaxem.models.bayesian import BayesianMixture
+from jaxem.models.hmm.hmm import HMM
 from jaxem.models.lda.lda import LDA
 from jaxem.models.mixture import Mixture
 from jaxem.protocol.status import Status
@@ -14,13 +15,19 @@ SOUND = (Status.CONVERGED, Status.MAX_ITER)
 
 
 def model_name(model) -> str:
-    """`Normal('full'), k=3` for a mixture, `LDA(topics=3)` for topics, else the type."""
+    """`Normal('full'), k=3` for a mixture, `LDA(topics=3)` for topics, `HMM of Poisson(), k=2` for
+    a chain, else the type."""
     if isinstance(model, LDA):
         inference = f", {model.inference!r}" if model.bayes else ""
         return f"LDA(topics={model.topics}{inference})"
     if isinstance(model, BayesianMixture):
         options = "" if model.weights == "dirichlet" else f", {model.weights!r}"
         return f"BayesianMixture({_bank_name(model.components)}, k={model.k}{options})"
+    if isinstance(model, HMM):
+        options = [repr(model.initial)] * (model.initial != "free")
+        parts = (part for part in (model.transitions, model.prior) if part is not None)
+        options += [type(part).__name__ for part in parts]
+        return ", ".join([f"HMM of {_bank_name(model.emissions)}", *options, f"k={model.k}"])
     if not isinstance(model, Mixture):
         return type(model).__name__
     prior = "" if model.prior is None else f", {type(model.prior).__name__}"

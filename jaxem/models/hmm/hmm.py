@@ -198,6 +198,17 @@ class HMM(Chained):
         return maximize
 
     def _assembled(self, params, stats, emissions):
+        found = self._estimated(params, stats, emissions)
+        if self.transitions is not None:
+            return dataclasses.replace(found, initial=above_zero(found.initial, params.initial))
+        return dataclasses.replace(
+            found,
+            initial=above_zero(found.initial, params.initial),
+            transition=above_zero(found.transition, params.transition),
+        )
+
+    def _estimated(self, params, stats, emissions):
+        """The params of an M-step, before entries that underflow are kept above 0."""
         first, pairs = stats.first, stats.transitions
         if self.transitions is not None:
             transition = self.transitions.maximize(params.transition, pairs)
@@ -269,7 +280,7 @@ class HMM(Chained):
         # The mean over all sequences, so that it is one number: only their lengths differ.
         counted = self.rows_before(x).row_weights(weights)
         total = jnp.where(counted > 0, counted * _along(inner.log_volume, counted), 0).sum()
-        scale, data = jnp.zeros(0, weights.dtype), x.with_flat(inner.data)
+        scale, data = None, x.with_flat(inner.data)
         if self.transitions is not None:
             scale = stop_gradient(x.largest_inputs())
             data = data.with_inputs(lambda inputs: inputs / scale)
@@ -285,7 +296,8 @@ class HMM(Chained):
 
     def outward(self, units, params):
         emissions = outward(self.bank, units[0], params.emissions)
-        return self._converted(params, emissions, 1 / units[1])
+        scale = None if units[1] is None else 1 / units[1]
+        return self._converted(params, emissions, scale)
 
     def _converted(self, params, emissions, scale):
         transition = params.transition
@@ -312,6 +324,14 @@ def _bank(bank):
 def _along(volume, rows):
     """log volumes, one number or one a row, for as many rows: with rows before them, all of one."""
     return volume if jnp.ndim(volume) == 0 or volume.shape == rows.shape else volume[: len(rows)]
+
+
+def above_zero(probabilities, previous):
+    """Probabilities of which those that were above 0 stay so where they underflow: a probability of
+    exactly 0 is one that was given, and no free parameter."""
+    limits = jnp.finfo(probabilities.dtype)
+    least = jnp.maximum(probabilities, limits.tiny / limits.eps)
+    return jnp.where(previous > 0, least, probabilities)
 
 
 def _normalised(counts, otherwise):
