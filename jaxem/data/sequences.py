@@ -172,8 +172,8 @@ class Sequences(SharedLeaves):
         def joined(rows, observed):
             t = rows.shape[1]
             before = [slice(lags - lag, t - lag) for lag in range(lags + 1)]
-            seen = jnp.stack([observed[:, at] for at in before]).all(0)
-            return jnp.concatenate([rows[:, at] for at in before], -1), seen
+            are_observed = jnp.stack([observed[:, at] for at in before]).all(0)
+            return jnp.concatenate([rows[:, at] for at in before], -1), are_observed
 
         stacks = [self.padded()] if self.place is None else self.stacks()
         rows, observed = zip(*(joined(s.rows, s.observed & s.inside) for s in stacks), strict=True)
