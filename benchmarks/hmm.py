@@ -77,6 +77,8 @@ def theirs(start, k):
 def score(x, params):
     """The float64 log-likelihood of series (n, t, d)."""
     initial, transition, mean, covariance = (np.asarray(a, float) for a in params)
+    if np.linalg.eigvalsh(covariance).min() <= 0:
+        return -np.inf  # a state has collapsed
     away = x[:, :, None].astype(float) - mean
     distance = np.einsum("ntkd,kde,ntke->ntk", away, np.linalg.inv(covariance), away)
     log_det = np.linalg.slogdet(covariance)[1]
@@ -109,7 +111,7 @@ def shared(n, t, k, d):
     run = dynamax_side(x, start, k, d)
     if run is not None:
         sides["dynamax"] = run
-    return sides, lambda params: score(x, params), x.size // d
+    return sides, lambda params: np.array([score(x, params)]), x.size // d
 
 
 def dynamax_side(x, start, k, d):
@@ -170,7 +172,8 @@ def fleet(n, t, k, d, ragged=False):
         return [(m.startprob_, m.transmat_, m.means_, m.covars_) for m in found]
 
     def total(params):
-        return sum(score(x[None], p) for x, p in zip(series[::20], params[::20], strict=True))
+        pairs = zip(series[::20], params[::20], strict=True)
+        return np.array([score(x[None], p) for x, p in pairs])
 
     sides = {"jaxem": jaxem_side, "hmmlearn": hmmlearn_side}
     return sides, total, sum(map(len, series[::20]))
@@ -194,7 +197,9 @@ def main():
                 ends[side] = run()
                 if turn:
                     seconds[side].append((time.perf_counter() - begun) / ITERATIONS)
-        scores = {side: total(params) for side, params in ends.items()}
+        found = {side: total(params) for side, params in ends.items()}
+        are_sound = np.all([np.isfinite(values) for values in found.values()], axis=0)
+        scores = {side: float(values[are_sound].sum()) for side, values in found.items()}
         best, row = max(scores.values()), {}
         for side in sides:
             milliseconds = 1e3 * statistics.median(seconds[side])
