@@ -653,3 +653,12 @@ def test_two_regimes_are_found_in_float32_too():
         slopes = np.sort(np.asarray(found.params.emissions.coefficients[:, 1, 0]))
         np.testing.assert_allclose(slopes, [-0.5, 0.9], atol=0.1)
         assert found.converged
+
+
+def test_rounding_is_no_fall_in_float32():
+    rng = np.random.default_rng(0)
+    x = rng.poisson(3.0, size=(100, 1, 120, 1)).astype(np.float32)
+    fleet = jaxem.fit(
+        jaxem.HMM(jaxem.Poisson(), 2), jaxem.Batch(list(map(jaxem.Sequences, x))), key=0
+    )
+    assert not (fleet.status == jaxem.Status.DECREASED).any()
