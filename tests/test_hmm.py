@@ -78,7 +78,9 @@ def with_gaps(draw):
     return series
 
 
-SIZES = [(name, k) for name in BANKS for k in (2, 3)] + [("normal", 1), ("poisson", 1)]
+SIZES = [(name, 3) for name in BANKS] + [("normal", 2), ("normal", 1)]
+SELDOM = [(name, 2) for name in BANKS if name != "normal"] + [("poisson", 1)]
+SIZES += [pytest.param(*size, marks=pytest.mark.slow) for size in SELDOM]
 
 
 @pytest.mark.parametrize(("name", "k"), SIZES)
