@@ -20,11 +20,11 @@ from jaxem.models.hmm.stationary import best_transition, stationary
 from jaxem.models.mixture import Mixture
 from jaxem.numerics import chains
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.capabilities import defines
+from jaxem.protocol.capabilities import Sampled, defines, has
 from jaxem.protocol.counts import is_empty, safe
 from jaxem.protocol.derived import whitened
 from jaxem.protocol.held import averaged
-from jaxem.protocol.model import Bank, Model
+from jaxem.protocol.model import Bank, Model, name_of
 from jaxem.protocol.priors import require_kind
 from jaxem.protocol.restriction import restricted
 from jaxem.protocol.spaces import REAL, SIMPLEX
@@ -136,7 +136,13 @@ class HMM(Chained):
         return HMMParams(initial, transition, params.components)
 
     def sample(self, key, params, n: int, length: int = 100):
-        """n sequences of so many rows, as `Sequences`."""
+        """n sequences of so many rows, as `Sequences`. NotImplementedError where transitions depend
+        on inputs, and where the bank has no draws of its own, as `Autoregression`."""
+        if self.transitions is not None or not has(self.bank, Sampled):
+            reason = "its transitions depend on inputs"
+            if self.transitions is None:
+                reason = f"{name_of(self.bank)} does not define sample(key, params, z)"
+            raise NotImplementedError(f"{name_of(self)} draws no sequences here: {reason}")
         first_key, path_key, rows_key = jax.random.split(key, 3)
         logs = jnp.log(params.initial), jnp.log(params.transition)
         state = jax.random.categorical(first_key, logs[0], shape=(n,))
@@ -201,11 +207,11 @@ class HMM(Chained):
     def _assembled(self, params, stats, emissions):
         found = self._estimated(params, stats, emissions)
         if self.transitions is not None:
-            return dataclasses.replace(found, initial=above_zero(found.initial, params.initial))
+            return dataclasses.replace(found, initial=kept_positive(found.initial, params.initial))
         return dataclasses.replace(
             found,
-            initial=above_zero(found.initial, params.initial),
-            transition=above_zero(found.transition, params.transition),
+            initial=kept_positive(found.initial, params.initial),
+            transition=kept_positive(found.transition, params.transition),
         )
 
     def _estimated(self, params, stats, emissions):
@@ -334,7 +340,7 @@ def _along(volume, rows):
     return volume if jnp.ndim(volume) == 0 or volume.shape == rows.shape else volume[: len(rows)]
 
 
-def above_zero(probabilities, previous):
+def kept_positive(probabilities, previous):
     """Probabilities of which those that were above 0 stay so where they underflow: a probability of
     exactly 0 is one that was given, and no free parameter."""
     limits = jnp.finfo(probabilities.dtype)
