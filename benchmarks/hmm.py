@@ -85,7 +85,7 @@ def score(x, params):
     logs = -0.5 * (x.shape[-1] * np.log(2 * np.pi) + log_det + distance)
     with jax.enable_x64(True):
         chain = chains.Chain(jnp.asarray(initial)[:, None], jnp.asarray(transition)[..., None])
-        found = chains.forward(chain, jnp.asarray(np.moveaxis(logs, 0, 2)))
+        found = chain.forward(jnp.asarray(np.moveaxis(logs, 0, 2)))
         return float(found.evidence.sum())
 
 

@@ -135,13 +135,13 @@ def test_a_state_that_cannot_occur_does_not_count():
     logs = jnp.asarray([[[-400.0], [0.0]], [[-1.0], [-900.0]], [[-2.0], [-3.0]]], jnp.float32)
     initial = jnp.asarray([[1.0], [0.0]], jnp.float32)
     transition = jnp.asarray([[[0.7], [0.3]], [[0.0], [1.0]]], jnp.float32)
-    found = chains.forward(chains.Chain(initial, transition), logs)
+    found = chains.Chain(initial, transition).forward(logs)
     exact = enumerated(
         np.array([1.0, 0.0]), np.asarray(transition)[..., 0], np.asarray(logs[..., 0], float)
     )
     assert abs(float(found.evidence.sum()) - exact.evidence) < 1e-3
     is_last = jnp.asarray([[False], [False], [True]])
-    marginals = chains.backward(found, chains.Chain(initial, transition), is_last)[0]
+    marginals = chains.Chain(initial, transition).backward(found, is_last)[0]
     np.testing.assert_allclose(marginals[..., 0], exact.marginals, atol=1e-6)
 
 
@@ -156,9 +156,9 @@ def test_float32_is_stable_over_many_rows_and_states():
     def passes(logs):
         matrix = jnp.asarray(transition / transition.sum(1, keepdims=True), logs.dtype)[..., None]
         chain = chains.Chain(jnp.full((k, 1), 1 / k, logs.dtype), matrix)
-        found = chains.forward(chain, logs)
+        found = chain.forward(logs)
         is_last = jnp.arange(t)[:, None] == t - 1
-        marginals, pairs = chains.backward(found, chain, is_last)
+        marginals, pairs = chain.backward(found, is_last)
         return chains.total(found.evidence)[0], marginals, pairs
 
     evidence, marginals, pairs = passes(jnp.asarray(logs[..., None]))

@@ -24,6 +24,15 @@ BLOCK = 256
 """Rows that are summed before their sum is added to that of others."""
 
 
+class Filtered(NamedTuple):
+    """predicted (t, k, n): p(z_t | x_1 … x_{t−1}); filtered (t, k, n): p(z_t | x_1 … x_t);
+    evidence (t, n): log p(x_t | x_1 … x_{t−1})."""
+
+    predicted: Any
+    filtered: Any
+    evidence: Any
+
+
 class Chain(NamedTuple):
     """initial (k, n) or (k, 1): p(z) of the first row. transition: an array (k, k, n) or (k, k, 1),
     from the state of the first axis to that of the second; or, where it changes in time, a function
@@ -52,125 +61,138 @@ class Chain(NamedTuple):
         )
         return self._replace(initial=raised(self.initial), transition=transition)
 
+    def forward(self, logs) -> Filtered:
+        """The filter."""
+        first = jnp.broadcast_to(self.initial, logs.shape[1:]).astype(logs.dtype)
+        if tuning.takes_levels(*logs.shape):
+            filtered = parallel_chains.filtered(self, logs)
+            ahead = jax.vmap(self.onward)(filtered, self.inputs)
+            predicted = jnp.concatenate([first[None], ahead[:-1]])
+            return Filtered(predicted, *jax.vmap(conditioned)(predicted, logs))
 
-class Filtered(NamedTuple):
-    """predicted (t, k, n): p(z_t | x_1 … x_{t−1}); filtered (t, k, n): p(z_t | x_1 … x_t);
-    evidence (t, n): log p(x_t | x_1 … x_{t−1})."""
+        def step(predicted, row):
+            logs, given = row
+            filtered, evidence = conditioned(predicted, logs)
+            return self.onward(filtered, given), (predicted, filtered, evidence)
 
-    predicted: Any
-    filtered: Any
-    evidence: Any
+        return Filtered(*jax.lax.scan(step, first, (logs, self.inputs))[1])
 
+    def backward(self, filter_, is_last):
+        """The smoother: (marginals (t, k, n), sums of pairs of states). is_last (t, n): whether a
+        row is the last one of its sequence; what follows is padding."""
+        if tuning.takes_levels(*filter_.filtered.shape):
+            return parallel_chains.smoothed(filter_.predicted, filter_.filtered, self, is_last)
+        inputs, pairs = self.inputs, self.pairs
+        ratio = jnp.zeros(filter_.filtered.shape[1:], filter_.filtered.dtype)
+        is_fixed = not callable(self.transition) and pairs is None
 
-def forward(chain: Chain, logs) -> Filtered:
-    """The filter."""
-    first = jnp.broadcast_to(chain.initial, logs.shape[1:]).astype(logs.dtype)
-    if tuning.takes_levels(*logs.shape):
-        filtered = parallel_chains.filtered(chain, logs)
-        onward = jax.vmap(lambda p, given: moved(p, chain.matrix(given)))
-        predicted = jnp.concatenate([first[None], onward(filtered, chain.inputs)[:-1]])
-        return Filtered(predicted, *jax.vmap(conditioned)(predicted, logs))
+        def step(carry, row):
+            ratio, sums = carry
+            predicted, filtered, is_last, given = row
+            ratio = jnp.where(is_last, 0, ratio)
+            matrix = self.matrix(given)
+            pair = filtered[:, None] * ratio
+            if not is_fixed:
+                pair = pair * matrix
+            marginal = filtered * _moved_back(ratio, matrix)
+            marginal = jnp.where(is_last, filtered, marginal)
+            total = marginal.sum(0)
+            marginal = marginal / jnp.where(total > 0, total, 1)
+            part = pair if pairs is None else pairs(pair, given)
+            sums = jax.tree.map(jnp.add, sums, part)
+            return (quotient(marginal, predicted), sums), marginal
 
-    def step(predicted, row):
-        logs, given = row
-        filtered, evidence = conditioned(predicted, logs)
-        return moved(filtered, chain.matrix(given)), (predicted, filtered, evidence)
+        def first_sums(filtered, given):
+            pair = filtered[:, None] * filtered * self.matrix(given)
+            return pair if pairs is None else pairs(pair, given)
 
-    return Filtered(*jax.lax.scan(step, first, (logs, chain.inputs))[1])
+        rows = (filter_.filtered[0], jax.tree.map(lambda a: a[0], inputs))
+        zero = jax.tree.map(
+            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(first_sums, *rows)
+        )
+        rows = (filter_.predicted, filter_.filtered, is_last, inputs)
+        (_, sums), marginals = jax.lax.scan(step, (ratio, zero), rows, reverse=True)
+        return marginals, sums * self.transition if is_fixed else sums
 
+    def best_path(self, logs, inside):
+        """(the most probable path (t, n), integers; its log p(z, x) (n,)): Viterbi's algorithm.
 
-def backward(filter_, chain: Chain, is_last):
-    """The smoother: (marginals (t, k, n), sums of pairs of states). is_last (t, n): whether a row
-    is the last one of its sequence; what follows is padding."""
-    if tuning.takes_levels(*filter_.filtered.shape):
-        return parallel_chains.smoothed(filter_.predicted, filter_.filtered, chain, is_last)
-    inputs, pairs = chain.inputs, chain.pairs
-    ratio = jnp.zeros(filter_.filtered.shape[1:], filter_.filtered.dtype)
-    is_fixed = not callable(chain.transition) and pairs is None
+        inside (t, n): False for padding, whose state is that of the row before it.
+        """
+        k = logs.shape[1]
+        states = jnp.arange(k)[:, None]
+        first = jnp.log(jnp.broadcast_to(self.initial, logs.shape[1:])) + logs[0]
+        level = _largest(first)
 
-    def step(carry, row):
-        ratio, sums = carry
-        predicted, filtered, is_last, given = row
-        ratio = jnp.where(is_last, 0, ratio)
-        matrix = chain.matrix(given)
-        pair = filtered[:, None] * ratio
-        if not is_fixed:
-            pair = pair * matrix
-        marginal = filtered * _moved_back(ratio, matrix)
-        marginal = jnp.where(is_last, filtered, marginal)
-        total = marginal.sum(0)
-        marginal = marginal / jnp.where(total > 0, total, 1)
-        part = pair if pairs is None else pairs(pair, given)
-        sums = jax.tree.map(jnp.add, sums, part)
-        return (quotient(marginal, predicted), sums), marginal
+        def step(score, row):
+            logs, inside, given = row
+            joint = score[:, None] + jnp.log(self.matrix(given))
+            origin = jnp.where(inside, jnp.argmax(joint, axis=0), states)
+            moved = joint.max(0) + logs
+            rise = jnp.where(inside, _largest(moved), 0)
+            return jnp.where(inside, moved - rise, score), (origin, rise)
 
-    def first_sums(filtered, given):
-        pair = filtered[:, None] * filtered * chain.matrix(given)
-        return pair if pairs is None else pairs(pair, given)
+        before = jax.tree.map(lambda a: a[:-1], self.inputs)
+        rows = (logs[1:], inside[1:], before)
+        score, (origins, rises) = jax.lax.scan(step, first - level, rows)
+        last = jnp.argmax(score, axis=0)
 
-    rows = (filter_.filtered[0], jax.tree.map(lambda a: a[0], inputs))
-    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(first_sums, *rows))
-    rows = (filter_.predicted, filter_.filtered, is_last, inputs)
-    (_, sums), marginals = jax.lax.scan(step, (ratio, zero), rows, reverse=True)
-    return marginals, sums * chain.transition if is_fixed else sums
+        def back(state, origin):
+            return jnp.take_along_axis(origin, state[None], axis=0)[0], state
 
+        begin, path = jax.lax.scan(back, last, origins, reverse=True)
+        value = total(jnp.concatenate([level[None], rises])) + score.max(0)
+        return jnp.concatenate([begin[None], path]), value
 
-def best_path(chain: Chain, logs, inside):
-    """(the most probable path (t, n), integers; its log p(z, x) (n,)): Viterbi's algorithm.
+    def drawn_path(self, key, filtered, is_last):
+        """Paths (t, n) drawn from p(z | x), from the filtered states (t, k, n)."""
+        t, _, n = filtered.shape
+        uniforms = jax.random.uniform(key, (t, n), filtered.dtype)
 
-    inside (t, n): False for padding, whose state is that of the row before it.
-    """
-    k = logs.shape[1]
-    states = jnp.arange(k)[:, None]
-    first = jnp.log(jnp.broadcast_to(chain.initial, logs.shape[1:])) + logs[0]
-    level = _largest(first)
+        def step(state, row):
+            filtered, is_last, given, uniform = row
+            matrix = self.matrix(given)
+            if matrix.shape[-1] == 1:
+                onward = matrix[:, state, 0]
+            else:
+                onward = jnp.take_along_axis(matrix, state[None, None], axis=1)[:, 0]
+            mass = jnp.where(is_last, filtered, filtered * onward)
+            cumulative = jnp.cumsum(mass, axis=0)
+            state = jnp.sum(cumulative < uniform * cumulative[-1], axis=0)
+            return jnp.minimum(state, mass.shape[0] - 1), state
 
-    def step(score, row):
-        logs, inside, given = row
-        joint = score[:, None] + jnp.log(chain.matrix(given))
-        origin = jnp.where(inside, jnp.argmax(joint, axis=0), states)
-        moved = joint.max(0) + logs
-        rise = jnp.where(inside, _largest(moved), 0)
-        return jnp.where(inside, moved - rise, score), (origin, rise)
+        rows = (filtered, is_last, self.inputs, uniforms)
+        _, path = jax.lax.scan(step, jnp.zeros(n, int), rows, reverse=True)
+        return path
 
-    before = jax.tree.map(lambda a: a[:-1], chain.inputs)
-    rows = (logs[1:], inside[1:], before)
-    score, (origins, rises) = jax.lax.scan(step, first - level, rows)
-    last = jnp.argmax(score, axis=0)
+    def onward(self, state, given=None):
+        """p(z_{t+1}) (k, n) from p(z_t) (k, n) and the inputs of row t."""
+        return moved(state, self.matrix(given))
 
-    def back(state, origin):
-        return jnp.take_along_axis(origin, state[None], axis=0)[0], state
+    def states(self, rows):
+        """p(z_t) (t, k, n) of filtered or predicted rows."""
+        return rows
 
-    begin, path = jax.lax.scan(back, last, origins, reverse=True)
-    value = total(jnp.concatenate([level[None], rises])) + score.max(0)
-    return jnp.concatenate([begin[None], path]), value
+    def visited(self, path):
+        """The states of a path (t, n)."""
+        return path
 
-
-def drawn_path(key, filtered, chain: Chain, is_last):
-    """Paths (t, n) drawn from p(z | x), from the filtered states (t, k, n)."""
-    t, _, n = filtered.shape
-    uniforms = jax.random.uniform(key, (t, n), filtered.dtype)
-
-    def step(state, row):
-        filtered, is_last, given, uniform = row
-        matrix = chain.matrix(given)
-        if matrix.shape[-1] == 1:
-            onward = matrix[:, state, 0]
-        else:
-            onward = jnp.take_along_axis(matrix, state[None, None], axis=1)[:, 0]
-        mass = jnp.where(is_last, filtered, filtered * onward)
-        cumulative = jnp.cumsum(mass, axis=0)
-        state = jnp.sum(cumulative < uniform * cumulative[-1], axis=0)
-        return jnp.minimum(state, mass.shape[0] - 1), state
-
-    rows = (filtered, is_last, chain.inputs, uniforms)
-    _, path = jax.lax.scan(step, jnp.zeros(n, int), rows, reverse=True)
-    return path
+    def of_path(self, path, is_moved, dtype):
+        """(marginals (t, k, n), the sums of pairs) of paths (t, n). is_moved (t, n): whether a row
+        of the sequence follows."""
+        states = jax.nn.one_hot(path, len(self.initial), axis=1, dtype=dtype)
+        origins = jnp.where(is_moved[:-1, None], states[:-1], 0)
+        if self.pairs is None:
+            return states, jnp.einsum("tin,tjn->ijn", origins, states[1:], precision="highest")
+        given = jax.tree.map(lambda a: a[:-1], self.inputs)
+        pairs = jax.vmap(self.pairs)(origins[:, :, None] * states[1:, None], given)
+        return states, jax.tree.map(lambda a: a.sum(0), pairs)
 
 
 def last_state(filtered, is_last):
     """The filtered state (k, n) of the last row of every sequence."""
-    return jnp.sum(jnp.where(is_last[:, None], filtered, 0), axis=0)
+    is_last = is_last.reshape(len(filtered), *(1,) * (filtered.ndim - 2), -1)
+    return jnp.sum(jnp.where(is_last, filtered, 0), axis=0)
 
 
 def _largest(values):

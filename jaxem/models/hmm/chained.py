@@ -39,11 +39,11 @@ class Chained(Model):
         x, chain = self.rows_before(x), partial(self.chain, params)
         inner, logs = self._logs(params, x)
         pairs = zip(logs, x.stacks(), strict=True)
-        found = [chains.best_path(chain(stack), part, stack.inside.T) for part, stack in pairs]
+        found = [chain(stack).best_path(part, stack.inside.T) for part, stack in pairs]
         value = x.to_units(
             [jnp.where(s.length > 0, v, 0) for (_, v), s in zip(found, x.stacks(), strict=True)]
         )
-        return of_paths(chain, [path for path, _ in found], inner, x, self.k), value
+        return of_paths(chain, [path for path, _ in found], inner, x), value
 
     def sampled(self, key, params, x, draws: int):
         """The q of so many paths drawn from p(z | x)."""
@@ -53,10 +53,10 @@ class Chained(Model):
         def draw(i):
             keys = jax.random.split(jax.random.fold_in(key, i), len(filtered))
             drawn = [
-                chains.drawn_path(key, found.filtered, chain(stack), stack.is_last.T)
+                chain(stack).drawn_path(key, found.filtered, stack.is_last.T)
                 for key, found, stack in zip(keys, filtered, x.stacks(), strict=True)
             ]
-            return of_paths(chain, drawn, (), x, self.k)
+            return of_paths(chain, drawn, (), x)
 
         def add(i, total):
             return jax.tree.map(jnp.add, total, draw(i))
@@ -78,7 +78,7 @@ class Chained(Model):
         inner, logs = self._logs(params, x)
         found = []
         for part, stack in zip(logs, x.stacks(), strict=True):
-            filtered = chains.forward(self.chain(params, stack), part)
+            filtered = self.chain(params, stack).forward(part)
             evidence = jnp.where(stack.inside.T, filtered.evidence, 0)
             found.append(filtered._replace(evidence=evidence))
         return inner, found
@@ -90,15 +90,15 @@ class Chained(Model):
         chain, is_last = self.chain(params, stack), stack.is_last.T
         if what == "best":
             logs = self._logs(params, x)[1][0]
-            return chains.best_path(chain, logs, stack.inside.T)[0].T
+            return chain.visited(chain.best_path(logs, stack.inside.T)[0]).T
         found = self._filtered(params, x)[1][0]
         if what == "drawn":
-            return chains.drawn_path(key, found.filtered, chain, is_last).T
+            return chain.visited(chain.drawn_path(key, found.filtered, is_last)).T
         if what == "last":
-            return chains.last_state(found.filtered, is_last).T
-        rows = found.filtered
+            return chains.last_state(found.filtered, is_last)
+        rows = chain.states(found.filtered)
         if what == "smoothed":
-            rows = chains.backward(found, chain, is_last)[0]
+            rows = chain.backward(found, is_last)[0]
         return jnp.moveaxis(rows, 2, 0)
 
     def filter(self, params, x):

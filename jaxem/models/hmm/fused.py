@@ -60,8 +60,8 @@ def fused_pass(model, x, statistics):
             observed = (stack.observed & stack.inside).T
             logs = jnp.where(observed[:, None], jnp.moveaxis(part, 0, 1), 0)
             chain = model.chain(params, stack)
-            found = chains.forward(chain, logs)
-            marginals, of_pairs = chains.backward(found, chain, stack.is_last.T)
+            found = chain.forward(logs)
+            marginals, of_pairs = chain.backward(found, stack.is_last.T)
             first += jnp.matmul(
                 marginals[0], jnp.where(stack.length > 0, w, 0), precision=Precision.HIGHEST
             )

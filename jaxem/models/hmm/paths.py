@@ -12,7 +12,6 @@ import numpy as np
 
 from jaxem.data.options import as_key, integer
 from jaxem.data.sequences import Sequences
-from jaxem.numerics import chains
 from jaxem.numerics.tree import is_traced, merge, split
 
 
@@ -61,14 +60,13 @@ def forecast(model, params, x, steps, inputs=None):
                 f"inputs must have shape ({len(x)}, {steps}, g), got {np.shape(inputs)}"
             )
 
+    chain = model.chain(params, x.padded())
+
     def step(state, given):
-        matrix = params.transition[..., None]
-        if given is not None:
-            matrix = model.transitions.probabilities(params.transition, given)
-        state = chains.moved(state, matrix)
+        state = chain.onward(state, given)
         return state, state
 
-    states = jax.lax.scan(step, last.T, rows, length=steps)[1]
+    states = chain.states(jax.lax.scan(step, last, rows, length=steps)[1])
     return Forecast(jnp.moveaxis(states, 2, 0))
 
 

@@ -29,27 +29,20 @@ def smoothed(chain_of, logs, inner, x):
     parts, evidence, transitions = [], [], []
     for part, stack in zip(logs, x.stacks(), strict=True):
         chain = chain_of(stack)
-        found = chains.forward(chain, part)
-        marginals, pairs = chains.backward(found, chain, stack.is_last.T)
+        found = chain.forward(part)
+        marginals, pairs = chain.backward(found, stack.is_last.T)
         parts.append(marginals)
         transitions.append(pairs)
         evidence.append(chains.total(jnp.where(stack.inside.T, found.evidence, 0)))
     return _q(parts, transitions, inner, x), x.to_units(evidence)
 
 
-def of_paths(chain_of, paths, inner, x, k: int):
+def of_paths(chain_of, paths, inner, x):
     """The `HMMPosterior` of paths (t, m) alone."""
     marginals, transitions = [], []
     for path, stack in zip(paths, x.stacks(), strict=True):
-        states = jax.nn.one_hot(path, k, axis=1, dtype=x.dtype)  # (t, k, m)
-        moved = jnp.where((stack.inside & ~stack.is_last).T[:-1, None], states[:-1], 0)
-        chain = chain_of(stack)
-        if chain.pairs is None:
-            pairs = jnp.einsum("tim,tjm->ijm", moved, states[1:], precision="highest")
-        else:
-            given = jax.tree.map(lambda a: a[:-1], chain.inputs)
-            pairs = jax.vmap(chain.pairs)(moved[:, :, None] * states[1:, None], given)
-            pairs = jax.tree.map(lambda a: a.sum(0), pairs)
+        is_moved = (stack.inside & ~stack.is_last).T
+        states, pairs = chain_of(stack).of_path(path, is_moved, x.dtype)
         transitions.append(pairs)
         marginals.append(states)
     return _q(marginals, transitions, inner, x)
