@@ -153,6 +153,9 @@ def _data_sets(data):
     """The data sets of a list, each an array or a tree, of one structure and of one width."""
     sets = []
     for i, dataset in enumerate(data):
+        if isinstance(dataset, Sequences) and dataset.is_converted:
+            sets.append(dataset)
+            continue
         x, _ = as_data(dataset, f"Batch data[{i}]")
         sets.append(x if is_traced(x) else jax.tree.map(np.asarray, x))
     structure, first = jax.tree.structure(sets[0]), jax.tree.leaves(sets[0])

@@ -131,6 +131,12 @@ class Sequences(SharedLeaves):
         return self._parts[0].dtype
 
     @property
+    def is_converted(self) -> bool:
+        """Whether all arrays are on the host, in a dtype that JAX computes in."""
+        are_on_host = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(self))
+        return are_on_host and self.dtype == jax.dtypes.canonicalize_dtype(self.dtype)
+
+    @property
     def longest(self) -> int:
         """The padded length of the longest sequence."""
         return max(part.shape[-2] for part in self._parts)
@@ -151,14 +157,14 @@ class Sequences(SharedLeaves):
         """The same sequences as one stack of t rows each."""
         stack = self.padded()
 
-        def wide(leaf, mode):
+        def wide(leaf, is_edge=False):
+            more = (leaf.shape[0], t - leaf.shape[1], *leaf.shape[2:])
             xp = jnp if is_traced(leaf) else np
-            padding = ((0, 0), (0, t - leaf.shape[1]), *((0, 0),) * (leaf.ndim - 2))
-            return xp.pad(leaf, padding, mode)
+            last = leaf[:, -1:] if is_edge else xp.zeros((), leaf.dtype)
+            return xp.concatenate([leaf, xp.broadcast_to(last, more)], 1) if more[1] else leaf
 
-        inputs = None if stack.inputs is None else wide(stack.inputs, "constant")
-        observed = wide(stack.observed, "constant")
-        return Sequences.of(stack.length, wide(stack.rows, "edge"), observed, inputs)
+        inputs = None if stack.inputs is None else wide(stack.inputs)
+        return Sequences.of(stack.length, wide(stack.rows, True), wide(stack.observed), inputs)
 
     def lagged(self, lags: int):
         """The sequences without their first `lags` rows, and every row followed by so many rows
