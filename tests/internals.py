@@ -28,7 +28,7 @@ from jaxem.models.lda import lda as lda_model
 from jaxem.models.lda import posterior as lda_posterior
 from jaxem.models.lda import stationary as lda_stationary
 from jaxem.models.lda.lda import DocumentsDomain
-from jaxem.numerics import chains, special, tuning
+from jaxem.numerics import chain_forms, chains, special, tuning
 from jaxem.numerics.linalg import Factor, floored, is_floored, triangular_inverse
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.special import exp_digamma
@@ -75,6 +75,7 @@ __all__ = [
     "as_data",
     "ascent",
     "capabilities",
+    "chain_forms",
     "chains",
     "collect",
     "compilations",

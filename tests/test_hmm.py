@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from internals import chains, compilations, stationary, tuning
+from internals import chain_forms, chains, compilations, stationary, tuning
 
 import jaxem
 
@@ -130,8 +130,10 @@ def fitted():
     return jaxem.fit(MODEL, DATA, key=0)
 
 
-def test_a_state_that_cannot_occur_does_not_count():
+@pytest.mark.parametrize("is_long", [False, True])
+def test_a_state_that_cannot_occur_does_not_count(is_long, monkeypatch):
     """A left-to-right chain at a row that only an impossible state explains."""
+    monkeypatch.setattr(chain_forms, "is_long", lambda *shape: is_long)
     logs = jnp.asarray([[[-400.0], [0.0]], [[-1.0], [-900.0]], [[-2.0], [-3.0]]], jnp.float32)
     initial = jnp.asarray([[1.0], [0.0]], jnp.float32)
     transition = jnp.asarray([[[0.7], [0.3]], [[0.0], [1.0]]], jnp.float32)
@@ -168,9 +170,11 @@ def test_float32_is_stable_over_many_rows_and_states():
     np.testing.assert_allclose(single[2], pairs, rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.parametrize("form", ["takes_levels", "is_long"])
 @pytest.mark.parametrize("name", ["plain", "zeros", "gate"])
-def test_associative_scans_are_the_recursions(name, monkeypatch, fitted):
-    """The form for accelerators, with missing rows, padding and impossible states."""
+def test_other_forms_are_the_recursions(name, form, monkeypatch, fitted):
+    """Those for accelerators and for long series, with missing rows, padding and impossible
+    states."""
     model, x, params = MODEL, jaxem.Sequences([*SERIES[:2], with_gaps(BANKS["normal"][1])[0]]), None
     params = fitted.params
     if name == "zeros":
@@ -181,7 +185,7 @@ def test_associative_scans_are_the_recursions(name, monkeypatch, fitted):
         x = jaxem.Sequences(series, inputs=inputs)
     answers = []
     for takes in (False, True):
-        monkeypatch.setattr(tuning, "takes_levels", lambda *shape, takes=takes: takes)
+        monkeypatch.setattr(chain_forms, form, lambda *shape, takes=takes: takes)
         q, evidence = model.posterior(params, x)
         slope = jax.grad(lambda p: model.log_prob(p, x).sum())(params)
         slopes = slope.emissions, jnp.where(params.transition == 0, 0, slope.transition)

@@ -388,13 +388,3 @@ took 65: XLA fuses more, and computes more anew)."""
 
 MAP_NUMBERS = 2**20
 """Numbers of a (w, k, l) block of documents in a step of the stationary map."""
-
-LEVEL_ROWS, LEVEL_NUMBERS = 16, 2**26
-"""The fewest rows, and the most numbers (rows × states² × sequences), of the chains whose
-recursions are associative scans on accelerators. Larger ones would take too much memory."""
-
-
-def takes_levels(rows: int, states: int, sequences: int) -> bool:
-    """Whether the recursions of a chain are associative scans."""
-    numbers = rows * states**2 * sequences
-    return platform() != "cpu" and rows >= LEVEL_ROWS and numbers <= LEVEL_NUMBERS
