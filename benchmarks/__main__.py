@@ -10,6 +10,7 @@ PARTS = {
     "default": ("default",),
     "gradient": ("gradient",),
     "gpu": ("gpu",),
+    "hmm": ("hmm",),
     "fleet": ("fleet", "ragged", "restarts"),
     "incremental": ("incremental",),
     "lda": ("lda",),

@@ -5,18 +5,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.lax import Precision
 
-from jaxem.models.mixture import SUM_OVER_UNITS
 from jaxem.numerics import chains
+from jaxem.numerics.long_chains import FEW
 from jaxem.passes.linear import FusedPass
 from jaxem.protocol.capabilities import LinearBank, has
 
 
 class PreparedRows(NamedTuple):
-    """The rows of all stacks with time first: columns (c, r), base (r,) or None; and the
-    sequences."""
+    """The rows of every stack with time first: columns (t, c, m), or rows (t·m, d) where there is
+    no room for them; base (t, m) or None; and the sequences."""
 
     columns: Any
     base: Any
@@ -35,9 +34,14 @@ def fused_pass(model, x, statistics):
 
     def prepare(x):
         x = model.rows_before(x)
-        parts = [jnp.moveaxis(s.rows, 0, 1).reshape(-1, s.rows.shape[-1]) for s in x.stacks()]
-        rows = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
-        return PreparedRows(linear.columns(rows) if linear.room else rows, linear.base(rows), x)
+        columns, base = [], []
+        for stack in x.stacks():
+            m, t, d = stack.rows.shape
+            rows = jnp.moveaxis(stack.rows, 0, 1).reshape(-1, d)
+            columns.append(time_first(linear.columns(rows), t) if linear.room else rows)
+            levels = linear.base(rows)
+            base.append(None if levels is None else levels.reshape(t, m))
+        return PreparedRows(columns, base, x)
 
     def coefficients(params):
         level = jnp.zeros(model.k, params.transition.dtype)
@@ -47,18 +51,19 @@ def fused_pass(model, x, statistics):
     def sums(coefficients, units, weights):
         slopes, params = coefficients
         x = units.sequences
-        features = linear.features(units.columns if linear.room else linear.columns(units.columns))
-        joint = jnp.matmul(slopes, features, precision=Precision.HIGHEST)
-        if units.base is not None:
-            joint = joint + units.base
-        joint = jnp.where(joint > linear.lowest, joint, -jnp.inf)
-        weighted, evidence, pairs, first, start = [], [], [], 0, 0
-        for stack, w in zip(x.stacks(), x.from_units(weights), strict=True):
-            m, t = stack.observed.shape
-            part = joint[:, start : start + t * m].reshape(-1, t, m)
-            start += t * m
+        emissions, evidence, pairs, first = 0, [], [], 0
+        parts = zip(x.stacks(), x.from_units(weights), units.columns, units.base, strict=True)
+        for stack, w, columns, base in parts:
+            if linear.room:
+                features = jax.vmap(linear.features)(columns)
+            else:
+                features = linear.features(linear.columns(columns))
+                features = time_first(features, stack.observed.shape[1])
+            joint = products(slopes, features)
+            joint = joint if base is None else joint + base[:, None]
+            joint = jnp.where(joint > linear.lowest, joint, -jnp.inf)
             observed = (stack.observed & stack.inside).T
-            logs = jnp.where(observed[:, None], jnp.moveaxis(part, 0, 1), 0)
+            logs = jnp.where(observed[:, None], joint, 0)
             chain = model.chain(params, stack)
             found = chain.forward(logs)
             marginals, of_pairs = chain.backward(found, stack.is_last.T)
@@ -68,11 +73,8 @@ def fused_pass(model, x, statistics):
             pairs.append(
                 jax.tree.map(lambda a: jnp.matmul(a, w, precision=Precision.HIGHEST), of_pairs)  # noqa: B023
             )
-            rows = jnp.where(observed, w, 0)[:, None] * marginals
-            weighted.append(jnp.moveaxis(rows, 1, 0).reshape(model.k, -1))
+            emissions += summed(features, jnp.where(observed, w, 0)[:, None] * marginals)
             evidence.append(chains.total(jnp.where(stack.inside.T, found.evidence, 0)))
-        weighted = jnp.concatenate(weighted, 1) if len(weighted) > 1 else weighted[0]
-        emissions = lax.dot_general(features, weighted, SUM_OVER_UNITS, precision=Precision.HIGHEST)
         pairs = jax.tree.map(lambda *parts: sum(parts), *pairs)
         return statistics(first, pairs, emissions), x.to_units(evidence)
 
@@ -87,3 +89,34 @@ def fused_pass(model, x, statistics):
         rows=len(x),
         room=linear.room,
     )
+
+
+MANY_SEQUENCES = 32
+"""Sequences from which a sum over rows and sequences is one product a row (CPU, 200 rows of 1,000
+sequences, 6 features, 4 states: 1.6 to 0.45 ms; 100,000 rows of one: 0.4, not 1.6)."""
+
+
+def time_first(columns, t: int):
+    """Columns (c, t·m) as (t, c, m)."""
+    return jnp.moveaxis(columns.reshape(len(columns), t, -1), 1, 0)
+
+
+def products(slopes, features):
+    """The log densities (t, k, m) of features (t, c, m); slopes (k, c)."""
+    t, c, _ = features.shape
+    if c > FEW:
+        slopes = jnp.broadcast_to(slopes, (t, *slopes.shape))
+        return jnp.matmul(slopes, features, precision=Precision.HIGHEST)
+    total = slopes[:, 0, None] * features[:, 0, None]
+    for i in range(1, c):
+        total = total + slopes[:, i, None] * features[:, i, None]
+    return total
+
+
+def summed(features, rows):
+    """Σ features·rows (c, k) of features (t, c, m) and rows (t, k, m)."""
+    if rows.shape[2] < MANY_SEQUENCES:
+        return jnp.einsum("tcm,tkm->ck", features, rows, precision="highest")
+    sums = jnp.einsum("tcm,tkm->tck", features, rows, precision="highest")
+    ones = jnp.ones(len(sums), sums.dtype)
+    return jnp.tensordot(ones, sums, 1, precision="highest")
