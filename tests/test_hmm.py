@@ -258,6 +258,8 @@ def test_a_missing_row_contributes_nothing(fitted):
     assert found.converged
     rows = sum(map(len, SERIES)) - 10
     assert abs(found.bic() + 2 * found.log_likelihood - 13 * np.log(rows)) < 1e-9
+    by_sequence = found.bic(units=True) + 2 * found.log_likelihood - 13 * np.log(len(x))
+    assert abs(by_sequence) < 1e-9
 
 
 def test_a_fleet_is_its_fits(fitted):
@@ -272,6 +274,7 @@ def test_a_fleet_is_its_fits(fitted):
         assert abs(alone.log_likelihood - fleet.log_likelihood[i]) < 1e-6
         assert abs(fleet.bic()[i] - fleet[i].bic()) < 1e-8
         assert abs(fleet.bic(sets)[i] - fleet[i].bic()) < 1e-6
+        assert abs(fleet.bic(units=True)[i] - fleet[i].bic(units=True)) < 1e-6
         for a, b in zip(alone.predict(x), paths[i], strict=True):
             np.testing.assert_array_equal(a, b)
     mapped = jax.vmap(lambda x: jaxem.fit(MODEL, jaxem.Sequences(x), key=0).log_likelihood)

@@ -109,13 +109,13 @@ def by_data_set(sets: DataSets, arrays: list):
     return jnp.concatenate(arrays)[order]
 
 
-def score_and_weight(result, sets: DataSets):
-    """(log-likelihood, Σw) of every data set, (b,) each."""
+def score_and_weight(result, sets: DataSets, units=False):
+    """(log-likelihood, Σw) of every data set, (b,) each; Σw over observations, or over units."""
     totals, weights = [], []
     for block, evidence in zip(sets.blocks, scores(result, sets), strict=True):
         w = block.weights
         totals.append(evidence.sum(1) if w is None else _weighted(evidence, w))
-        counts = result.model.domain.observations(block.x)
+        counts = None if units else result.model.domain.observations(block.x)
         if counts is not None:
             total = (counts if w is None else w * counts).sum(1)
         else:

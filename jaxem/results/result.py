@@ -18,7 +18,7 @@ from jaxem.numerics.tree import Structure, is_traced, merge, pytree, split
 from jaxem.protocol.capabilities import Sampled, defines, has
 from jaxem.protocol.model import name_of
 from jaxem.protocol.status import FitError, Status, sentence
-from jaxem.results import answers, fleet, printed
+from jaxem.results import answers, fleet, printed, totals
 from jaxem.solver.problem import Fit
 
 
@@ -105,7 +105,7 @@ class Result(Fit):
         (t_i, k). Raises TypeError where the model has no finite latent variable."""
         if defines(self.model, "smooth", "viterbi"):
             return fleet.paths(self, "smooth", x)
-        if self._is_fleet:
+        if self.is_fleet:
             sets = fleet.data_sets(self, x)
             return fleet.by_unit(sets, fleet.responsibilities(self, sets))
         return self._responsibilities(x)
@@ -117,7 +117,7 @@ class Result(Fit):
         list of (t_i,). Raises TypeError as `predict_proba` does."""
         if defines(self.model, "smooth", "viterbi"):
             return fleet.paths(self, "viterbi", x)
-        if self._is_fleet:
+        if self.is_fleet:
             sets = fleet.data_sets(self, x)
             r = fleet.responsibilities(self, sets)
             return fleet.by_unit(sets, [answers.labels(one) for one in r])
@@ -128,7 +128,7 @@ class Result(Fit):
         """log p(x | params) of every unit, shape (n,): −∞ outside the support of the model, NaN
         where x holds a NaN that the model does not take. Of a fleet: (b, n), or a list of
         (n_i,)."""
-        if self._is_fleet:
+        if self.is_fleet:
             sets = fleet.data_sets(self, x)
             return fleet.by_unit(sets, fleet.scores(self, sets))
         return answers.scores(self._numeric, self.params, self._checked(x), self._structure)
@@ -136,7 +136,7 @@ class Result(Fit):
     @in_own_precision
     def sample(self, key, n: int):
         """n units drawn from the fitted model; key: a JAX key or an int."""
-        if self._is_fleet:
+        if self.is_fleet:
             raise TypeError("a batch draws from one fit at a time: result[i].sample(key, n)")
         key, n = as_key(key), integer(n, "n", 1)
         key = jax.random.key(key) if isinstance(key, np.uint32) else key
@@ -154,21 +154,22 @@ class Result(Fit):
         return self.model.n_parameters(params)
 
     @in_own_precision
-    def bic(self, x=None, weights=None):
+    def bic(self, x=None, weights=None, units: bool = False):
         """−2·log-likelihood + n_parameters · log Σw; lower is better (Schwarz 1978).
 
-        Of `Sequences` Σw is over the rows that are not missing (as in depmixS4). x None: of the fit
-        itself with its weights. Else of data x with weights (n,), None for 1 whatever those of the
-        fit. Of a fleet (b,); x and weights are then those of every data set.
+        Of `Sequences` Σw is over the rows that are not missing (as in depmixS4), with units=True
+        over the sequences. x None: of the fit itself with its weights. Else of data x with weights
+        (n,), None for 1 whatever those of the fit. Of a fleet (b,); x and weights are then those of
+        every data set.
         """
-        score, total = self._score(x, weights)
+        score, total = totals.score_and_weight(self, x, weights, units)
         return -2 * score + self.n_parameters * jnp.log(total)
 
     @in_own_precision
     def aic(self, x=None, weights=None):
         """−2·log-likelihood + 2·n_parameters; lower is better (Akaike 1974). x, weights: as in
         `bic`."""
-        return -2 * self._score(x, weights)[0] + 2 * self.n_parameters
+        return -2 * totals.score_and_weight(self, x, weights)[0] + 2 * self.n_parameters
 
     @in_own_precision
     def entropy(self, x=None, weights=None):
@@ -178,7 +179,7 @@ class Result(Fit):
         Raises TypeError where the model has no finite latent variable.
         """
         if x is None:
-            _require_no_weights(weights)
+            totals.require_no_weights(weights)
             if self.posterior_entropy is None and self.own_data is not None:
                 return self.entropy(*self.own_data)
             if self.posterior_entropy is None:
@@ -188,10 +189,10 @@ class Result(Fit):
                     "entropy(x, weights)"
                 )
             return self.posterior_entropy
-        if self._is_fleet:
+        if self.is_fleet:
             return fleet.entropy(self, fleet.data_sets(self, x, weights))
         r = self._responsibilities(x)
-        return answers.entropy(r, _checked_weights(weights, r.shape[0], r.dtype))
+        return answers.entropy(r, totals.checked_weights(weights, r.shape[0], r.dtype))
 
     @in_own_precision
     def icl(self, x=None, weights=None):
@@ -332,30 +333,17 @@ class Result(Fit):
             return dataclasses.replace(self.best_fit, posterior_entropy=np.asarray(self.entropy()))
         return self.best_fit
 
-    def _score(self, x, weights):
-        """(log-likelihood, Σw) of the fit itself where x is None, else of x."""
-        if x is None:
-            _require_no_weights(weights)
-            return self.log_likelihood, self.total_weight
-        if self._is_fleet:
-            return fleet.score_and_weight(self, fleet.data_sets(self, x, weights))
-        evidence, counts = self.score_samples(x), self.model.domain.observations(x)
-        if weights is None:
-            return evidence.sum(), evidence.shape[0] if counts is None else counts.sum()
-        weights = _checked_weights(weights, evidence.shape[0], evidence.dtype)
-        total = weights if counts is None else weights * counts
-        return jnp.where(weights > 0, weights * evidence, 0).sum(), total.sum()
-
     def _responsibilities(self, x):
         args = (self._numeric, self.params, self._checked(x), self._structure)
         return answers.responsibilities(self.model, *args)
 
     @property
-    def _is_fleet(self) -> bool:
+    def is_fleet(self) -> bool:
+        """Whether these are the fits of a batch."""
         return np.ndim(self.status) > 0
 
     def _require_fleet(self, what):
-        if not self._is_fleet:
+        if not self.is_fleet:
             raise TypeError(f"this is one fit, not a batch: {what}")
 
     @property
@@ -380,21 +368,3 @@ class Result(Fit):
                 f"X has {got[0] if got else 0} features, but the model was fitted with "
                 f"{expected[0] if expected else 0} features as input"
             )
-
-
-def _checked_weights(weights, n, dtype):
-    """Weights (n,) or None. ValueError where they are not traced and are negative, not finite or
-    all 0."""
-    weights = checks.as_weights(weights, n, dtype)
-    if weights is not None and not is_traced(weights):
-        explanation = checks.explain_bad_weights(weights)
-        if explanation is not None:
-            raise ValueError(explanation)
-    return weights
-
-
-def _require_no_weights(weights):
-    if weights is not None:
-        raise TypeError(
-            "weights belong to data: give x with them, or leave both for those of the fit"
-        )

@@ -1,0 +1,46 @@
+"""The log-likelihood of data under a fit, beside the number of observations or units."""
+
+import jax.numpy as jnp
+
+from jaxem.data import arrays as checks
+from jaxem.numerics.tree import is_traced
+from jaxem.results import fleet
+
+
+def score_and_weight(result, x, weights, units=False):
+    """(log-likelihood, Σw) of the fit itself where x is None, else of x. Σw is over observations,
+    or over units."""
+    if x is None:
+        require_no_weights(weights)
+        if not units:
+            return result.log_likelihood, result.total_weight
+        if result.own_data is None:
+            raise ValueError("the units of this fit are not at hand: give x, and their weights")
+        return result.log_likelihood, score_and_weight(result, *result.own_data, units)[1]
+    if result.is_fleet:
+        return fleet.score_and_weight(result, fleet.data_sets(result, x, weights), units)
+    evidence = result.score_samples(x)
+    counts = None if units else result.model.domain.observations(x)
+    if weights is None:
+        return evidence.sum(), evidence.shape[0] if counts is None else counts.sum()
+    weights = checked_weights(weights, evidence.shape[0], evidence.dtype)
+    total = weights if counts is None else weights * counts
+    return jnp.where(weights > 0, weights * evidence, 0).sum(), total.sum()
+
+
+def checked_weights(weights, n, dtype):
+    """Weights (n,) or None. ValueError where they are not traced and are negative, not finite or
+    all 0."""
+    weights = checks.as_weights(weights, n, dtype)
+    if weights is not None and not is_traced(weights):
+        explanation = checks.explain_bad_weights(weights)
+        if explanation is not None:
+            raise ValueError(explanation)
+    return weights
+
+
+def require_no_weights(weights):
+    if weights is not None:
+        raise TypeError(
+            "weights belong to data: give x with them, or leave both for those of the fit"
+        )
