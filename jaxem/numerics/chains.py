@@ -94,7 +94,7 @@ class Chain(NamedTuple):
             pair = filtered[:, None] * ratio
             if not is_fixed:
                 pair = pair * matrix
-            marginal = filtered * _moved_back(ratio, matrix)
+            marginal = filtered * moved_back(ratio, matrix)
             marginal = jnp.where(is_last, filtered, marginal)
             total = marginal.sum(0)
             marginal = marginal / jnp.where(total > 0, total, 1)
@@ -122,14 +122,14 @@ class Chain(NamedTuple):
         k = logs.shape[1]
         states = jnp.arange(k)[:, None]
         first = jnp.log(jnp.broadcast_to(self.initial, logs.shape[1:])) + logs[0]
-        level = _largest(first)
+        level = largest_of(first)
 
         def step(score, row):
             logs, inside, given = row
             joint = score[:, None] + jnp.log(self.matrix(given))
             origin = jnp.where(inside, jnp.argmax(joint, axis=0), states)
             moved = joint.max(0) + logs
-            rise = jnp.where(inside, _largest(moved), 0)
+            rise = jnp.where(inside, largest_of(moved), 0)
             return jnp.where(inside, moved - rise, score), (origin, rise)
 
         before = jax.tree.map(lambda a: a[:-1], self.inputs)
@@ -195,7 +195,7 @@ def last_state(filtered, is_last):
     return jnp.sum(jnp.where(is_last, filtered, 0), axis=0)
 
 
-def _largest(values):
+def largest_of(values):
     """The largest of values (k, n) along the first axis, 0 where all are −∞."""
     largest = values.max(0)
     return jnp.where(jnp.isfinite(largest), largest, 0)
@@ -212,12 +212,18 @@ def total(evidence):
 
 def conditioned(predicted, logs):
     """(p(z | x) (k, n), log p(x) (n,)) of a row, from p(z) and log p(x | z)."""
-    possible = jnp.where(predicted > 0, logs, -jnp.inf)
-    largest = stop_gradient(possible.max(0))
-    largest = jnp.where(jnp.isfinite(largest), largest, 0)
-    joint = predicted * jnp.exp(jnp.where(predicted > 0, logs - largest, -jnp.inf))
+    likelihood, largest = relative(predicted, logs)
+    joint = predicted * likelihood
     total = joint.sum(0)
     return joint / jnp.where(total > 0, total, 1), jnp.log(total) + largest
+
+
+def relative(predicted, logs):
+    """(p(x | z) (k, n) relative to the largest one of states z that are possible, its log (n,))."""
+    is_possible = predicted > 0
+    largest = stop_gradient(jnp.where(is_possible, logs, -jnp.inf).max(0))
+    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    return jnp.exp(jnp.where(is_possible, logs - largest, -jnp.inf)), largest
 
 
 def moved(state, matrix):
@@ -227,7 +233,7 @@ def moved(state, matrix):
     return jnp.sum(state[:, None] * matrix, axis=0)
 
 
-def _moved_back(ratio, matrix):
+def moved_back(ratio, matrix):
     """Σ_j matrix_ij · ratio_j (k, n), from values of the next row."""
     if matrix.shape[-1] == 1 and len(matrix) >= MANY_STATES:
         return jnp.matmul(matrix[..., 0], ratio, precision=Precision.HIGHEST)
