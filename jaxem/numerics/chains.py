@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.lax import Precision, stop_gradient
 
 from jaxem.numerics import parallel_chains, tuning
+from jaxem.numerics.special import divided
 
 MANY_STATES = 16
 """States from which a matrix product is faster than a sum in elementwise code (1,000 rows of 256
@@ -243,4 +244,4 @@ def moved_back(ratio, matrix):
 def quotient(numerator, denominator):
     """A quotient that is 0 where the denominator is."""
     is_zero = denominator <= 0
-    return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))
+    return jnp.where(is_zero, 0, divided(numerator, jnp.where(is_zero, 1, denominator)))

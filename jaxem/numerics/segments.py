@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxem.numerics import chains
 from jaxem.numerics.chains import Filtered
+from jaxem.numerics.special import divided
 
 
 class SegmentSums(NamedTuple):
@@ -196,7 +197,7 @@ def hazards(probabilities):
     longest one on that is possible."""
     tail = jnp.flip(jnp.cumsum(jnp.flip(probabilities, 1), axis=1), 1)
     is_possible = tail > 0
-    divisor = jnp.where(is_possible, tail, 1)
-    ends = jnp.where(is_possible, probabilities / divisor, 1)
-    beyond = jnp.pad(tail[:, 1:], ((0, 0), (0, 1)))
-    return ends, jnp.where(is_possible, beyond / divisor, 0)
+    tail = jnp.where(is_possible, tail, 1)
+    beyond = jnp.where(is_possible[:, 1:], tail[:, 1:], 0)
+    ends = jnp.where(is_possible, divided(probabilities, tail), 1)
+    return ends, divided(jnp.pad(beyond, ((0, 0), (0, 1))), tail)

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxem.models.hmm.starts import kept_positive
 from jaxem.numerics.segments import hazard_logits, hazards
+from jaxem.numerics.special import divided
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.counts import is_empty, safe
 from jaxem.protocol.spaces import SIMPLEX, Positive, Reciprocal
@@ -67,8 +68,8 @@ class Categorical:
         at_risk = ended + stayed
         old_ends, old_stays = hazards(params)
         is_known = ~is_empty(at_risk)
-        ends = jnp.where(is_known, ended / safe(at_risk), old_ends)
-        stays = jnp.where(is_known, stayed / safe(at_risk), old_stays)
+        ends = jnp.where(is_known, divided(ended, safe(at_risk)), old_ends)
+        stays = jnp.where(is_known, divided(stayed, safe(at_risk)), old_stays)
         reached = jnp.cumprod(stays[:, :-1], axis=1)
         reached = jnp.concatenate([jnp.ones_like(ends[:, :1]), reached], 1)
         return kept_positive(ends * reached, params)
@@ -87,8 +88,9 @@ class Categorical:
 class Counts:
     """The base of distributions of durations less 1 on all counts, cut off at `longest`.
 
-    Coordinates (2, k): the logarithms of the mean and the size of a negative binomial, of which a
-    Poisson has the size ∞. `free` says which of the two are estimated.
+    Coordinates (2, k): log mean and log(1 + 1/size) of a negative binomial, of which a Poisson has
+    the size ∞. The second is regular at that limit: Newton's method ends there in few steps. `free`
+    says which of the two are estimated.
     """
 
     def hazards(self, params):
@@ -104,7 +106,7 @@ class Counts:
 
     def ratios(self, vector):
         """log p(d + 1) − log p(d) (longest − 1, k) of all durations d."""
-        x, spread = self._counts(vector.dtype), jnp.exp(-vector[1])
+        x, spread = self._counts(vector.dtype), jnp.expm1(vector[1])
         level = vector[0] - jnp.log1p(spread * jnp.exp(vector[0]))
         return level + jnp.log1p(x * spread) - jnp.log1p(x)
 
@@ -116,13 +118,14 @@ class Counts:
     def expansion(self, vector, ended, stayed):
         """(loss (k,), slope (2, k), Hessian (2, 2, k)) by one recursion for the logits and their
         derivatives."""
-        x, spread = self._counts(vector.dtype), jnp.exp(-vector[1])
-        level = spread * jnp.exp(vector[0])
-        share, of_x = level / (1 + level), x * spread / (1 + x * spread)
-        one = jnp.ones_like(of_x)
-        slopes = jnp.stack([(1 - share) * one, share - of_x], 1)
-        bend, bend_x = share * (1 - share), of_x * (1 - of_x)
-        bends = jnp.stack([-bend * one, bend * one, bend * one, bend_x - bend], 1)
+        x, mean, spread = self._counts(vector.dtype), jnp.exp(vector[0]), jnp.expm1(vector[1])
+        by_level, by_x = 1 + spread * mean, 1 + x * spread
+        by_spread = (x - mean) / (by_level * by_x) * (1 + spread)
+        bend = (mean / by_level) ** 2 - (x / by_x) ** 2
+        mixed = jnp.broadcast_to(-mean / by_level**2 * (1 + spread), bend.shape)
+        level = jnp.broadcast_to(-spread * mean / by_level**2, bend.shape)
+        slopes = jnp.stack([jnp.broadcast_to(1 / by_level, bend.shape), by_spread], 1)
+        bends = jnp.stack([level, mixed, mixed, bend * (1 + spread) ** 2 + by_spread], 1)
         bends = bends.reshape(-1, 2, 2, bends.shape[-1])
 
         def step(carry, row):
@@ -144,8 +147,10 @@ class Counts:
 
     def bounds(self, dtype):
         """The least and the largest coordinates (2, 1)."""
-        box = [(LEAST_MEAN, MOST_MEAN * self.longest), SIZES]
-        return (jnp.asarray(np.log(bound)[:, None], dtype) for bound in zip(*box, strict=True))
+        least, most = SIZES
+        low = np.log(LEAST_MEAN), np.log1p(1 / most)
+        high = np.log(MOST_MEAN * self.longest), np.log1p(1 / least)
+        return (jnp.asarray(bound, dtype)[:, None] for bound in (low, high))
 
     def held(self, vector, slope):
         """Which coordinates are not estimated, or on a bound that the loss falls towards."""
@@ -165,10 +170,10 @@ class Poisson(Counts):
     free = (True, False)
 
     def coordinates(self, params):
-        return jnp.stack([jnp.log(params), jnp.full_like(params, jnp.inf)])
+        return jnp.stack([jnp.log(params), jnp.zeros_like(params)])
 
     def params(self, vector):
-        return _within(vector[0], self.spaces())
+        return _within(jnp.exp(vector[0]), self.spaces())
 
     def start(self, mean):
         """Params at which durations have about these means (k,)."""
@@ -193,11 +198,12 @@ class NegativeBinomial(Counts):
     free = (True, True)
 
     def coordinates(self, params):
-        return jnp.log(jnp.stack([params.mean, params.size]))
+        return jnp.stack([jnp.log(params.mean), jnp.log1p(1 / params.size)])
 
     def params(self, vector):
         spaces = self.spaces()
-        return DurationParams(_within(vector[0], spaces.mean), _within(vector[1], spaces.size))
+        mean, size = jnp.exp(vector[0]), 1 / jnp.expm1(vector[1])
+        return DurationParams(_within(mean, spaces.mean), _within(size, spaces.size))
 
     def start(self, mean):
         """Params at which durations have about these means (k,)."""
@@ -288,5 +294,5 @@ def _solved(curvature, slope, is_held):
     return jnp.stack([first, second]) / (determinant * size)
 
 
-def _within(log, space):
-    return jnp.clip(jnp.exp(log), space.least, space.most)
+def _within(value, space):
+    return jnp.clip(value, space.least, space.most)

@@ -136,13 +136,12 @@ class HMM(Chained):
 
     def _assembled(self, params, stats, emissions):
         found = self._estimated(params, stats, emissions)
-        if self.transitions is not None:
-            return dataclasses.replace(found, initial=kept_positive(found.initial, params.initial))
-        return dataclasses.replace(
-            found,
-            initial=kept_positive(found.initial, params.initial),
-            transition=kept_positive(found.transition, params.transition),
-        )
+        initial, transition = found.initial, found.transition
+        if self.initial == "free":
+            initial = kept_positive(initial, params.initial)
+        if self.transitions is None:
+            transition = kept_positive(transition, params.transition)
+        return HMMParams(initial, transition, emissions)
 
     def _estimated(self, params, stats, emissions):
         """The params of an M-step, before entries that underflow are kept above 0."""

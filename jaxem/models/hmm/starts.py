@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from jaxem.models.mixture import Mixture
+from jaxem.numerics.special import divided
 from jaxem.protocol.capabilities import defines
 from jaxem.protocol.counts import is_empty, safe
 from jaxem.protocol.model import Bank, Model
@@ -43,13 +44,15 @@ def bank_of(bank):
 
 def kept_positive(probabilities, previous):
     """Probabilities of which those that were above 0 stay so where they underflow: a probability of
-    exactly 0 is one that was given, and no free parameter."""
+    exactly 0 is one that was given, and no free parameter. It has no slope, by which it could rise.
+    """
     limits = jnp.finfo(probabilities.dtype)
     least = jnp.maximum(probabilities, limits.tiny / limits.eps)
-    return jnp.where(previous > 0, least, probabilities)
+    return jnp.where(previous > 0, least, 0)
 
 
 def normalised(counts, otherwise):
     """Rows of counts divided by their sums; those of `otherwise` where a row is empty."""
     total = counts.sum(-1)
-    return jnp.where(is_empty(total)[..., None], otherwise, counts / safe(total)[..., None])
+    shares = divided(counts, safe(total)[..., None])
+    return jnp.where(is_empty(total)[..., None], otherwise, shares)
