@@ -301,17 +301,6 @@ def test_padding_and_neighbours_change_nothing(fitted, monkeypatch):
     assert abs(one.log_likelihood - again.log_likelihood) < 1e-9
 
 
-def test_the_chunked_pass_is_the_plain_one(fitted, monkeypatch):
-    options = {"init": fitted.params, "tol": 0, "max_iter": 3, "weights": [1.0, 2.0, 0.5, 1.0]}
-    plain = jaxem.fit(MODEL, DATA, **options)
-    with monkeypatch.context() as patch:
-        patch.setattr(tuning, "CHUNKED", 1)
-        jax.clear_caches()
-        fused = jaxem.fit(MODEL, DATA, **options)
-    jax.clear_caches()
-    alike(plain.params, fused.params, rtol=1e-9, atol=1e-11)
-
-
 def test_a_fleet_is_its_fits(fitted):
     sets = [jaxem.Sequences(SERIES[:2]), jaxem.Sequences(SERIES[2:]), DATA]
     init = jax.tree.map(lambda a: np.stack([a] * 3), jax.device_get(fitted.params))
@@ -543,3 +532,14 @@ def test_empty_and_short_sequences_are_defined(fitted):
     same = jaxem.fit(MODEL, x, init=fitted.params, tol=0, max_iter=2)
     other = jaxem.fit(MODEL, x[[0, 2]], init=fitted.params, tol=0, max_iter=2)
     alike(same.params, other.params, rtol=1e-9, atol=1e-12)
+
+
+def test_the_chunked_pass_is_the_plain_one(fitted, monkeypatch):
+    options = {"init": fitted.params, "tol": 0, "max_iter": 3, "weights": [1.0, 2.0, 0.5, 1.0]}
+    plain = jaxem.fit(MODEL, DATA, **options)  # the last test, since caches are cleared
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "CHUNKED", 1)
+        jax.clear_caches()
+        fused = jaxem.fit(MODEL, DATA, **options)
+    jax.clear_caches()
+    alike(plain.params, fused.params, rtol=1e-9, atol=1e-11)
