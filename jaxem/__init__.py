@@ -52,8 +52,10 @@ if TYPE_CHECKING:
     from jaxem.families.student import StudentT, StudentTParams
     from jaxem.models.bayesian import BayesianMixture, BayesianMixtureParams
     from jaxem.models.gate import SoftmaxGate
+    from jaxem.models.hmm.durations import DurationParams
     from jaxem.models.hmm.hmm import HMM, HMMParams
     from jaxem.models.hmm.prior import ChainPrior
+    from jaxem.models.hmm.semi_markov import SemiMarkov, SemiMarkovParams
     from jaxem.models.lda.lda import LDA, LDAParams
     from jaxem.wrappers.each import Each
     from jaxem.wrappers.restricted import Restricted
@@ -108,6 +110,9 @@ _LATER = {
     "SoftmaxGate": "models.gate",
     "HMM": "models.hmm.hmm",
     "HMMParams": "models.hmm.hmm",
+    "DurationParams": "models.hmm.durations",
+    "SemiMarkov": "models.hmm.semi_markov",
+    "SemiMarkovParams": "models.hmm.semi_markov",
     "LDA": "models.lda.lda",
     "LDAParams": "models.lda.lda",
     "Documents": "data.documents",
@@ -145,6 +150,7 @@ __all__ = [
     "DirichletPosterior",
     "DirichletPrior",
     "Documents",
+    "DurationParams",
     "Each",
     "Exact",
     "Exponential",
@@ -190,6 +196,8 @@ __all__ = [
     "Result",
     "Row",
     "Selection",
+    "SemiMarkov",
+    "SemiMarkovParams",
     "Sequences",
     "SoftmaxGate",
     "Status",

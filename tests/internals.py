@@ -20,6 +20,7 @@ from jaxem.gradient.krylov import krylov
 from jaxem.methods.acceleration import Chart
 from jaxem.methods.e_steps import parted, sampled
 from jaxem.methods.suited import suited
+from jaxem.models.hmm import durations
 from jaxem.models.hmm.stationary import stationary
 from jaxem.models.lda import blocks as lda_blocks
 from jaxem.models.lda import classes as lda_classes
@@ -28,7 +29,7 @@ from jaxem.models.lda import lda as lda_model
 from jaxem.models.lda import posterior as lda_posterior
 from jaxem.models.lda import stationary as lda_stationary
 from jaxem.models.lda.lda import DocumentsDomain
-from jaxem.numerics import chain_forms, chains, special, tuning
+from jaxem.numerics import chain_forms, chains, segments, special, tuning
 from jaxem.numerics.linalg import Factor, floored, is_floored, triangular_inverse
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.special import exp_digamma
@@ -82,6 +83,7 @@ __all__ = [
     "concentration",
     "coordinates",
     "decompose",
+    "durations",
     "evaluate",
     "exp_digamma",
     "expectation",
@@ -117,6 +119,7 @@ __all__ = [
     "responsibilities_of",
     "row_sum",
     "sampled",
+    "segments",
     "select_module",
     "single",
     "slices",

@@ -107,8 +107,8 @@ def check_params(case, params):
         np.testing.assert_allclose(spread, wanted["sd"], atol=within)
 
 
-CHAINS = {c["id"]: c for c in CASES if c["issue"] == "hmm" and c.get("kind") != "semi-markov"}
-FITTED_CHAINS = [name for name in CHAINS if name not in ("hmm-toy", "speed-fixed")]
+CHAINS = {c["id"]: c for c in CASES if c["issue"] == "hmm"}
+FITTED_CHAINS = [n for n in CHAINS if n not in ("hmm-toy", "speed-fixed", "hsmm-toy")]
 SPEED = jaxem.Product({"rt": (jaxem.Normal(), 0), "correct": (jaxem.Bernoulli(), 1)})
 EMISSIONS = {
     "poisson": jaxem.Poisson(),
@@ -116,6 +116,7 @@ EMISSIONS = {
     "mixed": SPEED,
     "bernoulli": jaxem.Bernoulli(),
     "normal-autoregressive": jaxem.Autoregression(shared_variance=True),
+    "semi-markov": jaxem.Poisson(),
 }
 
 
@@ -148,6 +149,8 @@ def test_published_chain(name):
     model = jaxem.HMM(
         EMISSIONS[case["kind"]], case["k"], initial=case.get("initial", "free"), transitions=gate
     )
+    if case["kind"] == "semi-markov":
+        model = jaxem.SemiMarkov(model.emissions, case["k"], longest=40)
     result = jaxem.fit(model, x, key=0, restarts=16, tol=1e-10, max_iter=20_000)
     low, within = case["log_likelihood"], case["tolerance"]
     high = case.get("best_known", low)
@@ -167,7 +170,8 @@ def test_published_chain(name):
         assert abs(np.sqrt(p.emissions.covariance[0, 0]) - wanted["sd"]) < atol
         wanted = {key: value for key, value in wanted.items() if key != "sd"}
     else:
-        location = {"normal": "mean", "poisson": "rate", "bernoulli": "probs"}[case["kind"]]
+        kinds = {"normal": "mean", "poisson": "rate", "bernoulli": "probs", "semi-markov": "rate"}
+        location = kinds[case["kind"]]
         location = np.asarray(getattr(p.emissions, location))
         order = np.argsort(location[:, 0])
         for key in ("mean", "rate", "prob"):
@@ -219,6 +223,14 @@ def test_published_chains_at_given_params():
     )
     np.testing.assert_array_equal(model.viterbi(params, x)[0], toy["viterbi"])
     assert abs(model.hardened(params, x)[1][0] - toy["viterbi_log_prob"]) < 1e-3
+
+    toy = CHAINS["hsmm-toy"]
+    g = {key: jax.numpy.asarray(value, float) for key, value in toy["inline"].items()}
+    emissions = jaxem.BernoulliParams(g["emission_prob_1"][:, None])
+    params = jaxem.SemiMarkovParams(g["initial"], g["transition"], g["duration"], emissions)
+    model = jaxem.SemiMarkov(jaxem.Bernoulli(), 2, "categorical", longest=4)
+    found = model.log_prob(params, jaxem.Sequences(np.asarray(g["y"])))[0]
+    assert abs(found - toy["log_likelihood"]) < toy["tolerance"]
 
     g = {key: jax.numpy.asarray(value, float) for key, value in case["given"].items()}
     emissions = {

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxem.models.bayesian import BayesianMixture
 from jaxem.models.hmm.hmm import HMM
+from jaxem.models.hmm.semi_markov import SemiMarkov
 from jaxem.models.lda.lda import LDA
 from jaxem.models.mixture import Mixture
 from jaxem.protocol.status import Status
@@ -15,8 +16,8 @@ SOUND = (Status.CONVERGED, Status.MAX_ITER)
 
 
 def model_name(model) -> str:
-    """`Normal('full'), k=3` for a mixture, `LDA(topics=3)` for topics, `HMM of Poisson(), k=2` for
-    a chain, else the type."""
+    """`Normal('full'), k=3` for a mixture, `LDA(topics=3)` for topics, `HMM of Poisson(), k=2` or
+    `SemiMarkov of Poisson(), 'poisson', k=2` for a chain, else the type."""
     if isinstance(model, LDA):
         inference = f", {model.inference!r}" if model.bayes else ""
         return f"LDA(topics={model.topics}{inference})"
@@ -28,6 +29,8 @@ def model_name(model) -> str:
         parts = (part for part in (model.transitions, model.prior) if part is not None)
         options += [type(part).__name__ for part in parts]
         return ", ".join([f"HMM of {_bank_name(model.emissions)}", *options, f"k={model.k}"])
+    if isinstance(model, SemiMarkov):
+        return f"SemiMarkov of {_bank_name(model.emissions)}, {model.durations!r}, k={model.k}"
     if not isinstance(model, Mixture):
         return type(model).__name__
     prior = "" if model.prior is None else f", {type(model.prior).__name__}"

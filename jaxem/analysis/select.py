@@ -20,7 +20,7 @@ from jaxem.data.precision import float64, needs_float64
 from jaxem.fit import fit, require_model
 from jaxem.methods.em import EM
 from jaxem.models.bayesian import BayesianMixture
-from jaxem.models.hmm.hmm import HMM
+from jaxem.models.hmm.chained import Chained
 from jaxem.models.lda.lda import LDA
 from jaxem.models.mixture import FiniteMixture
 from jaxem.numerics.tree import is_traced
@@ -283,7 +283,7 @@ def _row(name, model, result, criterion, x, weights):
     if criterion == "icl":
         score += 2 * float(result.entropy(x, weights))
     k = model.topics if isinstance(model, LDA) else None
-    k = model.k if isinstance(model, FiniteMixture | HMM) else k
+    k = model.k if isinstance(model, FiniteMixture | Chained) else k
     status = Status(int(result.status))
     return Row(name, model, k, n_parameters, float(result.log_likelihood), score, status)
 
@@ -299,7 +299,7 @@ def _of_batch(names, models, results, criterion, x, weights) -> BatchSelection:
         if criterion == "icl":
             score += 2 * np.asarray(result.entropy(x, weights), float)
         columns.append((n_parameters, likelihood, score, np.asarray(result.status)))
-    sizes = [model.k if isinstance(model, FiniteMixture | HMM) else None for model in models]
+    sizes = [model.k if isinstance(model, FiniteMixture | Chained) else None for model in models]
     table = tuple(
         Row(name, model, k, p, float(ll[i]), float(score[i]), Status(int(status[i])), i)
         for i in range(len(columns[0][1]))

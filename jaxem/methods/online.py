@@ -128,7 +128,7 @@ class OnlineEM:
                 "OnlineEM averages a model's statistics: define statistics and maximize, or use "
                 "jaxem.EM()"
             )
-        k, n = model.domain.components, jax.tree.leaves(x)[0].shape[0]
+        k, n = model.domain.fewest, jax.tree.leaves(x)[0].shape[0]
         if k > 1 and self.batch < min(LEAST_UNITS * k, n):
             warn(
                 f"OnlineEM(batch={self.batch}) has too few units in a minibatch for {k} "

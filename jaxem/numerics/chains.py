@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.lax import Precision, stop_gradient
 
 from jaxem.numerics import chain_forms, long_chains, parallel_chains
+from jaxem.numerics.special import divided
 
 MANY_STATES = 16
 """States from which a matrix product is faster than a sum in elementwise code (1,000 rows of 256
@@ -26,7 +27,7 @@ BLOCK = 256
 
 SUMS = {
     False: (partial(jnp.sum, axis=0), partial(jnp.max, axis=0)),
-    True: (long_chains.sum_of, long_chains.largest_of),
+    True: (long_chains.sum_by_term, long_chains.largest_by_term),
 }
 """Sums and maxima over states, by whether they are written term by term."""
 
@@ -98,7 +99,7 @@ class Chain(NamedTuple):
         is_fixed = not callable(self.transition) and pairs is None
         if is_fixed and chain_forms.is_long(*filter_.filtered.shape):
             return long_chains.smoothed(
-                filter_.predicted, filter_.filtered, self, is_last, _moved_back
+                filter_.predicted, filter_.filtered, self, is_last, moved_back
             )
         ratio = jnp.zeros(filter_.filtered.shape[1:], filter_.filtered.dtype)
 
@@ -110,7 +111,7 @@ class Chain(NamedTuple):
             pair = filtered[:, None] * ratio
             if not is_fixed:
                 pair = pair * matrix
-            marginal = filtered * _moved_back(ratio, matrix)
+            marginal = filtered * moved_back(ratio, matrix)
             marginal = jnp.where(is_last, filtered, marginal)
             total = marginal.sum(0)
             marginal = marginal / jnp.where(total > 0, total, 1)
@@ -138,14 +139,14 @@ class Chain(NamedTuple):
         k = logs.shape[1]
         states = jnp.arange(k)[:, None]
         first = jnp.log(jnp.broadcast_to(self.initial, logs.shape[1:])) + logs[0]
-        level = _largest(first)
+        level = largest_of(first)
 
         def step(score, row):
             logs, inside, given = row
             joint = score[:, None] + jnp.log(self.matrix(given))
             origin = jnp.where(inside, jnp.argmax(joint, axis=0), states)
             moved = joint.max(0) + logs
-            rise = jnp.where(inside, _largest(moved), 0)
+            rise = jnp.where(inside, largest_of(moved), 0)
             return jnp.where(inside, moved - rise, score), (origin, rise)
 
         before = jax.tree.map(lambda a: a[:-1], self.inputs)
@@ -211,7 +212,7 @@ def last_state(filtered, is_last):
     return jnp.sum(jnp.where(is_last, filtered, 0), axis=0)
 
 
-def _largest(values):
+def largest_of(values):
     """The largest of values (k, n) along the first axis, 0 where all are −∞."""
     largest = values.max(0)
     return jnp.where(jnp.isfinite(largest), largest, 0)
@@ -234,13 +235,19 @@ def total(evidence):
 def conditioned(predicted, logs, by_term=False):
     """(p(z | x) (k, n), log p(x) (n,)) of a row, from p(z) and log p(x | z). by_term: whether sums
     over states are written term by term."""
-    sum_of, largest_of = SUMS[by_term]
-    possible = jnp.where(predicted > 0, logs, -jnp.inf)
-    largest = stop_gradient(largest_of(possible))
-    largest = jnp.where(jnp.isfinite(largest), largest, 0)
-    joint = predicted * jnp.exp(jnp.where(predicted > 0, logs - largest, -jnp.inf))
-    total = sum_of(joint)
+    sum_over, most_over = SUMS[by_term]
+    likelihood, largest = relative(predicted, logs, most_over)
+    joint = predicted * likelihood
+    total = sum_over(joint)
     return joint / jnp.where(total > 0, total, 1), jnp.log(total) + largest
+
+
+def relative(predicted, logs, most_over=SUMS[False][1]):
+    """(p(x | z) (k, n) relative to the largest one of states z that are possible, its log (n,))."""
+    is_possible = predicted > 0
+    largest = stop_gradient(most_over(jnp.where(is_possible, logs, -jnp.inf)))
+    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    return jnp.exp(jnp.where(is_possible, logs - largest, -jnp.inf)), largest
 
 
 def _filtered(predicted, logs):
@@ -259,7 +266,7 @@ def moved(state, matrix):
     return jnp.sum(state[:, None] * matrix, axis=0)
 
 
-def _moved_back(ratio, matrix):
+def moved_back(ratio, matrix):
     """Σ_j matrix_ij · ratio_j (k, n), from values of the next row."""
     is_shared = matrix.shape[-1] == 1
     if is_shared and len(matrix) >= MANY_STATES:
@@ -282,4 +289,4 @@ def _weighted_sum(weights, matrix):
 def quotient(numerator, denominator):
     """A quotient that is 0 where the denominator is."""
     is_zero = denominator <= 0
-    return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))
+    return jnp.where(is_zero, 0, divided(numerator, jnp.where(is_zero, 1, denominator)))

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
+from jaxem.numerics.special import divided
+
 FEW = 16
 """States up to which sums over them are written term by term."""
 
@@ -21,14 +23,14 @@ def predicted(chain, logs, first, by_row):
     there explains a row better by far, the others underflow: then the answer is that of `by_row`,
     a function of logs.
     """
-    largest = stop_gradient(largest_of(jnp.moveaxis(logs, 1, 0)))
+    largest = stop_gradient(largest_by_term(jnp.moveaxis(logs, 1, 0)))
     largest = jnp.where(jnp.isfinite(largest), largest, 0)
     densities = jnp.moveaxis(jnp.exp(jnp.moveaxis(logs, 1, 0) - largest), 0, 1)
 
     def step(state, row):
         densities, given = row
         joint = state * densities
-        total = sum_of(joint)
+        total = sum_by_term(joint)
         filtered = joint * (1 / jnp.where(total > 0, total, 1))
         return chain.onward(filtered, given), (state, total)
 
@@ -41,7 +43,7 @@ def smoothed(predicted, filtered, chain, is_last, moved_back):
     """(p(z_t | x) (t, k, n), Σ_t p(z_t, z_{t+1} | x) (k, k, n)) of a chain with one transition
     matrix. moved_back: Σ_j matrix_ij · ratio_j."""
     before, after = (jnp.moveaxis(a, 1, 0) for a in (predicted, filtered))
-    gain = jnp.where(before > 0, after / jnp.where(before > 0, before, 1), 0)
+    gain = jnp.where(before > 0, divided(after, jnp.where(before > 0, before, 1)), 0)
 
     def step(ratio, row):
         gain, is_last = row
@@ -52,7 +54,7 @@ def smoothed(predicted, filtered, chain, is_last, moved_back):
     ratio = jax.lax.scan(step, start, (jnp.moveaxis(gain, 0, 1), is_last), reverse=True)[1]
     ratio = jnp.moveaxis(ratio, 1, 0)
     marginals = before * ratio
-    total = sum_of(marginals)
+    total = sum_by_term(marginals)
     scale = 1 / jnp.where(total > 0, total, 1)  # 1, but for rounding errors
     marginals, ratio = marginals * scale, ratio * scale
     has_next = ~is_last.at[-1].set(True)[:-1]
@@ -61,12 +63,12 @@ def smoothed(predicted, filtered, chain, is_last, moved_back):
     return jnp.moveaxis(marginals, 0, 1), pairs * chain.transition
 
 
-def sum_of(values):
+def sum_by_term(values):
     """Σ_i values_i of few values, term by term (XLA for CPUs, (3, 100,000): 3 to 0.1 ms)."""
     return functools.reduce(jnp.add, list(values)) if len(values) <= FEW else values.sum(0)
 
 
-def largest_of(values):
+def largest_by_term(values):
     """max_i values_i of few values, likewise."""
     return functools.reduce(jnp.maximum, list(values)) if len(values) <= FEW else values.max(0)
 

@@ -4,6 +4,7 @@ The figures are the largest errors against 80-digit arithmetic over arguments fr
 unless a range is given.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy import special
@@ -35,6 +36,19 @@ def safe_entr(p):
     responsibility that has underflowed it is NaN.
     """
     return special.entr(jnp.where(p == 0, 1, p))
+
+
+@jax.custom_jvp
+def divided(part, whole):
+    """part / whole. Its slopes are finite for a small `whole`, whose square underflows, where that
+    of the library's quotient is NaN."""
+    return part / whole
+
+
+@divided.defjvp
+def _divided_tangent(primals, tangents):
+    share = primals[0] / primals[1]
+    return share, (tangents[0] - share * tangents[1]) / primals[1]
 
 
 def log_minus_digamma(y):

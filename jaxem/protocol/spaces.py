@@ -168,7 +168,8 @@ class Simplex(Space):
         return jnp.all(leaf >= 0) & jnp.all(jnp.abs(leaf.sum(-1) - 1) <= SHARES_OFF)
 
     def guard(self, proposal, legal):
-        return _normalised(jnp.maximum(proposal, LEAST_RATIO * legal))
+        raised = jnp.maximum(proposal, LEAST_RATIO * legal)
+        return _normalised(jnp.where(legal > 0, raised, 0))
 
     def free(self, leaf):
         return jnp.log(leaf)

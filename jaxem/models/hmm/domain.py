@@ -15,10 +15,10 @@ from jaxem.protocol.model import name_of
 
 @dataclass(frozen=True)
 class SequencesDomain(Domain):
-    """`Sequences` of rows that a bank takes."""
+    """`Sequences` of rows that a bank takes. inputs: whether with inputs; None: never."""
 
     bank: Any = None
-    inputs: bool = False
+    inputs: bool | None = False
 
     def rows(self, x):
         length, rows, *_ = x.stored
@@ -73,10 +73,10 @@ class SequencesDomain(Domain):
         shape = jax.ShapeDtypeStruct((1, rows[0].shape[-1]), rows[0].dtype)
         self.bank.domain.check(shape, name_of(self.bank))
         has_inputs = x.stored[3] is not None
-        if has_inputs != self.inputs:
+        if has_inputs != bool(self.inputs):
+            gate = "" if self.inputs is None else "give transitions=jaxem.SoftmaxGate(), or "
             raise ValueError(
-                f"the sequences have inputs, {name} takes none: give "
-                "transitions=jaxem.SoftmaxGate(), or leave them out"
+                f"the sequences have inputs, {name} takes none: {gate}leave them out"
                 if has_inputs
                 else f"{name} has transitions that depend on inputs: give "
                 "jaxem.Sequences(data, inputs=...)"

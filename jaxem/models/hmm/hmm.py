@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,27 +10,18 @@ import numpy as np
 from jax.lax import stop_gradient
 
 from jaxem.data.options import integer, one_of
-from jaxem.data.sequences import Sequences
 from jaxem.models.gate import SoftmaxGate
 from jaxem.models.hmm.chained import Chained
-from jaxem.models.hmm.domain import SequencesDomain
-from jaxem.models.hmm.fused import fused_pass
 from jaxem.models.hmm.prior import ChainPrior
+from jaxem.models.hmm.starts import bank_of, kept_positive, normalised, start
 from jaxem.models.hmm.stationary import best_transition, stationary
-from jaxem.models.mixture import Mixture
 from jaxem.numerics import chains
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.capabilities import Sampled, defines, has
-from jaxem.protocol.counts import is_empty, safe
 from jaxem.protocol.derived import whitened
 from jaxem.protocol.held import averaged
-from jaxem.protocol.model import Bank, Model, name_of
+from jaxem.protocol.model import name_of
 from jaxem.protocol.priors import require_kind
-from jaxem.protocol.restriction import restricted
 from jaxem.protocol.spaces import REAL, SIMPLEX
-from jaxem.protocol.starts import Start
-from jaxem.protocol.units import inward, outward, standardized
-from jaxem.wrappers.adopted import AdoptedBank
 
 
 @pytree(eq=False)
@@ -40,12 +31,6 @@ class HMMParams:
 
     initial: Any
     transition: Any
-    emissions: Any
-
-
-class HMMStatistics(NamedTuple):
-    first: Any
-    transitions: Any
     emissions: Any
 
 
@@ -78,7 +63,7 @@ class HMM(Chained):
     def __post_init__(self):
         object.__setattr__(self, "k", integer(self.k, "k", 1))
         one_of(self.initial, "initial", INITIAL)
-        object.__setattr__(self, "emissions", _bank(self.emissions))
+        object.__setattr__(self, "emissions", bank_of(self.emissions))
         require_kind(self, ChainPrior)
         if self.transitions is None:
             return
@@ -93,66 +78,39 @@ class HMM(Chained):
             )
 
     @property
-    def bank(self):
-        """The bank of the emissions."""
-        return self.emissions
-
-    @property
-    def domain(self):
-        inner = self.emissions.domain
-        return SequencesDomain(
-            inner.words,
-            components=self.k,
-            remedy=inner.remedy,
-            discrete=inner.discrete,
-            least=1,
-            lags=inner.lags,
-            bank=self.emissions,
-            inputs=self.transitions is not None,
-        )
+    def takes_inputs(self):
+        return self.transitions is not None
 
     def init(self, key, x, weights):
         """The emissions are those of a mixture at its default start, and transitions those between
         its components in time; half of every row is spread evenly."""
-        x = self.rows_before(x)
-        rows, mixture = x.flat(), Mixture(self.emissions, self.k)
-        row_weights = x.row_weights(weights)
-        # A mixture has no empty data; missing rows have the values of an observed one.
-        row_weights = jnp.where(row_weights.sum() > 0, row_weights, 1)
-        params = Start.default(mixture, rows).params(mixture, key, rows, row_weights)
-        r, _ = mixture.posterior(params, rows)
-        r = r.responsibilities * (row_weights > 0)[:, None]
-        pairs, first = 0, 0
-        for part, w in zip(x.split(r), x.from_units(weights), strict=True):
-            pairs += jnp.einsum("n,nti,ntj->ij", w, part[:, :-1], part[:, 1:], precision="highest")
-            first += w @ part[:, 0]
+        components, first, pairs = start(self, key, x, weights)
         even = jnp.full((self.k, self.k), 1 / self.k, weights.dtype)
-        transition = (_normalised(pairs, even) + even) / 2
+        transition = (normalised(pairs, even) + even) / 2
         if self.initial == "stationary":
-            return HMMParams(stationary(transition), transition, params.components)
-        initial = (_normalised(first, even[0]) + even[0]) / 2
+            return HMMParams(stationary(transition), transition, components)
+        initial = (normalised(first, even[0]) + even[0]) / 2
         if self.transitions is not None:
             transition = self.transitions.constant(transition, x.widths[1])
-        return HMMParams(initial, transition, params.components)
+        return HMMParams(initial, transition, components)
 
     def sample(self, key, params, n: int, length: int = 100):
         """n sequences of so many rows, as `Sequences`. NotImplementedError where transitions depend
         on inputs, and where the bank has no draws of its own, as `Autoregression`."""
-        if self.transitions is not None or not has(self.bank, Sampled):
-            reason = "its transitions depend on inputs"
-            if self.transitions is None:
-                reason = f"{name_of(self.bank)} does not define sample(key, params, z)"
-            raise NotImplementedError(f"{name_of(self)} draws no sequences here: {reason}")
-        first_key, path_key, rows_key = jax.random.split(key, 3)
+        if self.transitions is not None:
+            raise NotImplementedError(
+                f"{name_of(self)} draws no sequences here: its transitions depend on inputs"
+            )
+        return super().sample(key, params, n, length)
+
+    def _path(self, keys, params, n, length):
         logs = jnp.log(params.initial), jnp.log(params.transition)
-        state = jax.random.categorical(first_key, logs[0], shape=(n,))
+        state = jax.random.categorical(keys[0], logs[0], shape=(n,))
 
         def step(state, key):
             return jax.random.categorical(key, logs[1][state]), state
 
-        z = jax.lax.scan(step, state, jax.random.split(path_key, length))[1].T
-        rows = self.bank.sample(rows_key, params.emissions, z.reshape(-1))
-        return Sequences(rows.reshape(n, length, -1))
+        return jax.lax.scan(step, state, jax.random.split(keys[1], length))[1].T
 
     def chain(self, params, stack):
         """The `chains.Chain` of a stack of sequences."""
@@ -166,68 +124,39 @@ class HMM(Chained):
         matrix = partial(gate.probabilities, params.transition)
         return chains.Chain(initial, matrix, inputs, gate.summed(params.transition))
 
-    def fused(self, x):
-        return fused_pass(self, x, HMMStatistics)
-
-    def statistics(self, params, x, q, weights):
-        x = self.rows_before(x)
-        rows = q.rows * x.row_weights(weights)[:, None]
-        return HMMStatistics(
-            jnp.einsum("n,nk->k", weights, q.first, precision="highest"),
-            jax.tree.map(
-                lambda a: jnp.tensordot(weights, a, 1, precision="highest"), q.transitions
-            ),
-            self.bank.statistics(params.emissions, x.flat(), q.emissions, rows),
-        )
-
-    def maximize(self, params, stats):
-        emissions = self.bank.maximize(params.emissions, stats.emissions)
-        return self._assembled(params, stats, emissions)
-
-    def restricted(self, held):
-        """Any restriction of probabilities is exact: `Restricted.restrict` changes the free ones of
-        a row. Rows that are tied share their counts."""
-        inner = restricted(self.bank, held.emissions)
+    def _tied(self, held):
         is_free = held.transition.free and held.initial.free
         is_plain = self.initial == "free" and self.transitions is None
-        if inner is None or not (is_free or is_plain):
+        if not (is_free or is_plain):
             return None
         if is_free:
-            return lambda params, stats: self._assembled(
-                params, stats, inner(params.emissions, stats.emissions)
-            )
-
-        def maximize(params, stats):
-            emissions = inner(params.emissions, stats.emissions)
-            transitions = averaged(held.transition.leaders, stats.transitions)
-            return self._assembled(params, stats._replace(transitions=transitions), emissions)
-
-        return maximize
+            return lambda stats: stats
+        leaders = held.transition.leaders
+        return lambda stats: stats._replace(transitions=averaged(leaders, stats.transitions))
 
     def _assembled(self, params, stats, emissions):
         found = self._estimated(params, stats, emissions)
-        if self.transitions is not None:
-            return dataclasses.replace(found, initial=kept_positive(found.initial, params.initial))
-        return dataclasses.replace(
-            found,
-            initial=kept_positive(found.initial, params.initial),
-            transition=kept_positive(found.transition, params.transition),
-        )
+        initial, transition = found.initial, found.transition
+        if self.initial == "free":
+            initial = kept_positive(initial, params.initial)
+        if self.transitions is None:
+            transition = kept_positive(transition, params.transition)
+        return HMMParams(initial, transition, emissions)
 
     def _estimated(self, params, stats, emissions):
         """The params of an M-step, before entries that underflow are kept above 0."""
         first, pairs = stats.first, stats.transitions
         if self.transitions is not None:
             transition = self.transitions.maximize(params.transition, pairs)
-            return HMMParams(_normalised(first, params.initial), transition, emissions)
+            return HMMParams(normalised(first, params.initial), transition, emissions)
         if self.prior is not None:
             first, pairs = self.prior.counts(first, pairs, params)
         if self.initial == "stationary":
             first = stats.first
             transition = best_transition(params.transition, first, pairs)
             return HMMParams(stationary(transition), transition, emissions)
-        transition = _normalised(pairs, params.transition)
-        return HMMParams(_normalised(first, params.initial), transition, emissions)
+        transition = normalised(pairs, params.transition)
+        return HMMParams(normalised(first, params.initial), transition, emissions)
 
     def log_prior(self, params):
         inner = self.bank.log_prior(params.emissions)
@@ -272,83 +201,33 @@ class HMM(Chained):
     def degenerate(self, params):
         if self.transitions is not None:
             return jnp.any(self.bank.degenerate(params.emissions))
-        eps = jnp.finfo(params.transition.dtype).eps
-        others = ~jnp.eye(self.k, dtype=bool)
-        is_entered = jnp.any((params.transition > eps) & others, axis=0)
-        is_lost = ~is_entered & (params.initial < eps)
-        return jnp.any(self.bank.degenerate(params.emissions)) | jnp.any(is_lost)
+        return super().degenerate(params)
 
-    def _size_of_terms(self, params, stats):
+    def _rows(self, stats):
         pairs = stats.transitions if self.transitions is None else stats.transitions.count
-        rows = stats.first.sum() + pairs.sum()
-        return self.bank._size_of_terms(params.emissions, stats.emissions) + ROW_ROUNDING * rows
+        return stats.first.sum() + pairs.sum()
 
     def standardize(self, x, weights):
-        row_weights = x.row_weights(weights)
-        inner = standardized(self.bank, x.flat(), row_weights)
-        # The mean over all sequences, so that it is one number: only their lengths differ.
-        counted = self.rows_before(x).row_weights(weights)
-        total = jnp.where(counted > 0, counted * _along(inner.log_volume, counted), 0).sum()
-        scale, data = None, x.with_flat(inner.data)
-        if self.transitions is not None:
-            scale = stop_gradient(x.largest_inputs())
-            data = data.with_inputs(lambda inputs: inputs / scale)
-        return inner._replace(
-            model=dataclasses.replace(self, emissions=inner.model),
-            data=data,
-            units=(inner.units, scale),
-            log_volume=total / safe(weights.sum()),
-        )
+        found = super().standardize(x, weights)
+        if self.transitions is None:
+            return found
+        scale = stop_gradient(x.largest_inputs())
+        data = found.data.with_inputs(lambda inputs: inputs / scale)
+        return found._replace(data=data, units=(found.units, scale))
 
     def inward(self, units, params):
-        return self._converted(params, inward(self.bank, units[0], params.emissions), units[1])
+        if self.transitions is None:
+            return super().inward(units, params)
+        params = super().inward(units[0], params)
+        transition = self.transitions.rescaled(params.transition, units[1])
+        return dataclasses.replace(params, transition=transition)
 
     def outward(self, units, params):
-        emissions = outward(self.bank, units[0], params.emissions)
-        scale = None if units[1] is None else 1 / units[1]
-        return self._converted(params, emissions, scale)
+        if self.transitions is None:
+            return super().outward(units, params)
+        params = super().outward(units[0], params)
+        transition = self.transitions.rescaled(params.transition, 1 / units[1])
+        return dataclasses.replace(params, transition=transition)
 
-    def _converted(self, params, emissions, scale):
-        transition = params.transition
-        if self.transitions is not None:
-            transition = self.transitions.rescaled(transition, scale)
-        return dataclasses.replace(params, transition=transition, emissions=emissions)
-
-
-ROW_ROUNDING = 4.0
-"""The rounding error of a row, whose probabilities are normalised anew, in those of the number 1
-(100 float32 fits of 120 counts without structure: 18 ended as DECREASED without it, with it
-none)."""
 
 INITIAL = ("free", "stationary")
-
-
-def _bank(bank):
-    """The bank of emissions; TypeError unless it is one."""
-    is_class = isinstance(bank, type)
-    if not is_class and not isinstance(bank, Model) and defines(bank, "posterior"):
-        return AdoptedBank(bank)
-    if is_class or not isinstance(bank, Bank):
-        name = bank.__name__ if is_class else type(bank).__name__
-        remedy = f"write {name}(...)" if is_class else f"lift one model, jaxem.Each({name}(...))"
-        raise TypeError(f"emissions must be a bank such as jaxem.Normal(), got {name}: {remedy}")
-    return bank
-
-
-def _along(volume, rows):
-    """log volumes, one number or one a row, for as many rows: with rows before them, all of one."""
-    return volume if jnp.ndim(volume) == 0 or volume.shape == rows.shape else volume[: len(rows)]
-
-
-def kept_positive(probabilities, previous):
-    """Probabilities of which those that were above 0 stay so where they underflow: a probability of
-    exactly 0 is one that was given, and no free parameter."""
-    limits = jnp.finfo(probabilities.dtype)
-    least = jnp.maximum(probabilities, limits.tiny / limits.eps)
-    return jnp.where(previous > 0, least, probabilities)
-
-
-def _normalised(counts, otherwise):
-    """Rows of counts divided by their sums; those of `otherwise` where a row is empty."""
-    total = counts.sum(-1)
-    return jnp.where(is_empty(total)[..., None], otherwise, counts / safe(total)[..., None])

@@ -48,7 +48,7 @@ def forecast(model, params, x, steps, inputs=None):
     of the last row of each sequence and of the rows that follow, but for the last one."""
     steps = integer(steps, "steps", 1)
     last = _asked(model, params, x, "last")
-    if (inputs is None) == model.domain.inputs:
+    if (inputs is None) == bool(model.domain.inputs):
         raise ValueError(
             "forecasts need inputs (n, steps, g) where transitions depend on them, and only there"
         )

@@ -13,11 +13,19 @@ class HMMPosterior(NamedTuple):
 
     rows (r, k): p(z_t | x) of every row of `Sequences.stacks`, one stack after the other; first
     (n, k): of the first rows; transitions (n, k, k): the expected number of transitions, or
-    the `GateStatistics` of every sequence; emissions: the bank's posterior of every row given each
-    state.
+    the `GateStatistics` or the `SegmentSums` of every sequence; emissions: the bank's posterior of
+    every row given each state.
     """
 
     rows: Any
+    first: Any
+    transitions: Any
+    emissions: Any
+
+
+class HMMStatistics(NamedTuple):
+    """Weighted sums over sequences: of first rows (k,), of transitions, and the bank's."""
+
     first: Any
     transitions: Any
     emissions: Any
@@ -49,7 +57,8 @@ def of_paths(chain_of, paths, inner, x):
 
 
 def _q(marginals, transitions, inner, x):
-    """The `HMMPosterior` from marginals (t, k, m) and transitions (k, k, m) of every stack."""
+    """The `HMMPosterior` from marginals (t, k, m) of every stack and sums of its
+    transitions, a tree of arrays (..., m)."""
     rows, first = [], []
     for part, stack in zip(marginals, x.stacks(), strict=True):
         part = jnp.moveaxis(part, 2, 0)  # (m, t, k)
