@@ -160,7 +160,7 @@ def test_float32_is_stable_over_many_rows_and_states():
         chain = chains.Chain(jnp.full((k, 1), 1 / k, logs.dtype), matrix)
         found = chain.forward(logs)
         is_last = jnp.arange(t)[:, None] == t - 1
-        marginals, pairs = chain.backward(found, is_last)
+        marginals, pairs, _ = chain.backward(found, is_last)
         return chains.total(found.evidence)[0], marginals, pairs
 
     evidence, marginals, pairs = passes(jnp.asarray(logs[..., None]))
@@ -244,6 +244,40 @@ def test_the_chunked_pass_is_the_plain_one(fitted, monkeypatch):
         jax.clear_caches()
         for a, b in zip(*map(jax.tree.leaves, (plain.params, fused.params)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("form", ["", "takes_levels", "is_long"])
+@pytest.mark.parametrize("name", ["plain", "zeros", "gate", "segments"])
+def test_blocks_of_rows_change_nothing(name, form, monkeypatch, fitted):
+    """Long sequences in blocks, which bound the memory: sums, evidence and slopes."""
+    model, x, params = MODEL, jaxem.Sequences([*SERIES[:2], with_gaps(BANKS["normal"][1])[0]]), None
+    params, weights = fitted.params, jnp.asarray([1.0, 2.0, 0.5])
+    if name == "zeros":
+        transition = jnp.asarray([[0.9, 0.1], [0.0, 1.0]])
+        params = jaxem.HMMParams(jnp.asarray([1.0, 0.0]), transition, params.emissions)
+    if name == "gate":
+        model, series, inputs, params = gated(3)
+        x = jaxem.Sequences(series, inputs=inputs)
+    if name == "segments":
+        model = jaxem.SemiMarkov(jaxem.Normal(), 2, longest=4)
+        transition, durations = jnp.asarray([[0.0, 1.0], [1.0, 0.0]]), jnp.asarray([1.0, 2.0])
+        params = jaxem.SemiMarkovParams(params.initial, transition, durations, params.emissions)
+    if form:
+        monkeypatch.setattr(chain_forms, form, lambda *shape: True)
+
+    def objective(params):
+        fused = model.fused(x)
+        sums, evidence = fused.sums(fused.coefficients(params), fused.prepare(x), weights)
+        return weights @ evidence, sums
+
+    answers = []
+    for block in (2**23, 40):
+        monkeypatch.setattr(chain_forms, "CPU_BLOCK", block)
+        (evidence, sums), slope = jax.value_and_grad(objective, has_aux=True)(params)
+        first = jnp.where(params.initial > 0, slope.initial, 0)
+        answers.append((evidence, sums, first, slope.emissions))
+    for a, b in zip(*map(jax.tree.leaves, answers), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
 
 
 def test_a_missing_row_contributes_nothing(fitted):

@@ -24,3 +24,13 @@ def takes_levels(rows: int, states: int, sequences: int) -> bool:
 def is_long(rows: int, states: int, sequences: int) -> bool:
     """Whether chains are few and long."""
     return tuning.platform() == "cpu" and rows >= LONG_ROWS and states * sequences <= LONG_STATES
+
+
+CPU_BLOCK, BLOCK = 2**23, 2**26
+"""The most numbers (rows × states × sequences) of the arrays of a pass, of which there are about
+ten, on a CPU and on accelerators. Longer sequences are passed in blocks of rows."""
+
+
+def blocks(numbers: int) -> int:
+    """In how many blocks of rows a pass over so many numbers is made."""
+    return -(-numbers // (CPU_BLOCK if tuning.platform() == "cpu" else BLOCK))

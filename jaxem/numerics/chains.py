@@ -41,6 +41,15 @@ class Filtered(NamedTuple):
     evidence: Any
 
 
+class Smoothed(NamedTuple):
+    """marginals (t, k, n): p(z_t | x); pairs: the expected sums of pairs of states that follow each
+    other; ratio (k, n): p(z_1 | x) / p(z_1), of the first row."""
+
+    marginals: Any
+    pairs: Any
+    ratio: Any
+
+
 class Chain(NamedTuple):
     """initial (k, n) or (k, 1): p(z) of the first row. transition: an array (k, k, n) or (k, k, 1),
     from the state of the first axis to that of the second; or, where it changes in time, a function
@@ -69,11 +78,15 @@ class Chain(NamedTuple):
         )
         return self._replace(initial=raised(self.initial), transition=transition)
 
-    def forward(self, logs) -> Filtered:
-        """The filter."""
-        first = jnp.broadcast_to(self.initial, logs.shape[1:]).astype(logs.dtype)
+    def begin(self, logs):
+        """p(z) (k, n) of the first row."""
+        return jnp.broadcast_to(self.initial, logs.shape[1:]).astype(logs.dtype)
+
+    def forward(self, logs, first=None) -> Filtered:
+        """The filter. first: p(z) of the first row, None: that of `begin`."""
+        first = self.begin(logs) if first is None else first
         if chain_forms.takes_levels(*logs.shape):
-            filtered = parallel_chains.filtered(self, logs)
+            filtered = parallel_chains.filtered(self, logs, first)
             ahead = jax.vmap(self.onward)(filtered, self.inputs)
             return _filtered(jnp.concatenate([first[None], ahead[:-1]]), logs)
 
@@ -90,18 +103,18 @@ class Chain(NamedTuple):
             return _filtered(alone, logs)
         return Filtered(*by_row(logs))
 
-    def backward(self, filter_, is_last):
-        """The smoother: (marginals (t, k, n), sums of pairs of states). is_last (t, n): whether a
-        row is the last one of its sequence; what follows is padding."""
+    def backward(self, filter_, is_last, after=None) -> Smoothed:
+        """The smoother. is_last (t, n): whether a row is the last one of its sequence; what follows
+        is padding. after: the `Smoothed.ratio` of the rows that follow, None where there are
+        none."""
+        ratio = jnp.zeros_like(filter_.filtered[0]) if after is None else after
+        rows = (filter_.predicted, filter_.filtered, self, is_last, ratio, moved_back)
         if chain_forms.takes_levels(*filter_.filtered.shape):
-            return parallel_chains.smoothed(filter_.predicted, filter_.filtered, self, is_last)
+            return Smoothed(*parallel_chains.smoothed(*rows))
         inputs, pairs = self.inputs, self.pairs
         is_fixed = not callable(self.transition) and pairs is None
         if is_fixed and chain_forms.is_long(*filter_.filtered.shape):
-            return long_chains.smoothed(
-                filter_.predicted, filter_.filtered, self, is_last, moved_back
-            )
-        ratio = jnp.zeros(filter_.filtered.shape[1:], filter_.filtered.dtype)
+            return Smoothed(*long_chains.smoothed(*rows))
 
         def step(carry, row):
             ratio, sums = carry
@@ -128,8 +141,8 @@ class Chain(NamedTuple):
             lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(first_sums, *rows)
         )
         rows = (filter_.predicted, filter_.filtered, is_last, inputs)
-        (_, sums), marginals = jax.lax.scan(step, (ratio, zero), rows, reverse=True)
-        return marginals, sums * self.transition if is_fixed else sums
+        (ratio, sums), marginals = jax.lax.scan(step, (ratio, zero), rows, reverse=True)
+        return Smoothed(marginals, sums * self.transition if is_fixed else sums, ratio)
 
     def best_path(self, logs, inside):
         """(the most probable path (t, n), integers; its log p(z, x) (n,)): Viterbi's algorithm.

@@ -11,8 +11,9 @@ from jax.lax import stop_gradient
 
 from jaxem.numerics.special import divided
 
-FEW = 16
-"""States up to which sums over them are written term by term."""
+FEW = 64
+"""States up to which sums over them are written term by term (CPU, 20,000 rows, 20 states: 27 to
+11 ms)."""
 
 
 def predicted(chain, logs, first, by_row):
@@ -39,28 +40,26 @@ def predicted(chain, logs, first, by_row):
     return jax.lax.cond(has_underflown, by_row, lambda logs: states, logs)
 
 
-def smoothed(predicted, filtered, chain, is_last, moved_back):
-    """(p(z_t | x) (t, k, n), Σ_t p(z_t, z_{t+1} | x) (k, k, n)) of a chain with one transition
-    matrix. moved_back: Σ_j matrix_ij · ratio_j."""
-    before, after = (jnp.moveaxis(a, 1, 0) for a in (predicted, filtered))
-    gain = jnp.where(before > 0, divided(after, jnp.where(before > 0, before, 1)), 0)
+def smoothed(predicted, filtered, chain, is_last, after, moved_back):
+    """The fields of `chains.Smoothed`, of a chain with one transition matrix. after (k, n): the
+    ratio of the rows that follow, 0 where there are none. moved_back: Σ_j matrix_ij · ratio_j."""
+    before, updated = (jnp.moveaxis(a, 1, 0) for a in (predicted, filtered))
+    gain = jnp.where(before > 0, divided(updated, jnp.where(before > 0, before, 1)), 0)
 
     def step(ratio, row):
         gain, is_last = row
         ratio = gain * jnp.where(is_last, 1, moved_back(ratio, chain.transition))
         return ratio, ratio
 
-    start = jnp.zeros(predicted.shape[1:], predicted.dtype)
-    ratio = jax.lax.scan(step, start, (jnp.moveaxis(gain, 0, 1), is_last), reverse=True)[1]
+    ratio = jax.lax.scan(step, after, (jnp.moveaxis(gain, 0, 1), is_last), reverse=True)[1]
     ratio = jnp.moveaxis(ratio, 1, 0)
     marginals = before * ratio
     total = sum_by_term(marginals)
     scale = 1 / jnp.where(total > 0, total, 1)  # 1, but for rounding errors
     marginals, ratio = marginals * scale, ratio * scale
-    has_next = ~is_last.at[-1].set(True)[:-1]
-    following = jnp.where(has_next, ratio[:, 1:], 0)
-    pairs = jnp.einsum("itn,jtn->ijn", after[:, :-1], following, precision="highest")
-    return jnp.moveaxis(marginals, 0, 1), pairs * chain.transition
+    following = jnp.where(is_last, 0, jnp.concatenate([ratio[:, 1:], after[:, None]], 1))
+    pairs = jnp.einsum("itn,jtn->ijn", updated, following, precision="highest")
+    return jnp.moveaxis(marginals, 0, 1), pairs * chain.transition, ratio[:, 0]
 
 
 def sum_by_term(values):

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 
-def filtered(chain, logs):
-    """p(z_t | x_1 … x_t) (t, k, n) of a `chains.Chain`, from log densities (t, k, n)."""
+def filtered(chain, logs, first):
+    """p(z_t | x_1 … x_t) (t, k, n) of a `chains.Chain`, from log densities (t, k, n) and p(z) (k,
+    n) of the first row."""
     t, k, n = logs.shape
     before = jax.tree.map(lambda a: a[:-1], chain.inputs)
     shape = (t - 1, k, k, n)
@@ -22,15 +23,15 @@ def filtered(chain, logs):
         matrices = jnp.broadcast_to(jax.vmap(chain.transition)(before), shape)
     else:
         matrices = jnp.broadcast_to(chain.transition, shape)
-    first = jnp.broadcast_to(chain.initial, (k, n))
-    first = jnp.broadcast_to(first[None, None], (1, k, k, n)).astype(logs.dtype)
+    first = jnp.broadcast_to(first[None, None], (1, k, k, n))
     rows = _normalised(jnp.concatenate([first, matrices.astype(logs.dtype)]), logs[:, None])
     return jax.lax.associative_scan(_product, rows)[0][:, 0]
 
 
-def smoothed(predicted, filtered_rows, chain, is_last):
-    """(p(z_t | x) (t, k, n), Σ_t p(z_t, z_{t+1} | x) or the sums of `chain.pairs`), from the
-    predicted and filtered states (t, k, n)."""
+def smoothed(predicted, filtered_rows, chain, is_last, after, moved_back):
+    """The fields of `chains.Smoothed`, from the predicted and filtered states (t, k, n). after (k,
+    n): the ratio of the rows that follow, 0 where there are none. moved_back: Σ_j matrix_ij ·
+    ratio_j."""
     t = len(filtered_rows)
     if callable(chain.transition):
         matrices = jax.vmap(chain.transition)(chain.inputs)
@@ -40,26 +41,31 @@ def smoothed(predicted, filtered_rows, chain, is_last):
     is_zero = ahead <= 0
     joint = filtered_rows[:, :, None] * matrices / jnp.where(is_zero, 1, ahead)[:, None]
     back = jnp.swapaxes(jnp.where(is_zero[:, None], 0, joint), 1, 2)  # from z_{t+1} to z_t
-    is_end = is_last | (jnp.arange(t) == t - 1)[:, None]
-    back = jnp.where(is_end[:, None, None], filtered_rows[:, None], back)
+    has_after = (after.sum(0) > 0) & ~is_last[-1]
+    end = filtered_rows[-1] * moved_back(after, matrices[-1])
+    end = jnp.where(has_after, end / jnp.where(has_after, end.sum(0), 1), filtered_rows[-1])
+    back = jnp.where(is_last[:, None, None], filtered_rows[:, None], back).at[-1].set(end[None])
 
-    def after(later, earlier):
+    def combined(later, earlier):
         product = jnp.einsum("tijn,tjkn->tikn", later, earlier, precision="highest")
         total = product.sum(2, keepdims=True)
         return product / jnp.where(total > 0, total, 1)
 
-    marginals = jax.lax.associative_scan(after, back, reverse=True)[:, 0]
-    following = jnp.concatenate([marginals[1:], jnp.zeros_like(marginals[:1])])
+    marginals = jax.lax.associative_scan(combined, back, reverse=True)[:, 0]
+    following = marginals[1:] / jnp.where(is_zero, 1, ahead)[:-1]
     is_before_end = jnp.flip(jnp.cumsum(jnp.flip(is_last, 0), axis=0), 0) - is_last > 0
-    has_ratio = is_before_end[:, None] & ~is_zero
-    ratio = jnp.where(has_ratio, following / jnp.where(is_zero, 1, ahead), 0)
+    goes_on = is_before_end | has_after
+    following = jnp.concatenate([jnp.where(is_zero[:-1], 0, following), after[None]])
+    ratio = jnp.where((goes_on & ~is_last)[:, None], following, 0)
+    is_inside = (predicted[0] > 0) & (goes_on | is_last)[0]
+    first = jnp.where(is_inside, marginals[0] / jnp.where(is_inside, predicted[0], 1), 0)
     if chain.pairs is None and not callable(chain.transition):
         sums = jnp.einsum("tin,tjn->ijn", filtered_rows, ratio, precision="highest")
-        return marginals, sums * chain.transition
+        return marginals, sums * chain.transition, first
     pairs = filtered_rows[:, :, None] * matrices * ratio[:, None]
     if chain.pairs is not None:
         pairs = jax.vmap(chain.pairs)(pairs, chain.inputs)
-    return marginals, jax.tree.map(partial(jnp.sum, axis=0), pairs)
+    return marginals, jax.tree.map(partial(jnp.sum, axis=0), pairs), first
 
 
 def _normalised(weights, logs):

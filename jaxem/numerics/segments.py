@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.numerics import chains
-from jaxem.numerics.chains import Filtered
+from jaxem.numerics.chains import Filtered, Smoothed
 from jaxem.numerics.special import divided
 
 
@@ -49,11 +49,16 @@ class Segments(NamedTuple):
 
         return Segments(*map(raised, self[:4]))
 
-    def forward(self, logs) -> Filtered:
-        """The filter, with predicted and filtered rows (t, k, L, n)."""
+    def begin(self, logs):
+        """p(z) (k, L, n) of the first row."""
         _, k, n = logs.shape
-        begin = jnp.broadcast_to(self.initial, (k, n))[:, None].astype(logs.dtype)
-        rest = jnp.zeros((k, self.ends.shape[1] - 1, n), logs.dtype)
+        first = jnp.broadcast_to(self.initial, (k, n)).astype(logs.dtype)
+        return jnp.zeros((k, self.ends.shape[1], n), logs.dtype).at[:, 0].set(first)
+
+    def forward(self, logs, first=None) -> Filtered:
+        """The filter, with predicted and filtered rows (t, k, L, n). first: p(z) of the first row,
+        None: that of `begin`."""
+        first = self.begin(logs) if first is None else first
 
         def step(predicted, logs):
             likelihood, largest = chains.relative(predicted.sum(1), logs)
@@ -62,11 +67,12 @@ class Segments(NamedTuple):
             filtered = joint / jnp.where(total > 0, total, 1)
             return self.onward(filtered), (predicted, filtered, jnp.log(total) + largest)
 
-        return Filtered(*jax.lax.scan(step, jnp.concatenate([begin, rest], 1), logs)[1])
+        return Filtered(*jax.lax.scan(step, first, logs)[1])
 
-    def backward(self, filter_, is_last):
-        """The smoother: (marginals (t, k, n), `SegmentSums`). is_last (t, n): whether a row is the
-        last one of its sequence; what follows is padding."""
+    def backward(self, filter_, is_last, after=None) -> Smoothed:
+        """The smoother, with `SegmentSums` as its pairs. is_last (t, n): whether a row is the last
+        one of its sequence; what follows is padding. after: the `Smoothed.ratio` of the rows that
+        follow, None where there are none."""
         matrix, stays, ends = self.transition, self.stays[:, :-1, None], self.ends[..., None]
         shape, dtype = filter_.filtered.shape[1:], filter_.filtered.dtype
         k, length, n = shape
@@ -87,10 +93,12 @@ class Segments(NamedTuple):
 
         zeros = [jnp.zeros(s, dtype) for s in ((k, k, n), shape, (k, length - 1, n))]
         rows = (filter_.predicted, filter_.filtered, is_last)
-        carry = (jnp.zeros(shape, dtype), SegmentSums(*zeros))
-        (_, sums), marginals = jax.lax.scan(step, carry, rows, reverse=True)
+        carry = (jnp.zeros(shape, dtype) if after is None else after, SegmentSums(*zeros))
+        (ratio, sums), marginals = jax.lax.scan(step, carry, rows, reverse=True)
         stayed = jnp.pad(sums.stayed * stays, ((0, 0), (0, 1), (0, 0)))
-        return marginals, SegmentSums(sums.moves * matrix, sums.ended * ends, stayed)
+        return Smoothed(
+            marginals, SegmentSums(sums.moves * matrix, sums.ended * ends, stayed), ratio
+        )
 
     def best_path(self, logs, inside):
         """(the most probable path (t, n), integers; its log p(path, x) (n,)): Viterbi's algorithm.

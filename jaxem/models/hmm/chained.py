@@ -144,7 +144,7 @@ class Chained(Model):
             return chains.last_state(found.filtered, is_last)
         rows = chain.states(found.filtered)
         if what == "smoothed":
-            rows = chain.backward(found, is_last)[0]
+            rows = chain.backward(found, is_last).marginals
         return jnp.moveaxis(rows, 2, 0)
 
     def filter(self, params, x):

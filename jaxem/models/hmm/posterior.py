@@ -38,9 +38,9 @@ def smoothed(chain_of, logs, inner, x):
     for part, stack in zip(logs, x.stacks(), strict=True):
         chain = chain_of(stack)
         found = chain.forward(part)
-        marginals, pairs = chain.backward(found, stack.is_last.T)
-        parts.append(marginals)
-        transitions.append(pairs)
+        smooth = chain.backward(found, stack.is_last.T)
+        parts.append(smooth.marginals)
+        transitions.append(smooth.pairs)
         evidence.append(chains.total(jnp.where(stack.inside.T, found.evidence, 0)))
     return _q(parts, transitions, inner, x), x.to_units(evidence)
 
