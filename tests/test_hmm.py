@@ -683,3 +683,82 @@ def test_rounding_is_no_fall_in_float32():
         jaxem.HMM(jaxem.Poisson(), 2), jaxem.Batch(list(map(jaxem.Sequences, x))), key=0
     )
     assert not (fleet.status == jaxem.Status.DECREASED).any()
+
+
+LEVELS = np.repeat([0.0, 4.0, 0.0], 12)
+"""Three states left to right, the third of which looks like the first: clusters cannot tell."""
+
+PARTS = LEVELS[:, None] + np.random.default_rng(7).normal(size=(6, 36, 1))
+IN_PARTS = jaxem.Sequences([s[: 36 - i] for i, s in enumerate(PARTS)])
+PARTED = jaxem.HMM(jaxem.Normal("tied"), 3)
+LEFT_TO_RIGHT = {"init": "left_to_right", "key": 0}
+
+
+def test_left_to_right_starts_from_parts_in_time():
+    found = jaxem.fit(PARTED, IN_PARTS, **LEFT_TO_RIGHT)
+    p = found.params
+    assert found.converged and found.n_parameters == 3 + 1 + 2
+    np.testing.assert_array_equal(p.transition > 0, np.eye(3) + np.eye(3, k=1) > 0)
+    np.testing.assert_array_equal(p.initial, [1, 0, 0])
+    np.testing.assert_allclose(p.emissions.mean[:, 0], [0, 4, 0], atol=0.5)
+    right = np.concatenate([np.arange(36 - i) // 12 for i in range(6)])
+    assert np.mean(np.concatenate(found.predict(IN_PARTS)) == right) > 0.98
+    begin = jaxem.fit(PARTED, IN_PARTS, **LEFT_TO_RIGHT, max_iter=0).params
+    np.testing.assert_allclose(begin.transition[0, 0], 1 - 3 / 33.5, rtol=1e-12)
+    clusters = jaxem.fit(PARTED, IN_PARTS, key=0, max_iter=0).params.emissions
+    imposed = jaxem.HMMParams(begin.initial, begin.transition, clusters)
+    other = jaxem.fit(PARTED, IN_PARTS, init=imposed)
+    assert other.log_likelihood < found.log_likelihood - 50
+
+
+def test_templates_start_fleets_of_restarts():
+    sets = [IN_PARTS[:3], IN_PARTS[3:]]
+    fleet = jaxem.fit(PARTED, jaxem.Batch(sets), **LEFT_TO_RIGHT, restarts=2)
+    assert fleet.converged.all()
+    np.testing.assert_array_equal(fleet.params.transition[:, 2], [[0, 0, 1]] * 2)
+    begin = jaxem.fit(PARTED, jaxem.Batch(sets), **LEFT_TO_RIGHT, restarts=2, max_iter=0)
+    first, second = np.moveaxis(begin.restarts.params.emissions.mean, 1, 0)
+    assert (first != second).all()
+
+
+@pytest.mark.slow
+def test_templates_work_under_jit_and_vmap_and_with_restrictions():
+    def alone(rows):
+        fit = jaxem.fit(PARTED, jaxem.Sequences(rows), **LEFT_TO_RIGHT)
+        return fit.log_likelihood, fit.params.transition
+
+    value, transition = jax.jit(jax.vmap(alone))(PARTS.reshape(2, 3, 36, 1))
+    assert abs(value[0] - alone(PARTS[:3])[0]) < 1e-6 and (transition[:, 2, :2] == 0).all()
+    fixed = jaxem.Restricted(PARTED, {"emissions.mean[0]": 0.1})
+    found = jaxem.fit(fixed, IN_PARTS, **LEFT_TO_RIGHT)
+    assert found.converged and found.params.emissions.mean[0] == 0.1
+
+
+@pytest.mark.parametrize("initial", ["free", pytest.param("stationary", marks=pytest.mark.slow)])
+def test_cyclic_starts_order_the_states(initial):
+    levels, z = np.array([0.0, 9.0, 4.0]), np.arange(90) // 5 % 3
+    noise = np.random.default_rng(8).normal(size=(3, 90))
+    x = jaxem.Sequences((levels[z] + noise)[..., None])
+    model = jaxem.HMM(jaxem.Normal(), 3, initial=initial)
+    allowed = np.eye(3) + np.roll(np.eye(3), 1, 1)
+    for seed in range(3):
+        found = jaxem.fit(model, x, key=seed, init="cyclic")
+        order = np.argmin(abs(found.params.emissions.mean - levels), 1)
+        assert found.converged
+        np.testing.assert_array_equal(np.roll(order, -1), (order + 1) % 3)
+        np.testing.assert_array_equal(found.params.transition > 0, allowed > 0)
+        np.testing.assert_allclose(np.diagonal(found.params.transition), 0.8, atol=0.04)
+
+
+def test_templates_are_for_chains_that_can_have_them():
+    gate = jaxem.HMM(jaxem.Normal(), 2, transitions=jaxem.SoftmaxGate())
+    still = jaxem.HMM(jaxem.Normal(), 2, initial="stationary")
+    for model, init, error, text in (
+        (gate, "cyclic", ValueError, "those of SoftmaxGate are above 0: leave init=None"),
+        (still, "left_to_right", ValueError, 'the last one alone: leave initial="free"'),
+        (jaxem.Mixture(jaxem.Normal(), 2), "cyclic", TypeError, "init='cyclic' is for chains"),
+        (MODEL, "kmeans++", TypeError, "HMM has its own start, and takes no responsibilities"),
+    ):
+        for one in (model, jaxem.Restricted(model)):
+            with pytest.raises(error, match=text):
+                jaxem.fit(one, DATA, key=0, init=init)

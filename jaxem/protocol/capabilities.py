@@ -72,6 +72,14 @@ class Placed(Protocol):
         """Params to start from, at given responsibilities (n, k)."""
 
 
+class Templates(Protocol):
+    """For starts of chains whose states follow each other: left to right, or in a cycle."""
+
+    def template(self, is_cyclic) -> Any:
+        """A function of (key, x, weights): params to start from, with the structure. ValueError
+        where the model cannot have it."""
+
+
 class LinearBank(Protocol):
     """For passes over many units by two matrix products and a softmax."""
 

@@ -30,8 +30,9 @@ class Chained(Model):
     A model defines `chain(params, stack)`, the `chains.Chain` or `segments.Segments` of a stack of
     sequences; `_assembled(params, stats, emissions)`, the params of an M-step with those of its
     emissions; `_tied(held)`, a function of the statistics that shares those of tied params, None
-    where the M-step has no closed form; `_rows(stats)`, the number of rows; and `_path(keys,
-    params, n, length)`, states (n, length).
+    where the M-step has no closed form; `_rows(stats)`, the number of rows; `_path(keys, params,
+    n, length)`, states (n, length); and the starts `_left_to_right` and `_cyclic`, functions of
+    (key, x, weights).
     """
 
     takes_inputs = None
@@ -64,6 +65,10 @@ class Chained(Model):
     def rows_before(self, x):
         """The sequences, each row with the rows before it that the bank conditions on."""
         return x.lagged(self.domain.lags)
+
+    def template(self, is_cyclic):
+        """As in `Templates`."""
+        return self._cyclic if is_cyclic else self._left_to_right
 
     def posterior(self, params, x):
         x = self.rows_before(x)

@@ -13,7 +13,15 @@ from jaxem.data.options import integer, one_of
 from jaxem.models.gate import SoftmaxGate
 from jaxem.models.hmm.chained import Chained
 from jaxem.models.hmm.prior import ChainPrior
-from jaxem.models.hmm.starts import bank_of, kept_positive, normalised, start
+from jaxem.models.hmm.starts import (
+    bank_of,
+    followers,
+    kept_positive,
+    normalised,
+    start,
+    start_by_parts,
+    start_in_cycle,
+)
 from jaxem.models.hmm.stationary import best_transition, stationary
 from jaxem.numerics import chains
 from jaxem.numerics.tree import pytree
@@ -49,7 +57,8 @@ class HMM(Chained):
         likelihood.
 
     Data: `Sequences`; weights are per sequence. A missing row contributes nothing. A transition
-    probability of 0 stays 0, so that params with zeros fix the structure, such as left to right.
+    probability of 0 stays 0, so that params with zeros fix the structure. So do the starts
+    init="left_to_right", from state 1 to the last one, which is not left, and init="cyclic".
 
     Raises TypeError or ValueError where an argument is not one of these. Source: Rabiner 1989.
     """
@@ -84,15 +93,48 @@ class HMM(Chained):
     def init(self, key, x, weights):
         """The emissions are those of a mixture at its default start, and transitions those between
         its components in time; half of every row is spread evenly."""
-        components, first, pairs = start(self, key, x, weights)
-        even = jnp.full((self.k, self.k), 1 / self.k, weights.dtype)
-        transition = (normalised(pairs, even) + even) / 2
-        if self.initial == "stationary":
-            return HMMParams(stationary(transition), transition, components)
-        initial = (normalised(first, even[0]) + even[0]) / 2
+        initial, transition, emissions = self._free(start(self, key, x, weights))
         if self.transitions is not None:
             transition = self.transitions.constant(transition, x.widths[1])
-        return HMMParams(initial, transition, components)
+        return HMMParams(initial, transition, emissions)
+
+    def template(self, is_cyclic):
+        name = "cyclic" if is_cyclic else "left_to_right"
+        if self.transitions is not None:
+            raise ValueError(
+                f"init={name!r} needs transitions of probability 0, and those of SoftmaxGate are "
+                "above 0: leave init=None, or transitions=None"
+            )
+        if self.initial == "stationary" and not is_cyclic:
+            raise ValueError(
+                f"init={name!r} begins in the first state, and its stationary distribution is the "
+                'last one alone: leave initial="free"'
+            )
+        return super().template(is_cyclic)
+
+    def _free(self, begin, allowed=None):
+        """(initial, transition, emissions) from a `ChainStart`; allowed: transitions (k, k), 1 or
+        0, or None for all."""
+        even = jnp.full((self.k, self.k), 1 / self.k, begin.pairs.dtype)
+        first, pairs, shares = begin.first, begin.pairs, even
+        if allowed is not None:
+            shares, pairs = normalised(allowed.astype(pairs.dtype), even), pairs * allowed
+        transition = (normalised(pairs, shares) + shares) / 2
+        if self.initial == "stationary":
+            return stationary(transition), transition, begin.emissions
+        initial = (normalised(first, even[0]) + even[0]) / 2
+        return initial, transition, begin.emissions
+
+    def _cyclic(self, key, x, weights):
+        begin = start_in_cycle(self, key, x, weights)
+        return HMMParams(*self._free(begin, followers(self.k, True, has_stays=True)))
+
+    def _left_to_right(self, key, x, weights):
+        """Emissions from k parts of every sequence, and the stays of their mean length."""
+        emissions, length = start_by_parts(self, key, x, weights)
+        moves, one = 1 / jnp.maximum(length, 2), jnp.eye(self.k, dtype=weights.dtype)
+        rows = followers(self.k, False, has_stays=True) * jnp.where(one > 0, 1 - moves, moves)
+        return HMMParams(one[0], normalised(rows, one), emissions)
 
     def sample(self, key, params, n: int, length: int = 100):
         """n sequences of so many rows, as `Sequences`. NotImplementedError where transitions depend
