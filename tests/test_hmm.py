@@ -474,6 +474,10 @@ def test_empty_and_short_sequences_are_defined(fitted):
     np.testing.assert_allclose(same.params.initial, other.params.initial, atol=1e-12)
 
 
+class Silent(jaxem.Bank):
+    """A bank without draws."""
+
+
 def test_bad_data_get_a_sentence(fitted):
     with pytest.raises(TypeError, match=r"takes jaxem\.Sequences.*jaxem\.Sequences\(x\)"):
         jaxem.fit(MODEL, SERIES[0], key=0)
@@ -494,12 +498,8 @@ def test_bad_data_get_a_sentence(fitted):
         jaxem.Sequences([np.full((3, 2), np.nan)])
     with pytest.raises(ValueError, match="1 features, but the model was fitted with 2"):
         fitted.predict(jaxem.Sequences([SERIES[0][:, :1]]))
-    for model, reason in (
-        (jaxem.HMM(jaxem.Normal(), 2, transitions=jaxem.SoftmaxGate()), "depend on inputs"),
-        (jaxem.HMM(jaxem.Autoregression(), 2), "Autoregression does not define sample"),
-    ):
-        with pytest.raises(NotImplementedError, match=reason):
-            model.sample(jax.random.key(0), fitted.params, 2)
+    with pytest.raises(NotImplementedError, match="Silent does not define sample"):
+        jaxem.HMM(Silent(), 2).sample(jax.random.key(0), fitted.params, 2)
     with pytest.raises(ValueError, match="takes none"):
         jaxem.fit(MODEL, jaxem.Sequences(SERIES, inputs=SERIES), key=0)
     with pytest.raises(ValueError, match="inputs are of 1 sequences, data of 4"):
@@ -762,3 +762,65 @@ def test_templates_are_for_chains_that_can_have_them():
         for one in (model, jaxem.Restricted(model)):
             with pytest.raises(error, match=text):
                 jaxem.fit(one, DATA, key=0, init=init)
+
+
+def test_draws_with_a_gate_have_its_probabilities():
+    """Inputs of 0 or 1: the frequencies of transitions are known."""
+    gate = jaxem.HMM(jaxem.Normal(), 2, transitions=jaxem.SoftmaxGate())
+    logits = np.array([[-1.0, 2.0], [1.5, -3.0]])  # of the second state
+    params = jaxem.HMMParams(
+        jnp.asarray([1.0, 0.0]),
+        jnp.stack([jnp.zeros((2, 2)), jnp.asarray(logits)], 1),
+        jaxem.NormalParams(jnp.asarray([[0.0], [100.0]]), jnp.ones((2, 1, 1))),
+    )
+    inputs = np.random.default_rng(0).integers(2, size=(40, 100, 1)).astype(float)
+    x = gate.sample(jax.random.key(0), params, 40, inputs=inputs)
+    np.testing.assert_array_equal(x.inputs, inputs)
+    z, given = np.asarray(x.rows[..., 0] > 50), inputs[:, :-1, 0]
+    assert not z[:, 0].any()
+    for state in (0, 1):
+        for value in (0, 1):
+            following = z[:, 1:][(z[:, :-1] == state) & (given == value)]
+            p = 1 / (1 + np.exp(-logits[state] @ [1, value]))
+            assert abs(following.mean() - p) < 4 * np.sqrt(p * (1 - p) / len(following))
+    key = jax.random.key(0)
+    for model, options, text in (
+        (gate, {}, r"depend on inputs: give inputs=... of shape \(2, 100, 1\)"),
+        (gate, {"inputs": inputs[:2], "length": 50}, r"must have shape \(2, 50, 1\), got \(2, 100"),
+        (gate, {"inputs": inputs[:2] * np.nan}, "not finite"),
+        (MODEL, {"inputs": inputs[:2]}, "inputs are given, HMM takes none"),
+        (MODEL, {"length": 0}, "length must be an int of 1 or more"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            model.sample(key, params, 2, **options)
+
+
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_autoregressive_draws_are_recovered(shared):
+    bank = jaxem.Autoregression(lags=2, shared_variance=shared)
+    covariance = np.array([[1.0, 0.5], [0.5, 1.0]])
+    slopes = np.array([[[0.5, 0.2], [0.0, 0.4], [0.1, 0.0], [0.1, 0.2]], np.zeros((4, 2))])
+    slopes[1, :2] = -0.6 * np.eye(2)
+    level = np.array([[[5.0, 5.0]], [[-5.0, 0.0]]])
+    emissions = jaxem.AutoregressionParams(
+        np.concatenate([level, slopes], 1), covariance if shared else np.stack([covariance] * 2)
+    )
+    transition = np.array([[0.95, 0.05], [0.1, 0.9]])
+    params = jaxem.HMMParams(np.array([0.5, 0.5]), transition, emissions)
+    model = jaxem.HMM(bank, 2)
+    x = model.sample(jax.random.key(1), params, 20, length=102)
+    assert x.rows.shape == (20, 102, 2)
+    begin = np.asarray(x.rows[:, :2])
+    np.testing.assert_array_equal(begin[:, 0], begin[:, 1])
+    by_slopes = np.stack([begin[:, 0] @ (s[:2] + s[2:]) for s in slopes])
+    assert (abs(level + by_slopes - begin[:, 0]).max(-1).min(0) < 1e-9).all()
+    found = jaxem.fit(model, x, init=params)
+    p = found.params
+    assert found.converged
+    np.testing.assert_allclose(p.transition, transition, atol=0.03)
+    np.testing.assert_allclose(p.emissions.coefficients[:, 1:], slopes, atol=0.1)
+    np.testing.assert_allclose(p.emissions.coefficients[:, :1], level, rtol=0.1, atol=0.5)
+    np.testing.assert_allclose(p.emissions.covariance, emissions.covariance, atol=0.12)
+    with pytest.raises(ValueError, match="length must be an int of 3 or more"):
+        found.sample(0, 2, length=2)
+    assert found.sample(0, 2, length=3).rows.shape == (2, 3, 2)

@@ -527,8 +527,12 @@ def test_wrong_arguments_get_a_sentence(fitted):
     with pytest.raises(ValueError, match="init durations must be between 1e-06 and 150"):
         jaxem.fit(MODEL, DATA, init=wrong)
     model = jaxem.SemiMarkov(jaxem.Autoregression(), 2, longest=5)
-    with pytest.raises(NotImplementedError, match="Autoregression does not define sample"):
-        model.sample(jax.random.key(0), p, 2)
+    emissions = jaxem.AutoregressionParams(
+        np.array([[[1.0], [0.5]], [[0.0], [-0.5]]]), np.full((2, 1, 1), 1e-12)
+    )
+    p = jaxem.SemiMarkovParams(np.array([1.0, 0.0]), p.transition, p.durations, emissions)
+    rows = model.sample(jax.random.key(0), p, 2, length=4).rows
+    np.testing.assert_allclose(rows[:, :2], 2, atol=1e-4)
 
 
 def test_empty_and_short_sequences_are_defined(fitted):

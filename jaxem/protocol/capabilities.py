@@ -62,6 +62,17 @@ class Sampled(Protocol):
         """n units. Of a bank, with z (n,) in place of n: for every i a unit of component z[i]."""
 
 
+class SampledInTime(Protocol):
+    """For draws of sequences from a bank that conditions on the rows before."""
+
+    def fixed_point(self, params, z) -> Any:
+        """For every i the row (n, d) at which component z[i] would stay without noise."""
+
+    def sample_next(self, key, params, z, before) -> Any:
+        """For every i a row of component z[i], (n, d), given the rows before it: before (n, lags·d)
+        begins with the last one."""
+
+
 class Placed(Protocol):
     """For starts by responsibilities: k-means++, random rows, given labels."""
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
 
+from jaxem.data.arrays import as_array
 from jaxem.data.options import integer, one_of
 from jaxem.models.gate import SoftmaxGate
 from jaxem.models.hmm.chained import Chained
@@ -24,7 +25,7 @@ from jaxem.models.hmm.starts import (
 )
 from jaxem.models.hmm.stationary import best_transition, stationary
 from jaxem.numerics import chains
-from jaxem.numerics.tree import pytree
+from jaxem.numerics.tree import is_traced, pytree
 from jaxem.protocol.derived import whitened
 from jaxem.protocol.held import averaged
 from jaxem.protocol.model import name_of
@@ -136,23 +137,41 @@ class HMM(Chained):
         rows = followers(self.k, False, has_stays=True) * jnp.where(one > 0, 1 - moves, moves)
         return HMMParams(one[0], normalised(rows, one), emissions)
 
-    def sample(self, key, params, n: int, length: int = 100):
-        """n sequences of so many rows, as `Sequences`. NotImplementedError where transitions depend
-        on inputs, and where the bank has no draws of its own, as `Autoregression`."""
-        if self.transitions is not None:
-            raise NotImplementedError(
-                f"{name_of(self)} draws no sequences here: its transitions depend on inputs"
+    def sample(self, key, params, n: int, length: int = 100, inputs=None):
+        """As in `SemiMarkov`: n sequences of so many rows. inputs (n, length, g), with a
+        `SoftmaxGate` alone: those of row t act on the transition to row t + 1, and the `Sequences`
+        carry them. ValueError where they are missing, or of another shape."""
+        if (inputs is None) == self.takes_inputs:
+            raise ValueError(
+                f"{name_of(self)} has transitions that depend on inputs: give "
+                f"inputs=... of shape {self._shape_of_inputs(params, n, length)}"
+                if self.takes_inputs
+                else f"inputs are given, {name_of(self)} takes none: give "
+                "transitions=jaxem.SoftmaxGate(), or leave them out"
             )
-        return super().sample(key, params, n, length)
+        if inputs is not None:
+            inputs, expected = as_array(inputs, "inputs"), self._shape_of_inputs(params, n, length)
+            if inputs.shape != expected:
+                raise ValueError(f"inputs must have shape {expected}, got {inputs.shape}")
+            if not is_traced(inputs) and not np.isfinite(inputs).all():
+                raise ValueError("inputs hold values that are not finite: give finite numbers")
+        return self._sequences(key, params, n, length, inputs)
 
-    def _path(self, keys, params, n, length):
-        logs = jnp.log(params.initial), jnp.log(params.transition)
-        state = jax.random.categorical(keys[0], logs[0], shape=(n,))
+    def _shape_of_inputs(self, params, n, length):
+        return n, length, params.transition.shape[-1] - self.transitions.intercept
 
-        def step(state, key):
-            return jax.random.categorical(key, logs[1][state]), state
+    def _path(self, keys, params, n, length, inputs=None):
+        state, z = jax.random.categorical(keys[0], jnp.log(params.initial), shape=(n,)), None
+        if self.transitions is not None:
+            z = jnp.moveaxis(self.transitions.covariates(jnp.asarray(inputs)), 1, 0)  # (t, n, m)
 
-        return jax.lax.scan(step, state, jax.random.split(keys[1], length))[1].T
+        def step(state, now):
+            key, z = now
+            rows = params.transition[state]
+            logits = jnp.log(rows) if z is None else (rows * z[:, None]).sum(-1)
+            return jax.random.categorical(key, logits), state
+
+        return jax.lax.scan(step, state, (jax.random.split(keys[1], length), z))[1].T
 
     def chain(self, params, stack):
         """The `chains.Chain` of a stack of sequences."""

@@ -137,7 +137,7 @@ class SemiMarkov(Chained):
         factors = self._kind.hazards(params.durations)
         return Segments(params.initial[:, None], params.transition[..., None], *factors)
 
-    def _path(self, keys, params, n, length):
+    def _path(self, keys, params, n, length, inputs=None):
         initial, transition = jnp.log(params.initial), jnp.log(params.transition)
         ends, _ = self._kind.hazards(params.durations)
         state = jax.random.categorical(keys[0], initial, shape=(n,))
