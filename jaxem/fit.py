@@ -33,7 +33,7 @@ from jaxem.methods.suited import suited
 from jaxem.models.mixture import FiniteMixture, starts_among_units, warn_if_identical
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import float_dtype, in_jit, is_traced, split
-from jaxem.protocol.capabilities import Bound, FiniteLatents, Placed, defines, has
+from jaxem.protocol.capabilities import Bound, FiniteLatents, defines, has
 from jaxem.protocol.model import Bank, name_of
 from jaxem.protocol.starts import NAMED, Start
 from jaxem.protocol.wrapper import Wrapper
@@ -79,7 +79,8 @@ def fit(
       key: a JAX key or an int; needed unless `init` is a start that is not random.
       init: None (the model's own start, for mixtures k-means++), "kmeans++", "random_rows",
         "random", `Responsibilities(r)`, `Labels(z)`, or params to start from. With `restarts` > 1
-        given params carry a leading axis of that size.
+        given params carry a leading axis of that size. For chains: None, params, or a structure
+        that stays, "left_to_right" or "cyclic".
       restarts: the number of independent starts, or a `Restarts` plan that screens them; the best
         fit that did not fail is returned. Start i depends on the key and i alone.
       weights: (n,), one per unit; 0 = absent, 2 = present twice. None: all 1.
@@ -136,11 +137,8 @@ def fit(
     limits = (1e-6 if tol is None else tolerance(tol), iteration_limit(max_iter))
     if isinstance(init, str):
         init = NAMED[one_of(init, "init", NAMED)]
-    if isinstance(init, Start) and not has(model, Placed):
-        raise TypeError(
-            f"{name_of(model)} has its own start, and takes no responsibilities: leave init=None, "
-            "or give params"
-        )
+    if isinstance(init, Start):
+        init.require(model)
     if (init is None or (isinstance(init, Start) and init.random)) and key is None:
         raise ValueError("the start is random: pass key=jax.random.key(0), or an int")
     key = None if key is None else as_key(key)

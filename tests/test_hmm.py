@@ -508,6 +508,10 @@ def test_empty_and_short_sequences_are_defined(fitted):
     np.testing.assert_allclose(same.params.initial, other.params.initial, atol=1e-12)
 
 
+class Silent(jaxem.Bank):
+    """A bank without draws."""
+
+
 def test_bad_data_get_a_sentence(fitted):
     with pytest.raises(TypeError, match=r"takes jaxem\.Sequences.*jaxem\.Sequences\(x\)"):
         jaxem.fit(MODEL, SERIES[0], key=0)
@@ -528,12 +532,8 @@ def test_bad_data_get_a_sentence(fitted):
         jaxem.Sequences([np.full((3, 2), np.nan)])
     with pytest.raises(ValueError, match="1 features, but the model was fitted with 2"):
         fitted.predict(jaxem.Sequences([SERIES[0][:, :1]]))
-    for model, reason in (
-        (jaxem.HMM(jaxem.Normal(), 2, transitions=jaxem.SoftmaxGate()), "depend on inputs"),
-        (jaxem.HMM(jaxem.Autoregression(), 2), "Autoregression does not define sample"),
-    ):
-        with pytest.raises(NotImplementedError, match=reason):
-            model.sample(jax.random.key(0), fitted.params, 2)
+    with pytest.raises(NotImplementedError, match="Silent does not define sample"):
+        jaxem.HMM(Silent(), 2).sample(jax.random.key(0), fitted.params, 2)
     with pytest.raises(ValueError, match="takes none"):
         jaxem.fit(MODEL, jaxem.Sequences(SERIES, inputs=SERIES), key=0)
     with pytest.raises(ValueError, match="inputs are of 1 sequences, data of 4"):
@@ -717,3 +717,144 @@ def test_rounding_is_no_fall_in_float32():
         jaxem.HMM(jaxem.Poisson(), 2), jaxem.Batch(list(map(jaxem.Sequences, x))), key=0
     )
     assert not (fleet.status == jaxem.Status.DECREASED).any()
+
+
+LEVELS = np.repeat([0.0, 4.0, 0.0], 12)
+"""Three states left to right, the third of which looks like the first: clusters cannot tell."""
+
+PARTS = LEVELS[:, None] + np.random.default_rng(7).normal(size=(6, 36, 1))
+IN_PARTS = jaxem.Sequences([s[: 36 - i] for i, s in enumerate(PARTS)])
+PARTED = jaxem.HMM(jaxem.Normal("tied"), 3)
+LEFT_TO_RIGHT = {"init": "left_to_right", "key": 0}
+
+
+def test_left_to_right_starts_from_parts_in_time():
+    found = jaxem.fit(PARTED, IN_PARTS, **LEFT_TO_RIGHT)
+    p = found.params
+    assert found.converged and found.n_parameters == 3 + 1 + 2
+    np.testing.assert_array_equal(p.transition > 0, np.eye(3) + np.eye(3, k=1) > 0)
+    np.testing.assert_array_equal(p.initial, [1, 0, 0])
+    np.testing.assert_allclose(p.emissions.mean[:, 0], [0, 4, 0], atol=0.5)
+    right = np.concatenate([np.arange(36 - i) // 12 for i in range(6)])
+    assert np.mean(np.concatenate(found.predict(IN_PARTS)) == right) > 0.98
+    begin = jaxem.fit(PARTED, IN_PARTS, **LEFT_TO_RIGHT, max_iter=0).params
+    np.testing.assert_allclose(begin.transition[0, 0], 1 - 3 / 33.5, rtol=1e-12)
+    clusters = jaxem.fit(PARTED, IN_PARTS, key=0, max_iter=0).params.emissions
+    imposed = jaxem.HMMParams(begin.initial, begin.transition, clusters)
+    other = jaxem.fit(PARTED, IN_PARTS, init=imposed)
+    assert other.log_likelihood < found.log_likelihood - 50
+
+
+def test_templates_start_fleets_of_restarts():
+    sets = [IN_PARTS[:3], IN_PARTS[3:]]
+    fleet = jaxem.fit(PARTED, jaxem.Batch(sets), **LEFT_TO_RIGHT, restarts=2)
+    assert fleet.converged.all()
+    np.testing.assert_array_equal(fleet.params.transition[:, 2], [[0, 0, 1]] * 2)
+    begin = jaxem.fit(PARTED, jaxem.Batch(sets), **LEFT_TO_RIGHT, restarts=2, max_iter=0)
+    first, second = np.moveaxis(begin.restarts.params.emissions.mean, 1, 0)
+    assert (first != second).all()
+
+
+@pytest.mark.slow
+def test_templates_work_under_jit_and_vmap_and_with_restrictions():
+    def alone(rows):
+        fit = jaxem.fit(PARTED, jaxem.Sequences(rows), **LEFT_TO_RIGHT)
+        return fit.log_likelihood, fit.params.transition
+
+    value, transition = jax.jit(jax.vmap(alone))(PARTS.reshape(2, 3, 36, 1))
+    assert abs(value[0] - alone(PARTS[:3])[0]) < 1e-6 and (transition[:, 2, :2] == 0).all()
+    fixed = jaxem.Restricted(PARTED, {"emissions.mean[0]": 0.1})
+    found = jaxem.fit(fixed, IN_PARTS, **LEFT_TO_RIGHT)
+    assert found.converged and found.params.emissions.mean[0] == 0.1
+
+
+@pytest.mark.parametrize("initial", ["free", pytest.param("stationary", marks=pytest.mark.slow)])
+def test_cyclic_starts_order_the_states(initial):
+    levels, z = np.array([0.0, 9.0, 4.0]), np.arange(90) // 5 % 3
+    noise = np.random.default_rng(8).normal(size=(3, 90))
+    x = jaxem.Sequences((levels[z] + noise)[..., None])
+    model = jaxem.HMM(jaxem.Normal(), 3, initial=initial)
+    allowed = np.eye(3) + np.roll(np.eye(3), 1, 1)
+    for seed in range(3):
+        found = jaxem.fit(model, x, key=seed, init="cyclic")
+        order = np.argmin(abs(found.params.emissions.mean - levels), 1)
+        assert found.converged
+        np.testing.assert_array_equal(np.roll(order, -1), (order + 1) % 3)
+        np.testing.assert_array_equal(found.params.transition > 0, allowed > 0)
+        np.testing.assert_allclose(np.diagonal(found.params.transition), 0.8, atol=0.04)
+
+
+def test_templates_are_for_chains_that_can_have_them():
+    gate = jaxem.HMM(jaxem.Normal(), 2, transitions=jaxem.SoftmaxGate())
+    still = jaxem.HMM(jaxem.Normal(), 2, initial="stationary")
+    for model, init, error, text in (
+        (gate, "cyclic", ValueError, "those of SoftmaxGate are above 0: leave init=None"),
+        (still, "left_to_right", ValueError, 'the last one alone: leave initial="free"'),
+        (jaxem.Mixture(jaxem.Normal(), 2), "cyclic", TypeError, "init='cyclic' is for chains"),
+        (MODEL, "kmeans++", TypeError, "HMM has its own start, and takes no responsibilities"),
+    ):
+        for one in (model, jaxem.Restricted(model)):
+            with pytest.raises(error, match=text):
+                jaxem.fit(one, DATA, key=0, init=init)
+
+
+def test_draws_with_a_gate_have_its_probabilities():
+    """Inputs of 0 or 1: the frequencies of transitions are known."""
+    gate = jaxem.HMM(jaxem.Normal(), 2, transitions=jaxem.SoftmaxGate())
+    logits = np.array([[-1.0, 2.0], [1.5, -3.0]])  # of the second state
+    params = jaxem.HMMParams(
+        jnp.asarray([1.0, 0.0]),
+        jnp.stack([jnp.zeros((2, 2)), jnp.asarray(logits)], 1),
+        jaxem.NormalParams(jnp.asarray([[0.0], [100.0]]), jnp.ones((2, 1, 1))),
+    )
+    inputs = np.random.default_rng(0).integers(2, size=(40, 100, 1)).astype(float)
+    x = gate.sample(jax.random.key(0), params, 40, inputs=inputs)
+    np.testing.assert_array_equal(x.inputs, inputs)
+    z, given = np.asarray(x.rows[..., 0] > 50), inputs[:, :-1, 0]
+    assert not z[:, 0].any()
+    for state in (0, 1):
+        for value in (0, 1):
+            following = z[:, 1:][(z[:, :-1] == state) & (given == value)]
+            p = 1 / (1 + np.exp(-logits[state] @ [1, value]))
+            assert abs(following.mean() - p) < 4 * np.sqrt(p * (1 - p) / len(following))
+    key = jax.random.key(0)
+    for model, options, text in (
+        (gate, {}, r"depend on inputs: give inputs=... of shape \(2, 100, 1\)"),
+        (gate, {"inputs": inputs[:2], "length": 50}, r"must have shape \(2, 50, 1\), got \(2, 100"),
+        (gate, {"inputs": inputs[:2] * np.nan}, "not finite"),
+        (MODEL, {"inputs": inputs[:2]}, "inputs are given, HMM takes none"),
+        (MODEL, {"length": 0}, "length must be an int of 1 or more"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            model.sample(key, params, 2, **options)
+
+
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_autoregressive_draws_are_recovered(shared):
+    bank = jaxem.Autoregression(lags=2, shared_variance=shared)
+    covariance = np.array([[1.0, 0.5], [0.5, 1.0]])
+    slopes = np.array([[[0.5, 0.2], [0.0, 0.4], [0.1, 0.0], [0.1, 0.2]], np.zeros((4, 2))])
+    slopes[1, :2] = -0.6 * np.eye(2)
+    level = np.array([[[5.0, 5.0]], [[-5.0, 0.0]]])
+    emissions = jaxem.AutoregressionParams(
+        np.concatenate([level, slopes], 1), covariance if shared else np.stack([covariance] * 2)
+    )
+    transition = np.array([[0.95, 0.05], [0.1, 0.9]])
+    params = jaxem.HMMParams(np.array([0.5, 0.5]), transition, emissions)
+    model = jaxem.HMM(bank, 2)
+    x = model.sample(jax.random.key(1), params, 20, length=102)
+    assert x.rows.shape == (20, 102, 2)
+    begin = np.asarray(x.rows[:, :2])
+    np.testing.assert_array_equal(begin[:, 0], begin[:, 1])
+    by_slopes = np.stack([begin[:, 0] @ (s[:2] + s[2:]) for s in slopes])
+    assert (abs(level + by_slopes - begin[:, 0]).max(-1).min(0) < 1e-9).all()
+    found = jaxem.fit(model, x, init=params)
+    p = found.params
+    assert found.converged
+    np.testing.assert_allclose(p.transition, transition, atol=0.03)
+    np.testing.assert_allclose(p.emissions.coefficients[:, 1:], slopes, atol=0.1)
+    np.testing.assert_allclose(p.emissions.coefficients[:, :1], level, rtol=0.1, atol=0.5)
+    np.testing.assert_allclose(p.emissions.covariance, emissions.covariance, atol=0.12)
+    with pytest.raises(ValueError, match="length must be an int of 3 or more"):
+        found.sample(0, 2, length=2)
+    assert found.sample(0, 2, length=3).rows.shape == (2, 3, 2)

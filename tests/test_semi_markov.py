@@ -527,8 +527,12 @@ def test_wrong_arguments_get_a_sentence(fitted):
     with pytest.raises(ValueError, match="init durations must be between 1e-06 and 150"):
         jaxem.fit(MODEL, DATA, init=wrong)
     model = jaxem.SemiMarkov(jaxem.Autoregression(), 2, longest=5)
-    with pytest.raises(NotImplementedError, match="Autoregression does not define sample"):
-        model.sample(jax.random.key(0), p, 2)
+    emissions = jaxem.AutoregressionParams(
+        np.array([[[1.0], [0.5]], [[0.0], [-0.5]]]), np.full((2, 1, 1), 1e-12)
+    )
+    p = jaxem.SemiMarkovParams(np.array([1.0, 0.0]), p.transition, p.durations, emissions)
+    rows = model.sample(jax.random.key(0), p, 2, length=4).rows
+    np.testing.assert_allclose(rows[:, :2], 2, atol=1e-4)
 
 
 def test_empty_and_short_sequences_are_defined(fitted):
@@ -558,3 +562,42 @@ def test_the_fused_pass_is_the_plain_one(fitted):
     alike(plain[0].transitions, fused[0].transitions, rtol=1e-9, atol=1e-11)
     terms = plain[1] - fused[1]  # but for a constant of the bank
     np.testing.assert_allclose(terms, terms[0] * DATA.length / DATA.length[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("init", ["left_to_right", pytest.param("cyclic", marks=pytest.mark.slow)])
+def test_templates_stay(init):
+    """The third state looks like the first one where they do not form a cycle."""
+    rng, is_cyclic = np.random.default_rng(9), init == "cyclic"
+    levels = np.repeat([0.0, 9.0, 4.0] * 4 if is_cyclic else [0.0, 4.0, 0.0], 4)
+    x = jaxem.Sequences((levels + rng.normal(size=(6, len(levels))))[..., None])
+    model = jaxem.SemiMarkov(jaxem.Normal("tied"), 3, longest=8)
+    found = jaxem.fit(model, x, key=0, init=init)
+    p = found.params
+    follows = np.roll(np.eye(3), 1, 1)
+    if not is_cyclic:
+        follows[2] = [0, 0, 1]
+        np.testing.assert_array_equal(p.initial, [1, 0, 0])
+    np.testing.assert_array_equal(p.transition > 0, follows > 0)
+    means, expected = p.emissions.mean[:, 0], [0, 9, 4] if is_cyclic else [0, 4, 0]
+    shift = np.argmin(abs(means[0] - np.array(expected))) if is_cyclic else 0
+    np.testing.assert_allclose(means, np.roll(expected, -shift), atol=0.6)
+    assert found.converged and found.n_parameters == 3 + 1 + 3 + 2 * is_cyclic
+
+
+@pytest.mark.slow
+def test_durations_of_the_last_state_do_not_count_and_are_frozen_for_gradients():
+    x = np.repeat([0.0, 4.0, 0.0], 12)[:, None] + np.random.default_rng(7).normal(size=(4, 36, 1))
+    model = jaxem.SemiMarkov(jaxem.Normal("tied"), 3, longest=20)
+    model = jaxem.Restricted(model, "durations[2]")
+
+    @jax.jit
+    def value(x):
+        data, options = jaxem.Sequences(x), {"key": 0, "init": "left_to_right"}
+        found = jaxem.fit(model, data, tol=1e-12, **options)
+        return found.params.emissions.mean.sum(), found.gradient_ok
+
+    slope, ok = jax.jit(jax.grad(value, has_aux=True))(x)
+    step = np.zeros_like(x)
+    step[0, 13, 0] = 1e-4
+    difference = (value(x + step)[0] - value(x - step)[0]) / 2e-4
+    assert ok and abs(difference - slope[0, 13, 0]) < 1e-6

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
@@ -108,6 +109,24 @@ class Autoregression(Bank):
         if not self.shared_variance:
             covariance = keep_empty(stats.count, covariance, params.covariance)
         return AutoregressionParams(params.coefficients + step, covariance)
+
+    def fixed_point(self, params, z):
+        """μ with μ = a + Σ_l B_l μ; the shortest one of least squares where there is none."""
+        b, start = params.coefficients, int(self.intercept)
+        k, d = b.shape[0], b.shape[2]
+        total = b[:, start:].reshape(k, self.lags, d, d).sum(1)  # the features before come first
+        level = b[:, 0] if self.intercept else jnp.zeros((k, d), b.dtype)
+        inverse = jnp.linalg.pinv(jnp.eye(d, dtype=b.dtype) - total)
+        return jnp.einsum("ki,kij->kj", level, inverse, precision=Precision.HIGHEST)[z]
+
+    def sample_next(self, key, params, z, before):
+        b, start = params.coefficients, int(self.intercept)
+        mean = jnp.einsum("nm,nmd->nd", before, b[z, start:], precision=Precision.HIGHEST)
+        mean = mean + b[z, 0] if self.intercept else mean
+        root = jnp.linalg.cholesky(params.covariance)
+        root = root if self.shared_variance else root[z]
+        noise = jax.random.normal(key, mean.shape, mean.dtype)
+        return mean + jnp.einsum("...ij,...j->...i", root, noise, precision=Precision.HIGHEST)
 
     def degenerate(self, params):
         is_low = is_floored(params.covariance, self._floor(params.covariance))

@@ -8,7 +8,9 @@ from jax.lax import Precision
 
 from jaxem.numerics import rows
 from jaxem.numerics.tree import pytree
+from jaxem.protocol.capabilities import Placed, Templates, has
 from jaxem.protocol.counts import is_empty
+from jaxem.protocol.model import name_of
 
 EVEN_PART = 0.1
 """The part of every unit that a seeded rule spreads evenly over all components, so that no
@@ -23,6 +25,14 @@ class Start:
     """
 
     random = True
+
+    def require(self, model):
+        """TypeError or ValueError where the model cannot start by this rule."""
+        if not has(model, Placed):
+            raise TypeError(
+                f"{name_of(model)} has its own start, and takes no responsibilities: leave "
+                "init=None, or give params"
+            )
 
     def params(self, model, key, x, weights):
         """Params of `model` by an M-step at the initial responsibilities."""
@@ -138,10 +148,31 @@ class Labels(Start):
         return fill_empty(jax.nn.one_hot(values, k, dtype=weights.dtype), weights)
 
 
+@pytree(static=("is_cyclic",))
+class Template(Start):
+    """Params of a chain whose states follow each other: left to right, or in a cycle."""
+
+    is_cyclic: bool
+
+    def require(self, model):
+        if not has(model, Templates):
+            name = "cyclic" if self.is_cyclic else "left_to_right"
+            raise TypeError(
+                f"init={name!r} is for chains such as HMM and SemiMarkov, {name_of(model)} is "
+                "none: leave init=None, or give params"
+            )
+        model.template(self.is_cyclic)
+
+    def params(self, model, key, x, weights):
+        return model.template(self.is_cyclic)(key, x, weights)
+
+
 NAMED = {
     "kmeans++": KMeansPlusPlus(),
     "random_rows": RandomRows(),
     "random": RandomResponsibilities(),
+    "left_to_right": Template(is_cyclic=False),
+    "cyclic": Template(is_cyclic=True),
 }
 
 

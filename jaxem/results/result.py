@@ -134,8 +134,9 @@ class Result(Fit):
         return answers.scores(self._numeric, self.params, self._checked(x), self._structure)
 
     @in_own_precision
-    def sample(self, key, n: int):
-        """n units drawn from the fitted model; key: a JAX key or an int."""
+    def sample(self, key, n: int, **options):
+        """n units drawn from the fitted model; key: a JAX key or an int; options: those of the
+        model's `sample`, for chains `length` and `inputs`."""
         if self.is_fleet:
             raise TypeError("a batch draws from one fit at a time: result[i].sample(key, n)")
         key, n = as_key(key), integer(n, "n", 1)
@@ -144,7 +145,7 @@ class Result(Fit):
             raise NotImplementedError(
                 f"{name_of(self.model)} does not define sample(key, params, n)"
             )
-        return self.model.sample(key, self.params, n)
+        return self.model.sample(key, self.params, n, **options)
 
     @property
     def n_parameters(self) -> int:

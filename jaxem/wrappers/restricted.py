@@ -122,7 +122,8 @@ class Restricted(Wrapper):
 
     def _defines(self, name):
         known = super()._defines(name)
-        return known and (name != "from_responsibilities" or defines(self.model, name))
+        is_start = name in ("from_responsibilities", "template")
+        return known and (not is_start or defines(self.model, name))
 
     @property
     def domain(self):
@@ -196,6 +197,10 @@ class Restricted(Wrapper):
     def from_responsibilities(self, key, x, responsibilities, weights):
         start = self.model.from_responsibilities(key, x, responsibilities, weights)
         return self._restrict_itself(start)
+
+    def template(self, is_cyclic):
+        start = self.model.template(is_cyclic)
+        return lambda key, x, weights: self._restrict_itself(start(key, x, weights))
 
     def standardize(self, x, weights):
         inner = standardized(self.model, x, weights)

@@ -6,13 +6,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jaxem.data.options import integer
 from jaxem.data.sequences import Sequences
 from jaxem.models.hmm import paths
 from jaxem.models.hmm.domain import SequencesDomain
 from jaxem.models.hmm.fused import fused_pass
 from jaxem.models.hmm.posterior import HMMStatistics, of_paths, smoothed
 from jaxem.numerics import chains
-from jaxem.protocol.capabilities import Sampled, has
+from jaxem.protocol.capabilities import Sampled, SampledInTime, has
 from jaxem.protocol.counts import safe
 from jaxem.protocol.model import Model, name_of
 from jaxem.protocol.restriction import restricted
@@ -30,8 +31,9 @@ class Chained(Model):
     A model defines `chain(params, stack)`, the `chains.Chain` or `segments.Segments` of a stack of
     sequences; `_assembled(params, stats, emissions)`, the params of an M-step with those of its
     emissions; `_tied(held)`, a function of the statistics that shares those of tied params, None
-    where the M-step has no closed form; `_rows(stats)`, the number of rows; and `_path(keys,
-    params, n, length)`, states (n, length).
+    where the M-step has no closed form; `_rows(stats)`, the number of rows; `_path(keys, params,
+    n, length, inputs)`, states (n, length), by inputs (n, length, g) or None; and the starts
+    `_left_to_right` and `_cyclic`, functions of (key, x, weights).
     """
 
     takes_inputs = None
@@ -64,6 +66,10 @@ class Chained(Model):
     def rows_before(self, x):
         """The sequences, each row with the rows before it that the bank conditions on."""
         return x.lagged(self.domain.lags)
+
+    def template(self, is_cyclic):
+        """As in `Templates`."""
+        return self._cyclic if is_cyclic else self._left_to_right
 
     def posterior(self, params, x):
         x = self.rows_before(x)
@@ -174,17 +180,40 @@ class Chained(Model):
         return x.to_units([chains.total(f.evidence) for f in self._filtered(params, x)[1]])
 
     def sample(self, key, params, n: int, length: int = 100):
-        """n sequences of so many rows, as `Sequences`. NotImplementedError where the bank has no
-        draws of its own, as `Autoregression`."""
-        if not has(self.bank, Sampled):
+        """n sequences of so many rows, as `Sequences`. NotImplementedError where the bank defines
+        no draws.
+
+        With `Autoregression` the first `lags` rows of a sequence are all the fixed point of the
+        regression of the first state, and the states begin after them."""
+        return self._sequences(key, params, n, length)
+
+    def _sequences(self, key, params, n, length, inputs=None):
+        lags, bank = self.domain.lags, self.bank
+        wanted, name = (SampledInTime, "sample_next") if lags else (Sampled, "sample")
+        if not has(bank, wanted):
             raise NotImplementedError(
-                f"{name_of(self)} draws no sequences here: {name_of(self.bank)} does not define "
-                "sample(key, params, z)"
+                f"{name_of(self)} draws no sequences here: {name_of(bank)} does not define {name}"
             )
+        n, length = integer(n, "n", 1), integer(length, "length", 1 + lags)
+        params = jax.tree.map(jnp.asarray, params)
         *keys, rows_key = jax.random.split(key, 3)
-        z = self._path(keys, params, n, length)
-        rows = self.bank.sample(rows_key, params.emissions, z.reshape(-1))
-        return Sequences(rows.reshape(n, length, -1))
+        acting = None if inputs is None else inputs[:, lags:]
+        z = self._path(keys, params, n, length - lags, acting)
+        if not lags:
+            rows = bank.sample(rows_key, params.emissions, z.reshape(-1))
+            return Sequences(rows.reshape(n, length, -1), inputs)
+        first = bank.fixed_point(params.emissions, z[:, 0])
+
+        def step(before, now):
+            key, z = now
+            row = bank.sample_next(key, params.emissions, z, before)
+            before = jnp.concatenate([row, before[:, : -row.shape[1]]], 1)
+            return before, row
+
+        row_keys = jax.random.split(rows_key, length - lags)
+        rows = jax.lax.scan(step, jnp.tile(first, lags), (row_keys, z.T))[1]
+        begin = jnp.repeat(first[:, None], lags, 1)
+        return Sequences(jnp.concatenate([begin, jnp.moveaxis(rows, 0, 1)], 1), inputs)
 
     def fused(self, x):
         return fused_pass(self, x, HMMStatistics)

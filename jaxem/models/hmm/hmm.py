@@ -9,14 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
 
+from jaxem.data.arrays import as_array
 from jaxem.data.options import integer, one_of
 from jaxem.models.gate import SoftmaxGate
 from jaxem.models.hmm.chained import Chained
 from jaxem.models.hmm.prior import ChainPrior
-from jaxem.models.hmm.starts import bank_of, kept_positive, normalised, start
+from jaxem.models.hmm.starts import (
+    bank_of,
+    followers,
+    kept_positive,
+    normalised,
+    start,
+    start_by_parts,
+    start_in_cycle,
+)
 from jaxem.models.hmm.stationary import best_transition, stationary
 from jaxem.numerics import chains
-from jaxem.numerics.tree import pytree
+from jaxem.numerics.tree import is_traced, pytree
 from jaxem.protocol.derived import whitened
 from jaxem.protocol.held import averaged
 from jaxem.protocol.model import name_of
@@ -49,7 +58,8 @@ class HMM(Chained):
         likelihood.
 
     Data: `Sequences`; weights are per sequence. A missing row contributes nothing. A transition
-    probability of 0 stays 0, so that params with zeros fix the structure, such as left to right.
+    probability of 0 stays 0, so that params with zeros fix the structure. So do the starts
+    init="left_to_right", from state 1 to the last one, which is not left, and init="cyclic".
 
     Raises TypeError or ValueError where an argument is not one of these. Source: Rabiner 1989.
     """
@@ -84,33 +94,84 @@ class HMM(Chained):
     def init(self, key, x, weights):
         """The emissions are those of a mixture at its default start, and transitions those between
         its components in time; half of every row is spread evenly."""
-        components, first, pairs = start(self, key, x, weights)
-        even = jnp.full((self.k, self.k), 1 / self.k, weights.dtype)
-        transition = (normalised(pairs, even) + even) / 2
-        if self.initial == "stationary":
-            return HMMParams(stationary(transition), transition, components)
-        initial = (normalised(first, even[0]) + even[0]) / 2
+        initial, transition, emissions = self._free(start(self, key, x, weights))
         if self.transitions is not None:
             transition = self.transitions.constant(transition, x.widths[1])
-        return HMMParams(initial, transition, components)
+        return HMMParams(initial, transition, emissions)
 
-    def sample(self, key, params, n: int, length: int = 100):
-        """n sequences of so many rows, as `Sequences`. NotImplementedError where transitions depend
-        on inputs, and where the bank has no draws of its own, as `Autoregression`."""
+    def template(self, is_cyclic):
+        name = "cyclic" if is_cyclic else "left_to_right"
         if self.transitions is not None:
-            raise NotImplementedError(
-                f"{name_of(self)} draws no sequences here: its transitions depend on inputs"
+            raise ValueError(
+                f"init={name!r} needs transitions of probability 0, and those of SoftmaxGate are "
+                "above 0: leave init=None, or transitions=None"
             )
-        return super().sample(key, params, n, length)
+        if self.initial == "stationary" and not is_cyclic:
+            raise ValueError(
+                f"init={name!r} begins in the first state, and its stationary distribution is the "
+                'last one alone: leave initial="free"'
+            )
+        return super().template(is_cyclic)
 
-    def _path(self, keys, params, n, length):
-        logs = jnp.log(params.initial), jnp.log(params.transition)
-        state = jax.random.categorical(keys[0], logs[0], shape=(n,))
+    def _free(self, begin, allowed=None):
+        """(initial, transition, emissions) from a `ChainStart`; allowed: transitions (k, k), 1 or
+        0, or None for all."""
+        even = jnp.full((self.k, self.k), 1 / self.k, begin.pairs.dtype)
+        first, pairs, shares = begin.first, begin.pairs, even
+        if allowed is not None:
+            shares, pairs = normalised(allowed.astype(pairs.dtype), even), pairs * allowed
+        transition = (normalised(pairs, shares) + shares) / 2
+        if self.initial == "stationary":
+            return stationary(transition), transition, begin.emissions
+        initial = (normalised(first, even[0]) + even[0]) / 2
+        return initial, transition, begin.emissions
 
-        def step(state, key):
-            return jax.random.categorical(key, logs[1][state]), state
+    def _cyclic(self, key, x, weights):
+        begin = start_in_cycle(self, key, x, weights)
+        return HMMParams(*self._free(begin, followers(self.k, True, has_stays=True)))
 
-        return jax.lax.scan(step, state, jax.random.split(keys[1], length))[1].T
+    def _left_to_right(self, key, x, weights):
+        """Emissions from k parts of every sequence, and the stays of their mean length."""
+        emissions, length = start_by_parts(self, key, x, weights)
+        moves, one = 1 / jnp.maximum(length, 2), jnp.eye(self.k, dtype=weights.dtype)
+        rows = followers(self.k, False, has_stays=True) * jnp.where(one > 0, 1 - moves, moves)
+        return HMMParams(one[0], normalised(rows, one), emissions)
+
+    def sample(self, key, params, n: int, length: int = 100, inputs=None):
+        """As in `SemiMarkov`: n sequences of so many rows. inputs (n, length, g), with a
+        `SoftmaxGate` alone: those of row t act on the transition to row t + 1, and the `Sequences`
+        carry them. ValueError where they are missing, or of another shape."""
+        if (inputs is None) == self.takes_inputs:
+            raise ValueError(
+                f"{name_of(self)} has transitions that depend on inputs: give "
+                f"inputs=... of shape {self._shape_of_inputs(params, n, length)}"
+                if self.takes_inputs
+                else f"inputs are given, {name_of(self)} takes none: give "
+                "transitions=jaxem.SoftmaxGate(), or leave them out"
+            )
+        if inputs is not None:
+            inputs, expected = as_array(inputs, "inputs"), self._shape_of_inputs(params, n, length)
+            if inputs.shape != expected:
+                raise ValueError(f"inputs must have shape {expected}, got {inputs.shape}")
+            if not is_traced(inputs) and not np.isfinite(inputs).all():
+                raise ValueError("inputs hold values that are not finite: give finite numbers")
+        return self._sequences(key, params, n, length, inputs)
+
+    def _shape_of_inputs(self, params, n, length):
+        return n, length, params.transition.shape[-1] - self.transitions.intercept
+
+    def _path(self, keys, params, n, length, inputs=None):
+        state, z = jax.random.categorical(keys[0], jnp.log(params.initial), shape=(n,)), None
+        if self.transitions is not None:
+            z = jnp.moveaxis(self.transitions.covariates(jnp.asarray(inputs)), 1, 0)  # (t, n, m)
+
+        def step(state, now):
+            key, z = now
+            rows = params.transition[state]
+            logits = jnp.log(rows) if z is None else (rows * z[:, None]).sum(-1)
+            return jax.random.categorical(key, logits), state
+
+        return jax.lax.scan(step, state, (jax.random.split(keys[1], length), z))[1].T
 
     def chain(self, params, stack):
         """The `chains.Chain` of a stack of sequences."""

@@ -10,7 +10,15 @@ import numpy as np
 from jaxem.data.options import integer, one_of
 from jaxem.models.hmm.chained import Chained
 from jaxem.models.hmm.durations import KINDS
-from jaxem.models.hmm.starts import bank_of, kept_positive, normalised, start
+from jaxem.models.hmm.starts import (
+    bank_of,
+    followers,
+    kept_positive,
+    normalised,
+    start,
+    start_by_parts,
+    start_in_cycle,
+)
 from jaxem.models.hmm.stationary import stationary
 from jaxem.numerics.segments import Segments
 from jaxem.numerics.tree import pytree
@@ -54,7 +62,10 @@ class SemiMarkov(Chained):
 
     Data: `Sequences`; weights are per sequence. A missing row contributes nothing, and time passes.
     A transition or initial probability of 0 stays 0: params with other zeros, or with a diagonal
-    above 0, are taken as they are.
+    above 0, are taken as they are. init="left_to_right": from state 1 to the last one, whose
+    segments follow each other to the end, so that its durations do not count: freeze them for
+    gradients and BIC, jaxem.Restricted(model, "durations[2]"); init="cyclic": each state is
+    followed by the next one.
 
     Raises TypeError or ValueError where an argument is not one of these. Source: Yu 2010.
     """
@@ -80,6 +91,11 @@ class SemiMarkov(Chained):
         return self.k * self.longest
 
     @property
+    def _most_start(self):
+        """The largest mean duration of a start."""
+        return max(LEAST_START, self.longest / 2)
+
+    @property
     def _kind(self):
         return KINDS[self.durations](self.longest)
 
@@ -87,23 +103,41 @@ class SemiMarkov(Chained):
         """The emissions are those of a mixture at its default start. Transitions and durations
         follow from its components in time, as if those were a Markov chain; half of every row of
         transitions is spread evenly."""
-        components, first, pairs = start(self, key, x, weights)
-        even = jnp.full((self.k, self.k), 1 / self.k, weights.dtype)
-        stay = jnp.diagonal(normalised(pairs, even))
-        most = max(LEAST_START, self.longest / 2)
-        mean = jnp.clip(1 / jnp.maximum(1 - stay, 1 / most), LEAST_START, most)
         others = 1 - jnp.eye(self.k, dtype=weights.dtype)
-        even = others / (self.k - 1)
-        transition = (normalised(pairs * others, even) + even) / 2
-        initial = (normalised(first, jnp.full_like(mean, 1 / self.k)) + 1 / self.k) / 2
-        return SemiMarkovParams(initial, transition, self._kind.start(mean), components)
+        return self._free(start(self, key, x, weights), others)
+
+    def _free(self, begin, allowed):
+        """Params from a `ChainStart`; allowed: the transitions (k, k) between segments, 1 or 0."""
+        even = jnp.full((self.k, self.k), 1 / self.k, begin.pairs.dtype)
+        stay = jnp.diagonal(normalised(begin.pairs, even))
+        mean = 1 / jnp.maximum(1 - stay, 1 / self._most_start)
+        shares = allowed.astype(even.dtype) / allowed.sum(1, keepdims=True)
+        transition = (normalised(begin.pairs * allowed, shares) + shares) / 2
+        initial = (normalised(begin.first, even[0]) + even[0]) / 2
+        return SemiMarkovParams(initial, transition, self._durations(mean), begin.emissions)
+
+    def _durations(self, mean):
+        """The params of durations of about these means (k,)."""
+        return self._kind.start(jnp.clip(mean, LEAST_START, self._most_start))
+
+    def _cyclic(self, key, x, weights):
+        begin = start_in_cycle(self, key, x, weights)
+        return self._free(begin, followers(self.k, True, has_stays=False))
+
+    def _left_to_right(self, key, x, weights):
+        """Emissions from k parts of every sequence, and durations of their mean length."""
+        emissions, length = start_by_parts(self, key, x, weights)
+        allowed = jnp.asarray(followers(self.k, False, has_stays=False), weights.dtype)
+        initial = jnp.eye(self.k, dtype=weights.dtype)[0]
+        durations = self._durations(jnp.full(self.k, length))
+        return SemiMarkovParams(initial, allowed, durations, emissions)
 
     def chain(self, params, stack):
         """The `segments.Segments` of a stack of sequences."""
         factors = self._kind.hazards(params.durations)
         return Segments(params.initial[:, None], params.transition[..., None], *factors)
 
-    def _path(self, keys, params, n, length):
+    def _path(self, keys, params, n, length, inputs=None):
         initial, transition = jnp.log(params.initial), jnp.log(params.transition)
         ends, _ = self._kind.hazards(params.durations)
         state = jax.random.categorical(keys[0], initial, shape=(n,))
