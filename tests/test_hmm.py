@@ -749,7 +749,7 @@ def test_templates_start_fleets_of_restarts():
     sets = [IN_PARTS[:3], IN_PARTS[3:]]
     fleet = jaxem.fit(PARTED, jaxem.Batch(sets), **LEFT_TO_RIGHT, restarts=2)
     assert fleet.converged.all()
-    np.testing.assert_array_equal(fleet.params.transition[:, 2], [[0, 0, 1]] * 2)
+    np.testing.assert_array_equal(fleet.params.transition[:, 2] > 0, [[False, False, True]] * 2)
     begin = jaxem.fit(PARTED, jaxem.Batch(sets), **LEFT_TO_RIGHT, restarts=2, max_iter=0)
     first, second = np.moveaxis(begin.restarts.params.emissions.mean, 1, 0)
     assert (first != second).all()
