@@ -170,8 +170,18 @@ def test_float32_is_stable_over_many_rows_and_states():
     np.testing.assert_allclose(single[2], pairs, rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize("form", ["takes_levels", "is_long"])
-@pytest.mark.parametrize("name", ["plain", "zeros", "gate"])
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *((name, "is_long") for name in ("plain", "zeros", "gate")),
+        *((name, "takes_levels") for name in ("zeros", "gate")),
+        slow("plain", "takes_levels"),
+    ],
+)
 def test_other_forms_are_the_recursions(name, form, monkeypatch, fitted):
     """Those for accelerators and for long series, with missing rows, padding and impossible
     states."""
@@ -246,8 +256,15 @@ def test_the_chunked_pass_is_the_plain_one(fitted, monkeypatch):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("form", ["", "takes_levels", "is_long"])
-@pytest.mark.parametrize("name", ["plain", "zeros", "gate", "segments"])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *(("plain", "is_long"), ("zeros", "takes_levels"), ("gate", ""), ("segments", "")),
+        *(slow("plain", form) for form in ("", "takes_levels")),
+        *(slow("zeros", form) for form in ("", "is_long")),
+        *(slow("gate", form) for form in ("takes_levels", "is_long")),
+    ],
+)
 def test_blocks_of_rows_change_nothing(name, form, monkeypatch, fitted):
     """Long sequences in blocks, which bound the memory: sums, evidence and slopes."""
     model, x, params = MODEL, jaxem.Sequences([*SERIES[:2], with_gaps(BANKS["normal"][1])[0]]), None

@@ -61,6 +61,10 @@ class HMM(Chained):
     probability of 0 stays 0, so that params with zeros fix the structure. So do the starts
     init="left_to_right", from state 1 to the last one, which is not left, and init="cyclic".
 
+    Memory of a fit: about ten arrays of rows × states, of at most 2**23 numbers each on a CPU where
+    the log density of the bank is linear in features (normal, Poisson, categorical): longer
+    sequences are passed in blocks of rows. With other banks they are of all rows.
+
     Raises TypeError or ValueError where an argument is not one of these. Source: Rabiner 1989.
     """
 
