@@ -111,7 +111,8 @@ class Autoregression(Bank):
         return AutoregressionParams(params.coefficients + step, covariance)
 
     def fixed_point(self, params, z):
-        """μ with μ = a + Σ_l B_l μ; the shortest one of least squares where there is none."""
+        """For every i the row (n, d) at which component z[i] would stay without noise: μ = a + Σ_l
+        B_l μ; the shortest one of least squares where there is none."""
         b, start = params.coefficients, int(self.intercept)
         k, d = b.shape[0], b.shape[2]
         total = b[:, start:].reshape(k, self.lags, d, d).sum(1)  # the features before come first
@@ -120,6 +121,8 @@ class Autoregression(Bank):
         return jnp.einsum("ki,kij->kj", level, inverse, precision=Precision.HIGHEST)[z]
 
     def sample_next(self, key, params, z, before):
+        """For every i a row of component z[i], (n, d), given the rows before it: before (n, lags·d)
+        begins with the last one. For draws of chains."""
         b, start = params.coefficients, int(self.intercept)
         mean = jnp.einsum("nm,nmd->nd", before, b[z, start:], precision=Precision.HIGHEST)
         mean = mean + b[z, 0] if self.intercept else mean

@@ -62,17 +62,6 @@ class Sampled(Protocol):
         """n units. Of a bank, with z (n,) in place of n: for every i a unit of component z[i]."""
 
 
-class SampledInTime(Protocol):
-    """For draws of sequences from a bank that conditions on the rows before."""
-
-    def fixed_point(self, params, z) -> Any:
-        """For every i the row (n, d) at which component z[i] would stay without noise."""
-
-    def sample_next(self, key, params, z, before) -> Any:
-        """For every i a row of component z[i], (n, d), given the rows before it: before (n, lags·d)
-        begins with the last one."""
-
-
 class Placed(Protocol):
     """For starts by responsibilities: k-means++, random rows, given labels."""
 
@@ -81,14 +70,6 @@ class Placed(Protocol):
 
     def from_responsibilities(self, key, x, responsibilities, weights) -> Any:
         """Params to start from, at given responsibilities (n, k)."""
-
-
-class Templates(Protocol):
-    """For starts of chains whose states follow each other: left to right, or in a cycle."""
-
-    def template(self, is_cyclic) -> Any:
-        """A function of (key, x, weights): params to start from, with the structure. ValueError
-        where the model cannot have it."""
 
 
 class LinearBank(Protocol):

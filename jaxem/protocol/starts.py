@@ -8,7 +8,7 @@ from jax.lax import Precision
 
 from jaxem.numerics import rows
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.capabilities import Placed, Templates, has
+from jaxem.protocol.capabilities import Placed, defines, has
 from jaxem.protocol.counts import is_empty
 from jaxem.protocol.model import name_of
 
@@ -150,12 +150,14 @@ class Labels(Start):
 
 @pytree(static=("is_cyclic",))
 class Template(Start):
-    """Params of a chain whose states follow each other: left to right, or in a cycle."""
+    """Params of a chain whose states follow each other: left to right, or in a cycle. The model
+    defines `template(is_cyclic)`: a function of (key, x, weights) that returns them, or ValueError
+    where it cannot have the structure."""
 
     is_cyclic: bool
 
     def require(self, model):
-        if not has(model, Templates):
+        if not defines(model, "template"):
             name = "cyclic" if self.is_cyclic else "left_to_right"
             raise TypeError(
                 f"init={name!r} is for chains such as HMM and SemiMarkov, {name_of(model)} is "

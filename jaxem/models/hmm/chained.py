@@ -13,7 +13,7 @@ from jaxem.models.hmm.domain import SequencesDomain
 from jaxem.models.hmm.fused import fused_pass
 from jaxem.models.hmm.posterior import HMMStatistics, of_paths, smoothed
 from jaxem.numerics import chains
-from jaxem.protocol.capabilities import Sampled, SampledInTime, has
+from jaxem.protocol.capabilities import defines
 from jaxem.protocol.counts import safe
 from jaxem.protocol.model import Model, name_of
 from jaxem.protocol.restriction import restricted
@@ -68,7 +68,7 @@ class Chained(Model):
         return x.lagged(self.domain.lags)
 
     def template(self, is_cyclic):
-        """As in `Templates`."""
+        """As `protocol.starts.Template` asks for it."""
         return self._cyclic if is_cyclic else self._left_to_right
 
     def posterior(self, params, x):
@@ -189,8 +189,8 @@ class Chained(Model):
 
     def _sequences(self, key, params, n, length, inputs=None):
         lags, bank = self.domain.lags, self.bank
-        wanted, name = (SampledInTime, "sample_next") if lags else (Sampled, "sample")
-        if not has(bank, wanted):
+        name = "sample_next" if lags else "sample"
+        if not defines(bank, name):
             raise NotImplementedError(
                 f"{name_of(self)} draws no sequences here: {name_of(bank)} does not define {name}"
             )
