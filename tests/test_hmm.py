@@ -174,6 +174,24 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+def variant(name, params):
+    """(a model, three sequences with gaps, params): with params of `MODEL`, with impossible states,
+    with a gate, or with durations."""
+    x = jaxem.Sequences([*SERIES[:2], with_gaps(BANKS["normal"][1])[0]])
+    if name == "zeros":
+        transition = jnp.asarray([[0.9, 0.1], [0.0, 1.0]])
+        params = jaxem.HMMParams(jnp.asarray([1.0, 0.0]), transition, params.emissions)
+    if name == "gate":
+        model, series, inputs, params = gated(3)
+        return model, jaxem.Sequences(series, inputs=inputs), params
+    if name == "segments":
+        model = jaxem.SemiMarkov(jaxem.Normal(), 2, longest=4)
+        transition, durations = jnp.asarray([[0.0, 1.0], [1.0, 0.0]]), jnp.asarray([1.0, 2.0])
+        params = jaxem.SemiMarkovParams(params.initial, transition, durations, params.emissions)
+        return model, x, params
+    return MODEL, x, params
+
+
 @pytest.mark.parametrize(
     ("name", "form"),
     [
@@ -185,14 +203,7 @@ def slow(*values):
 def test_other_forms_are_the_recursions(name, form, monkeypatch, fitted):
     """Those for accelerators and for long series, with missing rows, padding and impossible
     states."""
-    model, x, params = MODEL, jaxem.Sequences([*SERIES[:2], with_gaps(BANKS["normal"][1])[0]]), None
-    params = fitted.params
-    if name == "zeros":
-        transition = jnp.asarray([[0.9, 0.1], [0.0, 1.0]])
-        params = jaxem.HMMParams(jnp.asarray([1.0, 0.0]), transition, params.emissions)
-    if name == "gate":
-        model, series, inputs, params = gated(3)
-        x = jaxem.Sequences(series, inputs=inputs)
+    model, x, params = variant(name, fitted.params)
     answers = []
     for takes in (False, True):
         monkeypatch.setattr(chain_forms, form, lambda *shape, takes=takes: takes)
@@ -267,18 +278,7 @@ def test_the_chunked_pass_is_the_plain_one(fitted, monkeypatch):
 )
 def test_blocks_of_rows_change_nothing(name, form, monkeypatch, fitted):
     """Long sequences in blocks, which bound the memory: sums, evidence and slopes."""
-    model, x, params = MODEL, jaxem.Sequences([*SERIES[:2], with_gaps(BANKS["normal"][1])[0]]), None
-    params, weights = fitted.params, jnp.asarray([1.0, 2.0, 0.5])
-    if name == "zeros":
-        transition = jnp.asarray([[0.9, 0.1], [0.0, 1.0]])
-        params = jaxem.HMMParams(jnp.asarray([1.0, 0.0]), transition, params.emissions)
-    if name == "gate":
-        model, series, inputs, params = gated(3)
-        x = jaxem.Sequences(series, inputs=inputs)
-    if name == "segments":
-        model = jaxem.SemiMarkov(jaxem.Normal(), 2, longest=4)
-        transition, durations = jnp.asarray([[0.0, 1.0], [1.0, 0.0]]), jnp.asarray([1.0, 2.0])
-        params = jaxem.SemiMarkovParams(params.initial, transition, durations, params.emissions)
+    (model, x, params), weights = variant(name, fitted.params), jnp.asarray([1.0, 2.0, 0.5])
     if form:
         monkeypatch.setattr(chain_forms, form, lambda *shape: True)
 
