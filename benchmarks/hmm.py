@@ -221,7 +221,9 @@ def main():
         found = {side: total(params) for side, params in ends.items()}
         are_sound = np.all([np.isfinite(values) for values in found.values()], axis=0)
         scores = {side: float(values[are_sound].sum()) for side, values in found.items()}
-        best, row = max(scores.values()), {}
+        best, row = max(scores.values()), {"left out": int((~are_sound).sum())}
+        if row["left out"]:
+            print(f"{name}: {row['left out']} of {are_sound.size} left out, collapsed on a side")
         for side in sides:
             milliseconds = 1e3 * statistics.median(seconds[side])
             failed = scores[side] < best - SLACK * rows

@@ -751,8 +751,10 @@ def test_left_to_right_starts_from_parts_in_time():
     assert found.converged and found.n_parameters == 3 + 1 + 2
     np.testing.assert_array_equal(p.transition > 0, np.eye(3) + np.eye(3, k=1) > 0)
     np.testing.assert_array_equal(p.initial, [1, 0, 0])
-    np.testing.assert_allclose(p.emissions.mean[:, 0], [0, 4, 0], atol=0.5)
     right = np.concatenate([np.arange(36 - i) // 12 for i in range(6)])
+    rows = np.concatenate([s[: 36 - i, 0] for i, s in enumerate(PARTS)])
+    means = [rows[right == i].mean() for i in range(3)]
+    np.testing.assert_allclose(p.emissions.mean[:, 0], means, atol=0.05)
     assert np.mean(np.concatenate(found.predict(IN_PARTS)) == right) > 0.98
     begin = jaxem.fit(PARTED, IN_PARTS, **LEFT_TO_RIGHT, max_iter=0).params
     np.testing.assert_allclose(begin.transition[0, 0], 1 - 3 / 33.5, rtol=1e-12)
@@ -866,12 +868,11 @@ def test_autoregressive_draws_are_recovered(shared):
     by_slopes = np.stack([begin[:, 0] @ (s[:2] + s[2:]) for s in slopes])
     assert (abs(level + by_slopes - begin[:, 0]).max(-1).min(0) < 1e-9).all()
     found = jaxem.fit(model, x, init=params)
-    p = found.params
-    assert found.converged
-    np.testing.assert_allclose(p.transition, transition, atol=0.03)
-    np.testing.assert_allclose(p.emissions.coefficients[:, 1:], slopes, atol=0.1)
-    np.testing.assert_allclose(p.emissions.coefficients[:, :1], level, rtol=0.1, atol=0.5)
-    np.testing.assert_allclose(p.emissions.covariance, emissions.covariance, atol=0.12)
+    # Twice the log-likelihood ratio is about χ² with 29 or 26 degrees of freedom, whose 99.99%
+    # points are 66 and 61. Slopes that are wrong by 0.02 give 2,800.
+    ratio = 2 * (found.log_likelihood - model.log_prob(jax.tree.map(jnp.asarray, params), x).sum())
+    assert found.converged and found.n_parameters == (26 if shared else 29)
+    assert 0 < ratio < (61 if shared else 66)
     with pytest.raises(ValueError, match="length must be an int of 3 or more"):
         found.sample(0, 2, length=2)
     assert found.sample(0, 2, length=3).rows.shape == (2, 3, 2)

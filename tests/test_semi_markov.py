@@ -479,11 +479,11 @@ def test_draws_are_recovered():
     x = model.sample(jax.random.key(0), params, 40, length=100)
     assert len(x) == 40 and x.rows.shape == (40, 100, 1)
     found = jaxem.fit(model, x, key=0, restarts=2)
-    order = np.argsort(found.params.emissions.rate[:, 0])
-    np.testing.assert_allclose(found.params.durations[order], params.durations, rtol=0.1)
-    np.testing.assert_allclose(found.params.emissions.rate[order, 0], [1, 8, 25], rtol=0.05)
-    transition = np.asarray(found.params.transition)[order][:, order]
-    np.testing.assert_allclose(transition, params.transition, atol=0.08)
+    # Twice the log-likelihood ratio is about χ² with 11 degrees of freedom, whose 99.99% point is
+    # 37. Durations that are wrong by a tenth give 46.
+    ratio = 2 * (found.log_likelihood - model.log_prob(params, x).sum())
+    assert found.converged and found.n_parameters == 11
+    assert 0 < ratio < 37
 
 
 def test_files_selection_and_checks(fitted, tmp_path):
@@ -578,9 +578,11 @@ def test_templates_stay(init):
         follows[2] = [0, 0, 1]
         np.testing.assert_array_equal(p.initial, [1, 0, 0])
     np.testing.assert_array_equal(p.transition > 0, follows > 0)
-    means, expected = p.emissions.mean[:, 0], [0, 9, 4] if is_cyclic else [0, 4, 0]
-    shift = np.argmin(abs(means[0] - np.array(expected))) if is_cyclic else 0
-    np.testing.assert_allclose(means, np.roll(expected, -shift), atol=0.6)
+    means, true = p.emissions.mean[:, 0], np.arange(len(levels)) // 4 % 3
+    known = np.array([x.rows[:, true == i].mean() for i in range(3)])
+    shift = int(np.argmin(abs(means[0] - known))) if is_cyclic else 0
+    np.testing.assert_allclose(means, np.roll(known, -shift), atol=0.1)
+    assert np.mean((np.stack(found.predict(x)) + shift) % 3 == true) > 0.98
     assert found.converged and found.n_parameters == 3 + 1 + 3 + 2 * is_cyclic
 
 

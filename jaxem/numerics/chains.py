@@ -151,7 +151,7 @@ class Chain(NamedTuple):
         """
         k = logs.shape[1]
         states = jnp.arange(k)[:, None]
-        first = jnp.log(jnp.broadcast_to(self.initial, logs.shape[1:])) + logs[0]
+        first = jnp.log(self.begin(logs)) + logs[0]
         level = largest_of(first)
 
         def step(score, row):
