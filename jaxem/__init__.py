@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from jaxem.data.batch import Batch
-from jaxem.data.labelled import Labelled
+from jaxem.data.data import Data, Labelled
 from jaxem.fit import fit, require_model
 from jaxem.methods.em import EM, Exact
 from jaxem.models.mixture import Mixture, MixtureParams
@@ -146,6 +146,7 @@ __all__ = [
     "CategoricalParams",
     "ChainPrior",
     "Constrained",
+    "Data",
     "Decay",
     "DirichletPosterior",
     "DirichletPrior",

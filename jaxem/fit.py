@@ -72,7 +72,7 @@ def fit(
 
     Args:
       model: a `Mixture`, or any object with the five functions of `Model`.
-      data: an array (n, d), or a tree of arrays with one leading unit axis, such as `Labelled` or
+      data: an array (n, d), or a tree of arrays with one leading unit axis, such as `Data` or
         a tuple (features, y): one fit. In a tree integers stay integers. `Batch(array (b, n, d))`
         or `Batch([x0, x1, ...])`: b independent fits, every field of the result with a leading
         axis b, weights and given params too.

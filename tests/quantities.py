@@ -43,7 +43,7 @@ def separate(name):
 
 def relabelled(data):
     """The data after the components were put into ORDER."""
-    if not hasattr(data, "labels"):
+    if not isinstance(data, jaxem.Data):
         return data
     places = jnp.asarray(np.argsort(ORDER))
     return jaxem.Labelled(data.x, jnp.where(data.labels < 0, -1, places[data.labels]))

@@ -61,11 +61,11 @@ def test_every_model_against_differences(name):
     to_the_end = {"tol": 0, "max_iter": 3 * int(start.n_iter) + 500}
     parts = {"weights": weights, "hyper": hyper}
     if is_real(name):
-        parts["data"] = data.x if isinstance(data, jaxem.Labelled) else data
+        parts["data"] = data.x if isinstance(data, jaxem.Data) else data
 
     def fitted(parts, start, options):
         x = parts.get("data", data)
-        x = jaxem.Labelled(x, data.labels) if isinstance(data, jaxem.Labelled) else x
+        x = jaxem.Labelled(x, data.labels) if isinstance(data, jaxem.Data) else x
         made = merge(parts["hyper"], structure)
         r = jaxem.fit(made, x, weights=parts["weights"], init=start, **options)
         return jnp.stack([dotted(r.params), r.objective, r.log_likelihood]), r

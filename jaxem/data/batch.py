@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data.arrays import as_array, as_data, as_weights, is_tree
+from jaxem.data.data import of_components
 from jaxem.data.documents import Documents, of_one_form
-from jaxem.data.labelled import unlabelled
 from jaxem.data.sequences import Sequences
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import float_dtype, have_unit_axes, is_traced
@@ -24,7 +24,7 @@ class Batch:
       data: one of
 
         - an array (b, n, d), or (b, n, ...) for models that take other units than rows;
-        - a dict, a named tuple, `Labelled` or another tree of arrays (b, n, ...), stacked: the
+        - a dict, a named tuple, `Data` or another tree of arrays (b, n, ...), stacked: the
           first axis of every array counts data sets and the second units;
         - a list of data sets of any lengths, each of them data for one `fit`: arrays (n_i, d),
           trees of arrays (n_i, ...), tuples such as (features, y), `Sequences`, or `Documents` of
@@ -106,13 +106,13 @@ def check_data_sets(batch: Batch, blocks: list[Block], domain, name: str):
     try:
         domain.check(shapes, name)
     except (TypeError, ValueError) as error:
-        plain = unlabelled(shapes)[0]
+        plain = of_components(shapes)
         if not hasattr(plain, "ndim") or plain.ndim == 2:
             raise type(error)(f"every data set of the Batch: {error}") from None
         at = int(blocks[0].index[0])
-        got = unlabelled(batch.data)[0]
+        got = of_components(batch.data)
         got = (
-            f"data[{at}] of shape {np.shape(unlabelled(got[at])[0])}"
+            f"data[{at}] of shape {np.shape(of_components(got[at]))}"
             if is_list(got)
             else (f"shape {tuple(got.shape)}")
         )

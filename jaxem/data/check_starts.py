@@ -84,7 +84,7 @@ def check_start(start: Start, n: int, k: int) -> Start:
         if values.shape != (n,):
             raise ValueError(f"init=Labels must have shape ({n},), got {values.shape}")
         wrong = None if is_traced(values) else ~np.isin(np.asarray(values), np.arange(k))
-        accepted = f"integers from 0 to {k - 1}; for unknown labels fit jaxem.Labelled data"
+        accepted = f"integers from 0 to {k - 1}; for unknown labels fit jaxem.Data(x, labels=...)"
         start = Labels(values.astype(np.int32))
     elif isinstance(start, Responsibilities):
         values = as_array(start.values, "init=Responsibilities")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import digamma
 
-from jaxem.data.labelled import unlabelled
+from jaxem.data.data import labels_of, of_components
 from jaxem.models.mixture import FiniteMixture
 from jaxem.numerics import divergence
 from jaxem.numerics.special import safe_entr
@@ -112,7 +112,7 @@ class BayesianMixture(FiniteMixture):
 
     def _informed(self, x, weights):
         """The model with a prior from the data where the components have none."""
-        inner = self.components.informed(unlabelled(x)[0], weights, self.k)
+        inner = self.components.informed(of_components(x), weights, self.k)
         return BayesianMixture(inner, self.k, self.weights, self.concentration)
 
     def log_weights(self, params):
@@ -162,8 +162,8 @@ class BayesianMixture(FiniteMixture):
 
     def log_predictive(self, params, x):
         """log of the predictive density E_q[Σ_k π_k p(x | k)] per unit, (n,)."""
-        plain, labels = unlabelled(x)
-        joint = self.bank.predictive(params.components, plain) + jnp.log(params.weights)
+        labels = labels_of(x)
+        joint = self.bank.predictive(params.components, of_components(x)) + jnp.log(params.weights)
         return self.domain.outside(x, jax.nn.logsumexp(self._known(joint, labels, 1), axis=1))
 
     def sample(self, key, params, n: int):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
 
-from jaxem.data.labelled import unlabelled
+from jaxem.data.data import of_components
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def jacobian(mixture, params, x, weights):
     with the weights (n,) of the units x."""
     bank, bank_params, k = mixture.components, params.components, mixture.k
     leaves, tree = jax.tree.flatten(bank_params)
-    plain = unlabelled(x)[0]
+    plain = of_components(x)
     q, _ = mixture.posterior(params, x)
     r = q.responsibilities.T
 

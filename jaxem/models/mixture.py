@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.lax import Precision
 
-from jaxem.data.labelled import Labelled, unlabelled
+from jaxem.data.data import Data, given, labels_of, of_components, with_components
 from jaxem.data.options import integer
 from jaxem.numerics import tuning
 from jaxem.numerics.softmax import normalize, softmax_parts
@@ -102,14 +102,14 @@ class FiniteMixture(Model):
         )
 
     def closed(self, x):
-        return self.bank.closed(unlabelled(x)[0])
+        return self.bank.closed(of_components(x))
 
     def init(self, key, x, weights):
         return Start.default(self, x).params(self, key, x, weights)
 
     def from_responsibilities(self, key, x, responsibilities, weights):
         """A start: the M-step, or the bank's `init`, at given responsibilities (n, k)."""
-        x, labels = unlabelled(x)
+        x, labels = of_components(x), labels_of(x)
         if labels is not None:
             known = (labels[:, None] == jnp.arange(self.k)).astype(responsibilities.dtype)
             responsibilities = jnp.where(labels[:, None] >= 0, known, responsibilities)
@@ -118,10 +118,10 @@ class FiniteMixture(Model):
         return self.assembled(q.sum(0), self.bank.init(key, x, q))
 
     def embed(self, x):
-        return self.components.embed(unlabelled(x)[0])
+        return self.components.embed(of_components(x))
 
     def known_labels(self, x):
-        return unlabelled(x)[1]
+        return labels_of(x)
 
     def log_joint(self, params, x):
         return self._joint(params, x)[1]
@@ -133,7 +133,7 @@ class FiniteMixture(Model):
 
     def statistics(self, params, x, q, weights):
         r = q.responsibilities * weights[:, None]
-        inner = self.bank.statistics(params.components, unlabelled(x)[0], q.components, r)
+        inner = self.bank.statistics(params.components, of_components(x), q.components, r)
         count = jnp.matmul(q.responsibilities.T, weights, precision=Precision.HIGHEST)
         return MixtureStatistics(count, inner)
 
@@ -141,14 +141,14 @@ class FiniteMixture(Model):
         return self.bank._size_of_terms(params.components, stats.components)
 
     def fused(self, x):
-        data = unlabelled(x)[0]
+        data = of_components(x)
         linear = self.bank.linear(data) if has(self.bank, LinearBank) else None
         if linear is None:
             return None
         linear = linear.hoisted(data)
 
         def prepare(x):
-            x, labels = unlabelled(x)
+            x, labels = of_components(x), labels_of(x)
             return linear.columns(x) if linear.room else x, labels, linear.base(x)
 
         def statistics(params, sums):
@@ -184,11 +184,10 @@ class FiniteMixture(Model):
         return self.assembled(stats.count, components)
 
     def standardize(self, x, weights):
-        plain, labels = unlabelled(x)
-        inner = standardized(self.bank, plain, weights)
+        inner = standardized(self.bank, of_components(x), weights)
         return inner._replace(
             model=dataclasses.replace(self, components=inner.model),
-            data=inner.data if labels is None else Labelled(inner.data, labels),
+            data=with_components(x, inner.data),
         )
 
     def inward(self, units, params):
@@ -200,8 +199,8 @@ class FiniteMixture(Model):
         return dataclasses.replace(params, components=components)
 
     def _joint(self, params, x):
-        x, labels = unlabelled(x)
-        inner, log_density = self.bank.posterior(params.components, x)
+        labels = labels_of(x)
+        inner, log_density = self.bank.posterior(params.components, of_components(x))
         joint = log_density + self.log_weights(params)
         return inner, self._known(joint, labels, 1)
 
@@ -225,7 +224,7 @@ def product_rows(numbers: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class MixtureDomain(Domain):
-    """The data of a bank, or `Labelled` ones with labels −1 … k − 1."""
+    """The data of a bank, or `Data` with labels −1 … k − 1."""
 
     bank: Any = None
 
@@ -233,17 +232,34 @@ class MixtureDomain(Domain):
         return self.bank.domain.with_variance(d)
 
     def valid(self, x):
-        if not isinstance(x, Labelled):
-            return self.bank.domain.valid(x)
-        known = (x.labels >= -1) & (x.labels < self.components) & whole(x.labels)
-        return Labelled(self.bank.domain.valid(x.x), known)
+        labels, valid = labels_of(x), self.bank.domain.valid(of_components(x))
+        if labels is not None:
+            labels = (labels >= -1) & (labels < self.components) & whole(labels)
+        return (
+            with_components(dataclasses.replace(x, labels=labels), valid)
+            if isinstance(x, Data)
+            else valid
+        )
+
+    def _require_taken(self, names):
+        """ValueError where the data have fields of a regression that the bank does not take."""
+        takes = self.bank.domain.takes
+        other = [name for name in names if takes is not None and name not in ("x", *takes)]
+        if other:
+            raise ValueError(
+                f"data.{other[0]} is given, and {name_of(self.bank)} takes none: leave it out, or "
+                "use components that take it"
+            )
 
     def check(self, x, name):
-        plain, labels = unlabelled(x)
+        plain, labels = of_components(x), labels_of(x)
+        if isinstance(plain, Data):
+            self._require_taken(given(plain))
         self.bank.domain.check(plain, name_of(self.bank))
-        if isinstance(x, Labelled) and np.shape(labels) != plain.shape[:1]:
+        n = jax.tree.leaves(plain)[0].shape[:1]
+        if labels is not None and np.shape(labels) != n:
             raise ValueError(
-                f"data.labels must have shape {plain.shape[:1]}, one per unit, "
+                f"data.labels must have shape {n}, one per unit, "
                 f"got {np.shape(labels)}: give -1 where a label is unknown"
             )
         super().check(x, name)

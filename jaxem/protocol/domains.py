@@ -36,7 +36,8 @@ class Domain:
     the smallest number of units of a fit, None: `components`. lags: of a bank, how many rows before
     a row its density is conditional on. further: functions of x that raise where its shape is
     wrong. remedy: a function of NumPy values, some of them outside the support, that says how to
-    recode them, "" where it does not know. variances: whether the model estimates a variance of
+    recode them, "" where it does not know. takes: of a bank, the fields of `Data` that it takes
+    beside x; None: the data may be any tree. variances: whether the model estimates a variance of
     every column. are_points: whether k-means++ takes the units as they are, up to the scales of
     columns. discrete: whether a unit may have probability 0 under components that were estimated
     without it.
@@ -52,6 +53,7 @@ class Domain:
     discrete: bool = False
     least: int | None = None
     lags: int = 0
+    takes: tuple[str, ...] | None = None
 
     @property
     def fewest(self) -> int:
@@ -109,6 +111,8 @@ class Domain:
 @dataclass(frozen=True)
 class Matrix(Domain):
     """One array of shape (n, d)."""
+
+    takes: tuple[str, ...] | None = ()
 
     def check(self, x, name):
         require_matrix(x, name)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.data.labelled import Labelled, unlabelled
+from jaxem.data.data import of_components, with_components
 from jaxem.numerics import tuning
 from jaxem.numerics.special import safe_entr
 from jaxem.numerics.tree import is_traced, merge
@@ -119,7 +119,7 @@ def _of_far_units(numeric, params, x, r, is_lost, structure, axes):
 
     def of_one(numeric, params, x, r, is_lost):
         model = merge(numeric, structure)
-        plain, known = unlabelled(x)
+        plain = of_components(x)
         is_points = isinstance(plain, jax.Array) and plain.ndim == 2
         if not is_points or not jnp.issubdtype(plain.dtype, jnp.floating):
             return r
@@ -128,7 +128,7 @@ def _of_far_units(numeric, params, x, r, is_lost, structure, axes):
             points, r, is_lost = carry
             is_far = is_lost & (jnp.abs(points).max(-1) > FAR)
             points = jnp.where(is_far[:, None], points * SHRINKAGE, points)
-            data = points if known is None else Labelled(points, known)
+            data = with_components(x, points)
             nearer, _, is_proper = _distributions(model, params, data)
             is_found = is_far & is_proper
             return points, jnp.where(_over_last_axes(is_found, r), nearer, r), is_far & ~is_found

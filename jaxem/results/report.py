@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxem.data import arrays as checks
-from jaxem.data.labelled import unlabelled
+from jaxem.data.data import of_components
 from jaxem.numerics.rounding import ROUNDING
 from jaxem.protocol.status import Status, sentence, warn
 from jaxem.results.columns import explain_collapse, explain_constant
@@ -82,7 +82,7 @@ def _report_batch(result, tol) -> Result:
 
 def _matrix(x):
     """The data as one array (n, d), without labels; None where they are another tree."""
-    plain = unlabelled(x)[0]
+    plain = of_components(x)
     return plain if getattr(plain, "ndim", 0) == 2 else None
 
 
