@@ -114,3 +114,39 @@ def test_topics_stay_plain():
 def test_other_names_are_refused():
     with pytest.raises(TypeError, match='accelerator must be "auto", None'):
         jaxem.EM(accelerator="fast")
+
+
+class Undeclared:
+    """Two normals of variance 1 with shares, means and a count of M-steps, and no `spaces`."""
+
+    def init(self, key, x, weights):
+        shares, means = jnp.array([0.5, 0.5], x.dtype), jnp.array([-0.1, 0.3], x.dtype)
+        return {"shares": shares, "means": means, "steps": jnp.zeros((), jnp.int32)}
+
+    def log_joint(self, params, x):
+        return jnp.log(params["shares"]) - 0.5 * jnp.square(x - params["means"])
+
+    def statistics(self, params, x, q, weights):
+        r = q * weights[:, None]
+        return r.sum(0), (r * x).sum(0), 0 * params["steps"] * weights.sum()
+
+    def maximize(self, params, stats):
+        count, total, _ = stats
+        steps = params["steps"] + 1
+        return {"shares": count / count.sum(), "means": total / count, "steps": steps}
+
+
+@pytest.mark.parametrize("accelerator", ["auto", jaxem.SQUAREM()])
+def test_params_with_unstated_relations_are_never_those_of_an_extrapolation(accelerator):
+    """In float32 extrapolated shares do not sum to 1, which raises the log-likelihood; integers
+    are no coordinates of an extrapolation."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 1)) + np.where(np.arange(400) % 3 == 0, 1.5, 0)[:, None]
+    fast = jaxem.fit(
+        Undeclared(), x.astype(np.float32), key=0, method=jaxem.EM(accelerator=accelerator)
+    )
+    exact = jaxem.fit(Undeclared(), x, key=0, method=jaxem.EM(accelerator=None), tol=1e-10)
+    assert fast.converged and exact.converged and fast.n_iter < exact.n_iter / 3
+    assert abs(fast.params["shares"].sum() - 1) < 1e-6
+    assert abs(fast.log_likelihood - exact.log_likelihood) < 1e-6 * len(x)
+    assert 0 < fast.params["steps"] <= fast.n_iter

@@ -16,7 +16,7 @@ from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import float_dtype, merge, over_units, split
 from jaxem.protocol.capabilities import FiniteLatents, defines, has
 from jaxem.protocol.posterior import expectation, responsibilities_of
-from jaxem.protocol.spaces import REAL, Coordinates, Simplex, UnitInterval
+from jaxem.protocol.spaces import REAL, Coordinates, Simplex, Undeclared, UnitInterval
 from jaxem.protocol.units import standardized
 from jaxem.solver.programs import Program
 from jaxem.wrappers.adopt import adopt
@@ -120,7 +120,11 @@ class ModelChecks:
             return "spaces must return a tree like params, with a space in place of every leaf"
         for (path, leaf), space in zip(_leaves(self.params), jax.tree.leaves(spaces), strict=True):
             is_sum = leaf.ndim > 0 and leaf.shape[-1] > 1 and bool(np.all(leaf > 0))
-            if space == REAL and is_sum and np.max(np.abs(leaf.sum(-1) - 1)) < self.tol:
+            if (
+                (space == REAL or isinstance(space, Undeclared))
+                and is_sum
+                and np.max(np.abs(leaf.sum(-1) - 1)) < self.tol
+            ):
                 return (
                     f"params{path} are probabilities that sum to 1, but spaces says REAL: "
                     "n_parameters, bic and gradient steps count one too many; return "

@@ -22,8 +22,9 @@ from jax.lax import Precision
 
 from jaxem.data.options import integers
 from jaxem.numerics.linalg import solve_positive
-from jaxem.numerics.tree import is_traced, pytree, select
+from jaxem.numerics.tree import is_floating, is_traced, pytree, select
 from jaxem.protocol.derived import whitened
+from jaxem.protocol.spaces import Undeclared
 from jaxem.wrappers.restricted import with_restrictions
 
 DISCOUNT = 0.9
@@ -43,7 +44,8 @@ fits of three normals; README has figures of other models.
 class Chart:
     """Coordinates of params as one vector, in a neighbourhood of legal params.
 
-    `origin` is the vector of the legal params.
+    `origin` is the vector of the legal params. Integers are no coordinates: they are 0 in a vector,
+    and those of the legal params come back.
     """
 
     def __init__(self, model, legal):
@@ -53,13 +55,21 @@ class Chart:
         self.origin, self._unravel = ravel_pytree(self.legal)
 
     @property
+    def is_declared(self) -> bool:
+        """Whether the model declares the spaces of its params, and so all relations among them."""
+        return not any(isinstance(space, Undeclared) for space in jax.tree.leaves(self.spaces))
+
+    @property
     def lengths(self):
         """The length of a unit step of every entry alone, as a vector."""
         columns = jax.vmap(self.white)(jnp.eye(self.origin.size, dtype=self.origin.dtype))
         return jnp.sqrt(jnp.square(columns).sum(1))
 
     def _chart(self, params):
-        return jax.tree.map(lambda space, leaf: space.chart(leaf), self.spaces, params)
+        def of_leaf(space, leaf):
+            return space.chart(leaf) if is_floating(leaf) else jnp.zeros_like(leaf)
+
+        return jax.tree.map(of_leaf, self.spaces, params)
 
     def vector(self, params):
         """The coordinates of params."""
@@ -68,10 +78,11 @@ class Chart:
     def params(self, vector):
         """Params at a vector, moved to legal values by the guards of the spaces."""
 
-        def legal_leaf(space, proposal, legal):
-            return space.leaf(space.guard(proposal, legal))
+        def legal_leaf(space, proposal, legal, start):
+            return space.leaf(space.guard(proposal, legal)) if is_floating(start) else start
 
-        guarded = jax.tree.map(legal_leaf, self.spaces, self._unravel(vector), self.legal)
+        proposal = self._unravel(vector)
+        guarded = jax.tree.map(legal_leaf, self.spaces, proposal, self.legal, self.start)
         return with_restrictions(self.model, guarded, self.start)
 
     def white(self, step):
@@ -145,7 +156,8 @@ class SQUAREM:
     θ' = θ₀ + 2αr + α²v with α = −⟨r, v⟩/⟨v, v⟩, the step length S2 of that paper, which was
     better than S3 in the metric of the complete data; where residuals grow α = ‖r‖/‖v‖.
     The next cycle begins at M(θ'). Where the objective at M(θ') is below that at θ₁ it begins at
-    θ₂, and the largest α allowed is reduced.
+    θ₂, and the largest α allowed is reduced. Extrapolated params of a model that declares no
+    `spaces` are not returned, only M(θ').
 
     Args:
       reach: the largest distance from θ₀ to θ', in standard errors of a unit of complete data; a
@@ -198,6 +210,7 @@ class SQUAREM:
         alpha = jnp.minimum(jnp.minimum(slow, state.longest), largest_alpha)
         extrapolated = chart.params(state.first + 2 * alpha * r + alpha * alpha * v)
 
+        kept = accepted if chart.is_declared else accepted & ~is_extrapolated
         # After a rejected evaluation the next cycle begins at the fallback.
         is_rejected = jnp.where(is_extrapolated, ~is_finite, ~accepted)
         proposal = select(is_second, extrapolated, select(is_rejected, state.fallback, image))
@@ -206,7 +219,7 @@ class SQUAREM:
         raised = jnp.where(is_second & (alpha >= state.longest), 4 * state.longest, state.longest)
         return evaluation._replace(
             proposal=proposal,
-            accepted=accepted,
+            accepted=kept,
             signal=evaluation.signal._replace(
                 gain=jnp.where(is_second, gain, jnp.nan),
                 to_come=jnp.where(

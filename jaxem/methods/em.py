@@ -6,12 +6,11 @@ rules; `e_steps` and `m_steps` have others.
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from jaxem.numerics.rounding import ROUNDING
-from jaxem.numerics.tree import float_dtype, pytree, select
+from jaxem.numerics.tree import float_dtype, is_floating, pytree, select
 from jaxem.passes.chunks import Sums, row_sum
 from jaxem.passes.collect import collect, is_large, unprepared
 from jaxem.protocol.capabilities import FiniteLatents, defines, has
@@ -362,11 +361,6 @@ def _is_e_step_only(rule) -> bool:
     if kind is Exact or not isinstance(rule, Exact):
         return False
     return kind.improve is Exact.improve and (kind.expect is not Exact.expect or collects(rule))
-
-
-def is_floating(params) -> bool:
-    """Whether all params are floating-point numbers, so that steps have lengths."""
-    return all(jnp.issubdtype(jnp.result_type(a), jnp.floating) for a in jax.tree.leaves(params))
 
 
 def _gain_from_steps():

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import functools
 import numbers
+import operator
 import types
 from typing import Any, NamedTuple
 
@@ -40,10 +41,11 @@ def register(cls, data, static):
     (jaxlib 0.10.2), and `jit` then calls the program of the one for the other.
     """
     keys = tuple(jax.tree_util.GetAttrKey(n) for n in data)
+    of_data, of_static = map(_getter, (data, static))
 
     def flatten(obj):
         values = obj.__dict__
-        return tuple(values[n] for n in data), tuple(values[n] for n in static)
+        return of_data(values), of_static(values)
 
     def flatten_with_keys(obj):
         leaves, structure = flatten(obj)
@@ -52,10 +54,18 @@ def register(cls, data, static):
     def unflatten(structure, leaves):
         obj = object.__new__(cls)
         obj.__dict__.update(zip(data, leaves, strict=True))
-        obj.__dict__.update(zip(static, structure, strict=True))
+        if static:
+            obj.__dict__.update(zip(static, structure, strict=True))
         return obj
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+
+
+def _getter(names):
+    """A function from a dict to the tuple of its values of these names."""
+    if len(names) > 1:
+        return operator.itemgetter(*names)
+    return lambda values: tuple(values[name] for name in names)
 
 
 class Structure(NamedTuple):
@@ -179,11 +189,16 @@ def has_fields(leaf) -> bool:
 
 def _is_users_pytree(node) -> bool:
     """Whether a node is of a pytree class that is neither jaxem's nor a container of Python's."""
-    if is_number(node) or isinstance(node, (tuple, list, dict)):
-        return False
-    module = type(node).__module__
-    is_known = module == "builtins" or module.partition(".")[0] == "jaxem"
-    return not is_known and not jax.tree_util.all_leaves((node,))
+    cls = type(node)
+    return not _is_known(cls) and not is_number(node) and not jax.tree_util.all_leaves((node,))
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_known(cls) -> bool:
+    """Whether a class is jaxem's, one of Python's own, or a container."""
+    module = cls.__module__
+    is_own = module == "builtins" or module.partition(".")[0] == "jaxem"
+    return is_own or issubclass(cls, (tuple, list, dict))
 
 
 def _hashable(leaf):
@@ -192,6 +207,11 @@ def _hashable(leaf):
     except TypeError:
         return ByIdentity(leaf)
     return leaf
+
+
+def is_floating(tree) -> bool:
+    """Whether all leaves are floating-point numbers, so that steps have lengths."""
+    return all(jnp.issubdtype(jnp.result_type(a), jnp.floating) for a in jax.tree.leaves(tree))
 
 
 def is_traced(*trees) -> bool:

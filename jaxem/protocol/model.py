@@ -10,7 +10,7 @@ from jaxem.numerics.softmax import normalize
 from jaxem.protocol import domains
 from jaxem.protocol.capabilities import defines
 from jaxem.protocol.domains import Domain
-from jaxem.protocol.spaces import REAL
+from jaxem.protocol.spaces import UNDECLARED
 
 IMPOSSIBLE = -1e30
 """The value for log 0 in a matrix product, where −∞ · 0 would be NaN."""
@@ -79,7 +79,7 @@ class Model:
         Spaces determine the number of free parameters, the checks of given params, the coordinates
         of gradient steps and the metric of accelerators. Exact EM does not use them.
         """
-        return jax.tree.map(lambda _: REAL, params)
+        return jax.tree.map(lambda _: UNDECLARED, params)
 
     def log_prob(self, params, x):
         """log p(x | params) per unit, shape (n,)."""

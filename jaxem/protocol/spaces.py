@@ -223,6 +223,13 @@ class PositiveDefinite(Space):
         return jnp.broadcast_to(1 / variance[..., None], leaf.shape)
 
 
+class Undeclared(Space):
+    """All real numbers, for params whose model declares no spaces. There may be relations among
+    them that nobody stated, such as a sum of 1, and params that were extrapolated obey these only
+    up to rounding errors many times larger than one."""
+
+
+UNDECLARED = Undeclared()
 REAL, POSITIVE, UNIT = Space(), Positive(), UnitInterval()
 ABOVE_ZERO = Positive(zero=False)
 SIMPLEX, POSITIVE_DEFINITE = Simplex(), PositiveDefinite()

@@ -185,7 +185,7 @@ def _climb_single(effort, numeric, x, weights, start, tol, max_iter, *, plan):
         numeric, structure = split((model, method.later, None))
         later = replace(plan.stopping, patience=0)
         plan = plan._replace(structure=structure, given=True, stopping=later)
-        start = jax.tree.map(lambda a: a[None], best.params)
+        start = jax.tree.map(_alone, best.params)
         left = type(max_iter)(max_iter - int(best.n_iter))
         args = (numeric, x, weights, start, tol, left)
         rest, _ = SOLVE(effort, *args, plan=plan, transformed=False)
