@@ -15,6 +15,7 @@ PARTS = {
     "incremental": ("incremental",),
     "lda": ("lda",),
     "ragged": ("ragged",),
+    "regression": ("regression",),
     "restarts": ("restarts",),
     "single": ("single",),
 }
