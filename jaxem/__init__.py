@@ -11,6 +11,7 @@ from jaxem.models.mixture import Mixture, MixtureParams
 from jaxem.protocol.model import Bank, Model
 from jaxem.protocol.priors import (
     BetaPrior,
+    CoefficientPrior,
     DirichletPrior,
     GammaConjugatePrior,
     GammaPrior,
@@ -18,6 +19,7 @@ from jaxem.protocol.priors import (
     NormalWishartPrior,
 )
 from jaxem.protocol.starts import (
+    ElementalSubsets,
     KMeansPlusPlus,
     Labels,
     RandomResponsibilities,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from jaxem.families.normal.wishart import NormalPosterior
     from jaxem.families.poisson import GammaPosterior, Poisson, PoissonParams
     from jaxem.families.product import Product
+    from jaxem.families.regression.regression import Regression, RegressionParams
     from jaxem.families.student import StudentT, StudentTParams
     from jaxem.models.bayesian import BayesianMixture, BayesianMixtureParams
     from jaxem.models.gate import SoftmaxGate
@@ -102,6 +105,8 @@ _LATER = {
     "Poisson": "families.poisson",
     "PoissonParams": "families.poisson",
     "Product": "families.product",
+    "Regression": "families.regression.regression",
+    "RegressionParams": "families.regression.regression",
     "StudentT": "families.student",
     "StudentTParams": "families.student",
     "Autoregression": "families.autoregression",
@@ -145,6 +150,7 @@ __all__ = [
     "Categorical",
     "CategoricalParams",
     "ChainPrior",
+    "CoefficientPrior",
     "Constrained",
     "Data",
     "Decay",
@@ -153,6 +159,7 @@ __all__ = [
     "Documents",
     "DurationParams",
     "Each",
+    "ElementalSubsets",
     "Exact",
     "Exponential",
     "ExponentialFamily",
@@ -191,6 +198,8 @@ __all__ = [
     "Product",
     "RandomResponsibilities",
     "RandomRows",
+    "Regression",
+    "RegressionParams",
     "Responsibilities",
     "Restarts",
     "Restricted",

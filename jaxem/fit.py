@@ -32,7 +32,7 @@ from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
 from jaxem.models.mixture import FiniteMixture, starts_among_units, warn_if_identical
 from jaxem.numerics import tuning
-from jaxem.numerics.tree import float_dtype, in_jit, is_traced, split
+from jaxem.numerics.tree import float_dtype, in_jit, is_on_host, is_traced, split
 from jaxem.protocol.capabilities import Bound, FiniteLatents, defines, has
 from jaxem.protocol.model import Bank, name_of
 from jaxem.protocol.starts import NAMED, Start
@@ -167,6 +167,8 @@ def fit(
 def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
     """The result of one data set."""
     model.domain.check(x, name_of(model))
+    if all(map(is_on_host, jax.tree.leaves(x))) and not is_traced(weights):
+        model.domain.check_values(x, weights)
     if model.informed is not None:
         model = informed(model, x, weights)
     method, plan = hastened(suited(method, model, x), plan, limits, gradient)

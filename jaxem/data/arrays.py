@@ -240,9 +240,7 @@ def explain_bad_input(model, x, weights) -> str:
         is_wrong = ~is_valid & (weight > 0).reshape((n,) + (1,) * (is_valid.ndim - 1))
         if is_wrong.any():
             name = jax.tree_util.keystr(path)
-            accepted, remedy = model.domain.words, model.domain.remedy(leaf[~np.isnan(leaf)])
-            if name == ".labels":
-                accepted, remedy = f"-1 where unknown, else 0 to {model.domain.components - 1}", ""
+            accepted, remedy = model.domain.accepted(name, leaf[~np.isnan(leaf)])
             at = tuple(int(i) for i in np.argwhere(is_wrong)[0])
             count = int(is_wrong.sum())
             are_few = bool(is_wrong.reshape(n, -1).any(1).sum() <= n / 2)

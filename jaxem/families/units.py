@@ -42,7 +42,7 @@ def frame(x, weights, common: bool) -> Frame:
     Nothing here is differentiated: a fit does not depend on its units.
     """
     x, weights = stop_gradient((jnp.asarray(x), weights))
-    location, spread = _middle(x, weights)
+    location, spread = middle(x, weights)
 
     def farthest(x, weights):
         present = (weights > 0)[:, None]
@@ -79,7 +79,7 @@ NORMAL_QUARTILES = 1.349
 """The interquartile range of the standard normal distribution."""
 
 
-def _middle(x, weights):
+def middle(x, weights):
     """Median and robust standard deviation (d,) of the present rows of a sample; the second is 0
     where the quartiles are equal."""
     stride = -(-x.shape[0] // tuning.FRAME_UNITS)

@@ -17,7 +17,7 @@ from jaxem.numerics import tuning
 from jaxem.numerics.softmax import normalize, softmax_parts
 from jaxem.numerics.tree import pytree
 from jaxem.passes.linear import FusedPass
-from jaxem.protocol.capabilities import LinearBank, defines, has
+from jaxem.protocol.capabilities import Elemental, LinearBank, Separable, defines, has, names
 from jaxem.protocol.derived import whitened
 from jaxem.protocol.domains import Domain, whole
 from jaxem.protocol.model import Bank, Model, name_of
@@ -119,6 +119,16 @@ class FiniteMixture(Model):
 
     def embed(self, x):
         return self.components.embed(of_components(x))
+
+    def elemental(self, key, x, weights, k, group=None):
+        return self.bank.elemental(key, of_components(x), weights, k, group)
+
+    def separated(self, params, x, weights):
+        return self.bank.separated(params.components, of_components(x), weights)
+
+    def _defines(self, name):
+        of_bank = (*names(Elemental), *names(Separable))
+        return defines(self.bank, name) if name in of_bank else super()._defines(name)
 
     def known_labels(self, x):
         return labels_of(x)
@@ -230,6 +240,14 @@ class MixtureDomain(Domain):
 
     def with_variance(self, d):
         return self.bank.domain.with_variance(d)
+
+    def accepted(self, path, values):
+        if path == ".labels":
+            return f"-1 where unknown, else 0 to {self.components - 1}", ""
+        return self.bank.domain.accepted(path, values)
+
+    def check_values(self, x, weights):
+        self.bank.domain.check_values(of_components(x), weights)
 
     def valid(self, x):
         labels, valid = labels_of(x), self.bank.domain.valid(of_components(x))

@@ -156,6 +156,20 @@ def lower_solve(lower, b):
     return jnp.stack(rows, axis=-2)
 
 
+def upper_solve(lower, b):
+    """lower⁻ᵀ b for lower triangular (..., d, d) and b (..., d, m)."""
+    d = lower.shape[-1]
+    if d > tuning.unrolled_features():
+        return times(triangular_inverse(lower).swapaxes(-1, -2), b)
+    rows = [None] * d
+    for i in reversed(range(d)):
+        row = b[..., i, :]
+        for j in range(i + 1, d):
+            row = row - lower[..., j, i, None] * rows[j]
+        rows[i] = row * (1 / lower[..., i, i, None])
+    return jnp.stack(rows, axis=-2)
+
+
 def solve_positive(a, b):
     """a⁻¹ b for positive definite a (m, m) and b (m,), unrolled: for few unknowns m."""
     m = a.shape[0]

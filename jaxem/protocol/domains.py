@@ -97,11 +97,20 @@ class Domain:
         value = jnp.where(is_nan, jnp.nan, -jnp.inf).astype(evidence.dtype).reshape(shape)
         return jnp.where(is_valid.reshape(shape), evidence, value)
 
+    def accepted(self, path: str, values) -> tuple[str, str]:
+        """What values a leaf may have, and how to recode others, in words. path: of the leaf in the
+        data, such as ".y"; values: NumPy values of it, some of them outside the support."""
+        return self.words, self.remedy(values)
+
     def check(self, x, name: str) -> None:
         """ValueError or TypeError where the model does not take data shaped like x. name: of the
         model, for the message."""
         for function in self.further:
             function(x)
+
+    def check_values(self, x, weights) -> None:
+        """ValueError where the values of host data x with weights (n,), None for 1, leave params
+        without an estimate, each of them lying in the support."""
 
     def also(self, function):
         """The same domain with `function` as one more check of x."""

@@ -190,6 +190,7 @@ class Layout:
         d (d + 1) / 2; fixed entries have none and a group counts once."""
         held = np.zeros(self.size, bool) if held is None else held
         group = np.arange(self.size) if group is None else group
+        group = self.equal()[group]
         count, scalars = 0, []
         for _, space, entries in self.leaves():
             block = _block_size(space, entries.shape)
@@ -204,6 +205,15 @@ class Layout:
                 for row in rows[is_leader]:
                     count += max(len(np.unique(group[row[~held[row]]])) - 1, 0)
         return count + len(np.unique(group[np.concatenate(scalars)])) if scalars else count
+
+    def equal(self):
+        """The groups of entries that the spaces of their leaves make equal."""
+        group = np.arange(self.size)
+        for _, space, entries in self.leaves():
+            local = space.groups(entries.shape)
+            if local is not None:
+                group[entries] = entries.flat[0] + local
+        return group
 
     def rescaled(self, params, held):
         """params in which the free entries of a probability vector are scaled so that they and the

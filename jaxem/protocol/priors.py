@@ -189,6 +189,37 @@ class GammaConjugatePrior:
         return jnp.sum(self.count * (per_unit - rate * self.mean))
 
 
+@pytree
+class CoefficientPrior:
+    """A normal prior of the coefficients of a regression, independent, for every component.
+
+    coefficient_j ~ N(`mean`_j, 1/`precision`_j). Shapes: both broadcast to (1 + p,), with the
+    intercept first where there is one, in the units of the data. A precision of 0: no prior.
+    """
+
+    precision: Any
+    mean: Any = 0.0
+
+    def __post_init__(self):
+        finite(self, "precision", "mean")
+        if not is_traced(self.precision) and not np.all(np.asarray(self.precision) >= 0):
+            raise ValueError(
+                f"CoefficientPrior needs precision of 0 or more, got {self.precision!r}: that of a "
+                "variance v is 1/v"
+            )
+
+    def log_density(self, coefficients):
+        """The sum over all entries of coefficients (..., 1 + p) with a precision above 0."""
+        precision = jnp.broadcast_to(
+            jnp.asarray(self.precision, coefficients.dtype), coefficients.shape[-1:]
+        )
+        away = coefficients - jnp.asarray(self.mean, coefficients.dtype)
+        proper = precision > 0
+        constant = jnp.log(jnp.where(proper, precision, 1) / (2 * jnp.pi))
+        each = jnp.where(proper, constant, 0) - precision * jnp.square(away)
+        return 0.5 * jnp.sum(each)
+
+
 def above_zero(prior, *names) -> None:
     """ValueError unless each of these hyperparameters, as far as known, is finite and above 0."""
     for name in names:

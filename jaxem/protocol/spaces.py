@@ -70,6 +70,11 @@ class Space:
         """Whether a leaf lies in the space, a boolean scalar; for traced leaves."""
         return jnp.asarray(True)
 
+    def groups(self, shape):
+        """For every entry of a leaf of this shape the flat index of the first of the entries that
+        are equal to it in this space: its own where it is free. None: all are free."""
+        return None
+
 
 @dataclass(frozen=True)
 class Positive(Space):
@@ -182,6 +187,46 @@ class Simplex(Space):
 
     def margin(self, leaf):
         return leaf / leaf.max(-1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class SharedColumns(Space):
+    """Real numbers (k, m), of which these columns are equal in all rows."""
+
+    columns: tuple[int, ...]
+
+    def _own(self, width):
+        return [j for j in range(width) if j not in self.columns]
+
+    def guard(self, proposal, legal):
+        """The first row has the common entries: equal ones may differ by rounding elsewhere."""
+        is_shared = np.isin(np.arange(proposal.shape[-1]), self.columns)
+        return jnp.where(is_shared, proposal[..., :1, :], proposal)
+
+    def free(self, leaf):
+        """(the entries of the other columns (k, m − q), the common ones (q,))."""
+        return leaf[..., self._own(leaf.shape[-1])], leaf[..., 0, list(self.columns)]
+
+    def bound(self, free):
+        own, common = free
+        common = jnp.broadcast_to(common[..., None, :], (*own.shape[:-1], common.shape[-1]))
+        order = np.argsort([*self._own(own.shape[-1] + common.shape[-1]), *self.columns])
+        return jnp.concatenate([own, common], axis=-1)[..., order]
+
+    def outside(self, leaf):
+        common = leaf[..., list(self.columns)]
+        if np.all(common == common[..., :1, :]):
+            return None
+        return f"must have equal entries in column {self.columns[0]} for all components"
+
+    def holds(self, leaf):
+        common = leaf[..., list(self.columns)]
+        return jnp.all(common == common[..., :1, :])
+
+    def groups(self, shape):
+        place = np.arange(math.prod(shape)).reshape(shape)
+        place[..., list(self.columns)] = place[..., :1, list(self.columns)]
+        return place
 
 
 class PositiveDefinite(Space):

@@ -8,7 +8,7 @@ from jax.lax import Precision
 
 from jaxem.numerics import rows
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.capabilities import Placed, defines, has
+from jaxem.protocol.capabilities import Elemental, Placed, defines, has
 from jaxem.protocol.counts import is_empty
 from jaxem.protocol.model import name_of
 
@@ -57,8 +57,10 @@ class Start:
 
     @staticmethod
     def default(model, x) -> "Start":
-        """k-means++ where the units of the model are points in space, else random
-        responsibilities."""
+        """Elemental subsets where the model has them, k-means++ where its units are points in
+        space, else random responsibilities."""
+        if has(model, Elemental):
+            return ElementalSubsets()
         return RandomResponsibilities() if model.embed(x) is None else KMeansPlusPlus()
 
 
@@ -119,6 +121,32 @@ class RandomResponsibilities(Start):
         return (drawn + KMeansPlusPlus().labelled(seeds_key, points, weights, k, labels)) / 2
 
 
+@pytree
+class ElementalSubsets(Start):
+    """Components that are each fitted to as few units as they have coefficients, drawn by the key.
+
+    Each unit belongs to the component at the smallest distance. A component with known units is
+    fitted to some of them. Source: elemental sets of Hawkins, Bradu & Kass 1984.
+    """
+
+    def require(self, model):
+        super().require(model)
+        if not has(model, Elemental):
+            raise TypeError(
+                f'{name_of(model)} has no components that few units determine: init="elemental" '
+                "is for mixtures of jaxem.Regression"
+            )
+
+    def params(self, model, key, x, weights):
+        k, labels = model.domain.components, model.known_labels(x)
+        of_component = weights if labels is None else _allowed(weights, k, labels)
+        distance = model.elemental(key, x, of_component, k)
+        nearest = jnp.argmin(distance, axis=1)
+        shares = _softened(nearest, k).astype(weights.dtype)
+        model_key = jax.random.fold_in(key, 1)
+        return model.from_responsibilities(model_key, x, fill_empty(shares, weights), weights)
+
+
 @pytree(eq=False)
 class Responsibilities(Start):
     """Given responsibilities: (n, k), not negative, every row summing to 1."""
@@ -173,6 +201,7 @@ NAMED = {
     "kmeans++": KMeansPlusPlus(),
     "random_rows": RandomRows(),
     "random": RandomResponsibilities(),
+    "elemental": ElementalSubsets(),
     "left_to_right": Template(is_cyclic=False),
     "cyclic": Template(is_cyclic=True),
 }
@@ -262,14 +291,26 @@ def _seeded(key, points, weights, k, preference, labels=None, outliers=False):
     total, zero = weights.sum(), jnp.zeros((), jnp.int32)
     start = zero, zero, nearest, jnp.zeros(n, jnp.int32)
     _, _, nearest, label = jax.lax.while_loop(lambda carry: carry[0] < k, add, start)
-    shares = jnp.where(
-        label[:, None] == jnp.arange(k), 1 - EVEN_PART + EVEN_PART / k, EVEN_PART / k
-    )
+    shares = _softened(label, k)
     if outliers:
         return shares
     is_far = (nearest > gross) | (nearest < 0)
     is_ignored = is_far & (jnp.where(is_far, weights, 0).sum() < MOST_IGNORED * total)
     return jnp.where(is_ignored[:, None], 0, shares)
+
+
+def _softened(label, k):
+    """Responsibilities (n, k) of units that belong to the component label (n,), of which
+    `EVEN_PART` is spread evenly."""
+    return jnp.where(label[:, None] == jnp.arange(k), 1 - EVEN_PART + EVEN_PART / k, EVEN_PART / k)
+
+
+def _allowed(weights, k, labels):
+    """Weights (n, k) of the units that a component may be fitted to: nearly all of the weight lies
+    on those that are known to belong to it, and none on those of others."""
+    is_own = labels[:, None] == jnp.arange(k)
+    part = jnp.where(is_own, 1.0, jnp.where(labels[:, None] < 0, 1e-6, 0.0))
+    return weights[:, None] * part.astype(weights.dtype)
 
 
 def _known_means(points, weights, k, labels):

@@ -1,0 +1,1 @@
+"""Regressions: components whose rows depend on regressors."""

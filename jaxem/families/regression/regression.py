@@ -1,0 +1,359 @@
+"""The regression bank: responses whose mean depends on regressors."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import Precision
+
+from jaxem.families.regression import starts
+from jaxem.families.regression.arguments import check_prior, columns_of
+from jaxem.families.regression.counts import BinomialResponse, PoissonResponse
+from jaxem.families.regression.design import rows_of, second_moments
+from jaxem.families.regression.domain import RegressionDomain
+from jaxem.families.regression.gamma import GammaResponse
+from jaxem.families.regression.linear import is_faster, linear_form
+from jaxem.families.regression.negative_binomial import NegativeBinomialResponse
+from jaxem.families.regression.normal import NormalResponse
+from jaxem.families.regression.prior import inner_prior, log_density, precision_and_mean
+from jaxem.families.regression.separation import separated
+from jaxem.families.regression.statistics import RegressionParams, RegressionStatistics
+from jaxem.families.regression.units import (
+    RegressionUnits,
+    inward_coefficients,
+    outward_coefficients,
+    regressor_units,
+    response_units,
+)
+from jaxem.numerics.newton_step import (
+    least_gain,
+    newton_step,
+    quadratic,
+    shared_newton_step,
+    step_length,
+)
+from jaxem.numerics.tree import pytree
+from jaxem.protocol.counts import is_empty, keep_empty
+from jaxem.protocol.model import Bank
+from jaxem.protocol.spaces import REAL, Positive, SharedColumns
+from jaxem.protocol.units import Standardized
+
+RESPONSES = {
+    "normal": NormalResponse(),
+    "poisson": PoissonResponse(),
+    "binomial": BinomialResponse(),
+    "gamma": GammaResponse(),
+    "negative_binomial": NegativeBinomialResponse(),
+}
+
+FLOOR = 1e-4
+"""The smallest standard deviation of a component: of normal responses as a part of that of all
+responses (of their middle half), of gamma responses as a part of the mean. A component whose rows
+lie on one line has no other limit. A fit that ends there is DEGENERATE."""
+
+START_STEPS = 4
+"""M-steps of a start at its responsibilities."""
+
+
+@pytree(static=("family", "intercept", "link", "shared"))
+class Regression(Bank):
+    """Components in which the mean of a response y depends on regressors x: link(μ) = x'b + offset.
+
+    It takes `Data(x (n, p), y (n,))`, with offset (n,) and, of binomial responses, trials (n,),
+    where they are given. y! and binomial coefficients belong to the likelihood.
+
+    The M-step is weighted least squares for normal responses. For others it is a Newton step (IRLS)
+    that is shortened so that it cannot lower the expected log-likelihood
+    (`jaxem.numerics.newton_step`), and a step of the dispersion; it needs regressors between −1 and
+    1, which a fit has.
+
+    Args:
+      family: "normal" (identity link), "poisson" (log), "binomial" (logit; y successes of `trials`,
+        1 where absent), "gamma" (log) or "negative_binomial" (log).
+      intercept: whether the first coefficient is that of the constant 1.
+      link: None, or the name of the link of the family.
+      shared: columns of x, counted from 0, whose coefficients are the same in all components.
+      prior: a number, the precision of a normal prior with mean 0 of every slope, in the units of
+        the data (ridge); a `CoefficientPrior`; or None for maximum likelihood.
+
+    Raises ValueError for another family or link, for columns that do not exist, and for collinear
+    regressors without a prior.
+    """
+
+    family: str = "normal"
+    intercept: bool = True
+    link: str | None = None
+    shared: tuple[int, ...] = ()
+    prior: Any = None
+    floor: Any = dataclasses.field(default=None, repr=False)  # set by `standardize` alone
+
+    def __post_init__(self):
+        if self.family not in tuple(RESPONSES):
+            names = ", ".join(repr(name) for name in RESPONSES)
+            raise ValueError(f"family must be one of {names}, got {self.family!r}")
+        if self.link not in (None, self.response.link):
+            raise ValueError(
+                f"link must be {self.response.link!r} or None for family={self.family!r}, got "
+                f"{self.link!r}: leave it out"
+            )
+        if not isinstance(self.intercept, (bool, np.bool_)):
+            raise TypeError(f"intercept must be True or False, got {self.intercept!r}")
+        object.__setattr__(self, "shared", columns_of(self.shared))
+        check_prior(self.prior)
+
+    @property
+    def response(self):
+        return RESPONSES[self.family]
+
+    @property
+    def domain(self):
+        takes = ("y", "offset", "trials") if self.response.takes_trials else ("y", "offset")
+        return RegressionDomain(self.response.words, bank=self, takes=takes)
+
+    @property
+    def separate(self):
+        """The M-step of a component depends on its own weights alone, and at a fixed point on no
+        earlier params."""
+        depends = self.shared or (self.prior is not None and self.response.scales)
+        return not depends and self.family != "negative_binomial"
+
+    @property
+    def _shared(self) -> list[int]:
+        return [c + int(self.intercept) for c in self.shared]
+
+    def init(self, key, x, weights):
+        """The M-steps for the given weights (n, k), from least squares on the scale of the link."""
+        rows, k = rows_of(x, self.intercept), weights.shape[1]
+        weights = weights.astype(rows.regressors.dtype)
+        coefficients = starts.working_fit(self.response, rows, weights)
+        if self.shared:
+            pooled = starts.working_fit(self.response, rows, weights.sum(1, keepdims=True))
+            at = jnp.array(self._shared)
+            coefficients = coefficients.at[:, at].set(pooled[:, at])
+        dispersion = jnp.ones(k, rows.regressors.dtype) if self.response.has_dispersion else None
+
+        def step(_, params):
+            return self.maximize(params, self._statistics(params, rows, weights.T))
+
+        start = RegressionParams(coefficients, dispersion)
+        return jax.lax.fori_loop(0, START_STEPS, step, start)
+
+    def posterior(self, params, x):
+        rows = rows_of(x, self.intercept)
+        eta = rows.predictor(params.coefficients)
+        density = self.response.log_density(eta, _column(params), rows.response, rows.trials)
+        return None, self.domain.outside(x, density.T)
+
+    def statistics(self, params, x, q, weights):
+        return self._statistics(params, rows_of(x, self.intercept), weights.T)
+
+    def _statistics(self, params, rows, weights):
+        """The statistics for weights (k, n)."""
+        args = (rows.predictor(params.coefficients), _column(params), rows.response, rows.trials)
+        slopes, u = self.response.slopes(*args), rows.regressors
+
+        def products_with(values):
+            return jnp.matmul(weights * values, u.T, precision=Precision.HIGHEST)
+
+        def total(values):
+            return jnp.einsum("kn,kn->k", weights, values, precision=Precision.HIGHEST)
+
+        crossed = self.response.crossed(*args)
+        return RegressionStatistics(
+            weights.sum(1),
+            products_with(slopes.first),
+            second_moments(weights * slopes.curvature, u),
+            tuple(total(values) for values in self.response.further(*args)),
+            None if crossed is None else products_with(crossed),
+        )
+
+    def linear(self, x):
+        is_normal = self.family == "normal"
+        return linear_form(x, self.intercept) if is_normal and is_faster(x) else None
+
+    def maximize(self, params, stats):
+        response, old = self.response, params.coefficients
+        step, length, reach = self._coefficient_step(params, stats)
+        gain = least_gain(stats.gradient, stats.curvature, step, length, reach)
+        if self.family == "normal":  # f is quadratic
+            gain = (stats.gradient * step).sum(-1) - quadratic(stats.curvature, step) / 2
+        moved = length[:, None] * step
+        empty = is_empty(stats.count)
+        coefficients = old + moved
+        if not self.shared:
+            coefficients = keep_empty(stats.count, coefficients, old)
+        if not response.has_dispersion:
+            return RegressionParams(coefficients)
+        dispersion = response.dispersion(params.dispersion, stats, gain, moved)
+        dispersion = self._limited(dispersion)
+        return RegressionParams(coefficients, jnp.where(empty, params.dispersion, dispersion))
+
+    def _coefficient_step(self, params, stats):
+        """(step (k, m), its length (k,), the largest change of a predictor by the whole step)."""
+        old, gradient, curvature = params.coefficients, stats.gradient, stats.curvature
+        k, m = old.shape
+        of_prior = self._normal_prior(m, old.dtype)
+        scale = params.dispersion if self.response.scales else jnp.ones(k, old.dtype)
+        if self.shared:
+            gradient, curvature = gradient / scale[:, None], curvature / scale[:, None, None]
+            scale = jnp.ones_like(scale)
+        own = [j for j in range(m) if j not in self._shared]
+        if of_prior is not None:
+            precision, mean = of_prior
+            pull = precision * (mean - old)
+            is_own = jnp.isin(jnp.arange(m), jnp.array(own)) if self.shared else True
+            added = jnp.where(is_own, precision, 0) * scale[:, None]
+            gradient = gradient + jnp.where(is_own, pull, 0) * scale[:, None]
+            curvature = curvature + added[:, :, None] * jnp.eye(m, dtype=old.dtype)
+        if self.shared:
+            at = jnp.array(self._shared)
+            q = len(self._shared)
+            extra = (jnp.zeros(q, old.dtype), jnp.zeros((q, q), old.dtype))
+            if of_prior is not None:
+                extra = (pull[0, at], precision[at] * jnp.eye(q, dtype=old.dtype))
+            step = shared_newton_step(gradient, curvature, own, self._shared, *extra)
+        else:
+            step = newton_step(gradient, curvature)
+        if self.family == "normal":
+            return step, jnp.ones(k, old.dtype), jnp.zeros(k, old.dtype)
+        reach = jnp.abs(step).sum(-1)
+        reach = jnp.broadcast_to(reach.max(), (k,)) if self.shared else reach
+        return step, step_length(reach), reach
+
+    def _normal_prior(self, m, dtype):
+        """(precision, mean), (m,) each, of the prior, or None."""
+        return precision_and_mean(self.prior, m, self.intercept, dtype)
+
+    def log_prior(self, params):
+        b = params.coefficients
+        both = self._normal_prior(b.shape[1], b.dtype)
+        return 0.0 if both is None else log_density(*both, b, self._shared)
+
+    def _limited(self, dispersion):
+        limits = self.response.range_of(dispersion.dtype)
+        if limits is not None:
+            return jnp.clip(dispersion, *limits)
+        return jnp.maximum(dispersion, self._floor(dispersion.dtype))
+
+    def _floor(self, dtype):
+        if self.family == "gamma":
+            return FLOOR**2
+        return float(jnp.finfo(dtype).tiny) if self.floor is None else self.floor
+
+    def degenerate(self, params):
+        """Whether a variance lies on its floor (`FLOOR`), (k,)."""
+        if not self.response.scales:
+            return jnp.zeros(params.coefficients.shape[:1], bool)
+        return params.dispersion <= 1.0001 * self._floor(params.dispersion.dtype)
+
+    def separated(self, params, x, weights):
+        """Whether the likelihood of each component has no maximum at finite coefficients, (k,):
+        where a combination of regressors has next to no information (`SEPARATED`). Weights (n, k).
+        """
+        k = params.coefficients.shape[0]
+        if self.response.scales:
+            return np.zeros(k, bool)
+        rows = rows_of(x, self.intercept)
+        eta = rows.predictor(params.coefficients)
+        information = self.response.information(eta, _column(params), rows.trials)
+        return separated(rows.regressors, information, weights)
+
+    def mean(self, params, x):
+        """E[y | x] of every row under every component, (n, k); x needs no y."""
+        rows = rows_of(x, self.intercept)
+        return self.response.mean(rows.predictor(params.coefficients), rows.trials).T
+
+    def sample_response(self, key, params, x, z):
+        """A response y (n,) for every row of x, of component z (n,); x needs no y."""
+        rows = rows_of(x, self.intercept)
+        eta = jnp.take_along_axis(rows.predictor(params.coefficients), z[None], 0)[0]
+        dispersion = None if params.dispersion is None else params.dispersion[z]
+        return self.response.draw(key, eta, dispersion, rows.trials)
+
+    def sample(self, key, params, z):
+        raise NotImplementedError(
+            "Regression has no distribution of its regressors, and draws no rows: draw responses "
+            "of given rows, result.model.components.sample_response(key, params, x, z)"
+        )
+
+    def embed(self, x):
+        return None
+
+    def elemental(self, key, x, weights, k, group=None):
+        rows = rows_of(x, self.intercept)
+        dtype, m = rows.regressors.dtype, rows.regressors.shape[0]
+        weights = jnp.broadcast_to(
+            jnp.asarray(weights, dtype).reshape(rows.response.size, -1), (rows.response.size, k)
+        )
+        own, known = list(range(m)), None
+        if self.shared:
+            one = dataclasses.replace(self, shared=())
+            known = one.init(key, x, weights.max(1, keepdims=True)).coefficients[0]
+            own = [j for j in own if j not in self._shared]
+        if not own:
+            coefficients = jnp.broadcast_to(known, (k, m))
+        else:
+            index = starts.drawn_rows(key, weights, len(own), group)
+            coefficients = starts.fitted_to_rows(self.response, rows, index, known, own)
+        eta = rows.predictor(coefficients)
+        return self.response.stabilised(eta, rows.response, rows.trials).T
+
+    def spaces(self, params):
+        coefficients = SharedColumns(tuple(self._shared)) if self.shared else REAL
+        if params.dispersion is None:
+            return RegressionParams(coefficients)
+        limits = self.response.range_of(params.dispersion.dtype) or (0.0, np.inf)
+        return RegressionParams(coefficients, Positive(*limits, zero=False))
+
+    def whitened(self, params, step):
+        """Coefficients in standard errors of a row with regressors of 1."""
+        if params.dispersion is None:
+            return step
+        of_dispersion = step.dispersion / (np.sqrt(2) * params.dispersion)
+        if not self.response.scales:
+            return RegressionParams(step.coefficients, of_dispersion)
+        scaled = step.coefficients / jnp.sqrt(params.dispersion)[:, None]
+        return RegressionParams(scaled, of_dispersion)
+
+    def standardize(self, x, weights):
+        rows, start = rows_of(x, self.intercept), int(self.intercept)
+        plain = rows.regressors[start:].T
+        both = self._normal_prior(plain.shape[1] + start, plain.dtype)
+        centred = jnp.asarray(self.intercept)
+        if both is not None and self.intercept:
+            centred = both[0][0] == 0
+        location, scale = regressor_units(plain, weights, centred)
+        zero = jnp.zeros((), plain.dtype)
+        y, offset, floor, volume = rows.response, rows.offset, None, zero
+        units = RegressionUnits(location, scale, zero, zero + 1)
+        if self.family == "normal":
+            y = y if offset is None else y - offset
+            level, spread, sd = response_units(y, weights, self.intercept)
+            units = RegressionUnits(location, scale, level, spread)
+            y, offset, floor = (y - level) / spread, None, jnp.square(FLOOR * sd)
+            volume = jnp.log(spread)
+        prior = None if both is None else inner_prior(units, *both, self.intercept)
+        model = dataclasses.replace(self, prior=prior, floor=floor)
+        inner = (plain - location) / scale
+        data = dataclasses.replace(x, x=inner, y=y, offset=offset, trials=rows.trials)
+        return Standardized(model, data, units, volume)
+
+    def inward(self, units, params):
+        coefficients = inward_coefficients(units, params.coefficients, self.intercept)
+        return self._converted(params, coefficients, 1 / units.spread)
+
+    def outward(self, units, params):
+        coefficients = outward_coefficients(units, params.coefficients, self.intercept)
+        return self._converted(params, coefficients, units.spread)
+
+    def _converted(self, params, coefficients, spread):
+        if self.family != "normal":
+            return RegressionParams(coefficients, params.dispersion)
+        return RegressionParams(coefficients, params.dispersion * spread * spread)
+
+
+def _column(params):
+    """The dispersion (k, 1), or None."""
+    return None if params.dispersion is None else params.dispersion[:, None]

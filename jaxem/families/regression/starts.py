@@ -1,0 +1,64 @@
+"""Starts of regressions: coefficients from few rows each, and distances of all rows to them."""
+
+import jax
+import jax.numpy as jnp
+from jax.lax import Precision
+
+from jaxem.families.regression.design import second_moments
+from jaxem.numerics.newton_step import newton_step
+
+LEAST_RIDGE = 1e-4
+"""The ridge of a fit to as few rows as coefficients, as a part of the mean curvature: such rows may
+be nearly collinear."""
+
+
+def drawn_rows(key, weights, count: int, group=None):
+    """The indices (k, count) of rows drawn without replacement for each component, with
+    probability ∝ weights (n, k); rows of weight 0 only where there are too few others. group (n,)
+    ints: rows of few groups first."""
+    n, k = weights.shape
+    count = min(count, n)
+    keys = jax.random.split(key, 2)
+    order = jax.random.gumbel(keys[0], (k, n), weights.dtype)
+    if group is not None:
+        permutation = jax.vmap(lambda key: jax.random.permutation(key, n))
+        of_group = permutation(jax.random.split(keys[1], k)).astype(weights.dtype)
+        order = 4 * of_group[:, jnp.mod(group, n)] + jax.nn.sigmoid(order)
+    weight = weights.T
+    is_present = weight > 0
+    order = order + jnp.log(jnp.where(is_present, weight, 1)) * (group is None)
+    order = jnp.where(is_present, order, order - 1e6 - 8.0 * n)
+    return jax.lax.top_k(order, count)[1]
+
+
+def fitted_to_rows(response, rows, index, known, own):
+    """Coefficients (k, m) fitted to the rows index (k, count) on the scale of the predictor, with
+    those that are not `own` as in `known` (m,)."""
+    z, v = response.working(rows.response, rows.trials)
+    z = z if rows.offset is None else z - rows.offset
+    m = rows.regressors.shape[0]
+    others = [j for j in range(m) if j not in own]
+    if others:
+        z = z - jnp.matmul(known[jnp.array(others)], rows.regressors[jnp.array(others)])
+    u = jnp.moveaxis(rows.regressors[jnp.array(own)][:, index], 0, 1)  # (k, m, count)
+    weighted = u * v[index][:, None]
+    curvature = jnp.matmul(weighted, u.swapaxes(1, 2), precision=Precision.HIGHEST)
+    gradient = jnp.einsum("kmc,kc->km", weighted, z[index], precision=Precision.HIGHEST)
+    size = jnp.diagonal(curvature, axis1=1, axis2=2).mean(-1)[:, None, None]
+    ridge = LEAST_RIDGE * size * jnp.eye(len(own), dtype=z.dtype)
+    fitted = newton_step(gradient, curvature + ridge)
+    if not others:
+        return fitted
+    full = jnp.broadcast_to(known, (fitted.shape[0], m))
+    return full.at[:, jnp.array(own)].set(fitted)
+
+
+def working_fit(response, rows, weights):
+    """Coefficients (k, m) by weighted least squares on the scale of the predictor, for weights
+    (n, k)."""
+    z, v = response.working(rows.response, rows.trials)
+    z = z if rows.offset is None else z - rows.offset
+    weighted = (weights * v[:, None]).T
+    curvature = second_moments(weighted, rows.regressors)
+    gradient = jnp.matmul(weighted * z, rows.regressors.T, precision=Precision.HIGHEST)
+    return newton_step(gradient, curvature)
