@@ -243,6 +243,8 @@ def explain_bad_input(model, x, weights) -> str:
             accepted, remedy = model.domain.words, model.domain.remedy(leaf[~np.isnan(leaf)])
             if name == ".labels":
                 accepted, remedy = f"-1 where unknown, else 0 to {model.domain.components - 1}", ""
+            if name == ".gate":
+                accepted, remedy = "finite numbers", ""
             at = tuple(int(i) for i in np.argwhere(is_wrong)[0])
             count = int(is_wrong.sum())
             are_few = bool(is_wrong.reshape(n, -1).any(1).sum() <= n / 2)
