@@ -7,7 +7,9 @@ from jaxem.data.batch import Batch
 from jaxem.data.data import Data, Labelled
 from jaxem.fit import fit, require_model
 from jaxem.methods.em import EM, Exact
-from jaxem.models.mixture import Mixture, MixtureParams
+from jaxem.models.gate import GateParams, SoftmaxGate
+from jaxem.models.mixing import GatedMixtureParams, MixtureParams
+from jaxem.models.mixture import Mixture
 from jaxem.protocol.model import Bank, Model
 from jaxem.protocol.priors import (
     BetaPrior,
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
     from jaxem.families.regression.regression import Regression, RegressionParams
     from jaxem.families.student import StudentT, StudentTParams
     from jaxem.models.bayesian import BayesianMixture, BayesianMixtureParams
-    from jaxem.models.gate import SoftmaxGate
     from jaxem.models.hmm.durations import DurationParams
     from jaxem.models.hmm.hmm import HMM, HMMParams
     from jaxem.models.hmm.prior import ChainPrior
@@ -112,7 +113,6 @@ _LATER = {
     "Autoregression": "families.autoregression",
     "AutoregressionParams": "families.autoregression",
     "ChainPrior": "models.hmm.prior",
-    "SoftmaxGate": "models.gate",
     "HMM": "models.hmm.hmm",
     "HMMParams": "models.hmm.hmm",
     "DurationParams": "models.hmm.durations",
@@ -172,6 +172,8 @@ __all__ = [
     "GammaParams",
     "GammaPosterior",
     "GammaPrior",
+    "GateParams",
+    "GatedMixtureParams",
     "Gradient",
     "HMMParams",
     "Hard",

@@ -10,6 +10,8 @@ import numpy as np
 from jaxem.data import arrays as checks
 from jaxem.data.batch import Batch, as_blocks, check_data_sets
 from jaxem.data.check_starts import check_init, check_start, without_outliers
+from jaxem.data.data import as_units
+from jaxem.data.grouped import unit_shape
 from jaxem.data.memory import require_room
 from jaxem.data.meshes import automatic, explicit_mesh, moved
 from jaxem.data.options import (
@@ -26,11 +28,11 @@ from jaxem.data.precision import (
     warn_of_lost_digits,
     warn_of_lost_digits_in_batch,
 )
-from jaxem.data.sequences import unit_shape
 from jaxem.gradient.rules import GRADIENTS
 from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
 from jaxem.models.mixture import FiniteMixture, starts_among_units, warn_if_identical
+from jaxem.models.mixture_domain import require_units
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import float_dtype, in_jit, is_on_host, is_traced, split
 from jaxem.protocol.capabilities import Bound, FiniteLatents, defines, has
@@ -149,8 +151,9 @@ def fit(
         require_room(data.data, "Batch data")
         result, x = _fit_batch(model, data, weights, *call), None
     else:
-        x, n = checks.as_data(data)
+        x, n, names = as_units(data)
         warn_of_lost_digits(x)
+        weights = weights if names is None else names.weights(weights)
         weights = checks.as_weights(weights, n, float_dtype(x))
         result = _fit_one(model, x, n, weights, *call)
         model = result.model
@@ -166,6 +169,7 @@ def fit(
 
 def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
     """The result of one data set."""
+    require_units(model.domain, x, name_of(model))
     model.domain.check(x, name_of(model))
     if all(map(is_on_host, jax.tree.leaves(x))) and not is_traced(weights):
         model.domain.check_values(x, weights)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.analysis.free_energy import free_energy
-from jaxem.data import arrays as checks
+from jaxem.data.data import as_units
 from jaxem.data.options import as_key
 from jaxem.fit import require_model
 from jaxem.methods.em import EM
@@ -38,7 +38,7 @@ class ModelChecks:
 
     def __init__(self, model, x, weights, key):
         self.given, self.model = model, adopt(model)
-        self.x, n = checks.as_data(x)
+        self.x, n, _ = as_units(x)
         self.n, self.dtype = n, float_dtype(self.x)
         unequal = 0.5 + np.arange(n) % 3
         self.weights = np.asarray(unequal if weights is None else weights, self.dtype)

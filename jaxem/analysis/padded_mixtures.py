@@ -140,7 +140,8 @@ def groups(models, x, restarts, method) -> list[list[int]]:
         return []
     units, features, programs = size
     for i, model in enumerate(models):
-        if type(model) is Mixture and model.prior is None and _known(model.components):
+        is_plain = type(model) is Mixture and model.prior is None and model.gate is None
+        if is_plain and _known(model.components):
             numbers, structure = split(model.components)
             values = tuple((np.asarray(v).dtype.str, np.asarray(v).tolist()) for v in numbers)
             by_bank.setdefault((structure, repr(values)), []).append(i)

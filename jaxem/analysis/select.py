@@ -13,8 +13,8 @@ from jaxem.analysis import printed, saved
 from jaxem.analysis.batch_selection import BatchSelection
 from jaxem.analysis.padded_mixtures import fit_padded, groups
 from jaxem.analysis.printed import SOUND
-from jaxem.data import arrays as checks
 from jaxem.data.batch import Batch
+from jaxem.data.data import as_units
 from jaxem.data.options import ALIASES, as_key, integer, one_of, suggestion
 from jaxem.data.precision import float64, needs_float64
 from jaxem.fit import fit, require_model
@@ -188,7 +188,10 @@ def select(
     key = as_key(key)
     if not isinstance(restarts, Restarts):
         restarts = integer(restarts, "restarts", 1)
-    x = x if isinstance(x, Batch) else checks.as_data(x)[0]
+    if not isinstance(x, Batch):
+        x, _, groups_of_rows = as_units(x)
+        if groups_of_rows is not None:
+            weights = groups_of_rows.weights(weights)
     options = {"restarts": restarts, "weights": weights, "method": method}
     options |= {"tol": tol, "max_iter": max_iter}
     with collected_warnings() as texts:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data.arrays import as_array, as_data, as_weights, is_tree
-from jaxem.data.data import of_components
+from jaxem.data.data import Data, as_units, of_components
 from jaxem.data.documents import Documents, of_one_form
+from jaxem.data.grouped import Grouped
 from jaxem.data.sequences import Sequences
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import float_dtype, have_unit_axes, is_traced
@@ -70,7 +71,7 @@ def as_blocks(batch: Batch, weights, repeat: bool = False) -> list[Block]:
 
     repeat: whether data sets are padded with copies of their last unit, not with zeros.
     """
-    data = batch.data
+    data, weights, _ = grouped_sets(batch.data, weights)
     if is_list(data):
         if not data:
             raise TypeError(f"Batch data are an empty list: {ACCEPTED}")
@@ -82,6 +83,25 @@ def as_blocks(batch: Batch, weights, repeat: bool = False) -> list[Block]:
     if not (hasattr(data, "ndim") or is_tree(data)):
         raise TypeError(f"{ACCEPTED}; got {type(data).__name__}")
     return [_stacked(data, weights)]
+
+
+def grouped_sets(data, weights):
+    """(data of a batch, weights, the `Names` of the groups of every data set or None): data sets
+    with groups as `Grouped`, with one weight a group, in a list; else as they are."""
+    if isinstance(data, Data) and data.groups is not None:
+        sets = [data_set_at(data, i) for i in range(np.shape(data.groups)[0])]
+        weights = weights if weights is None else list(weights)
+        return grouped_sets(sets, weights)
+    if not is_list(data) or not any(isinstance(d, Data) and d.groups is not None for d in data):
+        return data, weights, None
+    found = [as_units(one, f"Batch data[{i}]") for i, one in enumerate(data)]
+    sets, names = [x for x, _, _ in found], [names for _, _, names in found]
+    if weights is not None and len(weights) == len(sets):
+        weights = [
+            w if n is None or w is None else n.weights(w, f"weights[{i}]")
+            for i, (w, n) in enumerate(zip(weights, names, strict=True))
+        ]
+    return sets, weights, names
 
 
 def is_list(data) -> bool:
@@ -106,7 +126,7 @@ def check_data_sets(batch: Batch, blocks: list[Block], domain, name: str):
     try:
         domain.check(shapes, name)
     except (TypeError, ValueError) as error:
-        plain = of_components(shapes)
+        plain = None if isinstance(shapes, Grouped) else of_components(shapes)
         if not hasattr(plain, "ndim") or plain.ndim == 2:
             raise type(error)(f"every data set of the Batch: {error}") from None
         at = int(blocks[0].index[0])
@@ -160,21 +180,32 @@ def _data_sets(data):
         sets.append(x if is_traced(x) else jax.tree.map(np.asarray, x))
     structure, first = jax.tree.structure(sets[0]), jax.tree.leaves(sets[0])
     for i, x in enumerate(sets):
-        if isinstance(x, Sequences) and isinstance(sets[0], Sequences):
+        in_time = isinstance(x, PADDED) and type(x) is type(sets[0])
+        if in_time:
             _require_one_width(i, x, sets[0])
         elif jax.tree.structure(x) != structure:
             raise ValueError(
                 f"Batch data[{i}] is {_described(x)}, data[0] is {_described(sets[0])}: give all "
                 "data sets the same structure"
             )
-        pairs = [] if isinstance(x, Sequences) else zip(jax.tree.leaves(x), first, strict=True)
+        pairs = [] if in_time else zip(jax.tree.leaves(x), first, strict=True)
         if any(a.shape[1:] != b.shape[1:] for a, b in pairs):
             _refuse_width(i, x, first)
     return sets
 
 
-def _require_one_width(i: int, x: Sequences, first: Sequences):
-    """ValueError unless two `Sequences` have the same numbers of features and of inputs."""
+PADDED = (Sequences, Grouped)
+"""Data whose units are rows in number, which are padded too."""
+
+
+def _require_one_width(i: int, x, first):
+    """ValueError unless two `Sequences` have the same numbers of features and of inputs, two
+    `Grouped` rows of the same arrays."""
+    if isinstance(x, Grouped) and x.widths != first.widths:
+        raise ValueError(
+            f"Batch data[{i}] has other fields, or fields of other widths, than data[0]: give all "
+            "data sets the same ones"
+        )
     if x.widths != first.widths:
         raise ValueError(
             f"Batch data[{i}] has (features, inputs) {x.widths}, data[0] {first.widths}: all "
@@ -218,7 +249,7 @@ def _padded_blocks(sets, weights, repeat) -> list[Block]:
     """Data sets as blocks of few padded lengths."""
     sizes = np.array([jax.tree.leaves(x)[0].shape[0] for x in sets])
     weights = _weights_of(sets, sizes, weights)
-    is_documents, is_sequences = (isinstance(sets[0], kind) for kind in (Documents, Sequences))
+    is_documents, is_sequences = (isinstance(sets[0], kind) for kind in (Documents, PADDED))
     # Sequences of a block have one number of rows, and the sets one number of sequences.
     lengths = np.array([x.longest for x in sets]) if is_sequences else sizes
     longest = int(lengths.max())

@@ -292,11 +292,6 @@ class Sequences(SharedLeaves):
         return f"Sequences({len(self)} of at most {self.longest} rows of {self.widths[0]} features)"
 
 
-def unit_shape(x) -> tuple:
-    """The shape of a unit in the first array of data; of `Sequences` that of a row."""
-    return x.widths[:1] if isinstance(x, Sequences) else tuple(jax.tree.leaves(x)[0].shape[1:])
-
-
 FIELDS = ("length", "rows", "observed", "inputs", "place")
 register(Sequences, FIELDS, ())
 

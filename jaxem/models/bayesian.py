@@ -1,5 +1,6 @@
 """Variational Bayes for mixtures: q over weights and components, and the ELBO."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -7,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import digamma
 
-from jaxem.data.data import labels_of, of_components
+from jaxem.data.data import labels_of, of_components, of_rows, within_units
+from jaxem.models.mixing import ConstantWeights
 from jaxem.models.mixture import FiniteMixture
+from jaxem.models.mixture_pass import with_labels
 from jaxem.numerics import divergence
 from jaxem.numerics.special import safe_entr
 from jaxem.numerics.tree import is_traced, pytree
@@ -56,6 +59,19 @@ class Elbo(NamedTuple):
     entropy: Any
     weights: Any
     components: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomWeights(ConstantWeights):
+    """The weights of a `BayesianMixture`: those of their posterior."""
+
+    mixture: Any
+
+    def levels(self, params, x):
+        return self.mixture.log_weights(params)
+
+    def params(self, count, components):
+        return self.mixture.assembled(count, components)
 
 
 @pytree(static=("k", "weights"))
@@ -107,12 +123,16 @@ class BayesianMixture(FiniteMixture):
         return self.components.variational()
 
     @property
+    def mixing(self):
+        return RandomWeights(self.k, None, self)
+
+    @property
     def informed(self):
         return None if self.components.informed is None else self._informed
 
     def _informed(self, x, weights):
         """The model with a prior from the data where the components have none."""
-        inner = self.components.informed(of_components(x), weights, self.k)
+        inner = self.components.informed(of_components(x), of_rows(x, weights), self.k)
         return BayesianMixture(inner, self.k, self.weights, self.concentration)
 
     def log_weights(self, params):
@@ -162,9 +182,9 @@ class BayesianMixture(FiniteMixture):
 
     def log_predictive(self, params, x):
         """log of the predictive density E_q[Σ_k π_k p(x | k)] per unit, (n,)."""
-        labels = labels_of(x)
-        joint = self.bank.predictive(params.components, of_components(x)) + jnp.log(params.weights)
-        return self.domain.outside(x, jax.nn.logsumexp(self._known(joint, labels, 1), axis=1))
+        joint = within_units(x, self.bank.predictive(params.components, of_components(x)))
+        joint = with_labels(joint + jnp.log(params.weights), labels_of(x), 1)
+        return self.domain.outside(x, jax.nn.logsumexp(joint, axis=1))
 
     def sample(self, key, params, n: int):
         """n draws from the predictive density, each with its own draw of the components."""

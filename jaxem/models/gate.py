@@ -30,6 +30,14 @@ class GateStatistics(NamedTuple):
     curvature: Any
 
 
+@pytree(eq=False)
+class GateParams:
+    """coefficients (k, 1 + g), or (k, g) without an intercept: log p(class j | covariates), up to
+    the log of their sum; the intercept comes first, and the first row is 0."""
+
+    coefficients: Any
+
+
 @pytree(static=("intercept",))
 class SoftmaxGate:
     """A multinomial logit with soft targets: p(class j | z) ∝ exp(coefficients_j · z).
@@ -40,7 +48,7 @@ class SoftmaxGate:
     Args:
       intercept: whether z begins with 1.
       prior: the precision of a normal prior with mean 0 of every slope, in the units of the
-        covariates; None: maximum likelihood.
+        covariates, a number or one for each covariate (g,); None: maximum likelihood.
 
     Raises ValueError where prior is not above 0.
     """
@@ -51,8 +59,13 @@ class SoftmaxGate:
     def __post_init__(self):
         if self.prior is None or is_traced(self.prior):
             return
-        if not (np.ndim(self.prior) == 0 and np.isfinite(self.prior) and self.prior > 0):
-            raise ValueError(f"prior must be a precision above 0, or None, got {self.prior!r}")
+        prior = np.asarray(self.prior)
+        is_sound = prior.dtype.kind in "fiu" and prior.ndim <= 1 and np.isfinite(prior).all()
+        if not (is_sound and (prior > 0).all()):
+            raise ValueError(
+                "prior must be a precision above 0, one for each covariate, or None, got "
+                f"{self.prior!r}"
+            )
 
     def covariates(self, inputs):
         """z (..., m) from inputs (..., g)."""
@@ -66,6 +79,11 @@ class SoftmaxGate:
         level = jnp.log(probabilities) - jnp.log(probabilities[..., :1])
         zeros = jnp.zeros((*level.shape, inputs), level.dtype)
         return jnp.concatenate([level[..., None], zeros], -1) if self.intercept else zeros
+
+    def log_probabilities(self, coefficients, z):
+        """log p (k, n) from coefficients (k, m) and z (m, n)."""
+        logits = jnp.matmul(coefficients, z, precision=Precision.HIGHEST)
+        return jax.nn.log_softmax(logits, axis=0)
 
     def probabilities(self, coefficients, z):
         """p (o, k, n) from coefficients (o, k, m) and z (m, n)."""
@@ -90,9 +108,36 @@ class SoftmaxGate:
 
         return statistics
 
-    def maximize(self, coefficients, stats: GateStatistics):
+    def totals(self, coefficients, r, z) -> GateStatistics:
+        """The `GateStatistics` of one origin, summed over units, by two products of matrices. Those
+        of the first class, whose coefficients are fixed, are 0.
+
+        coefficients (k, m); r (k, n): weights times responsibilities; z (m, n). The largest array
+        has (k − 1)·m·n numbers.
+        """
+        (k, m), n = coefficients.shape, z.shape[1]
+        p = jnp.exp(self.log_probabilities(coefficients, z))
+        count, free = r.sum(0), p[1:]
+        gradient = matmul((r - count * p)[1:], z.T)
+        others = matmul(1 - jnp.eye(k, dtype=p.dtype)[1:], p)  # 1 − p, to its own digits
+        columns = (free[:, None] * z).reshape(-1, n)
+        within = matmul(((free * others * count)[:, None] * z).reshape(-1, n), z.T)
+        across = matmul(columns * count, columns.T).reshape(k - 1, m, k - 1, m)
+        is_same = jnp.eye(k - 1, dtype=bool)[:, None, :, None]
+        curvature = jnp.where(is_same, within.reshape(k - 1, m, 1, m), -across)
+        more = (1, 0)
+        return GateStatistics(
+            count.sum()[None],
+            jnp.pad(gradient, (more, (0, 0)))[None],
+            jnp.pad(curvature, (more, (0, 0), more, (0, 0)))[None],
+        )
+
+    def maximize(self, coefficients, stats: GateStatistics, directions=None):
         """The coefficients after a step that does not lower the expected log-likelihood. The
-        covariates must lie between −1 and 1."""
+        covariates must lie between −1 and 1.
+
+        directions: (f, (k − 1)·m), the steps of which this one is a combination; None: all.
+        """
         k, m = coefficients.shape[1:]
         gradient, curvature = stats.gradient, stats.curvature
         if self.prior is not None:
@@ -106,10 +151,14 @@ class SoftmaxGate:
         def step(gradient, curvature):
             g = gradient[1:].reshape(free)
             h = curvature[1:, :, 1:].reshape(free, free)
-            least = LEAST_CURVATURE * jnp.maximum(jnp.abs(jnp.diagonal(h)).max(), 1e-30)
-            return jnp.linalg.solve(h + least * jnp.eye(free, dtype=h.dtype), g)
+            if directions is not None:
+                g, h = directions @ g, directions @ h @ directions.T
+            part = max(LEAST_CURVATURE, 8 * float(jnp.finfo(h.dtype).eps))
+            least = part * jnp.maximum(jnp.abs(jnp.diagonal(h)).max(), 1e-30)
+            found = jnp.linalg.solve(h + least * jnp.eye(len(h), dtype=h.dtype), g)
+            return found if directions is None else found @ directions
 
-        if not free:
+        if not free or (directions is not None and not len(directions)):
             return coefficients
         steps = jax.vmap(step)(gradient, curvature).reshape(-1, k - 1, m)
         steps = jnp.concatenate([jnp.zeros_like(steps[:, :1]), steps], 1)
@@ -133,6 +182,24 @@ class SoftmaxGate:
         scale = jnp.concatenate([ones, scale]) if self.intercept else scale
         return coefficients * scale
 
+    def standardized(self, scale):
+        """The gate of covariates that are divided by scale (g,)."""
+        if self.prior is None:
+            return self
+        prior = jnp.asarray(self.prior, scale.dtype) / jnp.square(scale)
+        return SoftmaxGate(self.intercept, prior)
+
     def _precisions(self, m, dtype):
-        slopes = jnp.full(m, self.prior, dtype)
-        return slopes.at[0].set(0) if self.intercept else slopes
+        """Those of the normal priors of the coefficients (m,) of a class, 0 for the intercept."""
+        slopes = m - self.intercept
+        if jnp.ndim(self.prior) and jnp.shape(self.prior) != (slopes,):
+            raise ValueError(
+                f"SoftmaxGate prior must be one number, or one for each of the {slopes} "
+                f"covariates, got shape {jnp.shape(self.prior)}"
+            )
+        each = jnp.broadcast_to(jnp.asarray(self.prior, dtype), (slopes,))
+        return jnp.pad(each, (int(self.intercept), 0))
+
+
+def matmul(a, b):
+    return jnp.matmul(a, b, precision=Precision.HIGHEST)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
 
-from jaxem.data.data import of_components
+from jaxem.data.data import of_components, of_rows, within_units
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ def jacobian(mixture, params, x, weights):
     r = q.responsibilities.T
 
     def densities(components):
-        return bank.posterior(components, plain)[1].T
+        return within_units(x, bank.posterior(components, plain)[1]).T
 
     def maximized(r):
-        stats = bank.statistics(bank_params, plain, q.components, (r * weights).T)
+        stats = bank.statistics(bank_params, plain, q.components, of_rows(x, (r * weights).T))
         new_leaves = jax.tree.leaves(bank.maximize(bank_params, stats))
         return jnp.concatenate([leaf.reshape(k, -1) for leaf in new_leaves], axis=1)
 
@@ -66,7 +66,7 @@ def jacobian(mixture, params, x, weights):
     is_same = jnp.eye(k, dtype=bool)[:, None, :, None]
     slope = jnp.where(is_same, within[:, :, None, :], -across)
     count = jnp.matmul(r, weights, precision=Precision.HIGHEST)
-    weights_by_count = jax.jacfwd(lambda count: mixture.assembled(count, None).weights)(count)
+    weights_by_count = jax.jacfwd(lambda count: mixture.mixing.params(count, None).weights)(count)
     of_weights = jnp.tensordot(weights_by_count, slope[:, 0], 1, precision=Precision.HIGHEST)
     slope = slope.at[:, 0].set(of_weights)
 

@@ -2,44 +2,40 @@
 
 import dataclasses
 import warnings
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.lax import Precision
 
-from jaxem.data.data import Data, given, labels_of, of_components, with_components
+from jaxem.data.data import (
+    given_response,
+    labels_of,
+    of_components,
+    of_rows,
+    rows_of_units,
+    shapes_of_components,
+    with_components,
+    within_units,
+    without_gate,
+)
 from jaxem.data.options import integer
-from jaxem.numerics import tuning
-from jaxem.numerics.softmax import normalize, softmax_parts
+from jaxem.models.gate import SoftmaxGate
+from jaxem.models.mixing import ConstantWeights, GateWeights, MixtureParams
+from jaxem.models.mixture_domain import MixtureDomain
+from jaxem.models.mixture_pass import fused_pass, with_labels
+from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import pytree
-from jaxem.passes.linear import FusedPass
-from jaxem.protocol.capabilities import Elemental, LinearBank, Separable, defines, has, names
+from jaxem.passes.collect import collect
+from jaxem.protocol.capabilities import Elemental, Separable, defines, names
+from jaxem.protocol.counts import safe
 from jaxem.protocol.derived import whitened
-from jaxem.protocol.domains import Domain, whole
 from jaxem.protocol.model import Bank, Model, name_of
 from jaxem.protocol.priors import DirichletPrior, require_kind
-from jaxem.protocol.spaces import SIMPLEX
 from jaxem.protocol.starts import Start, fill_empty
 from jaxem.protocol.status import FitWarning
 from jaxem.protocol.units import inward, outward, standardized
 from jaxem.wrappers.adopted import AdoptedBank
-
-SUM_OVER_UNITS = (((1,), (1,)), ((), ()))
-"""The contraction of features and responsibilities over units. In this order the smaller factor is
-packed: a core reaches 87 GFLOP/s of 95 in float32, against 57 in the other order. XLA reverses the
-order of a product that is transposed."""
-
-
-@pytree(eq=False)
-class MixtureParams:
-    """weights (k,), summing to 1; components: the params of the bank."""
-
-    weights: Any
-    components: Any
 
 
 class MixturePosterior(NamedTuple):
@@ -57,11 +53,17 @@ class MixtureStatistics(NamedTuple):
 class FiniteMixture(Model):
     """The base of mixtures over a bank: `Mixture` and `BayesianMixture`.
 
-    A mixture has `components` and `k`. It defines `bank`, whose params are `params.components`;
-    `log_weights(params) -> (k,)`, which are added to the bank's log densities; and
-    `assembled(count, components)`, its params from the total weight of every component, Σ w·r, and
-    the params of the bank.
+    A mixture has `components` and `k`. It defines `bank`, whose params are `params.components`, and
+    `mixing`, its weights in a form of `models.mixing`.
     """
+
+    gate = None
+    """The `SoftmaxGate` of the weights, or None."""
+
+    @property
+    def mixing(self):
+        """The mixing weights."""
+        raise NotImplementedError
 
     def __post_init__(self):
         object.__setattr__(self, "k", integer(self.k, "k", 1))
@@ -99,26 +101,31 @@ class FiniteMixture(Model):
             remedy=inner.remedy,
             discrete=inner.discrete,
             bank=self.bank,
+            gate=self.gate,
         )
 
     def closed(self, x):
-        return self.bank.closed(of_components(x))
+        return self.bank.closed(shapes_of_components(x))
 
     def init(self, key, x, weights):
         return Start.default(self, x).params(self, key, x, weights)
 
     def from_responsibilities(self, key, x, responsibilities, weights):
         """A start: the M-step, or the bank's `init`, at given responsibilities (n, k)."""
-        x, labels = of_components(x), labels_of(x)
+        rows, labels = of_components(x), labels_of(x)
         if labels is not None:
             known = (labels[:, None] == jnp.arange(self.k)).astype(responsibilities.dtype)
             responsibilities = jnp.where(labels[:, None] >= 0, known, responsibilities)
             responsibilities = fill_empty(responsibilities, weights)
         q = responsibilities * weights[:, None]
-        return self.assembled(q.sum(0), self.bank.init(key, x, q))
+        components = self.bank.init(key, rows, of_rows(x, q))
+        return self.mixing.started(x, responsibilities, weights, components)
 
     def embed(self, x):
-        return self.components.embed(of_components(x))
+        points = self.components.embed(of_components(x))
+        if points is None:
+            return None
+        return within_units(x, points) / jnp.reshape(rows_of_units(x, points.dtype), (-1, 1))
 
     def elemental(self, key, x, weights, k, group=None):
         return self.bank.elemental(key, of_components(x), weights, k, group)
@@ -142,62 +149,48 @@ class FiniteMixture(Model):
         return MixturePosterior(responsibilities, inner), evidence
 
     def statistics(self, params, x, q, weights):
-        r = q.responsibilities * weights[:, None]
+        r = of_rows(x, q.responsibilities * weights[:, None])
         inner = self.bank.statistics(params.components, of_components(x), q.components, r)
-        count = jnp.matmul(q.responsibilities.T, weights, precision=Precision.HIGHEST)
+        count = self.mixing.statistics(params, x, q.responsibilities, weights)
         return MixtureStatistics(count, inner)
 
     def _size_of_terms(self, params, stats):
         return self.bank._size_of_terms(params.components, stats.components)
 
     def fused(self, x):
-        data = of_components(x)
-        linear = self.bank.linear(data) if has(self.bank, LinearBank) else None
-        if linear is None:
-            return None
-        linear = linear.hoisted(data)
+        return fused_pass(self, x, MixtureStatistics)
 
-        def prepare(x):
-            x, labels = of_components(x), labels_of(x)
-            return linear.columns(x) if linear.room else x, labels, linear.base(x)
-
-        def statistics(params, sums):
-            inner = linear.statistics(params.components, sums)
-            return MixtureStatistics(sums[linear.one], inner)
-
-        return FusedPass(
-            prepare=prepare,
-            coefficients=lambda params: linear.coefficients(
-                params.components, self.log_weights(params)
-            ),
-            sums=partial(self._sums, linear),
-            statistics=statistics,
-            terms=lambda params: linear.terms(params.components),
-            rows=product_rows(linear.size + 2 * self.k),
-            axis=-1 if linear.room else 0,
-            room=linear.room,
-        )
-
-    def _sums(self, linear, slopes, units, weights):
-        """(sums, evidence) by two matrix products and a softmax, with the units minor; slopes
-        (k, size)."""
-        columns, labels, base = units
-        features = linear.features(columns if linear.room else linear.columns(columns))
-        joint = jnp.matmul(slopes, features, precision=Precision.HIGHEST)
-        exponentials, total, evidence = softmax_parts(self._known(joint, labels, 0), linear.lowest)
-        weighted = exponentials * (weights / total)
-        sums = lax.dot_general(features, weighted, SUM_OVER_UNITS, precision=Precision.HIGHEST)
-        return sums, evidence if base is None else evidence + base
+    def response(self, params, x):
+        """The mean of the response of every row, Σ_j p(j)·mean of component j: (n,), or (n, m)
+        of several. p(j): the posterior where the data hold responses, else the mixing weights.
+        TypeError where the components have no `mean(params, x) -> (n, k)` or (n, k, m)."""
+        if not defines(self.bank, "mean"):
+            raise TypeError(
+                f"{name_of(self.bank)} has no response to predict: it defines no mean(params, x) "
+                "-> (n, k); use predict or score_samples"
+            )
+        if given_response(x):
+            r = self.posterior(params, x)[0].responsibilities
+        else:
+            levels = self.mixing.levels(params, x)
+            n = jax.tree.leaves(x)[0].shape[0]
+            r = jnp.broadcast_to(jnp.exp(levels), (n, self.k))
+        r = of_rows(x, r)
+        means = jax.tree.leaves(self.bank.mean(params.components, of_components(x)))
+        found = [(r[:, :, None] * m.reshape(*m.shape[:2], -1)).sum(1) for m in means]
+        is_one = len(found) == 1 and means[0].ndim == 2
+        return found[0][:, 0] if is_one else jnp.concatenate(found, 1)
 
     def maximize(self, params, stats):
         components = self.bank.maximize(params.components, stats.components)
-        return self.assembled(stats.count, components)
+        return self.mixing.maximized(params, stats.count, components)
 
     def standardize(self, x, weights):
-        inner = standardized(self.bank, of_components(x), weights)
+        inner = standardized(self.bank, of_components(x), of_rows(x, weights))
         return inner._replace(
             model=dataclasses.replace(self, components=inner.model),
             data=with_components(x, inner.data),
+            log_volume=_volume(x, inner.log_volume, weights),
         )
 
     def inward(self, units, params):
@@ -211,76 +204,23 @@ class FiniteMixture(Model):
     def _joint(self, params, x):
         labels = labels_of(x)
         inner, log_density = self.bank.posterior(params.components, of_components(x))
-        joint = log_density + self.log_weights(params)
-        return inner, self._known(joint, labels, 1)
-
-    def _known(self, joint, labels, axis):
-        """log p(x, z) with −∞ for components that a label excludes. axis: that of components
-        in `joint`."""
-        if labels is None:
-            return joint
-        labels = jnp.expand_dims(labels, axis)
-        component = jnp.expand_dims(jnp.arange(self.k), 1 - axis)
-        return jnp.where((labels >= 0) & (labels != component), -jnp.inf, joint)
+        joint = within_units(x, log_density) + self.mixing.levels(params, x)
+        return inner, with_labels(joint, labels, 1)
 
 
-def product_rows(numbers: int) -> int:
-    """Rows of a chunk for matrix products, for `numbers` numbers a unit."""
-    if tuning.platform() != "cpu":
-        return max(tuning.LEAST_PRODUCT_ROWS, tuning.ACCELERATOR_NUMBERS // numbers)
-    rows = max(tuning.LEAST_PRODUCT_ROWS, tuning.PRODUCT_NUMBERS // numbers)
-    return min(tuning.MOST_PRODUCT_ROWS, rows)
+def _volume(x, log_volume, weights):
+    """The log volume of units from that of rows: one number or one a row. Of groups of rows one
+    number is their mean, so that its sum is that of all rows."""
+    if jnp.ndim(log_volume):
+        return within_units(x, log_volume)
+    rows = rows_of_units(x, weights.dtype)
+    if jnp.ndim(rows) == 0:
+        return log_volume
+    return log_volume * (weights * rows).sum() / safe(weights.sum())
 
 
-@dataclasses.dataclass(frozen=True)
-class MixtureDomain(Domain):
-    """The data of a bank, or `Data` with labels −1 … k − 1."""
-
-    bank: Any = None
-
-    def with_variance(self, d):
-        return self.bank.domain.with_variance(d)
-
-    def accepted(self, path, values):
-        if path == ".labels":
-            return f"-1 where unknown, else 0 to {self.components - 1}", ""
-        return self.bank.domain.accepted(path, values)
-
-    def check_values(self, x, weights):
-        self.bank.domain.check_values(of_components(x), weights)
-
-    def valid(self, x):
-        labels, valid = labels_of(x), self.bank.domain.valid(of_components(x))
-        if labels is not None:
-            labels = (labels >= -1) & (labels < self.components) & whole(labels)
-        return (
-            with_components(dataclasses.replace(x, labels=labels), valid)
-            if isinstance(x, Data)
-            else valid
-        )
-
-    def _require_taken(self, names):
-        """ValueError where the data have fields of a regression that the bank does not take."""
-        takes = self.bank.domain.takes
-        other = [name for name in names if takes is not None and name not in ("x", *takes)]
-        if other:
-            raise ValueError(
-                f"data.{other[0]} is given, and {name_of(self.bank)} takes none: leave it out, or "
-                "use components that take it"
-            )
-
-    def check(self, x, name):
-        plain, labels = of_components(x), labels_of(x)
-        if isinstance(plain, Data):
-            self._require_taken(given(plain))
-        self.bank.domain.check(plain, name_of(self.bank))
-        n = jax.tree.leaves(plain)[0].shape[:1]
-        if labels is not None and np.shape(labels) != n:
-            raise ValueError(
-                f"data.labels must have shape {n}, one per unit, "
-                f"got {np.shape(labels)}: give -1 where a label is unknown"
-            )
-        super().check(x, name)
+WARM_UP = 40
+"""EM steps of the mixture with constant weights before a random start of a gate."""
 
 
 @pytree(static=("k",))
@@ -291,77 +231,125 @@ class Mixture(FiniteMixture):
       components: a bank, such as `Normal()` or `Each(model)`.
       k: the number of components, an int of 1 or more.
       prior: a `DirichletPrior` of the weights, or None for maximum likelihood.
+      gate: a `SoftmaxGate`: weights that depend on the covariates of the units,
+        `Data(x, gate=...)`; params are then `GatedMixtureParams`. None: constant weights.
 
-    Raises TypeError where components is not a bank or k not an int, ValueError where k < 1.
+    Data: what the bank takes, or `Data`. Rows of one group of `Data(x, groups=...)` share their
+    component: log p(group) = log Σ_k weights_k · Π_rows p(row | component k).
+
+    A random start with a gate is the mixture with constant weights after 40 steps of EM, and a few
+    steps of the gate at its responsibilities.
+
+    Raises TypeError where components is not a bank, k not an int or gate not a gate, ValueError
+    where k < 1, and for a prior beside a gate.
     """
 
     components: Any
     k: int
     prior: DirichletPrior | None = None
+    gate: SoftmaxGate | None = None
 
     def __post_init__(self):
         super().__post_init__()
         require_kind(self, DirichletPrior)
-
-    def log_weights(self, params):
-        return jnp.log(params.weights)
-
-    def assembled(self, count, components):
+        if self.gate is None:
+            return
+        if not isinstance(self.gate, SoftmaxGate):
+            got = self.gate.__name__ if isinstance(self.gate, type) else repr(self.gate)[:60]
+            raise TypeError(
+                f"gate must be jaxem.SoftmaxGate(...) or None, got {got}: its covariates belong to "
+                "the data, jaxem.Data(x, gate=...)"
+            )
         if self.prior is not None:
-            count = jnp.maximum(count + self.prior.concentration - 1, 0)
-        return MixtureParams(count / count.sum(), components)
+            raise ValueError(
+                "prior is of constant weights, and gate makes them depend on covariates: give the "
+                "gate its own, jaxem.SoftmaxGate(prior=...), and leave prior=None"
+            )
+
+    @property
+    def mixing(self):
+        if self.gate is None:
+            return ConstantWeights(self.k, self.prior)
+        return GateWeights(self.k, self.gate)
+
+    def warmed(self, params, x, weights):
+        """A random start: `params` themselves without a gate."""
+        plain, data = Mixture(self.components, self.k), None
+        if self.gate is None or not self.closed(x):
+            return params
+        data = without_gate(x)
+        shares = jnp.full(self.k, 1 / self.k, weights.dtype)
+        begin = MixtureParams(shares, params.components)
+
+        def step(_, begin):
+            return plain.maximize(begin, collect(plain, begin, data, weights).statistics)
+
+        found = jax.lax.fori_loop(0, WARM_UP, step, begin)
+        r = plain.posterior(found, data)[0].responsibilities
+        return self.mixing.started(x, r, weights, found.components)
 
     def restricted(self, held):
         """Any restriction of weights is exact: `Restricted.restrict` changes the free ones."""
         from jaxem.protocol.restriction import restricted
 
+        of_weights = self.mixing.restricted(held)
         inner = restricted(self.components, held.components)
         if inner is None:
             return None
 
         def maximize(params, stats):
             components = inner(params.components, stats.components)
-            return self.assembled(stats.count, components)
+            return of_weights(params, stats.count, components)
 
         return maximize
 
+    def standardize(self, x, weights):
+        found = super().standardize(x, weights)
+        if self.gate is None:
+            return found
+        mixing, data, units = self.mixing.standardized(found.data, weights, found.units)
+        model = dataclasses.replace(found.model, gate=mixing.gate)
+        return found._replace(model=model, data=data, units=units)
+
+    def inward(self, units, params):
+        return self.mixing.inward(units, params, lambda u, p: inward(self.bank, u, p))
+
+    def outward(self, units, params):
+        return self.mixing.outward(units, params, lambda u, p: outward(self.bank, u, p))
+
     def spaces(self, params):
-        return MixtureParams(SIMPLEX, self.components.spaces(params.components))
+        return self.mixing.spaces(self.components.spaces(params.components))
 
     def whitened(self, params, step):
         components_step = whitened(self.components, params.components, step.components)
-        weight_step = step.weights * jnp.sqrt(SIMPLEX.metric(params.weights))
-        return self._times(jnp.sqrt(params.weights), weight_step, components_step)
-
-    def _times(self, weights, weight_step, components):
-        """A step of params with leaves (k, …) of `components` times `weights` (k,), other leaves
-        unchanged."""
+        root = jnp.sqrt(self.mixing.shares(params))
 
         def times_weight(leaf):
             shape = leaf.shape[:1] + (1,) * (leaf.ndim - 1)
-            return leaf * weights.reshape(shape) if shape[:1] == (self.k,) else leaf
+            return leaf * root.reshape(shape) if shape[:1] == (self.k,) else leaf
 
-        return MixtureParams(weight_step, jax.tree.map(times_weight, components))
+        return self.mixing.whitened(params, step, jax.tree.map(times_weight, components_step))
 
     def smooth_map(self):
         """The derivative of the EM map, where components are separate; else None."""
-        if type(self) is not Mixture or not self.components.separate:
+        if type(self) is not Mixture or self.gate is not None or not self.components.separate:
             return None
         from jaxem.models.jacobian import KnownJacobian  # only gradients use it
 
         return KnownJacobian(self)
 
     def log_prior(self, params):
-        inner = self.components.log_prior(params.components)
-        return inner if self.prior is None else inner + self.prior.log_density(params.weights)
+        inner, prior = self.components.log_prior(params.components), self.mixing.log_prior(params)
+        return inner if prior is None else inner + prior
 
     def degenerate(self, params):
-        vanished = params.weights < jnp.finfo(params.weights.dtype).eps
-        return jnp.any(self.components.degenerate(params.components)) | jnp.any(vanished)
+        vanished = self.mixing.vanished(params)
+        return jnp.any(self.components.degenerate(params.components)) | vanished
 
-    def sample(self, key, params, n: int):
+    def sample(self, key, params, n: int, gate=None):
+        """n draws; gate (n, g): the covariates of every draw, with a gate alone."""
         which, draw = jax.random.split(key)
-        z = jax.random.categorical(which, jnp.log(params.weights), shape=(n,))
+        z = self.mixing.drawn(which, params, n, gate)
         return self.components.sample(draw, params.components, z)
 
 

@@ -89,6 +89,20 @@ class Separable(Protocol):
         units with weights (n, k). NumPy arrays."""
 
 
+class Warmed(Protocol):
+    """For random starts that are better after some steps of a simpler model."""
+
+    def warmed(self, params, x, weights) -> Any:
+        """Params to start from, from those that a random rule gave."""
+
+
+class Responding(Protocol):
+    """For `Result.predict_response`."""
+
+    def response(self, params, x) -> Any:
+        """The mean of the response of every row, (n,) or (n, m)."""
+
+
 class LinearBank(Protocol):
     """For passes over many units by two matrix products and a softmax."""
 

@@ -112,6 +112,8 @@ class Layout:
         held_in_group = np.bincount(group[held], minlength=self.size)[group]
         all_held = held_in_group == np.bincount(group, minlength=self.size)[group]
         for name, space, entries in self.leaves():
+            if (tied[entries] & space.constant(entries.shape)).any():
+                raise ValueError(f"{name} has entries that are constant: leave them out of a tie")
             if (tied & (given | (held_in_group > 0) & ~all_held))[entries].any():
                 raise ValueError(
                     f"{name} has entries that are both fixed and tied to others: fix every one of "
@@ -162,6 +164,9 @@ class Layout:
             low, high = {Positive: (0, np.inf), UnitInterval: (0, 1), Simplex: (0, 1)}.get(
                 type(space), (-np.inf, np.inf)
             )
+            is_constant = is_fixed & space.constant(entries.shape)
+            if np.any(value[is_constant]):
+                raise ValueError(f"fixed: {name} {space.outside(value)}")
             is_wrong = is_fixed & ~((value >= low) & (value <= high) & np.isfinite(value))
             if is_wrong.any():
                 raise ValueError(
@@ -197,7 +202,7 @@ class Layout:
             rows = entries.reshape(-1, block)
             is_leader = (group[rows] >= rows[:, :1]).all(1)
             if block == 1 and not isinstance(space, (Simplex, PositiveDefinite)):
-                scalars.append(entries[~held[entries]])
+                scalars.append(entries[~(held[entries] | space.constant(entries.shape))])
             elif isinstance(space, PositiveDefinite):
                 d = entries.shape[-1]
                 count += int((is_leader & ~held[rows].any(1)).sum()) * d * (d + 1) // 2

@@ -75,6 +75,31 @@ class Space:
         are equal to it in this space: its own where it is free. None: all are free."""
         return None
 
+    def constant(self, shape):
+        """Which entries of a leaf have one value in all of the space, a NumPy array of booleans."""
+        return np.zeros(shape, bool)
+
+
+class Contrasts(Space):
+    """Coefficients (..., k, m) of k classes relative to the first one, whose row is 0."""
+
+    def outside(self, leaf):
+        if not np.any(leaf[..., 0, :]):
+            return None
+        return "must have a first row of 0: subtract that row from every row"
+
+    def holds(self, leaf):
+        return jnp.all(leaf[..., 0, :] == 0)
+
+    def guard(self, proposal, legal):
+        return proposal.at[..., 0, :].set(0)
+
+    def bound(self, free):
+        return free.at[..., 0, :].set(0)
+
+    def constant(self, shape):
+        return np.broadcast_to(np.arange(shape[-2])[:, None] == 0, shape)
+
 
 @dataclass(frozen=True)
 class Positive(Space):
@@ -275,7 +300,7 @@ class Undeclared(Space):
 
 
 UNDECLARED = Undeclared()
-REAL, POSITIVE, UNIT = Space(), Positive(), UnitInterval()
+REAL, POSITIVE, UNIT, CONTRASTS = Space(), Positive(), UnitInterval(), Contrasts()
 ABOVE_ZERO = Positive(zero=False)
 SIMPLEX, POSITIVE_DEFINITE = Simplex(), PositiveDefinite()
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data.data import of_components, with_components
+from jaxem.data.grouped import Grouped
 from jaxem.numerics import tuning
 from jaxem.numerics.special import safe_entr
 from jaxem.numerics.tree import is_traced, merge
@@ -39,6 +40,12 @@ def scores(numeric, params, x, structure, axes=None):
         return model.domain.outside(x, model.posterior(params, x)[1])
 
     return _over_fits(of_one, axes)(numeric, params, x)
+
+
+@partial(jax.jit, static_argnums=3)
+def response(numeric, params, x, structure):
+    """The mean of the response of every row that the bank takes, (r,) or (r, m)."""
+    return merge(numeric, structure).response(params, x)
 
 
 def _over_fits(of_one, axes):
@@ -119,7 +126,7 @@ def _of_far_units(numeric, params, x, r, is_lost, structure, axes):
 
     def of_one(numeric, params, x, r, is_lost):
         model = merge(numeric, structure)
-        plain = of_components(x)
+        plain = None if isinstance(x, Grouped) else of_components(x)
         is_points = isinstance(plain, jax.Array) and plain.ndim == 2
         if not is_points or not jnp.issubdtype(plain.dtype, jnp.floating):
             return r

@@ -7,8 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data.arrays import explain_bad_weights
-from jaxem.data.batch import Batch, Block, as_blocks, check_data_sets, data_set_at, is_list
-from jaxem.data.sequences import unit_shape
+from jaxem.data.batch import (
+    Batch,
+    Block,
+    as_blocks,
+    check_data_sets,
+    data_set_at,
+    grouped_sets,
+    is_list,
+)
+from jaxem.data.grouped import unit_shape
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.model import name_of
 from jaxem.protocol.status import Status
@@ -16,10 +24,12 @@ from jaxem.results import answers
 
 
 class DataSets(NamedTuple):
-    """Data sets for the fits of a batch. is_list: whether they were given as a list."""
+    """Data sets for the fits of a batch. is_list: whether they were given as a list. names: of the
+    groups of each, as in `grouped_sets`."""
 
     blocks: list[Block]
     is_list: bool
+    names: list | None = None
 
 
 def data_sets(result, x, weights=None) -> DataSets:
@@ -30,7 +40,8 @@ def data_sets(result, x, weights=None) -> DataSets:
             f"a batch of shape {np.shape(result.status)} answers one row at a time: "
             "result[i].predict(x[i])"
         )
-    batch = x if isinstance(x, Batch) else Batch(x)
+    x, weights, names = grouped_sets(x.data if isinstance(x, Batch) else x, weights)
+    batch = Batch(x)
     listed = is_list(batch.data)
     if not listed and getattr(batch.data, "ndim", 0) == len(result._shape_of_one):
         raise ValueError(
@@ -49,7 +60,7 @@ def data_sets(result, x, weights=None) -> DataSets:
     result._require_features(unit_shape(shapes))
     if weights is not None:
         _require_sound_weights(blocks)
-    return DataSets(blocks, listed)
+    return DataSets(blocks, listed, names)
 
 
 def paths(result, what, x):
@@ -88,6 +99,14 @@ def responsibilities(result, sets: DataSets) -> list:
         answers.responsibilities(args[0], numeric, params, block.x, args[1], axes)
         for block, numeric, params, axes in _asked(result, sets)
     ]
+
+
+def by_row(sets: DataSets, arrays: list):
+    """As `by_unit`, with the value of its group for every row."""
+    values = by_unit(sets, arrays)
+    if sets.names is None:
+        return values
+    return [v if n is None else v[n.place] for v, n in zip(values, sets.names, strict=True)]
 
 
 def by_unit(sets: DataSets, arrays: list):

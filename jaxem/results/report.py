@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxem.data import arrays as checks
 from jaxem.data.data import of_components
+from jaxem.data.grouped import Grouped
 from jaxem.numerics.rounding import ROUNDING
 from jaxem.protocol.status import Status, sentence, warn
 from jaxem.results.columns import explain_collapse, explain_constant
@@ -81,8 +82,9 @@ def _report_batch(result, tol) -> Result:
 
 
 def _matrix(x):
-    """The data as one array (n, d), without labels; None where they are another tree."""
-    plain = of_components(x)
+    """The data as one array (n, d), without labels; None where they are another tree, or in
+    groups."""
+    plain = None if isinstance(x, Grouped) else of_components(x)
     return plain if getattr(plain, "ndim", 0) == 2 else None
 
 

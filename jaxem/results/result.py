@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.data import arrays as checks
 from jaxem.data.batch import data_set_at
+from jaxem.data.grouped import unit_shape
 from jaxem.data.options import as_key, integer
 from jaxem.data.precision import in_own_precision, on_host
-from jaxem.data.sequences import unit_shape
 from jaxem.numerics.tree import Structure, is_traced, merge, pytree, split
 from jaxem.protocol.capabilities import Sampled, defines, has
 from jaxem.protocol.model import name_of
@@ -36,7 +35,7 @@ class Result(Fit):
     NaN. Outside a transformation it says whether the fit converged. Inside one that differentiates
     it says also that I − J is regular and the fixed point near, where J is the Jacobian of the EM
     map at the params. total_weight: Σw of the fit, the number of units where they have no weights;
-    of `Sequences` over the rows that are not missing.
+    of `Sequences` over the rows that are not missing, with groups over rows.
     data_shape: the shape of the data, of their first array where they are a tree; (b, n, ...) of a
     `Batch`, with n units in the longest data set. n_units: (b,), the units of every data set where
     their numbers differ, else None. shares_model: whether the fits are those of a `Batch`.
@@ -101,18 +100,21 @@ class Result(Fit):
         every component. Where the density of a far unit underflows, the row is that of a nearer
         unit in the same direction.
 
-        Of a fleet: (b, n, k), or a list of (n_i, k). Of `Sequences`: the smoothed states, a list of
+        With groups every row has those of its group. Of a fleet: (b, n, k), or a list of (n_i, k);
+        with groups always a list. Of `Sequences`: the smoothed states, a list of
         (t_i, k). Raises TypeError where the model has no finite latent variable."""
         if defines(self.model, "smooth", "viterbi"):
             return fleet.paths(self, "smooth", x)
         if self.is_fleet:
             sets = fleet.data_sets(self, x)
-            return fleet.by_unit(sets, fleet.responsibilities(self, sets))
-        return self._responsibilities(x)
+            return fleet.by_row(sets, fleet.responsibilities(self, sets))
+        x, _, names = totals.with_units(x)
+        return totals.of_rows(self._responsibilities(x), names)
 
     @in_own_precision
     def predict(self, x):
         """The most probable component of every unit, shape (n,); −1 where `predict_proba` is NaN.
+        With groups that of every row.
         Of a fleet: (b, n), or a list of (n_i,). Of `Sequences` the most probable path of states, a
         list of (t_i,). Raises TypeError as `predict_proba` does."""
         if defines(self.model, "smooth", "viterbi"):
@@ -120,14 +122,28 @@ class Result(Fit):
         if self.is_fleet:
             sets = fleet.data_sets(self, x)
             r = fleet.responsibilities(self, sets)
-            return fleet.by_unit(sets, [answers.labels(one) for one in r])
-        return answers.labels(self._responsibilities(x))
+            return fleet.by_row(sets, [answers.labels(one) for one in r])
+        x, _, names = totals.with_units(x)
+        return totals.of_rows(answers.labels(self._responsibilities(x)), names)
+
+    @in_own_precision
+    def predict_response(self, x):
+        """The mean of the response y of every row, Σ_j p(j)·E[y | x, component j]: (n,), or (n, m)
+        of several responses, for components that define `mean(params, x) -> (n, k)`.
+
+        p(j) is the mixing weight, that of the gate where there is one: new data need no y. Where
+        the data hold y, it is the posterior given x and y. Raises TypeError where the components
+        have no response.
+        """
+        if self.is_fleet:
+            raise TypeError("a batch predicts one fit at a time: result[i].predict_response(x)")
+        return totals.response(self, x)
 
     @in_own_precision
     def score_samples(self, x):
         """log p(x | params) of every unit, shape (n,): −∞ outside the support of the model, NaN
-        where x holds a NaN that the model does not take. Of a fleet: (b, n), or a list of
-        (n_i,)."""
+        where x holds a NaN that the model does not take. With groups one value a group, in the
+        order of their sorted names. Of a fleet: (b, n), or a list of (n_i,)."""
         if self.is_fleet:
             sets = fleet.data_sets(self, x)
             return fleet.by_unit(sets, fleet.scores(self, sets))
@@ -159,9 +175,9 @@ class Result(Fit):
         """−2·log-likelihood + n_parameters · log Σw; lower is better (Schwarz 1978).
 
         Of `Sequences` Σw is over the rows that are not missing (as in depmixS4), with units=True
-        over the sequences. x None: of the fit itself with its weights. Else of data x with weights
-        (n,), None for 1 whatever those of the fit. Of a fleet (b,); x and weights are then those of
-        every data set.
+        over the sequences; with groups over rows, with units=True over groups. x None: of the fit
+        itself with its weights. Else of data x with weights (n,), None for 1 whatever those of the
+        fit. Of a fleet (b,); x and weights are then those of every data set.
         """
         score, total = totals.score_and_weight(self, x, weights, units)
         return -2 * score + self.n_parameters * jnp.log(total)
@@ -192,6 +208,7 @@ class Result(Fit):
             return self.posterior_entropy
         if self.is_fleet:
             return fleet.entropy(self, fleet.data_sets(self, x, weights))
+        x, weights, _ = totals.with_units(x, weights)
         r = self._responsibilities(x)
         return answers.entropy(r, totals.checked_weights(weights, r.shape[0], r.dtype))
 
@@ -354,7 +371,7 @@ class Result(Fit):
 
     def _checked(self, x):
         """Data for the model of this fit. ValueError or TypeError where it does not take them."""
-        x, _ = checks.as_data(x)
+        x = totals.with_units(x)[0]
         expected, got = self._shape_of_one[1:], unit_shape(x)
         if len(got) != len(expected) or got == expected:
             self.model.domain.check(x, name_of(self.model))

@@ -3,8 +3,12 @@
 import jax.numpy as jnp
 
 from jaxem.data import arrays as checks
+from jaxem.data.data import as_units, given_response
+from jaxem.data.grouped import unit_shape
 from jaxem.numerics.tree import is_traced
-from jaxem.results import fleet
+from jaxem.protocol.capabilities import Responding, has
+from jaxem.protocol.model import name_of
+from jaxem.results import answers, fleet
 
 
 def score_and_weight(result, x, weights, units=False):
@@ -19,6 +23,7 @@ def score_and_weight(result, x, weights, units=False):
         return result.log_likelihood, score_and_weight(result, *result.own_data, units)[1]
     if result.is_fleet:
         return fleet.score_and_weight(result, fleet.data_sets(result, x, weights), units)
+    x, weights, _ = with_units(x, weights)
     evidence = result.score_samples(x)
     counts = None if units else result.model.domain.observations(x)
     if weights is None:
@@ -26,6 +31,33 @@ def score_and_weight(result, x, weights, units=False):
     weights = checked_weights(weights, evidence.shape[0], evidence.dtype)
     total = weights if counts is None else weights * counts
     return jnp.where(weights > 0, weights * evidence, 0).sum(), total.sum()
+
+
+def with_units(x, weights=None):
+    """(data as a tree with one leading axis of units, weights of the units, names of groups)."""
+    x, _, names = as_units(x)
+    return x, weights if names is None else names.weights(weights), names
+
+
+def of_rows(values, names):
+    """Values of units, or where rows are in groups, for every row that of its group."""
+    return values if names is None else values[names.place]
+
+
+def response(result, x):
+    """As `Result.predict_response`."""
+    if not has(result.model, Responding):
+        raise TypeError(
+            f"{name_of(result.model)} has no response to predict: predict_response is of mixtures "
+            "whose components define mean(params, x)"
+        )
+    x, n, names = as_units(x)
+    result._require_features(unit_shape(x))
+    result.model.domain.check_gate(x, (n,))
+    if given_response(x):
+        result.model.domain.check(x, name_of(result.model))
+    found = answers.response(result._numeric, result.params, x, result._structure)
+    return found if names is None else found[x.rows_in_order(names)]
 
 
 def checked_weights(weights, n, dtype):

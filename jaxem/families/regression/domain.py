@@ -6,11 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxem.families.regression.design import has_fields
+from jaxem.numerics.dependence import dependent
 from jaxem.protocol.domains import Domain, finite, is_count, require_matrix
-
-COLLINEAR = 1e-12
-"""The smallest eigenvalue, as a part of the largest, of the products of standardised regressors
-that are not collinear."""
 
 CHECKED_ROWS = 2**16
 """Rows, evenly spaced, that are looked at first: where they are not collinear, no more are."""
@@ -97,9 +94,9 @@ class RegressionDomain(Domain):
         if weights is not None:
             design = design[np.asarray(weights) > 0]
         sample = design[:: -(-len(design) // CHECKED_ROWS) or 1]
-        found = _dependent(sample, bank.intercept)
+        found = dependent(sample, bank.intercept)
         if len(found) and len(sample) < len(design):
-            found = _dependent(design, bank.intercept)
+            found = dependent(design, bank.intercept)
         if not len(found):
             return
         columns = ", ".join(map(str, found))
@@ -115,28 +112,3 @@ class RegressionDomain(Domain):
             f"columns {columns} of data.x (counted from 0) are collinear{beside}, so that their "
             "coefficients have no estimate: leave one out, or give a prior"
         )
-
-
-def _dependent(design, intercept: bool):
-    """The columns of the first linear relation among regressors (n, p), with the constant 1 if
-    `intercept`; none where they are independent, or not finite."""
-    with np.errstate(all="ignore"):
-        values = design.astype(float)
-        if not len(values) or not np.isfinite(values.sum()):
-            return ()
-        if intercept:
-            values = values - values.mean(0)
-        magnitude = abs(design).max(0)
-        size = np.sqrt(np.square(values).mean(0))
-        rounding = float(np.finfo(design.dtype).eps) if design.dtype.kind == "f" else 0.0
-        is_constant = size <= 4 * rounding * magnitude
-        if is_constant.any():
-            return np.flatnonzero(is_constant)[:1]
-        if len(values) < values.shape[1] + intercept:
-            return ()
-        standard = values / size
-        eigenvalues, vectors = np.linalg.eigh(standard.T @ standard / len(values))
-    if eigenvalues[0] > max(COLLINEAR, rounding**2) * eigenvalues[-1]:
-        return ()
-    part = abs(vectors[:, 0])
-    return np.flatnonzero(part > 1e-3 * part.max())

@@ -278,7 +278,9 @@ class HMM(Chained):
             return found
         scale = stop_gradient(x.largest_inputs())
         data = found.data.with_inputs(lambda inputs: inputs / scale)
-        return found._replace(data=data, units=(found.units, scale))
+        gate = self.transitions.standardized(scale)
+        model = dataclasses.replace(found.model, transitions=gate)
+        return found._replace(model=model, data=data, units=(found.units, scale))
 
     def inward(self, units, params):
         if self.transitions is None:
