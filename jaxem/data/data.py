@@ -127,6 +127,14 @@ def of_rows(data, values):
     return data.spread(values) if isinstance(data, Grouped) else values
 
 
+def unit_of_rows(data):
+    """For the rows that a bank takes the number of the unit of each, that of 0 for padding; None
+    where every row is a unit."""
+    if not isinstance(data, Grouped):
+        return None
+    return data.spread(jnp.arange(len(data)))
+
+
 def rows_of_units(data, dtype):
     """The number of rows of every unit (n,), or 1."""
     return jnp.asarray(data.rows.length, dtype) if isinstance(data, Grouped) else 1

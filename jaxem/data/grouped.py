@@ -116,9 +116,11 @@ class Grouped:
         return Grouped(self.rows.widened(t), self.gate, self.labels, self.layout)
 
     def shapes(self):
-        """The arrays of one row, as `jax.ShapeDtypeStruct`s (1, ...)."""
-        dtype = self.rows.dtype
-        leaves = [jax.ShapeDtypeStruct((1, *shape), dtype) for shape in self.layout.shapes]
+        """The arrays of `plain` as `jax.ShapeDtypeStruct`s."""
+        stored, dtype = self.rows.stored[1], self.rows.dtype
+        parts = [stored] if self.rows.place is None else stored
+        r = sum(math.prod(part.shape[-3:-1]) for part in parts)
+        leaves = [jax.ShapeDtypeStruct((r, *shape), dtype) for shape in self.layout.shapes]
         return jax.tree.unflatten(self.layout.tree, leaves)
 
     def worst(self, valid):

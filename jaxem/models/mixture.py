@@ -15,6 +15,7 @@ from jaxem.data.data import (
     of_rows,
     rows_of_units,
     shapes_of_components,
+    unit_of_rows,
     with_components,
     within_units,
     without_gate,
@@ -27,7 +28,7 @@ from jaxem.models.mixture_pass import fused_pass, with_labels
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import pytree
 from jaxem.passes.collect import collect
-from jaxem.protocol.capabilities import Elemental, Separable, defines, names
+from jaxem.protocol.capabilities import defines
 from jaxem.protocol.counts import safe
 from jaxem.protocol.derived import whitened
 from jaxem.protocol.model import Bank, Model, name_of
@@ -127,15 +128,18 @@ class FiniteMixture(Model):
             return None
         return within_units(x, points) / jnp.reshape(rows_of_units(x, points.dtype), (-1, 1))
 
-    def elemental(self, key, x, weights, k, group=None):
-        return self.bank.elemental(key, of_components(x), weights, k, group)
+    def elemental(self, key, x, weights, k):
+        distances = self.bank.elemental(
+            key, of_components(x), of_rows(x, weights), k, unit_of_rows(x)
+        )
+        return within_units(x, distances)
 
     def separated(self, params, x, weights):
-        return self.bank.separated(params.components, of_components(x), weights)
+        return self.bank.separated(params.components, of_components(x), of_rows(x, weights))
 
     def _defines(self, name):
-        of_bank = (*names(Elemental), *names(Separable))
-        return defines(self.bank, name) if name in of_bank else super()._defines(name)
+        is_of_bank = name in ("elemental", "separated")
+        return defines(self.bank, name) if is_of_bank else super()._defines(name)
 
     def known_labels(self, x):
         return labels_of(x)

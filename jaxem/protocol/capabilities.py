@@ -72,37 +72,6 @@ class Placed(Protocol):
         """Params to start from, at given responsibilities (n, k)."""
 
 
-class Elemental(Protocol):
-    """For starts by components that are each fitted to few units."""
-
-    def elemental(self, key, x, weights, k, group=None) -> Any:
-        """(n, k): the squared distance of every unit to each of k components that are fitted to few
-        units, drawn by the key from those with weights (n,) or (n, k) above 0; on a scale on which
-        the variance is about constant. group (n,) ints: units of few groups are drawn first."""
-
-
-class Separable(Protocol):
-    """For likelihoods that rise to a bound as coefficients grow without end."""
-
-    def separated(self, params, x, weights) -> Any:
-        """Of a bank, whether the coefficients of each component have no finite estimate, (k,), for
-        units with weights (n, k). NumPy arrays."""
-
-
-class Warmed(Protocol):
-    """For random starts that are better after some steps of a simpler model."""
-
-    def warmed(self, params, x, weights) -> Any:
-        """Params to start from, from those that a random rule gave."""
-
-
-class Responding(Protocol):
-    """For `Result.predict_response`."""
-
-    def response(self, params, x) -> Any:
-        """The mean of the response of every row, (n,) or (n, m)."""
-
-
 class LinearBank(Protocol):
     """For passes over many units by two matrix products and a softmax."""
 
@@ -140,6 +109,18 @@ class SmoothMap(Protocol):
     def smooth_map(self) -> Any:
         """A smooth map with the fixed points of the EM map: a `StationaryMap` of the model, or an
         object with `jacobian(params, x, weights)`, the derivative (P, P) of the EM map; or None."""
+
+
+STARTS_AND_RESPONSES = ("elemental", "warmed", "separated", "response")
+"""Single functions that a model may define, and that wrappers forward.
+
+elemental(key, x, weights, k): (n, k), the squared distance of every unit to each of k components
+that are fitted to few units, drawn by the key from those with weights (n,) or (n, k) above 0, on a
+scale on which the variance is about constant. warmed(params, x, weights): params to start from,
+from those that a random rule gave. separated(params, x, weights): of a bank with weights (n, k),
+which components have coefficients without a finite estimate, (k,). response(params, x): the mean of
+the response of every row, (n,) or (n, m).
+"""
 
 
 def has(model, capability) -> bool:

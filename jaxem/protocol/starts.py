@@ -8,7 +8,7 @@ from jax.lax import Precision
 
 from jaxem.numerics import rows
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.capabilities import Elemental, Placed, Warmed, defines, has
+from jaxem.protocol.capabilities import Placed, defines, has
 from jaxem.protocol.counts import is_empty
 from jaxem.protocol.model import name_of
 
@@ -46,10 +46,14 @@ class Start:
         if model.domain.discrete:  # what no component was estimated from may be impossible
             is_ignored = responsibilities.sum(1, keepdims=True) == 0
             responsibilities = jnp.where(is_ignored, 1 / k, responsibilities)
+        return self._started(model, key, x, responsibilities, weights)
+
+    def _started(self, model, key, x, responsibilities, weights):
+        """Params of `model` by an M-step at responsibilities, of a random rule `warmed`."""
         model_key = jax.random.fold_in(key, 1)
         responsibilities = responsibilities.astype(weights.dtype)
         params = model.from_responsibilities(model_key, x, responsibilities, weights)
-        is_warmed = self.random and has(model, Warmed)
+        is_warmed = self.random and defines(model, "warmed")
         return model.warmed(params, x, weights) if is_warmed else params
 
     def labelled(self, key, points, weights, k, labels):
@@ -61,7 +65,7 @@ class Start:
     def default(model, x) -> "Start":
         """Elemental subsets where the model has them, k-means++ where its units are points in
         space, else random responsibilities."""
-        if has(model, Elemental):
+        if defines(model, "elemental"):
             return ElementalSubsets()
         return RandomResponsibilities() if model.embed(x) is None else KMeansPlusPlus()
 
@@ -133,7 +137,7 @@ class ElementalSubsets(Start):
 
     def require(self, model):
         super().require(model)
-        if not has(model, Elemental):
+        if not defines(model, "elemental"):
             raise TypeError(
                 f'{name_of(model)} has no components that few units determine: init="elemental" '
                 "is for mixtures of jaxem.Regression"
@@ -144,9 +148,8 @@ class ElementalSubsets(Start):
         of_component = weights if labels is None else _allowed(weights, k, labels)
         distance = model.elemental(key, x, of_component, k)
         nearest = jnp.argmin(distance, axis=1)
-        shares = _softened(nearest, k).astype(weights.dtype)
-        model_key = jax.random.fold_in(key, 1)
-        return model.from_responsibilities(model_key, x, fill_empty(shares, weights), weights)
+        shares = fill_empty(_softened(nearest, k).astype(weights.dtype), weights)
+        return self._started(model, key, x, shares, weights)
 
 
 @pytree(eq=False)

@@ -63,5 +63,6 @@ CAPABILITIES = [
 """All capabilities."""
 
 PROTOCOL = [name for base in (Model, Bank) for name in vars(base) if not name.startswith("_")]
-for _name in {*PROTOCOL, *(name for one in CAPABILITIES for name in names(one))}:
+FURTHER = capabilities.STARTS_AND_RESPONSES
+for _name in {*PROTOCOL, *FURTHER, *(name for one in CAPABILITIES for name in names(one))}:
     setattr(Wrapper, _name, _forward(_name))

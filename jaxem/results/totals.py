@@ -6,7 +6,7 @@ from jaxem.data import arrays as checks
 from jaxem.data.data import as_units, given_response
 from jaxem.data.grouped import unit_shape
 from jaxem.numerics.tree import is_traced
-from jaxem.protocol.capabilities import Responding, has
+from jaxem.protocol.capabilities import defines
 from jaxem.protocol.model import name_of
 from jaxem.results import answers, fleet
 
@@ -46,7 +46,7 @@ def of_rows(values, names):
 
 def response(result, x):
     """As `Result.predict_response`."""
-    if not has(result.model, Responding):
+    if not defines(result.model, "response"):
         raise TypeError(
             f"{name_of(result.model)} has no response to predict: predict_response is of mixtures "
             "whose components define mean(params, x)"
