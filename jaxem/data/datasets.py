@@ -1,4 +1,4 @@
-"""A small published data set for the demonstration and the examples."""
+"""Small published data sets for the demonstration and the examples."""
 
 import numpy as np
 
@@ -33,6 +33,42 @@ _WAITING = """
 71 83 56 79 78 84 58 83 43 60 75 81 46 90 46 74
 """
 
+_PATENTS = """
+42 1 3 2 3 40 60 30 7 3 5 59 26 3 0 66 0 8 2 4 0 0 3 6 3 0 6 2 3 0 1 1 0 25 2 4 1 1 51 105 1 0 0 166
+8 6 173 25 14 3 0 0 2 93 3 2 0 5 23 11 13 0 90 63 112 115 48 15 69 4
+"""
+
+_INTENSITY = """
+0.0549 0.0032 0.0078 0.0803 0.0686 3.3319 0.0243 0.0128 0.0252 0.0094 0.0146 0.0496 0.0395 0.078
+0.0171 0.0347 0.0569 0.1095 0.019 0.0084 0.1003 0.0623 0.0707 0.0359 0.0596 0.0076 0.0185 0.008
+0.064 0.078 0.0025 0.004 0.0329 0.0234 0.0387 0.0133 0.0324 0.0882 0.0587 0.0446 0.0131 0.016 0.0143
+0.0843 0.032 0.0599 0.0821 0.0535 0.0226 0.0397 0.0103 0.7159 0.0107 0.0467 0.0369 0.0316 0.0355
+0.0166 0.0417 0.0447 0.0401 0.005 0.0618 0.069 0.0813 0.0409 0.0331 0.0323 0.0859 0.0591
+"""
+
+_SPENDING = """
+4.0869 -2.0794 0.1187 1.8796 1.1033 2.0794 4.0953 2.8333 1.3915 2.6048 0.7957 3.5207 3.0001 0.5371
+0.7761 4.2338 2.2178 0.851 -0.1567 1.8358 -1.6045 0.7071 -0.9916 1.2296 -0.531 -1.231 0.927 -1.1332
+-0.0419 -1.8326 -1.8264 -0.1985 -1.7838 3.5525 -2.5639 0.4523 1.0529 1.4873 2.7793 4.7233 -0.6444
+-2.9565 -0.9545 4.7278 2.1831 1.5773 4.9152 3.1807 1.4036 1.0043 -2.333 -0.1815 0.267 4.4785 0.7105
+0.2979 -2.8647 2.7622 3.4383 2.5439 2.4436 -0.4125 3.9865 3.962 4.0029 3.9051 3.5909 2.9242 3.1707
+1.8089
+"""
+
+_SEIZURES = """
+56 57 36 54 41 72 54 28 53 41 61 20 30 54 36 31 48 72 52 21 12 35 34 38 41 50 59 42 34 54 22 16 9 15
+22 13 25 16 18 13 10 5 6 6 3 31 23 3 12 7 26 25 23 9 1 4 9 3 2 34 0 4 1 3 3 0 17 3 20 11 5 14 16 13
+1 3 13 1 1 13 13 2 11 13 2 0 18 4 3 23 1 1 1 1 8 1 0 0 0 1 0 1 1 0 0 0 2 1 1 0 0 0 3 1 0 1 0 0 7 9 0
+1 11 2 0 3 1 1 13 0 1 13 0 2 1 1 1 1 0 0
+"""
+
+_HOURS = """
+7 7 8 10 8 8 8 7 8 10 14 7 8 8 8 8 9 13 9 9 5 8 9 10 13 13 13 13 14 14 10 10 8 8 8 8 8 8 14 8 8 8 8
+8 10 10 8 8 10 11 12 12 12 12 8 8 14 8 8 14 12 8 8 9 9 9 10 14 9 9 6 6 8 8 7 6 6 6 6 7 7 6 6 7 12 6
+12 12 12 16 8 8 8 6 6 12 7 7 7 7 7 12 12 7 7 7 7 7 12 12 7 7 12 8 12 8 13 7 7 7 7 7 10 12 6 6 9 12
+13 12 12 13 7 7 7 7 7 13 7 3
+"""
+
 
 def old_faithful() -> np.ndarray:
     """Old Faithful geyser, Yellowstone: eruption length and waiting time, both in minutes.
@@ -42,3 +78,26 @@ def old_faithful() -> np.ndarray:
     """
     columns = [np.array(text.split(), float) for text in (_ERUPTIONS, _WAITING)]
     return np.stack(columns, axis=1)
+
+
+def patents() -> np.ndarray:
+    """Patents of 70 pharmaceutical and biomedical companies in 1976.
+
+    Returns a float64 array (70, 3): the number of patents, the logarithm of the spending on
+    research, in millions of dollars, and that spending as a part of sales. Source: Wang, Cockburn &
+    Puterman 1998, Journal of Business & Economic Statistics 16, 27-41.
+    """
+    columns = [np.array(text.split(), float) for text in (_PATENTS, _SPENDING, _INTENSITY)]
+    return np.stack(columns, axis=1)
+
+
+def seizures() -> np.ndarray:
+    """Epileptic seizures of a child, as observed by a parent on 140 days.
+
+    Returns a float64 array (140, 4): the number of seizures, the hours of observation, whether the
+    child was treated (from day 28 on, 0 or 1), and the day, from 1. Source: Wang, Puterman,
+    Cockburn & Le 1996, Biometrics 52, 381-400.
+    """
+    counts, hours = (np.array(text.split(), float) for text in (_SEIZURES, _HOURS))
+    day = np.arange(1.0, 141.0)
+    return np.stack([counts, hours, (day > 27) * 1.0, day], axis=1)
