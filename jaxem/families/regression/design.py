@@ -34,13 +34,13 @@ def has_fields(x) -> bool:
 
 
 def rows_of(x, intercept: bool) -> Rows:
-    """The `Rows` of `Data`, in its floating point numbers."""
-    dtype = float_dtype(x)
-    regressors = x.x.T.astype(dtype)
+    """The `Rows` of `Data`, or of regressors (n, p) alone, in its floating point numbers."""
+    dtype, is_plain = float_dtype(x), not has_fields(x)
+    regressors = (x if is_plain else x.x).T.astype(dtype)
     if intercept:
         one = jnp.ones((1, regressors.shape[1]), dtype)
         regressors = jnp.concatenate([one, regressors])
-    columns = (x.y, x.offset, x.trials)
+    columns = (None,) * 3 if is_plain else (x.y, x.offset, x.trials)
     return Rows(regressors, *(None if a is None else a.reshape(-1).astype(dtype) for a in columns))
 
 
