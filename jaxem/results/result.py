@@ -218,6 +218,13 @@ class Result(Fit):
         `bic`."""
         return self.bic(x, weights) + 2 * self.entropy(x, weights)
 
+    def summary(self, names=None) -> str:
+        """The params as a table with a row for each component: coefficients of regressions, means,
+        weights. names: of the columns of x. TypeError for a batch."""
+        from jaxem.results.summary import summary
+
+        return summary(self, names)
+
     def optima(self, tol: float = 1e-5, units: float | None = None):
         """The distinct final objectives of the restarts that converged, best first: `Optima`.
 
