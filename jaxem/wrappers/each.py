@@ -41,6 +41,9 @@ class Each(Wrapper, Bank):
         if isinstance(self.model, type):
             name = self.model.__name__
             raise TypeError(f"model must be an instance, got the class: write Each({name}(...))")
+        if isinstance(self.model, Bank):
+            name = type(self.model).__name__
+            raise TypeError(f"{name} is a bank of k components already: use it without Each")
         if not isinstance(self.model, Model) and not defines(self.model, "init"):
             raise TypeError(
                 f"model must be a model of one component, with init(key, x, weights), got "

@@ -48,6 +48,8 @@ class RegressionDomain(Domain):
                 f"{name} takes responses: give jaxem.Data(x, y) to a Mixture, got {got} (chains "
                 "take rows alone, such as those of jaxem.Autoregression)"
             )
+        if x.x is None:
+            raise ValueError(f"{name} takes regressors: data.x is None, give jaxem.Data(x, y)")
         require_matrix(x.x, name)
         n, p = x.x.shape
         if x.y.shape not in ((n,), (n, 1)):
