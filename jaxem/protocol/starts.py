@@ -143,6 +143,15 @@ class ElementalSubsets(Start):
         distance = model.elemental(key, x, of_component, k)
         nearest = jnp.argmin(distance, axis=1)
         shares = _softened(nearest, k).astype(weights.dtype)
+        import sys
+
+        SOFT = sys.modules["jaxem.families.regression.starts"].SOFT
+        if SOFT:
+            low = distance.min(1, keepdims=True)
+            scale = jnp.median(low) + 1e-30
+            shares = (1 - EVEN_PART) * jax.nn.softmax(
+                -SOFT * (distance - low) / scale, axis=1
+            ) + EVEN_PART / k
         model_key = jax.random.fold_in(key, 1)
         return model.from_responsibilities(model_key, x, fill_empty(shares, weights), weights)
 

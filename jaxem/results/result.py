@@ -201,6 +201,16 @@ class Result(Fit):
         `bic`."""
         return self.bic(x, weights) + 2 * self.entropy(x, weights)
 
+    @property
+    @in_own_precision
+    def separated(self):
+        """Which components have coefficients without a finite estimate, as where regressors predict
+        binary responses without error, (k,) booleans; of a batch (b, k). Such a fit is sound but
+        for these coefficients. Computed from the data of the fit."""
+        from jaxem.results.separation import of_own_data
+
+        return of_own_data(self)
+
     def optima(self, tol: float = 1e-5, units: float | None = None):
         """The distinct final objectives of the restarts that converged, best first: `Optima`.
 

@@ -119,6 +119,11 @@ class Regression(Bank):
         depends = self.shared or (self.prior is not None and self.response.scales)
         return not depends and self.family != "negative_binomial"
 
+    def _defines(self, name):
+        if name == "separated":
+            return not self.response.scales
+        return super()._defines(name)
+
     @property
     def _shared(self) -> list[int]:
         return [c + int(self.intercept) for c in self.shared]
@@ -292,11 +297,10 @@ class Regression(Bank):
             one = dataclasses.replace(self, shared=())
             known = one.init(key, x, weights.max(1, keepdims=True)).coefficients[0]
             own = [j for j in own if j not in self._shared]
-        if not own:
-            coefficients = jnp.broadcast_to(known, (k, m))
+        if own:
+            coefficients = starts.elemental(self.response, rows, key, weights, own, known, group)
         else:
-            index = starts.drawn_rows(key, weights, len(own), group)
-            coefficients = starts.fitted_to_rows(self.response, rows, index, known, own)
+            coefficients = jnp.broadcast_to(known, (k, m))
         eta = rows.predictor(coefficients)
         return self.response.stabilised(eta, rows.response, rows.trials).T
 

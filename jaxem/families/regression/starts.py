@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from jaxem.families.regression.design import second_moments
+from jaxem.families.regression.design import Rows, second_moments
 from jaxem.numerics.newton_step import newton_step
 
+CANDIDATES = 8
+SOFT = 0.0
+JUDGED = 4096
 LEAST_RIDGE = 1e-4
 """The ridge of a fit to as few rows as coefficients, as a part of the mean curvature: such rows may
 be nearly collinear."""
@@ -29,6 +32,28 @@ def drawn_rows(key, weights, count: int, group=None):
     order = order + jnp.log(jnp.where(is_present, weight, 1)) * (group is None)
     order = jnp.where(is_present, order, order - 1e6 - 8.0 * n)
     return jax.lax.top_k(order, count)[1]
+
+
+def elemental(response, rows, key, weights, own, known, group=None):
+    """Coefficients (k, m), each fitted to as few rows as it has `own` entries: of `CANDIDATES` sets
+    of such components the one to which the rows are nearest. weights (n, k)."""
+    index = jax.vmap(lambda key: drawn_rows(key, weights, len(own), group))(
+        jax.random.split(key, CANDIDATES)
+    )
+    c, k, count = index.shape
+    fitted = fitted_to_rows(response, rows, index.reshape(c * k, count), known, own)
+    n = weights.shape[0]
+    stride = -(-n // JUDGED)
+    sample = Rows(
+        rows.regressors[:, ::stride],
+        *(None if a is None else a[::stride] for a in rows[1:]),
+    )
+    eta = sample.predictor(fitted)
+    distance = response.stabilised(eta, sample.response, sample.trials).reshape(c, k, -1)
+    is_allowed = (weights[::stride] > 0).T
+    nearest = jnp.where(is_allowed, distance, jnp.inf).min(1)
+    cost = jnp.where(is_allowed.any(0), nearest, 0).sum(1)
+    return fitted.reshape(c, k, -1)[jnp.argmin(cost)]
 
 
 def fitted_to_rows(response, rows, index, known, own):
