@@ -17,6 +17,11 @@ EVEN_PART = 0.1
 component begins with few identical units alone."""
 
 
+SOFT_PART = 0.9
+"""The part of every unit that half of the elemental starts spread evenly. They lead to few optima,
+mostly to the best one; the others, with `EVEN_PART`, to many."""
+
+
 class Start:
     """A rule for initial responsibilities, `responsibilities(key, points, weights, k) -> (n, k)`.
 
@@ -125,8 +130,9 @@ class RandomResponsibilities(Start):
 class ElementalSubsets(Start):
     """Components that are each fitted to as few units as they have coefficients, drawn by the key.
 
-    Each unit belongs to the component at the smallest distance. A component with known units is
-    fitted to some of them. Source: elemental sets of Hawkins, Bradu & Kass 1984.
+    Each unit belongs to the component at the smallest distance; in one half of the starts little
+    more than to the others (`SOFT_PART`). A component with known units is fitted to some of them.
+    Source: the elemental sets of Hawkins, Bradu & Kass 1984.
     """
 
     def require(self, model):
@@ -141,17 +147,8 @@ class ElementalSubsets(Start):
         k, labels = model.domain.components, model.known_labels(x)
         of_component = weights if labels is None else _allowed(weights, k, labels)
         distance = model.elemental(key, x, of_component, k)
-        nearest = jnp.argmin(distance, axis=1)
-        shares = _softened(nearest, k).astype(weights.dtype)
-        import sys
-
-        SOFT = sys.modules["jaxem.families.regression.starts"].SOFT
-        if SOFT:
-            low = distance.min(1, keepdims=True)
-            scale = jnp.median(low) + 1e-30
-            shares = (1 - EVEN_PART) * jax.nn.softmax(
-                -SOFT * (distance - low) / scale, axis=1
-            ) + EVEN_PART / k
+        even = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 2)), EVEN_PART, SOFT_PART)
+        shares = _softened(jnp.argmin(distance, axis=1), k, even).astype(weights.dtype)
         model_key = jax.random.fold_in(key, 1)
         return model.from_responsibilities(model_key, x, fill_empty(shares, weights), weights)
 

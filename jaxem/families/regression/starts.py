@@ -5,11 +5,15 @@ import jax.numpy as jnp
 from jax.lax import Precision
 
 from jaxem.families.regression.design import Rows, second_moments
+from jaxem.numerics import rows as units
 from jaxem.numerics.newton_step import newton_step
 
 CANDIDATES = 8
-SOFT = 0.0
-JUDGED = 4096
+"""Sets of components that are fitted to few rows, of which a start takes the nearest."""
+
+SAMPLED = 4096
+"""Rows, evenly spaced, of which they are drawn, and by which the nearest is found."""
+
 LEAST_RIDGE = 1e-4
 """The ridge of a fit to as few rows as coefficients, as a part of the mean curvature: such rows may
 be nearly collinear."""
@@ -37,23 +41,30 @@ def drawn_rows(key, weights, count: int, group=None):
 def elemental(response, rows, key, weights, own, known, group=None):
     """Coefficients (k, m), each fitted to as few rows as it has `own` entries: of `CANDIDATES` sets
     of such components the one to which the rows are nearest. weights (n, k)."""
-    index = jax.vmap(lambda key: drawn_rows(key, weights, len(own), group))(
-        jax.random.split(key, CANDIDATES)
-    )
+    stride = -(-weights.shape[0] // SAMPLED)
+    sample, weights, group = spaced_rows(rows, weights, group, stride)
+    keys = jax.random.split(key, CANDIDATES)
+    index = jax.vmap(lambda key: drawn_rows(key, weights, len(own), group))(keys)
     c, k, count = index.shape
-    fitted = fitted_to_rows(response, rows, index.reshape(c * k, count), known, own)
-    n = weights.shape[0]
-    stride = -(-n // JUDGED)
-    sample = Rows(
-        rows.regressors[:, ::stride],
-        *(None if a is None else a[::stride] for a in rows[1:]),
-    )
+    fitted = fitted_to_rows(response, sample, index.reshape(c * k, count), known, own)
     eta = sample.predictor(fitted)
     distance = response.stabilised(eta, sample.response, sample.trials).reshape(c, k, -1)
-    is_allowed = (weights[::stride] > 0).T
+    is_allowed = (weights > 0).T
     nearest = jnp.where(is_allowed, distance, jnp.inf).min(1)
-    cost = jnp.where(is_allowed.any(0), nearest, 0).sum(1)
+    cost = jnp.where(is_allowed.any(0), nearest * weights.max(1), 0).sum(1)
     return fitted.reshape(c, k, -1)[jnp.argmin(cost)]
+
+
+def spaced_rows(rows, weights, group, stride: int):
+    """Every row number `stride` of `Rows`, of weights (n, k) and of groups (n,)."""
+    if stride == 1:
+        return rows, weights, group
+
+    def spaced(a):
+        return None if a is None else units.spaced(a, stride)
+
+    others = (spaced(a) for a in rows[1:])
+    return Rows(spaced(rows.regressors.T).T, *others), spaced(weights), spaced(group)
 
 
 def fitted_to_rows(response, rows, index, known, own):
