@@ -305,10 +305,10 @@ def _seeded(key, points, weights, k, preference, labels=None, outliers=False):
     return jnp.where(is_ignored[:, None], 0, shares)
 
 
-def _softened(label, k):
-    """Responsibilities (n, k) of units that belong to the component label (n,), of which
-    `EVEN_PART` is spread evenly."""
-    return jnp.where(label[:, None] == jnp.arange(k), 1 - EVEN_PART + EVEN_PART / k, EVEN_PART / k)
+def _softened(label, k, even=EVEN_PART):
+    """Responsibilities (n, k) of units that belong to the component label (n,), of which the part
+    `even` is spread evenly."""
+    return jnp.where(label[:, None] == jnp.arange(k), 1 - even + even / k, even / k)
 
 
 def _allowed(weights, k, labels):

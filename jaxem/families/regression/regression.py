@@ -174,6 +174,9 @@ class Regression(Bank):
             None if crossed is None else products_with(crossed),
         )
 
+    def _size_of_terms(self, params, stats):
+        return self.response.size_of_terms(stats)
+
     def linear(self, x):
         is_normal = self.family == "normal"
         return linear_form(x, self.intercept) if is_normal and is_faster(x) else None
