@@ -291,17 +291,15 @@ class Regression(Bank):
 
     def elemental(self, key, x, weights, k, group=None):
         rows = rows_of(x, self.intercept)
-        dtype, m = rows.regressors.dtype, rows.regressors.shape[0]
-        weights = jnp.broadcast_to(
-            jnp.asarray(weights, dtype).reshape(rows.response.size, -1), (rows.response.size, k)
-        )
+        dtype, (m, n) = rows.regressors.dtype, rows.regressors.shape
+        weights = jnp.asarray(weights, dtype).reshape(n, -1)
         own, known = list(range(m)), None
         if self.shared:
             one = dataclasses.replace(self, shared=())
             known = one.init(key, x, weights.max(1, keepdims=True)).coefficients[0]
             own = [j for j in own if j not in self._shared]
         if own:
-            coefficients = starts.elemental(self.response, rows, key, weights, own, known, group)
+            coefficients = starts.elemental(self.response, rows, key, weights, k, own, known, group)
         else:
             coefficients = jnp.broadcast_to(known, (k, m))
         eta = rows.predictor(coefficients)

@@ -8,7 +8,7 @@ from jaxem.families.regression.design import Rows, second_moments
 from jaxem.numerics import rows as units
 from jaxem.numerics.newton_step import newton_step
 
-CANDIDATES = 8
+CANDIDATES = 4
 """Sets of components that are fitted to few rows, of which a start takes the nearest."""
 
 SAMPLED = 4096
@@ -38,14 +38,19 @@ def drawn_rows(key, weights, count: int, group=None):
     return jax.lax.top_k(order, count)[1]
 
 
-def elemental(response, rows, key, weights, own, known, group=None):
+def elemental(response, rows, key, weights, k, own, known, group=None):
     """Coefficients (k, m), each fitted to as few rows as it has `own` entries: of `CANDIDATES` sets
-    of such components the one to which the rows are nearest. weights (n, k)."""
+    of such components the one to which the rows are nearest. weights (n, 1), or (n, k)."""
     stride = -(-weights.shape[0] // SAMPLED)
     sample, weights, group = spaced_rows(rows, weights, group, stride)
     keys = jax.random.split(key, CANDIDATES)
-    index = jax.vmap(lambda key: drawn_rows(key, weights, len(own), group))(keys)
-    c, k, count = index.shape
+    count, n = min(len(own), weights.shape[0]), weights.shape[0]
+    at_once = weights.shape[1] == 1 and group is None and k * count <= n
+    if not at_once:
+        weights = jnp.broadcast_to(weights, (n, k))
+    drawn = k * count if at_once else count  # by one draw, components have different rows
+    index = jax.vmap(lambda key: drawn_rows(key, weights, drawn, group))(keys)
+    c = CANDIDATES
     fitted = fitted_to_rows(response, sample, index.reshape(c * k, count), known, own)
     eta = sample.predictor(fitted)
     distance = response.stabilised(eta, sample.response, sample.trials).reshape(c, k, -1)
