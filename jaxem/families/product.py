@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxem.numerics.tree import CONSTRUCTORS
 from jaxem.protocol import domains
-from jaxem.protocol.capabilities import Elemental, Sampled, Separable, defines, has, names
+from jaxem.protocol.capabilities import Sampled, defines, has
 from jaxem.protocol.derived import whitened
 from jaxem.protocol.model import Bank, name_of
 from jaxem.protocol.restriction import restricted
@@ -147,7 +147,7 @@ class Product(Bank):
         to the nearest component. All parts draw the same units."""
         total = 0.0
         for n, f, c in self._parts():
-            if has(f, Elemental):
+            if defines(f, "elemental"):
                 distance = f.elemental(key, part_of(x, n, f, c), weights, k, group)
                 size = distance.min(1).mean()
                 total = total + distance / jnp.where(size > 0, size, 1)
@@ -157,12 +157,12 @@ class Product(Bank):
         flags = [
             f.separated(params[n], part_of(x, n, f, c), weights)
             for n, f, c in self._parts()
-            if has(f, Separable)
+            if defines(f, "separated")
         ]
         return functools.reduce(operator.or_, flags)
 
     def _defines(self, name):
-        if name in (*names(Elemental), *names(Separable)):
+        if name in ("elemental", "separated"):
             return any(defines(f, name) for f in self.families)
         return super()._defines(name)
 

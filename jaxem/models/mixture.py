@@ -17,7 +17,7 @@ from jaxem.numerics import tuning
 from jaxem.numerics.softmax import normalize, softmax_parts
 from jaxem.numerics.tree import pytree
 from jaxem.passes.linear import FusedPass
-from jaxem.protocol.capabilities import Elemental, LinearBank, Separable, defines, has, names
+from jaxem.protocol.capabilities import LinearBank, defines, has
 from jaxem.protocol.derived import whitened
 from jaxem.protocol.domains import Domain, whole
 from jaxem.protocol.model import Bank, Model, name_of
@@ -127,8 +127,8 @@ class FiniteMixture(Model):
         return self.bank.separated(params.components, of_components(x), weights)
 
     def _defines(self, name):
-        of_bank = (*names(Elemental), *names(Separable))
-        return defines(self.bank, name) if name in of_bank else super()._defines(name)
+        is_of_bank = name in ("elemental", "separated")
+        return defines(self.bank, name) if is_of_bank else super()._defines(name)
 
     def known_labels(self, x):
         return labels_of(x)

@@ -72,21 +72,18 @@ class Placed(Protocol):
         """Params to start from, at given responsibilities (n, k)."""
 
 
-class Elemental(Protocol):
-    """For starts by components that are each fitted to few units."""
+class Regressive(Protocol):
+    """For components with coefficients: starts by few units, coefficients without an estimate. A
+    model may define one of the two (`defines`)."""
 
     def elemental(self, key, x, weights, k, group=None) -> Any:
         """(n, k): the squared distance of every unit to each of k components that are fitted to few
-        units, drawn by the key from those with weights (n,) or (n, k) above 0; on a scale on which
+        units, drawn by the key from those with weights (n,) or (n, k) above 0, on a scale on which
         the variance is about constant. group (n,) ints: units of few groups are drawn first."""
 
-
-class Separable(Protocol):
-    """For likelihoods that rise to a bound as coefficients grow without end."""
-
     def separated(self, params, x, weights) -> Any:
-        """Of a bank, whether the coefficients of each component have no finite estimate, (k,), for
-        units with weights (n, k). NumPy arrays."""
+        """Whether the likelihood of each component rises as its coefficients grow without end,
+        (k,), for units with weights (n, k). NumPy arrays."""
 
 
 class LinearBank(Protocol):

@@ -8,7 +8,7 @@ from jax.lax import Precision
 
 from jaxem.numerics import rows
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.capabilities import Elemental, Placed, defines, has
+from jaxem.protocol.capabilities import Placed, defines, has
 from jaxem.protocol.counts import is_empty
 from jaxem.protocol.model import name_of
 
@@ -64,7 +64,7 @@ class Start:
     def default(model, x) -> "Start":
         """Elemental subsets where the model has them, k-means++ where its units are points in
         space, else random responsibilities."""
-        if has(model, Elemental):
+        if defines(model, "elemental"):
             return ElementalSubsets()
         return RandomResponsibilities() if model.embed(x) is None else KMeansPlusPlus()
 
@@ -137,7 +137,7 @@ class ElementalSubsets(Start):
 
     def require(self, model):
         super().require(model)
-        if not has(model, Elemental):
+        if not defines(model, "elemental"):
             raise TypeError(
                 f'{name_of(model)} has no components that few units determine: init="elemental" '
                 "is for mixtures of jaxem.Regression"

@@ -3,14 +3,14 @@
 import jax
 import numpy as np
 
-from jaxem.protocol.capabilities import Separable, has
+from jaxem.protocol.capabilities import defines
 from jaxem.protocol.model import name_of
 
 
 def separated(result, x, weights):
     """`Result.separated`, (k,), of one fit with data x and weights (n,), None for 1."""
     model, k = result.model, result.model.domain.components
-    if not has(model, Separable):
+    if not defines(model, "separated"):
         return np.zeros(k, bool)
     r = np.asarray(result.predict_proba(x), float)
     r = np.where(np.isfinite(r), r, 0)  # of a unit that the model does not take
@@ -22,7 +22,7 @@ def of_own_data(result):
     """`Result.separated` of a fit, (k,), or of every fit of a batch, (b, k)."""
     if result.is_fleet:
         return np.stack([of_own_data(one) for one in result])
-    if not has(result.model, Separable):
+    if not defines(result.model, "separated"):
         return np.zeros(result.model.domain.components, bool)
     if result.own_data is None:
         raise TypeError(
@@ -34,7 +34,7 @@ def of_own_data(result):
 
 def explain_separation(result, model, x, weights) -> str | None:
     """A sentence where components of a fit are separated; None where none is."""
-    if not has(model, Separable):
+    if not defines(model, "separated"):
         return None
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params)):
         return None
