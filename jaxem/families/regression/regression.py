@@ -1,6 +1,7 @@
 """The regression bank: responses whose mean depends on regressors."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -316,7 +317,7 @@ class Regression(Bank):
         """Coefficients in standard errors of a row with regressors of 1."""
         if params.dispersion is None:
             return step
-        of_dispersion = step.dispersion / (np.sqrt(2) * params.dispersion)
+        of_dispersion = step.dispersion / (math.sqrt(2) * params.dispersion)
         if not self.response.scales:
             return RegressionParams(step.coefficients, of_dispersion)
         scaled = step.coefficients / jnp.sqrt(params.dispersion)[:, None]
