@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from internals import ascent, decompose, evaluate
-from zoo import MODELS, K, N
+from zoo import MODELS, REGRESSIONS, K, N
 
 import jaxem
 
@@ -33,7 +33,8 @@ def stacked(*trees):
 
 def unknown(data):
     """Which units have no label: their responsibilities are free."""
-    return getattr(data, "labels", np.full(N, -1)) < 0
+    labels = getattr(data, "labels", None)
+    return np.ones(N, bool) if labels is None else labels < 0
 
 
 def separate(name):
@@ -43,7 +44,7 @@ def separate(name):
 
 def relabelled(data):
     """The data after the components were put into ORDER."""
-    if not isinstance(data, jaxem.Data):
+    if getattr(data, "labels", None) is None:
         return data
     places = jnp.asarray(np.argsort(ORDER))
     return jaxem.Labelled(data.x, jnp.where(data.labels < 0, -1, places[data.labels]))
@@ -134,5 +135,5 @@ def everything(model, permutes, data):
 @functools.cache
 def quantities(name):
     """The quantities of a model of the zoo, as NumPy arrays."""
-    model, data = MODELS[name]
+    model, data = (MODELS | REGRESSIONS)[name]
     return jax.tree.map(np.asarray, everything(model, separate(name), data))

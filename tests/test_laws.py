@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from compare import close
 from quantities import ORDER, STEPS, WEIGHTS, quantities, rows, separate
-from zoo import BANKS, MODELS, alternating, cast, usually
+from zoo import BANKS, MODELS, REGRESSIONS, alternating, cast, usually
 
 import jaxem
 
-every_model = pytest.mark.parametrize("name", usually(MODELS))
-every_separate_model = pytest.mark.parametrize("name", usually(filter(separate, MODELS)))
+NAMES = [*MODELS, *REGRESSIONS]
+every_model = pytest.mark.parametrize("name", usually(NAMES))
+every_separate_model = pytest.mark.parametrize("name", usually(filter(separate, NAMES)))
 
 
 @every_model

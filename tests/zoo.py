@@ -190,9 +190,25 @@ MODELS = {name: Case(jaxem.Mixture(bank, k=K), x) for name, (bank, x) in BANKS.i
     "labelled": Case(jaxem.Mixture(jaxem.Normal(), k=K), jaxem.Labelled(REAL, LABELS)),
 }
 
+REGRESSORS = np.random.default_rng(8).uniform(-1, 1, (N, 2))
+REGRESSIONS = {
+    f"regression-{name}": Case(
+        jaxem.Mixture(jaxem.Regression(family, **options), k=K), jaxem.Data(REGRESSORS, y)
+    )
+    for name, family, options, y in (
+        ("normal", "normal", {}, REAL[:, 0]),
+        ("normal-map", "normal", {"prior": 2.0}, REAL[:, 0]),
+        ("poisson-tied", "poisson", {"shared": (1,)}, COUNTS[:, 0]),
+        ("binomial", "binomial", {}, ONES[:, 0]),
+        ("gamma", "gamma", {}, POSITIVE[:, 0]),
+        ("negative-binomial", "negative_binomial", {}, COUNTS[:, 0]),
+    )
+}
+"""Models of `Data` with responses, for the laws: other tests take rows."""
+
 SELDOM = [f"normal-{kind}-map" for kind in ("tied", "diagonal", "spherical")]
 SELDOM += [f"{bank}-map" for bank in ("bernoulli", "categorical", "multinomial", "exponential")]
-SELDOM += ["gamma-map", "student-df"]
+SELDOM += ["gamma-map", "student-df", "regression-binomial", "regression-normal-map"]
 """Variants whose family and whose prior are tested without each other."""
 
 

@@ -1,6 +1,7 @@
 """Product components: columns of mixed types, each group of columns its own family."""
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxem.numerics.tree import CONSTRUCTORS
 from jaxem.protocol import domains
+from jaxem.protocol.capabilities import Sampled, defines, has
 from jaxem.protocol.derived import whitened
 from jaxem.protocol.model import Bank, name_of
 from jaxem.protocol.restriction import restricted
@@ -18,6 +20,9 @@ from jaxem.protocol.units import Standardized, inward, outward, standardized
 
 class Product(Bank):
     """Independent groups of columns: log p(x | k) = Σ_groups log p_group(x[:, columns] | k)
+
+    Of `Data` with responses y (n, m), the columns are those of y. Parts that are regressions share
+    the regressors x, offset and trials; other parts take their columns of y alone.
 
     Args:
       parts: {"name": (family, columns)}; columns are an int, a list of ints or a slice with ends.
@@ -59,15 +64,18 @@ class Product(Bank):
 
     def init(self, key, x, weights):
         keys = dict(zip(self.names, jax.random.split(key, len(self.names)), strict=True))
-        return {n: f.init(keys[n], x[:, c], weights) for n, f, c in self._parts()}
+        return {n: f.init(keys[n], part_of(x, n, f, c), weights) for n, f, c in self._parts()}
 
     def posterior(self, params, x):
-        parts = {n: f.posterior(params[n], x[:, c]) for n, f, c in self._parts()}
+        parts = {n: f.posterior(params[n], part_of(x, n, f, c)) for n, f, c in self._parts()}
         evidence = sum(evidence for _, evidence in parts.values())
         return {n: q for n, (q, _) in parts.items()}, evidence
 
     def statistics(self, params, x, q, weights):
-        return {n: f.statistics(params[n], x[:, c], q[n], weights) for n, f, c in self._parts()}
+        return {
+            n: f.statistics(params[n], part_of(x, n, f, c), q[n], weights)
+            for n, f, c in self._parts()
+        }
 
     def _size_of_terms(self, params, stats):
         return sum(f._size_of_terms(params[n], stats[n]) for n, f, _ in self._parts())
@@ -93,14 +101,14 @@ class Product(Bank):
         def one(family, columns):
             return family if family.informed is None else family.informed(columns, weights, k)
 
-        return Product({n: (one(f, x[:, c]), c) for n, f, c in self._parts()})
+        return Product({n: (one(f, part_of(x, n, f, c)), c) for n, f, c in self._parts()})
 
     @property
     def separate(self):
         return all(f.separate for f in self.families)
 
     def predictive(self, params, x):
-        return sum(f.predictive(params[n], x[:, c]) for n, f, c in self._parts())
+        return sum(f.predictive(params[n], part_of(x, n, f, c)) for n, f, c in self._parts())
 
     def spaces(self, params):
         return {n: f.spaces(params[n]) for n, f, _ in self._parts()}
@@ -116,6 +124,9 @@ class Product(Bank):
         return jnp.any(jnp.stack(flags))
 
     def sample(self, key, params, z):
+        for family in self.families:  # those without a distribution of their rows say so
+            if not has(family, Sampled):
+                raise NotImplementedError(f"{name_of(family)} does not define sample")
         width = 1 + max(max(c) for c in self.columns)
         keys = jax.random.split(key, len(self.names))
         draws = [
@@ -128,8 +139,32 @@ class Product(Bank):
         return x
 
     def embed(self, x):
-        points = [f.embed(x[:, c]) for _, f, c in self._parts()]
+        points = [f.embed(part_of(x, n, f, c)) for n, f, c in self._parts()]
         return None if any(p is None for p in points) else jnp.concatenate(points, axis=1)
+
+    def elemental(self, key, x, weights, k, group=None):
+        """The sum of the distances of the parts that have them, each in units of its mean distance
+        to the nearest component. All parts draw the same units."""
+        total = 0.0
+        for n, f, c in self._parts():
+            if defines(f, "elemental"):
+                distance = f.elemental(key, part_of(x, n, f, c), weights, k, group)
+                size = distance.min(1).mean()
+                total = total + distance / jnp.where(size > 0, size, 1)
+        return total
+
+    def separated(self, params, x, weights):
+        flags = [
+            f.separated(params[n], part_of(x, n, f, c), weights)
+            for n, f, c in self._parts()
+            if defines(f, "separated")
+        ]
+        return functools.reduce(operator.or_, flags)
+
+    def _defines(self, name):
+        if name in ("elemental", "separated"):
+            return any(defines(f, name) for f in self.families)
+        return super()._defines(name)
 
     def n_parameters(self, params):
         return sum(f.n_parameters(params[n]) for n, f, _ in self._parts())
@@ -137,16 +172,22 @@ class Product(Bank):
     @property
     def domain(self):
         is_discrete = any(f.domain.discrete for f in self.families)
-        return ProductDomain("; ".join(self._words()), product=self, discrete=is_discrete)
+        takes = sorted({field for f in self.families for field in f.domain.takes or ()})
+        words = "; ".join(self._words())
+        return ProductDomain(words, product=self, discrete=is_discrete, takes=tuple(takes))
 
     def _words(self):
         return [f"columns {list(c)}: {f.domain.words}" for _, f, c in self._parts()]
 
     def standardize(self, x, weights):
-        parts = {n: standardized(f, x[:, c], weights) for n, f, c in self._parts()}
-        data = jnp.asarray(x)
-        for n, _, c in self._parts():
-            data = data.at[:, c].set(parts[n].data)
+        parts = {n: standardized(f, part_of(x, n, f, c), weights) for n, f, c in self._parts()}
+        if takes_fields(x):
+            data = {n: part.data for n, part in parts.items()}
+            data = dataclasses.replace(x, x=data, y=None, offset=None, trials=None)
+        else:
+            data = jnp.asarray(x)
+            for n, _, c in self._parts():
+                data = data.at[:, c].set(parts[n].data)
         model = Product({n: (parts[n].model, list(c)) for n, _, c in self._parts()})
         units = {n: part.units for n, part in parts.items()}
         return Standardized(model, data, units, sum(p.log_volume for p in parts.values()))
@@ -175,23 +216,71 @@ class ProductDomain(domains.Matrix):
         return sorted(c[i] for domain, c in parts for i in domain.with_variance(len(c)))
 
     def valid(self, x):
-        is_valid = (x == x) | (x != x)
-        for _, family, columns in self.product._parts():
-            mask = family.domain.valid(x[:, columns])
-            for position, column in enumerate(columns):
+        if isinstance(x, dict):
+            return {n: f.domain.valid(x[n]) for n, f, _ in self.product._parts()}
+        fields = takes_fields(x)
+        columns = as_columns(x.y) if fields else x
+        are_valid, others = (columns == columns) | (columns != columns), {}
+        for name, family, places in self.product._parts():
+            mask = family.domain.valid(part_of(x, name, family, places))
+            if fields and "y" in (family.domain.takes or ()):
+                for field in ("x", "offset", "trials"):
+                    if (value := getattr(mask, field)) is not None:
+                        others[field] = value
+                mask = as_columns(mask.y)
+            for position, column in enumerate(places):
                 of_column = mask[:, position : position + 1]
-                elsewhere = jnp.arange(x.shape[1])[None] != column
-                is_valid = is_valid & (of_column | elsewhere)
-        return is_valid
+                elsewhere = jnp.arange(columns.shape[1])[None] != column
+                are_valid = are_valid & (of_column | elsewhere)
+        if not fields:
+            return are_valid
+        return dataclasses.replace(x, y=are_valid.reshape(x.y.shape), **others)
 
     def check(self, x, name):
-        super().check(x, name)
+        if not takes_fields(x):
+            domains.require_matrix(x, name)
+            width, what = x.shape[1], "the data have"
+        else:
+            width, what = (x.y.shape[1] if x.y.ndim == 2 else 1), "data.y has"
+        domains.Domain.check(self, x, name)
         last = max(max(columns) for columns in self.product.columns)
-        if last >= x.shape[1]:
-            raise ValueError(f"Product uses column {last}, the data have {x.shape[1]} columns")
-        for _, family, columns in self.product._parts():
-            part = jax.eval_shape(lambda a: a[:, columns], x)  # noqa: B023 - x may be a mere shape
+        if last >= width:
+            raise ValueError(f"Product uses column {last}, {what} {width} columns")
+        for part_name, family, columns in self.product._parts():
+            part = jax.eval_shape(lambda a: part_of(a, part_name, family, columns), x)  # noqa: B023
             family.domain.check(part, name_of(family))
+
+    def check_values(self, x, weights):
+        for name, family, columns in self.product._parts():
+            family.domain.check_values(part_of(x, name, family, columns), weights)
+
+    def accepted(self, path, values):
+        found = (f.domain.accepted(path, values)[0] for f in self.product.families)
+        return (self.words if path in ("", ".x", ".y") else next(found)), ""
+
+
+def takes_fields(x) -> bool:
+    """Whether data are `jaxem.Data` with responses, of which columns are those of y."""
+    return dataclasses.is_dataclass(x) and hasattr(x, "y") and x.y is not None
+
+
+def as_columns(y):
+    """Responses (n,) or (n, m) as (n, m)."""
+    return y if y.ndim == 2 else y[:, None]
+
+
+def part_of(x, name, family, columns):
+    """The data of a part: its columns, of `Data` those of y with the other fields that the family
+    takes; of data that are a dict by name, its own."""
+    if isinstance(x, dict):
+        return x[name]
+    if not takes_fields(x):
+        return x[:, columns]
+    takes, y = family.domain.takes or (), as_columns(x.y)[:, columns]
+    if "y" not in takes:
+        return y
+    others = {field: None for field in ("offset", "trials") if field not in takes}
+    return dataclasses.replace(x, y=y, **others)
 
 
 def _columns(where) -> tuple[int, ...]:

@@ -83,7 +83,7 @@ def log_gamma_ratio(y, h):
     big = 1 / z
 
     stirling = (big - 0.5) * jnp.log1p(h * z) + h * jnp.log(big + h) - h
-    series = stirling + _stirling_remainder(1 / (big + h)) - _stirling_remainder(z)
+    series = stirling + stirling_remainder(1 / (big + h)) - stirling_remainder(z)
     return jnp.where(is_large, series, special.gammaln(small + h) - special.gammaln(small))
 
 
@@ -120,7 +120,7 @@ def stirling_term(a):
     Absolute errors: 2e-6 in float32 and 9e-15 in float64; with the library's gammaln 0.9 and 1e-9.
     """
     is_large, small, z = _split_at_limit(a)
-    series = -0.5 * jnp.log(2 * jnp.pi * z) - _stirling_remainder(z)
+    series = -0.5 * jnp.log(2 * jnp.pi * z) - stirling_remainder(z)
     return jnp.where(is_large, series, small * jnp.log(small) - small - special.gammaln(small))
 
 
@@ -150,7 +150,7 @@ def _split_at_limit(y):
     return is_large, jnp.where(is_large, limit, y), 1 / jnp.where(is_large, y, limit)
 
 
-def _stirling_remainder(z):
+def stirling_remainder(z):
     """log Γ(y) less Stirling's formula, for z = 1/y."""
     return z * (1 / 12 - z**2 * (1 / 360 - z**2 * (1 / 1260 - z**2 / 1680)))
 

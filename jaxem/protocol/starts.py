@@ -17,6 +17,11 @@ EVEN_PART = 0.1
 component begins with few identical units alone."""
 
 
+SOFT_PART = 0.9
+"""The part of every unit that half of the elemental starts spread evenly. They lead to few optima,
+mostly to the best one; the others, with `EVEN_PART`, to many."""
+
+
 class Start:
     """A rule for initial responsibilities, `responsibilities(key, points, weights, k) -> (n, k)`.
 
@@ -131,8 +136,9 @@ class RandomResponsibilities(Start):
 class ElementalSubsets(Start):
     """Components that are each fitted to as few units as they have coefficients, drawn by the key.
 
-    Each unit belongs to the component at the smallest distance. A component with known units is
-    fitted to some of them. Source: elemental sets of Hawkins, Bradu & Kass 1984.
+    Each unit belongs to the component at the smallest distance; in one half of the starts little
+    more than to the others (`SOFT_PART`). A component with known units is fitted to some of them.
+    Source: the elemental sets of Hawkins, Bradu & Kass 1984.
     """
 
     def require(self, model):
@@ -147,9 +153,9 @@ class ElementalSubsets(Start):
         k, labels = model.domain.components, model.known_labels(x)
         of_component = weights if labels is None else _allowed(weights, k, labels)
         distance = model.elemental(key, x, of_component, k)
-        nearest = jnp.argmin(distance, axis=1)
-        shares = fill_empty(_softened(nearest, k).astype(weights.dtype), weights)
-        return self._started(model, key, x, shares, weights)
+        even = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 2)), EVEN_PART, SOFT_PART)
+        shares = _softened(jnp.argmin(distance, axis=1), k, even).astype(weights.dtype)
+        return self._started(model, key, x, fill_empty(shares, weights), weights)
 
 
 @pytree(eq=False)
@@ -304,10 +310,10 @@ def _seeded(key, points, weights, k, preference, labels=None, outliers=False):
     return jnp.where(is_ignored[:, None], 0, shares)
 
 
-def _softened(label, k):
-    """Responsibilities (n, k) of units that belong to the component label (n,), of which
-    `EVEN_PART` is spread evenly."""
-    return jnp.where(label[:, None] == jnp.arange(k), 1 - EVEN_PART + EVEN_PART / k, EVEN_PART / k)
+def _softened(label, k, even=EVEN_PART):
+    """Responsibilities (n, k) of units that belong to the component label (n,), of which the part
+    `even` is spread evenly."""
+    return jnp.where(label[:, None] == jnp.arange(k), 1 - even + even / k, even / k)
 
 
 def _allowed(weights, k, labels):

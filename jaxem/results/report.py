@@ -13,6 +13,7 @@ from jaxem.numerics.rounding import ROUNDING
 from jaxem.protocol.status import Status, sentence, warn
 from jaxem.results.columns import explain_collapse, explain_constant
 from jaxem.results.result import Result
+from jaxem.results.separation import explain_separation
 from jaxem.wrappers.factored import factored
 
 
@@ -57,6 +58,8 @@ def report(
     constant = _constant_columns(model, x, names)
     if constant is not None:
         warn(constant, stacklevel=3)
+    if (separation := explain_separation(result, model, x, weights)) is not None:
+        warn(separation, stacklevel=3)
     return result
 
 

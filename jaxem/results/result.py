@@ -225,6 +225,15 @@ class Result(Fit):
 
         return summary(self, names)
 
+    @property
+    @in_own_precision
+    def separated(self):
+        """Which components have coefficients without a finite estimate, since regressors predict
+        their responses without error: booleans (k,), of a batch (b, k). From the data of the fit."""
+        from jaxem.results.separation import of_own_data
+
+        return of_own_data(self)
+
     def optima(self, tol: float = 1e-5, units: float | None = None):
         """The distinct final objectives of the restarts that converged, best first: `Optima`.
 

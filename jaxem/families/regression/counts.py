@@ -5,8 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.families.regression.response import Response, Slopes, bounded
-from jaxem.numerics.special import log_poisson
+from jaxem.numerics.newton_step import expm1_minus
+from jaxem.numerics.special import stirling_term
 from jaxem.protocol.domains import is_count
+
+
+def log_poisson(y, log_mean):
+    """The log probability of counts y (n,) given log μ (k, n), about its value at μ = y, so that
+    large terms cancel before they are rounded."""
+    at = jnp.where(y > 0, y, 1)
+    log_at = jnp.log(at)
+    saturated = stirling_term(at) - log_at
+    return jnp.where(y > 0, saturated - at * expm1_minus(log_mean - log_at), -jnp.exp(log_mean))
 
 
 class PoissonResponse(Response):
@@ -23,7 +33,7 @@ class PoissonResponse(Response):
         return "for rates give counts and offset=log of the exposure" * bool(np.all(values >= 0))
 
     def log_density(self, eta, dispersion, y, trials):
-        return log_poisson(y[None], jnp.exp(bounded(eta)))
+        return log_poisson(y, bounded(eta))
 
     def slopes(self, eta, dispersion, y, trials):
         mean = jnp.exp(bounded(eta))
@@ -66,10 +76,11 @@ class BinomialResponse(Response):
         return "give the totals as trials=" * bool(np.all(is_count(values)))
 
     def log_density(self, eta, dispersion, y, trials):
-        t = _trials(y, trials)
-        success = log_poisson(y[None], t * jax.nn.sigmoid(bounded(eta)))
-        failure = log_poisson((t - y)[None], t * jax.nn.sigmoid(-bounded(eta)))
-        return success + failure - log_poisson(t, t)
+        t, eta = _trials(y, trials), bounded(eta)
+        log_t = jnp.log(jnp.where(t > 0, t, 1))
+        log_failure = log_t - jax.nn.softplus(eta)
+        density = log_poisson(y, log_failure + eta) + log_poisson(t - y, log_failure)
+        return density - log_poisson(t, log_t)
 
     def slopes(self, eta, dispersion, y, trials):
         t, p = _trials(y, trials), jax.nn.sigmoid(bounded(eta))

@@ -18,10 +18,18 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from jaxem.families.regression.counts import PoissonResponse
+from jaxem.families.regression.counts import PoissonResponse, log_poisson
 from jaxem.families.regression.response import Slopes, bounded
 from jaxem.numerics.newton_step import expm1_minus
-from jaxem.numerics.special import betaln, inverse_minus_trigamma, log_minus_digamma
+from jaxem.numerics.special import (
+    betaln,
+    inverse_minus_trigamma,
+    log_minus_digamma,
+    stirling_remainder,
+)
+
+LARGE = 50.0
+"""The least θ for which log Γ is taken from Stirling's series."""
 
 LONGEST_STEP = 2.0
 """The longest step of log θ."""
@@ -36,10 +44,28 @@ class NegativeBinomialResponse(PoissonResponse):
     limits = ((4, 1e-5, 1e5), (8, 1e-8, 1e8))
 
     def log_density(self, eta, dispersion, y, trials):
-        theta, y = 1 / dispersion, y[None]
+        """For large θ about the Poisson density, where the terms of order log θ cancel."""
+        theta, eta = jnp.broadcast_to(1 / dispersion, eta.shape), bounded(eta)
+        is_near = self._is_near_poisson(eta, dispersion, y)
+        large = jnp.where(is_near, theta, LARGE)
+        u, v = jnp.where(is_near, jnp.exp(eta), 0) / large, jnp.where(is_near, y, 0) / large
+        log_v = jnp.log1p(v)
+        ratio = (y - 0.5) * log_v - large * _minus_log1p(v)  # of Γ(y + θ)/(Γ(θ) θ^y)
+        ratio = ratio + stirling_remainder(1 / (large + y)) - stirling_remainder(1 / large)
+        near = log_poisson(y, eta) + ratio + large * _minus_log1p(u) - y * jnp.log1p(u)
+        return jnp.where(is_near, near, sum(self._terms(eta, dispersion, y)))
+
+    def _terms(self, eta, dispersion, y):
+        """The terms of the log density, (k, n) each."""
+        theta, y = jnp.broadcast_to(1 / dispersion, eta.shape), y[None]
         u = jnp.exp(bounded(eta + jnp.log(dispersion)))
-        choose = -betaln(jnp.broadcast_to(theta, eta.shape), y + 1) - jnp.log(theta + y)
-        return choose - theta * jnp.log1p(u) - y * jnp.log1p(1 / u)
+        choose = -betaln(theta, y + 1) - jnp.log(theta + y)
+        return choose, -theta * jnp.log1p(u), -y * jnp.log1p(1 / u)
+
+    def _is_near_poisson(self, eta, dispersion, y):
+        """Whether θ is large, and the variance of y at most twice its mean."""
+        most = jnp.maximum(jnp.exp(eta), y) * dispersion
+        return (dispersion < 1 / LARGE) & (most < 1)
 
     def slopes(self, eta, dispersion, y, trials):
         theta, mean = 1 / dispersion, jnp.exp(bounded(eta))
@@ -51,7 +77,8 @@ class NegativeBinomialResponse(PoissonResponse):
         return mean / (1 + mean * dispersion)
 
     def further(self, eta, dispersion, y, trials):
-        """The first and second derivative by τ, and the terms of M."""
+        """The first and second derivative by τ, the terms of M, and the size of the terms of the
+        log density where they cancel."""
         theta, mean, y = 1 / dispersion, jnp.exp(bounded(eta)), y[None]
         u, v = mean * dispersion, y * dispersion
         missing = theta * _minus_log1p(v)
@@ -62,7 +89,13 @@ class NegativeBinomialResponse(PoissonResponse):
         part = u / (1 + u)
         across, below = (mean - y) * part / (1 + u), mean * _q(u)
         first = y * part - missing - below
-        return first, convex + across - below, convex + jnp.abs(across) + below
+        y = y[0]
+        size = sum(map(jnp.abs, self._terms(bounded(eta), dispersion, y)))
+        size = jnp.where(self._is_near_poisson(bounded(eta), dispersion, y), 0, size)
+        return first, convex + across - below, convex + jnp.abs(across) + below, size
+
+    def size_of_terms(self, stats):
+        return stats.further[3].sum()
 
     def crossed(self, eta, dispersion, y, trials):
         mean = jnp.exp(bounded(eta))
@@ -72,7 +105,7 @@ class NegativeBinomialResponse(PoissonResponse):
     def dispersion(self, old, stats, gain, step):
         """The step of τ is shortened where, together with that of the coefficients, its second
         order cross term could lose more than half of what both gain apart."""
-        first, second, most = stats.further
+        first, second, most, _ = stats.further
         t, rise = climb(first, second, most)
         cross = t * (stats.cross * step).sum(-1)
         gain = jnp.maximum(gain, 0)

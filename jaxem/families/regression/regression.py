@@ -120,6 +120,11 @@ class Regression(Bank):
         depends = self.shared or (self.prior is not None and self.response.scales)
         return not depends and self.family != "negative_binomial"
 
+    def _defines(self, name):
+        if name == "separated":
+            return not self.response.scales
+        return super()._defines(name)
+
     @property
     def _shared(self) -> list[int]:
         return [c + int(self.intercept) for c in self.shared]
@@ -169,6 +174,9 @@ class Regression(Bank):
             tuple(total(values) for values in self.response.further(*args)),
             None if crossed is None else products_with(crossed),
         )
+
+    def _size_of_terms(self, params, stats):
+        return self.response.size_of_terms(stats)
 
     def linear(self, x):
         is_normal = self.family == "normal"
@@ -284,20 +292,17 @@ class Regression(Bank):
 
     def elemental(self, key, x, weights, k, group=None):
         rows = rows_of(x, self.intercept)
-        dtype, m = rows.regressors.dtype, rows.regressors.shape[0]
-        weights = jnp.broadcast_to(
-            jnp.asarray(weights, dtype).reshape(rows.response.size, -1), (rows.response.size, k)
-        )
+        dtype, (m, n) = rows.regressors.dtype, rows.regressors.shape
+        weights = jnp.asarray(weights, dtype).reshape(n, -1)
         own, known = list(range(m)), None
         if self.shared:
             one = dataclasses.replace(self, shared=())
             known = one.init(key, x, weights.max(1, keepdims=True)).coefficients[0]
             own = [j for j in own if j not in self._shared]
-        if not own:
-            coefficients = jnp.broadcast_to(known, (k, m))
+        if own:
+            coefficients = starts.elemental(self.response, rows, key, weights, k, own, known, group)
         else:
-            index = starts.drawn_rows(key, weights, len(own), group)
-            coefficients = starts.fitted_to_rows(self.response, rows, index, known, own)
+            coefficients = jnp.broadcast_to(known, (k, m))
         eta = rows.predictor(coefficients)
         return self.response.stabilised(eta, rows.response, rows.trials).T
 

@@ -64,6 +64,10 @@ class Response:
         (k,): the least gain of Σ w f by `step` (k, m) of the coefficients."""
         return None
 
+    def size_of_terms(self, stats):
+        """As `_size_of_terms` of a bank."""
+        return 0.0
+
     def range_of(self, dtype):
         """The smallest and the largest dispersion in a precision, or None without limits."""
         found = [(low, high) for size, low, high in self.limits if size == dtype.itemsize]

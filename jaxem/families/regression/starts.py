@@ -4,8 +4,15 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from jaxem.families.regression.design import second_moments
+from jaxem.families.regression.design import Rows, second_moments
+from jaxem.numerics import rows as units
 from jaxem.numerics.newton_step import newton_step
+
+CANDIDATES = 4
+"""Sets of components that are fitted to few rows, of which a start takes the nearest."""
+
+SAMPLED = 4096
+"""Rows, evenly spaced, of which they are drawn, and by which the nearest is found."""
 
 LEAST_RIDGE = 1e-4
 """The ridge of a fit to as few rows as coefficients, as a part of the mean curvature: such rows may
@@ -29,6 +36,40 @@ def drawn_rows(key, weights, count: int, group=None):
     order = order + jnp.log(jnp.where(is_present, weight, 1)) * (group is None)
     order = jnp.where(is_present, order, order - 1e6 - 8.0 * n)
     return jax.lax.top_k(order, count)[1]
+
+
+def elemental(response, rows, key, weights, k, own, known, group=None):
+    """Coefficients (k, m), each fitted to as few rows as it has `own` entries: of `CANDIDATES` sets
+    of such components the one to which the rows are nearest. weights (n, 1), or (n, k)."""
+    stride = -(-weights.shape[0] // SAMPLED)
+    sample, weights, group = spaced_rows(rows, weights, group, stride)
+    keys = jax.random.split(key, CANDIDATES)
+    count, n = min(len(own), weights.shape[0]), weights.shape[0]
+    at_once = weights.shape[1] == 1 and group is None and k * count <= n
+    if not at_once:
+        weights = jnp.broadcast_to(weights, (n, k))
+    drawn = k * count if at_once else count  # by one draw, components have different rows
+    index = jax.vmap(lambda key: drawn_rows(key, weights, drawn, group))(keys)
+    c = CANDIDATES
+    fitted = fitted_to_rows(response, sample, index.reshape(c * k, count), known, own)
+    eta = sample.predictor(fitted)
+    distance = response.stabilised(eta, sample.response, sample.trials).reshape(c, k, -1)
+    is_allowed = (weights > 0).T
+    nearest = jnp.where(is_allowed, distance, jnp.inf).min(1)
+    cost = jnp.where(is_allowed.any(0), nearest * weights.max(1), 0).sum(1)
+    return fitted.reshape(c, k, -1)[jnp.argmin(cost)]
+
+
+def spaced_rows(rows, weights, group, stride: int):
+    """Every row number `stride` of `Rows`, of weights (n, k) and of groups (n,)."""
+    if stride == 1:
+        return rows, weights, group
+
+    def spaced(a):
+        return None if a is None else units.spaced(a, stride)
+
+    others = (spaced(a) for a in rows[1:])
+    return Rows(spaced(rows.regressors.T).T, *others), spaced(weights), spaced(group)
 
 
 def fitted_to_rows(response, rows, index, known, own):
