@@ -17,8 +17,8 @@ from jax.lax import Precision
 from jaxem.numerics.tree import is_traced, pytree
 
 LEAST_CURVATURE = 1e-7
-"""The ridge of a Newton step, as a part of the largest curvature: a class that never occurs with a
-covariate has none."""
+"""The ridge of a Newton step, as a part of the own curvature of an entry, and its square as a part
+of the largest one: a class that never occurs with a covariate has none."""
 
 
 class GateStatistics(NamedTuple):
@@ -154,8 +154,9 @@ class SoftmaxGate:
             if directions is not None:
                 g, h = directions @ g, directions @ h @ directions.T
             part = max(LEAST_CURVATURE, 8 * float(jnp.finfo(h.dtype).eps))
-            least = part * jnp.maximum(jnp.abs(jnp.diagonal(h)).max(), 1e-30)
-            found = jnp.linalg.solve(h + least * jnp.eye(len(h), dtype=h.dtype), g)
+            own = jnp.abs(jnp.diagonal(h))
+            least = part * jnp.maximum(own, jnp.maximum(part * own.max(), 1e-30))
+            found = jnp.linalg.solve(h + jnp.diag(least), g)
             return found if directions is None else found @ directions
 
         if not free or (directions is not None and not len(directions)):

@@ -72,18 +72,11 @@ class Placed(Protocol):
         """Params to start from, at given responsibilities (n, k)."""
 
 
-class Warmed(Protocol):
+class Refined(Protocol):
     """For random starts that are better after some steps of a simpler model."""
 
-    def warmed(self, params, x, weights) -> Any:
-        """Params to start from, from those that a random rule gave."""
-
-
-class Responding(Protocol):
-    """For `Result.predict_response`."""
-
-    def response(self, params, x) -> Any:
-        """The mean of the response of every row, (n,) or (n, m)."""
+    def refined(self, key, x, responsibilities, weights) -> Any:
+        """Responsibilities (n, k) to start from, from those that a random rule gave."""
 
 
 class LinearBank(Protocol):

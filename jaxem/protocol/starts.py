@@ -8,7 +8,7 @@ from jax.lax import Precision
 
 from jaxem.numerics import rows
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.capabilities import Placed, Warmed, defines, has
+from jaxem.protocol.capabilities import Placed, Refined, defines, has
 from jaxem.protocol.counts import is_empty
 from jaxem.protocol.model import name_of
 
@@ -48,9 +48,9 @@ class Start:
             responsibilities = jnp.where(is_ignored, 1 / k, responsibilities)
         model_key = jax.random.fold_in(key, 1)
         responsibilities = responsibilities.astype(weights.dtype)
-        params = model.from_responsibilities(model_key, x, responsibilities, weights)
-        is_warmed = self.random and has(model, Warmed)
-        return model.warmed(params, x, weights) if is_warmed else params
+        if self.random and has(model, Refined):
+            responsibilities = model.refined(model_key, x, responsibilities, weights)
+        return model.from_responsibilities(model_key, x, responsibilities, weights)
 
     def labelled(self, key, points, weights, k, labels):
         """`responsibilities` where the component of some units is known: labels (n,), −1 unknown.
