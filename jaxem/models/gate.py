@@ -190,14 +190,17 @@ class SoftmaxGate:
         prior = jnp.asarray(self.prior, scale.dtype) / jnp.square(scale)
         return SoftmaxGate(self.intercept, prior)
 
+    def require_width(self, covariates: int) -> None:
+        """ValueError where the prior is not of so many covariates."""
+        if self.prior is not None and jnp.shape(self.prior) not in ((), (covariates,)):
+            raise ValueError(
+                f"SoftmaxGate prior must be one number, or one for each of the {covariates} "
+                f"covariates, got shape {jnp.shape(self.prior)}"
+            )
+
     def _precisions(self, m, dtype):
         """Those of the normal priors of the coefficients (m,) of a class, 0 for the intercept."""
         slopes = m - self.intercept
-        if jnp.ndim(self.prior) and jnp.shape(self.prior) != (slopes,):
-            raise ValueError(
-                f"SoftmaxGate prior must be one number, or one for each of the {slopes} "
-                f"covariates, got shape {jnp.shape(self.prior)}"
-            )
         each = jnp.broadcast_to(jnp.asarray(self.prior, dtype), (slopes,))
         return jnp.pad(each, (int(self.intercept), 0))
 
