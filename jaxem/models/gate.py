@@ -139,6 +139,8 @@ class SoftmaxGate:
         directions: (f, (k − 1)·m), the steps of which this one is a combination; None: all.
         """
         k, m = coefficients.shape[1:]
+        # The derivative by those of the first class must be 0, for gradients through a fit.
+        coefficients = coefficients - coefficients[:, :1]
         gradient, curvature = stats.gradient, stats.curvature
         if self.prior is not None:
             ridge = self._precisions(m, coefficients.dtype)
