@@ -29,10 +29,10 @@ from jaxem.data.precision import (
     warn_of_lost_digits_in_batch,
 )
 from jaxem.gradient.rules import GRADIENTS
-from jaxem.methods.em import EM
+from jaxem.methods.em import EM, collects
 from jaxem.methods.suited import suited
 from jaxem.models.mixture import FiniteMixture, starts_among_units, warn_if_identical
-from jaxem.models.mixture_domain import require_units
+from jaxem.models.mixture_domain import MixtureDomain, require_units
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import float_dtype, in_jit, is_on_host, is_traced, split
 from jaxem.protocol.capabilities import Bound, FiniteLatents, defines, has
@@ -173,6 +173,7 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
     model.domain.check(x, name_of(model))
     if all(map(is_on_host, jax.tree.leaves(x))) and not is_traced(weights):
         model.domain.check_values(x, weights)
+    _require_one_map(model, method)
     if model.informed is not None:
         model = informed(model, x, weights)
     method, plan = hastened(suited(method, model, x), plan, limits, gradient)
@@ -214,7 +215,9 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
     blocks = as_blocks(batch, weights)
     warn_of_lost_digits_in_batch(blocks)
     sets, dtype = sum(len(block.index) for block in blocks), float_dtype(blocks[0].x)
+    require_units(model.domain, blocks[0].x, name_of(model))
     shapes = check_data_sets(batch, blocks, model.domain, name_of(model))
+    _require_one_map(model, method)
     method, plan = hastened(suited(method, model, shapes), plan, limits, gradient)
     gradient, plan = gradient.suited(plan, method, model, shapes)
     for block in blocks:
@@ -250,6 +253,18 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
     sizes = np.concatenate([block.sizes for block in blocks])[order]
     sizes = None if (sizes == shape[0]).all() else sizes
     return Result.of(model, best, every, (sets, *shape), ok, totals[0], sizes, shares_model=True)
+
+
+def _require_one_map(model, method):
+    """TypeError where a method adds statistics at different params, and those of a gate are taken
+    at the params of one step."""
+    is_gated = isinstance(model.domain, MixtureDomain) and model.domain.gate is not None
+    if is_gated and (not isinstance(method, EM) or collects(method.e_step)):
+        rule = method.e_step if isinstance(method, EM) else method
+        raise TypeError(
+            f"{type(rule).__name__} adds statistics of different params, and those of a gate do "
+            "not add: use method=jaxem.EM()"
+        )
 
 
 def hastened(method, plan, limits, gradient):

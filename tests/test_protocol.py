@@ -40,7 +40,7 @@ def test_a_model_and_a_bank_declare_few_names():
 
 
 def test_capabilities_are_few_and_small():
-    assert 0 < len(CAPABILITIES) <= 12
+    assert 0 < len(CAPABILITIES) <= 13
     assert all(1 <= len(names_of(capability)) <= 3 for capability in CAPABILITIES)
 
 

@@ -305,3 +305,22 @@ def test_published_regression(name):
     if "weights" in wanted:
         expected = np.sort(wanted["weights"])
         np.testing.assert_allclose(np.sort(params.weights), expected, atol=max(tolerance, 1e-3))
+
+
+def test_published_latent_class_regression():
+    """poLCA's classes of the election of 2000, whose weights depend on the party."""
+    case = next(c for c in CASES if c["id"] == "election-party-3")
+    rows = list(csv.DictReader((FOLDER / case["data"]).open()))
+    rows = [[row[name] for name in case["columns"]] for row in rows]
+    rows = [row for row in rows if all(value not in ("", "NA") for value in row)]
+    table = np.array([[float(value.split()[0]) for value in row] for row in rows])
+    assert len(table) == 1300
+    x = jaxem.Data(table[:, :12] - 1, gate=table[:, 12:])
+    model = jaxem.Mixture(jaxem.Categorical(4), case["k"], gate=jaxem.SoftmaxGate())
+    result = jaxem.fit(model, x, key=0, restarts=8, tol=1e-10).raise_if_failed()
+    assert abs(result.log_likelihood - case["best_known"]) < 1e-3
+    found = np.asarray(result.params.gate.coefficients)
+    found = found - found[np.argsort(found[:, 1])[1]]
+    order = np.argsort(found[:, 0])
+    np.testing.assert_allclose(found[order[[0, 2]]], case["params"]["gate"], atol=1e-4)
+    assert result.n_parameters == 3 * 12 * 3 + 4

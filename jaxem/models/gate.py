@@ -17,8 +17,8 @@ from jax.lax import Precision
 from jaxem.numerics.tree import is_traced, pytree
 
 LEAST_CURVATURE = 1e-7
-"""The ridge of a Newton step, as a part of the largest curvature: a class that never occurs with a
-covariate has none."""
+"""The ridge of a Newton step, as a part of the own curvature of an entry, and its square as a part
+of the largest one: a class that never occurs with a covariate has none."""
 
 
 class GateStatistics(NamedTuple):
@@ -139,6 +139,8 @@ class SoftmaxGate:
         directions: (f, (k − 1)·m), the steps of which this one is a combination; None: all.
         """
         k, m = coefficients.shape[1:]
+        # The derivative by those of the first class must be 0, for gradients through a fit.
+        coefficients = coefficients - coefficients[:, :1]
         gradient, curvature = stats.gradient, stats.curvature
         if self.prior is not None:
             ridge = self._precisions(m, coefficients.dtype)
@@ -154,8 +156,9 @@ class SoftmaxGate:
             if directions is not None:
                 g, h = directions @ g, directions @ h @ directions.T
             part = max(LEAST_CURVATURE, 8 * float(jnp.finfo(h.dtype).eps))
-            least = part * jnp.maximum(jnp.abs(jnp.diagonal(h)).max(), 1e-30)
-            found = jnp.linalg.solve(h + least * jnp.eye(len(h), dtype=h.dtype), g)
+            own = jnp.abs(jnp.diagonal(h))
+            least = part * jnp.maximum(own, jnp.maximum(part * own.max(), 1e-30))
+            found = jnp.linalg.solve(h + jnp.diag(least), g)
             return found if directions is None else found @ directions
 
         if not free or (directions is not None and not len(directions)):
@@ -189,14 +192,17 @@ class SoftmaxGate:
         prior = jnp.asarray(self.prior, scale.dtype) / jnp.square(scale)
         return SoftmaxGate(self.intercept, prior)
 
+    def require_width(self, covariates: int) -> None:
+        """ValueError where the prior is not of so many covariates."""
+        if self.prior is not None and jnp.shape(self.prior) not in ((), (covariates,)):
+            raise ValueError(
+                f"SoftmaxGate prior must be one number, or one for each of the {covariates} "
+                f"covariates, got shape {jnp.shape(self.prior)}"
+            )
+
     def _precisions(self, m, dtype):
         """Those of the normal priors of the coefficients (m,) of a class, 0 for the intercept."""
         slopes = m - self.intercept
-        if jnp.ndim(self.prior) and jnp.shape(self.prior) != (slopes,):
-            raise ValueError(
-                f"SoftmaxGate prior must be one number, or one for each of the {slopes} "
-                f"covariates, got shape {jnp.shape(self.prior)}"
-            )
         each = jnp.broadcast_to(jnp.asarray(self.prior, dtype), (slopes,))
         return jnp.pad(each, (int(self.intercept), 0))
 

@@ -22,7 +22,7 @@ from jaxem.data.data import (
 )
 from jaxem.data.options import integer
 from jaxem.models.gate import SoftmaxGate
-from jaxem.models.mixing import ConstantWeights, GateWeights, MixtureParams
+from jaxem.models.mixing import ConstantWeights, GateWeights
 from jaxem.models.mixture_domain import MixtureDomain
 from jaxem.models.mixture_pass import fused_pass, with_labels
 from jaxem.numerics.softmax import normalize
@@ -276,21 +276,19 @@ class Mixture(FiniteMixture):
             return ConstantWeights(self.k, self.prior)
         return GateWeights(self.k, self.gate)
 
-    def warmed(self, params, x, weights):
-        """A random start: `params` themselves without a gate."""
-        plain, data = Mixture(self.components, self.k), None
+    def refined(self, key, x, responsibilities, weights):
+        """Those of the mixture with constant weights after some steps of EM; without a gate the
+        given ones."""
         if self.gate is None or not self.closed(x):
-            return params
-        data = without_gate(x)
-        shares = jnp.full(self.k, 1 / self.k, weights.dtype)
-        begin = MixtureParams(shares, params.components)
+            return responsibilities
+        plain, data = Mixture(self.components, self.k), without_gate(x)
+        begin = plain.from_responsibilities(key, data, responsibilities, weights)
 
-        def step(_, begin):
-            return plain.maximize(begin, collect(plain, begin, data, weights).statistics)
+        def step(_, params):
+            return plain.maximize(params, collect(plain, params, data, weights).statistics)
 
-        found = jax.lax.fori_loop(0, WARM_UP, step, begin)
-        r = plain.posterior(found, data)[0].responsibilities
-        return self.mixing.started(x, r, weights, found.components)
+        params = jax.lax.fori_loop(0, WARM_UP, step, begin)
+        return plain.posterior(params, data)[0].responsibilities
 
     def restricted(self, held):
         """Any restriction of weights is exact: `Restricted.restrict` changes the free ones."""

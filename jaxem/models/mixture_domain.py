@@ -91,6 +91,7 @@ class MixtureDomain(Domain):
         if len(shape) != 2 or shape[:1] != n:
             remedy = "gate[:, None] for one covariate" if shape == n else "one row per unit"
             raise ValueError(f"data.gate must have shape ({n[0]}, g), got {shape}: give {remedy}")
+        self.gate.require_width(shape[1])
 
     def accepted(self, path, values):
         if path == ".labels":

@@ -111,15 +111,15 @@ class SmoothMap(Protocol):
         object with `jacobian(params, x, weights)`, the derivative (P, P) of the EM map; or None."""
 
 
-STARTS_AND_RESPONSES = ("elemental", "warmed", "separated", "response")
+STARTS_AND_RESPONSES = ("elemental", "refined", "separated", "response")
 """Single functions that a model may define, and that wrappers forward.
 
 elemental(key, x, weights, k): (n, k), the squared distance of every unit to each of k components
 that are fitted to few units, drawn by the key from those with weights (n,) or (n, k) above 0, on a
-scale on which the variance is about constant. warmed(params, x, weights): params to start from,
-from those that a random rule gave. separated(params, x, weights): of a bank with weights (n, k),
-which components have coefficients without a finite estimate, (k,). response(params, x): the mean of
-the response of every row, (n,) or (n, m).
+scale on which the variance is about constant. refined(key, x, responsibilities, weights):
+responsibilities (n, k) to start from, from those that a random rule gave. separated(params, x,
+weights): of a bank with weights (n, k), which components have coefficients without a finite
+estimate, (k,). response(params, x): the mean of the response of every row, (n,) or (n, m).
 """
 
 

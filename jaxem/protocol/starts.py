@@ -54,12 +54,12 @@ class Start:
         return self._started(model, key, x, responsibilities, weights)
 
     def _started(self, model, key, x, responsibilities, weights):
-        """Params of `model` by an M-step at responsibilities, of a random rule `warmed`."""
+        """Params of `model` by an M-step at responsibilities, of a random rule `refined`."""
         model_key = jax.random.fold_in(key, 1)
         responsibilities = responsibilities.astype(weights.dtype)
-        params = model.from_responsibilities(model_key, x, responsibilities, weights)
-        is_warmed = self.random and defines(model, "warmed")
-        return model.warmed(params, x, weights) if is_warmed else params
+        if self.random and defines(model, "refined"):
+            responsibilities = model.refined(model_key, x, responsibilities, weights)
+        return model.from_responsibilities(model_key, x, responsibilities, weights)
 
     def labelled(self, key, points, weights, k, labels):
         """`responsibilities` where the component of some units is known: labels (n,), −1 unknown.

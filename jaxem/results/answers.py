@@ -19,6 +19,7 @@ from jaxem.numerics.tree import is_traced, merge
 from jaxem.protocol.capabilities import FiniteLatents, has
 from jaxem.protocol.model import name_of
 from jaxem.protocol.posterior import responsibilities_of
+from jaxem.protocol.wrapper import Wrapper
 
 FAR = 2.0**20
 """Units with an entry beyond this are far. Where the density of such a unit underflows under every
@@ -45,7 +46,9 @@ def scores(numeric, params, x, structure, axes=None):
 @partial(jax.jit, static_argnums=3)
 def response(numeric, params, x, structure):
     """The mean of the response of every row that the bank takes, (r,) or (r, m)."""
-    return merge(numeric, structure).response(params, x)
+    model = merge(numeric, structure)
+    model = model.wrapped if isinstance(model, Wrapper) else model
+    return model.response(params, x)
 
 
 def _over_fits(of_one, axes):

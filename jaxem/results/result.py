@@ -229,7 +229,7 @@ class Result(Fit):
     @in_own_precision
     def separated(self):
         """Which components have coefficients without a finite estimate, since regressors predict
-        their responses without error: booleans (k,), of a batch (b, k). From the data of the fit."""
+        their responses without error: booleans (k,), of a batch (b, k). By the data of the fit."""
         from jaxem.results.separation import of_own_data
 
         return of_own_data(self)
@@ -240,14 +240,9 @@ class Result(Fit):
         Each `Optimum` has its objective, how many restarts ended there, their share of all
         restarts, and the index of the best of them. Printed, they are a table.
 
-        Args:
-          tol: per unit of weight, in nats: an objective at most this far below an optimum's best
-            belongs to it. The default is ten times the default `tol` of `fit`; keep it above the
-            `tol` that was used there.
-          units: Σw; None: that of the fit.
-
-        Raises:
-          TypeError: for a batch, where every data set has its own: `result[i].optima()`; under jit.
+        tol: per unit of weight, in nats: an objective at most this far below an optimum's best
+        belongs to it. The default is ten times that of `fit`; keep it above the `tol` of the fit.
+        units: Σw; None: that of the fit. TypeError for a batch, and under jit.
         """
         if np.ndim(self.status):
             raise TypeError("every data set of a batch has its own optima: result[i].optima()")

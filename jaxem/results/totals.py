@@ -7,7 +7,8 @@ from jaxem.data.data import as_units, given_response
 from jaxem.data.grouped import unit_shape
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.capabilities import defines
-from jaxem.protocol.model import name_of
+from jaxem.protocol.model import Bank, name_of
+from jaxem.protocol.wrapper import Wrapper
 from jaxem.results import answers, fleet
 
 
@@ -46,7 +47,8 @@ def of_rows(values, names):
 
 def response(result, x):
     """As `Result.predict_response`."""
-    if not defines(result.model, "response"):
+    wraps = isinstance(result.model, Wrapper) and not isinstance(result.model, Bank)
+    if not defines(result.model.wrapped if wraps else result.model, "response"):
         raise TypeError(
             f"{name_of(result.model)} has no response to predict: predict_response is of mixtures "
             "whose components define mean(params, x)"

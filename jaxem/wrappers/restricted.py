@@ -122,7 +122,7 @@ class Restricted(Wrapper):
 
     def _defines(self, name):
         known = super()._defines(name)
-        is_start = name in ("from_responsibilities", "template", "warmed")
+        is_start = name in ("from_responsibilities", "template", "refined")
         return known and (not is_start or defines(self.model, name))
 
     @property
@@ -197,9 +197,6 @@ class Restricted(Wrapper):
     def from_responsibilities(self, key, x, responsibilities, weights):
         start = self.model.from_responsibilities(key, x, responsibilities, weights)
         return self._restrict_itself(start)
-
-    def warmed(self, params, x, weights):
-        return self._restrict_itself(self.model.warmed(params, x, weights))
 
     def template(self, is_cyclic):
         start = self.model.template(is_cyclic)

@@ -277,6 +277,7 @@ class HMM(Chained):
         if self.transitions is None:
             return found
         scale = stop_gradient(x.largest_inputs())
+        self.transitions.require_width(len(scale))
         data = found.data.with_inputs(lambda inputs: inputs / scale)
         gate = self.transitions.standardized(scale)
         model = dataclasses.replace(found.model, transitions=gate)
