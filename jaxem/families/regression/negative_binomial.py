@@ -41,7 +41,7 @@ class NegativeBinomialResponse(PoissonResponse):
     """log p(y | η) = log Γ(y + θ)/(Γ(θ) y!) + y log(μ/(μ + θ)) − θ log(1 + μ/θ)"""
 
     has_dispersion = True
-    limits = ((4, 1e-5, 1e5), (8, 1e-8, 1e8))
+    limits = (1e-8, 1e8)
 
     def log_density(self, eta, dispersion, y, trials):
         """For large θ about the Poisson density, where the terms of order log θ cancel."""

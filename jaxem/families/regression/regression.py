@@ -241,9 +241,8 @@ class Regression(Bank):
         return 0.0 if both is None else log_density(*both, b, self._shared)
 
     def _limited(self, dispersion):
-        limits = self.response.range_of(dispersion.dtype)
-        if limits is not None:
-            return jnp.clip(dispersion, *limits)
+        if self.response.limits is not None:
+            return jnp.clip(dispersion, *self.response.limits)
         return jnp.maximum(dispersion, self._floor(dispersion.dtype))
 
     def _floor(self, dtype):
@@ -310,7 +309,7 @@ class Regression(Bank):
         coefficients = SharedColumns(tuple(self._shared)) if self.shared else REAL
         if params.dispersion is None:
             return RegressionParams(coefficients)
-        limits = self.response.range_of(params.dispersion.dtype) or (0.0, np.inf)
+        limits = self.response.limits or (0.0, np.inf)
         return RegressionParams(coefficients, Positive(*limits, zero=False))
 
     def whitened(self, params, step):

@@ -29,8 +29,8 @@ class Response:
     scales = False
     """Whether the log density is f(η)/dispersion + g(dispersion), up to terms of y alone."""
 
-    limits: tuple = ()
-    """(bytes of a number, the smallest, the largest dispersion), which are no collapse."""
+    limits: Any = None
+    """The smallest and the largest dispersion, which are no collapse; None without limits."""
 
     words: str
     """The values that y may have, in words."""
@@ -67,11 +67,6 @@ class Response:
     def size_of_terms(self, stats):
         """As `_size_of_terms` of a bank."""
         return 0.0
-
-    def range_of(self, dtype):
-        """The smallest and the largest dispersion in a precision, or None without limits."""
-        found = [(low, high) for size, low, high in self.limits if size == dtype.itemsize]
-        return found[0] if found else None
 
     def mean(self, eta, trials):
         """E[y], (k, n)."""
