@@ -22,7 +22,6 @@ OFFSET = RNG.uniform(-0.3, 0.3, N)
 TRIALS = RNG.integers(3, 12, N)
 GROUP = RNG.integers(2, size=N)
 WEIGHTS = RNG.integers(0, 3, N)
-SLOW = pytest.mark.slow
 
 
 def dispersed(family):
@@ -211,7 +210,7 @@ def test_units_do_not_matter(family):
     np.testing.assert_allclose(single.log_likelihood, plain.log_likelihood, rtol=2e-5)
 
 
-@pytest.mark.parametrize("family", ["normal", pytest.param("negative_binomial", marks=SLOW)])
+@pytest.mark.parametrize("family", ["normal"])
 def test_gradient_of_a_fit(family):
     """By data, weights and prior, against differences."""
     data = data_of(family)
