@@ -315,7 +315,11 @@ REFUSED = {
     "no covariates": (MODEL, X, r"gate=... takes covariates: jaxem.Data\(x, gate=...\)"),
     "no gate": (jaxem.Mixture(jaxem.Normal(), 2), DATA, "the mixture has constant weights"),
     "one axis": (MODEL, jaxem.Data(X, gate=Z[:, 0]), r"give gate\[:, None\]"),
-    "constant": (MODEL, jaxem.Data(X, gate=np.c_[Z, 0 * Z + 2]), "column 2 of data.gate .* is the same in all units"),
+    "constant": (
+        MODEL,
+        jaxem.Data(X, gate=np.c_[Z, 0 * Z + 2]),
+        "column 2 of data.gate .* same in",
+    ),
     "collinear": (MODEL, jaxem.Data(X, gate=np.c_[Z, Z @ [1, 2]]), "columns 0, 1, 2 .* collinear"),
     "NaN": (MODEL, jaxem.Data(X, gate=Z * np.nan), "data.gate holds 180 values"),
     "bayesian": (jaxem.BayesianMixture(jaxem.Normal(), 2), DATA, "has constant weights"),

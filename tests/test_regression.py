@@ -210,7 +210,9 @@ def test_units_do_not_matter(family):
     np.testing.assert_allclose(single.log_likelihood, plain.log_likelihood, rtol=2e-5)
 
 
-@pytest.mark.parametrize("family", ["normal"])
+@pytest.mark.parametrize(
+    "family", ["normal", pytest.param("negative_binomial", marks=pytest.mark.slow)]
+)
 def test_gradient_of_a_fit(family):
     """By data, weights and prior, against differences."""
     data = data_of(family)

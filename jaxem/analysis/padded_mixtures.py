@@ -17,7 +17,8 @@ from jaxem.data.batch import Batch, as_blocks, check_data_sets
 from jaxem.families.product import Product
 from jaxem.fit import fit
 from jaxem.methods.em import EM
-from jaxem.models.mixture import Mixture, MixtureParams
+from jaxem.models.mixing import MixtureParams
+from jaxem.models.mixture import Mixture
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import float_dtype, pytree, split
 from jaxem.protocol.model import Model, name_of

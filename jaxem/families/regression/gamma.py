@@ -34,7 +34,7 @@ class GammaResponse(Response):
     def further(self, eta, dispersion, y, trials):
         return (expm1_minus(bounded(jnp.log(_positive(y)) - eta)),)
 
-    def dispersion(self, old, stats, gain, step):
+    def dispersion(self, old, stats, gain):
         spread = (stats.further[0] - gain) / safe(stats.count)
         return 1 / solve_shape(jnp.maximum(spread, smallest_spread(spread.dtype)))
 

@@ -1,17 +1,19 @@
 """Negative binomial responses: the mean is μ = e^η, the variance μ + α μ², α the dispersion.
 
-The M-step of τ = log θ, θ = 1/α, is a Newton step that cannot lower Σ w log p. With u = μ/θ and
-σ_j = θ/(θ + j) the derivative of log p(y) by τ is
+The M-step is one Newton step of the coefficients and of τ = log θ, θ = 1/α, together. With u = μ/θ,
+v = u/(1 + u)² and σ_j = θ/(θ + j) the derivative of log p(y) by τ is
 
   −Σ_{j<y} j/(θ + j) + y u/(1 + u) − μ q(u),   q(u) = log(1 + u)/u − 1/(1 + u),
 
-and its second derivative K + C − B, with K = Σ_{j<y} σ_j (1 − σ_j), C = (μ − y) u/(1 + u)² and
-B = μ q(u). Each of K, C and B changes by at most a factor e^{|t|} over a step t. So with first and
-second derivatives d and d₂ and M = Σ w (K + |C| + B)
+its second derivative is K + μ v − y v − B with K = Σ_{j<y} σ_j (1 − σ_j) and B = μ q(u), that by τ
+and η is (y − μ) v, and that by η is −(y + θ) v. Where η changes by at most R and τ by t, each of
+these terms changes by at most the factor e^{2R + 2|t|}. So along s times a step (δ, t), with the
+slope G and the curvature S of Σ w log p there, ρ = 2R + 2|t| and
 
-  Q(τ + t) ≥ Q(τ) + d t + d₂ t²/2 − M (e^{|t|} − 1 − |t| − t²/2),
+  M = δ'Hδ + Σ w (K + (μ + y) v + B) (t² + 2R|t|),
 
-and the step taken is the maximum of that bound: Newton's, where it is small.
+the sum rises by at least G s − S s²/2 − M (e^{sρ} − 1 − sρ − (sρ)²/2)/ρ², and s is chosen so that
+this is above 0: it is 1 where the step is small.
 """
 
 import jax
@@ -20,7 +22,7 @@ from jax.lax import stop_gradient
 
 from jaxem.families.regression.counts import PoissonResponse, log_poisson
 from jaxem.families.regression.response import Slopes, bounded
-from jaxem.numerics.newton_step import expm1_minus
+from jaxem.numerics.newton_step import expm1_minus, newton_step, quadratic
 from jaxem.numerics.special import (
     betaln,
     inverse_minus_trigamma,
@@ -34,7 +36,16 @@ LARGE = 50.0
 LONGEST_STEP = 2.0
 """The longest step of log θ."""
 
-NEWTON_STEPS = 8
+NEWTON_STEPS = 16
+
+CUBIC_UP_TO = 1e-2
+"""Arguments up to which e^z − 1 − z − z²/2 is computed by its series."""
+
+LEAST_CURVATURE = 1e-6
+"""The least curvature by τ that a Newton step trusts, as a part of the sum of its terms' sizes."""
+
+FULL_FROM = 1 / 1.3
+"""The best length from which a whole step is taken, if the bound allows it."""
 
 
 class NegativeBinomialResponse(PoissonResponse):
@@ -77,7 +88,7 @@ class NegativeBinomialResponse(PoissonResponse):
         return mean / (1 + mean * dispersion)
 
     def further(self, eta, dispersion, y, trials):
-        """The first and second derivative by τ, the terms of M, and the size of the terms of the
+        """The first and second derivative by τ, K + (μ + y) v + B, and the size of the terms of the
         log density where they cancel."""
         theta, mean, y = 1 / dispersion, jnp.exp(bounded(eta)), y[None]
         u, v = mean * dispersion, y * dispersion
@@ -89,10 +100,11 @@ class NegativeBinomialResponse(PoissonResponse):
         part = u / (1 + u)
         across, below = (mean - y) * part / (1 + u), mean * _q(u)
         first = y * part - missing - below
-        y = y[0]
+        sizes = convex + (mean + y) * part / (1 + u) + below
+        second, y = convex + across - below, y[0]
         size = sum(map(jnp.abs, self._terms(bounded(eta), dispersion, y)))
         size = jnp.where(self._is_near_poisson(bounded(eta), dispersion, y), 0, size)
-        return first, convex + across - below, convex + jnp.abs(across) + below, size
+        return first, second, sizes, size
 
     def size_of_terms(self, stats):
         return stats.further[3].sum()
@@ -102,17 +114,36 @@ class NegativeBinomialResponse(PoissonResponse):
         u = mean * dispersion
         return (y - mean) * u / jnp.square(1 + u)
 
-    def dispersion(self, old, stats, gain, step):
-        """The step of τ is shortened where, together with that of the coefficients, its second
-        order cross term could lose more than half of what both gain apart."""
-        first, second, most, _ = stats.further
-        t, rise = climb(first, second, most)
-        cross = t * (stats.cross * step).sum(-1)
-        gain = jnp.maximum(gain, 0)
-        loss = jnp.maximum(-cross, 0)
-        exceeds = loss > 0.5 * (gain + rise)
-        part = jnp.minimum(0.5 * gain / jnp.where(exceeds, loss, 1), 1)
-        return old * jnp.exp(-jnp.where(exceeds, part, 1) * t)
+    def joint(self, gradient, curvature, stats):
+        """The gradient (k, m + 1) and curvature (k, m + 1, m + 1) with τ as the last coordinate.
+        Where the sum is not concave, τ stands apart from the coefficients."""
+        _, second, sizes, _ = stats.further
+        of_cross = newton_step(stats.cross, curvature)
+        least = LEAST_CURVATURE * sizes + float(jnp.finfo(sizes.dtype).tiny) ** 0.5
+        is_concave = -second - (stats.cross * of_cross).sum(-1) > least
+        cross = jnp.where(is_concave[:, None], -stats.cross, 0)
+        return self._with_last(
+            gradient, curvature, stats, cross, jnp.where(is_concave, -second, sizes + least)
+        )
+
+    def _with_last(self, gradient, curvature, stats, cross, last):
+        rows = jnp.concatenate([curvature, cross[:, None]], 1)
+        column = jnp.concatenate([cross, last[:, None]], 1)[:, :, None]
+        first = stats.further[0][:, None]
+        return jnp.concatenate([gradient, first], 1), jnp.concatenate([rows, column], 2)
+
+    def bound(self, gradient, curvature, stats, step):
+        """G, S, M and ρ, (k,) each, for a step (k, m + 1)."""
+        _, second, sizes, _ = stats.further
+        slope, form = self._with_last(gradient, curvature, stats, -stats.cross, -second)
+        change, t = step[:, :-1], jnp.abs(step[:, -1])
+        reach = jnp.abs(change).sum(-1)
+        most = quadratic(curvature, change) + sizes * (jnp.square(t) + 2 * reach * t)
+        return (slope * step).sum(-1), quadratic(form, step), most, 2 * reach + 2 * t
+
+    def moved(self, old, step):
+        """The dispersion after a step (k,) of τ."""
+        return old * jnp.exp(-jnp.clip(step, -LONGEST_STEP, LONGEST_STEP))
 
     def draw(self, key, eta, dispersion, trials):
         of_rate, of_count = jax.random.split(key)
@@ -121,30 +152,27 @@ class NegativeBinomialResponse(PoissonResponse):
         return jax.random.poisson(of_count, rate * jnp.exp(bounded(eta))).astype(eta.dtype)
 
 
-def climb(first, second, most):
-    """The step t that maximises the lower bound, and that bound at it, for first and second
-    derivatives and M of the same shapes."""
-    most = jnp.maximum(most, jnp.abs(second)) + float(jnp.finfo(most.dtype).tiny)
-    sign = jnp.where(first < 0, -1.0, 1.0).astype(first.dtype)
-    linear = most + second
+def safe_length(slope, curvature, most, rate):
+    """s for G, S, M and ρ. The slope of the bound is concave in s, so that Newton's method from 1
+    comes down to its root. Differentiable where steps are small: s is 1 there."""
+    slope, curvature, most, rate = stop_gradient((slope, curvature, most, rate))
+    rate = jnp.where(rate > 0, rate, 1)
 
-    def over(t, first, linear, most):
-        """The negative derivative of the bound at |t|, which is convex, and its derivative."""
-        return most * jnp.expm1(t) - linear * t - sign * first, most * jnp.exp(t) - linear
+    def rises(s):
+        z = s * rate
+        excess = expm1_minus(z) - jnp.square(z) / 2
+        excess = jnp.where(z < CUBIC_UP_TO, z**3 / 6 * (1 + z / 4), excess)
+        return s * slope - jnp.square(s) * curvature / 2 - most * excess / jnp.square(rate)
 
-    def newton(t, *constants):
-        value, slope = over(t, *constants)
-        return t - value / jnp.where(slope > 0, slope, 1)
+    def newton(_, s):
+        z = s * rate
+        value = slope - s * curvature - most * expm1_minus(z) / rate
+        change = curvature + most * jnp.expm1(z)
+        return jnp.clip(s + value / jnp.where(change > 0, change, jnp.inf), 0, 1)
 
-    fixed = stop_gradient((first, linear, most))
-    t = jnp.full_like(first, LONGEST_STEP)
-    is_longest = over(t, *fixed)[0] <= 0
-    t = jax.lax.fori_loop(0, NEWTON_STEPS, lambda _, t: jnp.maximum(newton(t, *fixed), 0), t)
-    t = newton(stop_gradient(t), first, linear, most)  # with the derivative of the root
-    t = jnp.where(is_longest, LONGEST_STEP, jnp.clip(t, -LONGEST_STEP, LONGEST_STEP))
-    loss = most * (expm1_minus(t) - jnp.square(t) / 2)
-    rise = jnp.maximum(sign * first * t + second * jnp.square(t) / 2 - loss, 0)
-    return sign * t, rise
+    best = jax.lax.fori_loop(0, NEWTON_STEPS, newton, jnp.ones_like(slope))
+    is_full = (best >= FULL_FROM) & (rises(jnp.ones_like(best)) >= rises(best) / 4)
+    return jnp.where(is_full, 1, jnp.where(rises(best) > 0, best, 0))
 
 
 def _minus_log1p(v):

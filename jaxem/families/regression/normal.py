@@ -31,7 +31,7 @@ class NormalResponse(Response):
     def further(self, eta, dispersion, y, trials):
         return (jnp.square(y - eta),)
 
-    def dispersion(self, old, stats, gain, step):
+    def dispersion(self, old, stats, gain):
         return (stats.further[0] - 2 * gain) / safe(stats.count)
 
     def mean(self, eta, trials):

@@ -16,7 +16,7 @@ from jaxem.families.regression.design import rows_of, second_moments
 from jaxem.families.regression.domain import RegressionDomain
 from jaxem.families.regression.gamma import GammaResponse
 from jaxem.families.regression.linear import is_faster, linear_form
-from jaxem.families.regression.negative_binomial import NegativeBinomialResponse
+from jaxem.families.regression.negative_binomial import NegativeBinomialResponse, safe_length
 from jaxem.families.regression.normal import NormalResponse
 from jaxem.families.regression.prior import inner_prior, log_density, precision_and_mean
 from jaxem.families.regression.separation import separated
@@ -114,11 +114,16 @@ class Regression(Bank):
         return RegressionDomain(self.response.words, bank=self, takes=takes)
 
     @property
+    def is_joint(self) -> bool:
+        """Whether the M-step moves coefficients and dispersion by one Newton step."""
+        return self.family == "negative_binomial"
+
+    @property
     def separate(self):
         """The M-step of a component depends on its own weights alone, and at a fixed point on no
         earlier params."""
         depends = self.shared or (self.prior is not None and self.response.scales)
-        return not depends and self.family != "negative_binomial"
+        return not depends and not self.is_joint
 
     def _defines(self, name):
         if name == "separated":
@@ -183,24 +188,32 @@ class Regression(Bank):
         return linear_form(x, self.intercept) if is_normal and is_faster(x) else None
 
     def maximize(self, params, stats):
-        response, old = self.response, params.coefficients
+        response = self.response
+        if self.shared:  # entries that are equal come from their mean, so that they stay so
+            params = dataclasses.replace(params, coefficients=self._tied(params.coefficients))
+        old = params.coefficients
         step, length, reach = self._coefficient_step(params, stats)
-        gain = least_gain(stats.gradient, stats.curvature, step, length, reach)
         if self.family == "normal":  # f is quadratic
             gain = (stats.gradient * step).sum(-1) - quadratic(stats.curvature, step) / 2
+        elif not self.is_joint:
+            gain = least_gain(stats.gradient, stats.curvature, step, length, reach)
         moved = length[:, None] * step
         empty = is_empty(stats.count)
-        coefficients = old + moved
+        coefficients = old + moved[:, : old.shape[1]]
         if not self.shared:
             coefficients = keep_empty(stats.count, coefficients, old)
         if not response.has_dispersion:
             return RegressionParams(coefficients)
-        dispersion = response.dispersion(params.dispersion, stats, gain, moved)
+        if self.is_joint:
+            dispersion = response.moved(params.dispersion, moved[:, -1])
+        else:
+            dispersion = response.dispersion(params.dispersion, stats, gain)
         dispersion = self._limited(dispersion)
         return RegressionParams(coefficients, jnp.where(empty, params.dispersion, dispersion))
 
     def _coefficient_step(self, params, stats):
-        """(step (k, m), its length (k,), the largest change of a predictor by the whole step)."""
+        """(step (k, m), its length (k,), the largest change of a predictor by the whole step). Of
+        negative binomial responses the last entry of a step (k, m + 1) is that of log θ."""
         old, gradient, curvature = params.coefficients, stats.gradient, stats.curvature
         k, m = old.shape
         of_prior = self._normal_prior(m, old.dtype)
@@ -216,6 +229,11 @@ class Regression(Bank):
             added = jnp.where(is_own, precision, 0) * scale[:, None]
             gradient = gradient + jnp.where(is_own, pull, 0) * scale[:, None]
             curvature = curvature + added[:, :, None] * jnp.eye(m, dtype=old.dtype)
+        plain = gradient, curvature
+        if self.is_joint:
+            gradient, curvature = self.response.joint(gradient, curvature, stats)
+            own = [*own, m]
+        added_slope = added_curvature = 0.0
         if self.shared:
             at = jnp.array(self._shared)
             q = len(self._shared)
@@ -223,13 +241,28 @@ class Regression(Bank):
             if of_prior is not None:
                 extra = (pull[0, at], precision[at] * jnp.eye(q, dtype=old.dtype))
             step = shared_newton_step(gradient, curvature, own, self._shared, *extra)
+            of_shared = step[0, at]
+            added_slope = extra[0] @ of_shared
+            added_curvature = of_shared @ extra[1] @ of_shared
         else:
             step = newton_step(gradient, curvature)
+        if self.is_joint:
+            slope, form, most, rate = self.response.bound(*plain, stats, step)
+            if self.shared:
+                slope, form = slope.sum() + added_slope, form.sum() + added_curvature
+                most, rate = most.sum(), rate.max()
+            return step, jnp.broadcast_to(safe_length(slope, form, most, rate), (k,)), None
         if self.family == "normal":
             return step, jnp.ones(k, old.dtype), jnp.zeros(k, old.dtype)
         reach = jnp.abs(step).sum(-1)
         reach = jnp.broadcast_to(reach.max(), (k,)) if self.shared else reach
         return step, step_length(reach), reach
+
+    def _tied(self, coefficients):
+        """Coefficients (k, m) with the shared ones replaced by their mean over components."""
+        at = jnp.array(self._shared)
+        mean = coefficients[:, at].mean(0)
+        return coefficients.at[:, at].set(jnp.broadcast_to(mean, coefficients[:, at].shape))
 
     def _normal_prior(self, m, dtype):
         """(precision, mean), (m,) each, of the prior, or None."""

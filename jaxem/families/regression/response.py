@@ -59,9 +59,9 @@ class Response:
         None."""
         return None
 
-    def dispersion(self, old, stats, gain, step):
+    def dispersion(self, old, stats, gain):
         """The M-step of the dispersion, (k,), not floored. old (k,); stats: as of the bank; gain
-        (k,): the least gain of Σ w f by `step` (k, m) of the coefficients."""
+        (k,): the least gain of Σ w f by the step of the coefficients."""
         return None
 
     def size_of_terms(self, stats):
