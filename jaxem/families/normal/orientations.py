@@ -1,0 +1,97 @@
+"""Covariance structures with common principal axes or common variances along them: EVE, VVE, EEV
+and VEV. Rescaled features would have other axes: all have one scale."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import stop_gradient
+
+from jaxem.families.normal.common import highest, pooled, variances_of_volumes
+from jaxem.families.normal.matrices import Matrices
+from jaxem.numerics.linalg import RAISE_IN_ROUNDINGS, diagonal, floored, pivot_rounding
+from jaxem.numerics.rotations import assembled, common_axes, eigen
+from jaxem.numerics.triangular import times
+
+
+class VVE(Matrices):
+    """λ_k D A_k Dᵀ: common axes D, by rotations (`common_axes`), from those of the previous
+    covariances and from those of Σ_k n_k S_k; the variances along them are diag(Dᵀ S_k D)."""
+
+    common_scale = True
+    is_volume_shared = False
+
+    def parts(self, count, covariance, previous, floor):
+        covariance = floored(covariance, floor)
+        starts = _axes_of(stop_gradient(previous), stop_gradient(pooled(count, covariance)))
+        axes = common_axes(covariance, count, starts, self.is_volume_shared)
+        variance = diagonal(times(times(axes.T, covariance), axes))
+        if self.is_volume_shared:
+            volume = jnp.exp(jnp.log(variance).mean(-1))
+            variance = variance * (pooled(count, volume) / volume)[:, None]
+        return assembled(axes, variance)
+
+    def n_parameters(self, k, d):
+        return k * d + d * (d - 1) // 2
+
+
+class EVE(VVE):
+    """λ D A_k Dᵀ: the same with one volume λ = Σ_k n_k |diag(Dᵀ S_k D)|^(1/d) / n."""
+
+    is_volume_shared = True
+
+    def n_parameters(self, k, d):
+        return 1 + k * (d - 1) + d * (d - 1) // 2
+
+
+def _axes_of(previous, scatter):
+    """Axes (2, d, d) to start from: those that the previous covariances have in common, which are
+    the eigenvectors of a sum of them with unlike factors; and those of the scatter."""
+    k, d = previous.shape[:2]
+    size = jnp.trace(previous, axis1=-2, axis2=-1)
+    factor = jnp.asarray(1 + np.arange(k) * GOLDEN % 1, previous.dtype) / size
+    mixed = (factor[:, None, None] * previous).sum(0)
+    return eigen(jnp.stack([mixed, scatter * (d / jnp.trace(scatter))]))[1]
+
+
+GOLDEN = (np.sqrt(5) - 1) / 2
+"""Its multiples modulo 1 are all different."""
+
+
+class EEV(Matrices):
+    """λ D_k A D_kᵀ: common variances along the axes of each component, in closed form: the axes of
+    S_k, and the means over units of its sorted eigenvalues."""
+
+    common_scale = True
+
+    def parts(self, count, covariance, previous, floor):
+        values, axes = eigen(covariance)
+        return assembled(axes, _raised(pooled(count, values), floor.max()))
+
+    def is_floored(self, covariance, floor):
+        """As in the others, and whether a variance along an axis is on its floor."""
+        values = eigen(covariance)[0]
+        ratio = values[..., -1] / values[..., 0]
+        least = (1 + RAISE_IN_ROUNDINGS) * pivot_rounding(values.shape[-1], values.dtype)
+        return super().is_floored(covariance, floor) | (ratio <= least)
+
+    def n_parameters(self, k, d):
+        return d + k * d * (d - 1) // 2
+
+
+class VEV(EEV):
+    """λ_k D_k A D_kᵀ: the same with a volume for every component, by repetition
+    (`diagonal_step`)."""
+
+    def parts(self, count, covariance, previous, floor):
+        values, axes = eigen(covariance)
+        floor = highest(floor)[..., None]
+        log_volume = jnp.log(self.volume(previous))
+        return assembled(axes, variances_of_volumes(count, _raised(values, floor), log_volume))
+
+    def n_parameters(self, k, d):
+        return k + d - 1 + k * d * (d - 1) // 2
+
+
+def _raised(values, floor):
+    """Sorted eigenvalues (..., d) of at least the floor, and the rounding error of the largest."""
+    rounding = RAISE_IN_ROUNDINGS * pivot_rounding(values.shape[-1], values.dtype)
+    return jnp.maximum(values, jnp.maximum(floor, rounding * values[..., :1]))
