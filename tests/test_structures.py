@@ -157,3 +157,118 @@ def test_m_step(name):
             start = np.concatenate([vector[: vector.size - turns], rng.normal(size=turns)])
             found = minimize(value_of, start, method="BFGS", options={"maxiter": 300})
             assert value <= found.fun + 1e-6
+
+
+@pytest.mark.parametrize("k, d", [(1, 3), (3, 1), (2, 2)])
+@pytest.mark.parametrize("name", NEW)
+def test_repeated_m_step(name, k, d):
+    """The M-step from its own result changes nothing, in either precision; so does the map to the
+    structure, from which every other part of it is taken."""
+    count, scatter = scatter_of(3, k, d)
+    for dtype, within in ((np.float64, 1e-9), (np.float32, 1e-3)):
+        stats = count.astype(dtype), scatter.astype(dtype)
+        once = maximized(name, *stats)
+        again = maximized(name, *stats, once)
+        assert once.dtype == again.dtype == dtype
+        np.testing.assert_allclose(again, once, rtol=within, atol=within)
+        space = jaxem.Normal(name).structure.space
+        assert space.outside(np.asarray(once)) is None
+        assert space.freedom(once.shape) == parameters(name, k, d)
+
+
+def test_names():
+    """The four structures with a word are the same objects; all others have mclust's counts."""
+    structures = {name: jaxem.Normal(name).structure for name in NAMES}
+    for name, word in WORDS.items():
+        assert structures[name] is jaxem.Normal(word).structure
+    for name, structure in structures.items():
+        for k, d in ((1, 1), (1, 4), (4, 1), (3, 5)):
+            assert structure.n_parameters(k, d) == parameters(name, k, d)
+    x = groups()
+    for name, word in WORDS.items():
+        fits = [
+            jaxem.fit(jaxem.Mixture(jaxem.Normal(c), 2), x, key=0, max_iter=5, tol=0)
+            for c in (name, word)
+        ]
+        for a, b in zip(*(jax.tree.leaves(f.params) for f in fits), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def groups(n=60, d=3, seed=4):
+    """Two groups of unlike size, shape and orientation."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d)) * np.array([3.0, 1.0, 0.3])[:d]
+    x[: n // 2] = x[: n // 2] @ np.linalg.qr(rng.normal(size=(d, d)))[0] * 0.5 + 2.5
+    return x
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_fit(name):
+    """A fit with accelerated steps: the objective is that of params of the structure and never
+    falls below that of plain EM; the bank's posterior is a normal density."""
+    x = groups()
+    model = jaxem.Mixture(jaxem.Normal(name), 2)
+    result = jaxem.fit(
+        model, x, key=0, restarts=4, method=jaxem.EM(accelerator=jaxem.SQUAREM()), tol=1e-9
+    )
+    assert result.converged
+    p = result.params
+    assert jaxem.Normal(name).structure.space.outside(np.asarray(p.components.covariance)) is None
+    covariance = whole(p.components.covariance, 2, 3)
+    centred = x[:, None] - np.asarray(p.components.mean)
+    distance = np.einsum("nki,kij,nkj->nk", centred, np.linalg.inv(covariance), centred)
+    log_det = np.linalg.slogdet(2 * np.pi * covariance)[1]
+    joint = np.log(p.weights) - (distance + log_det) / 2
+    expected = np.logaddexp.reduce(joint, axis=1).sum()
+    np.testing.assert_allclose(result.log_likelihood, expected, rtol=1e-10)
+    assert result.n_parameters == 1 + 2 * 3 + parameters(name, 2, 3)
+    # At a fixed point of plain EM.
+    again = jaxem.fit(model, x, init=p, max_iter=50, tol=1e-12)
+    assert abs(again.log_likelihood - result.log_likelihood) < 1e-6
+
+
+def test_select_prints_a_table():
+    """k × structure in one call, as mclust's table: a row a structure, a column a k."""
+    x = groups()
+    models = [jaxem.Mixture(jaxem.Normal(n), k) for n in ("EII", "EVI", "VVI") for k in (1, 2)]
+    found = jaxem.select(x, models, key=0, restarts=2)
+    lines = str(found).splitlines()
+    assert lines[2].split() == ["k", "1", "2"]
+    assert [line.split("'")[1] for line in lines[3:6]] == ["EII", "EVI", "VVI"]
+    one = {row.name: row.score for row in found.table}
+    assert abs(one["Normal('EVI'), k=1"] - one["Normal('VVI'), k=1"]) < 1e-6
+
+
+def test_collapse_is_flagged():
+    """A component on one point, or in a plane, has finite covariances of the structure."""
+    x = groups()
+    x[:8] = x[0]
+    for name in NEW:
+        count = np.array([8.0, 20.0])
+        scatter = np.stack([np.zeros((3, 3)), x[8:28].T @ x[8:28]])
+        model = jaxem.Normal(name)
+        floored = jaxem.Normal(name, floor=1e-12)
+        unit = model.structure.unit(2, 3, jnp.float64)
+        params = jaxem.NormalParams(jnp.zeros((2, 3)), unit)
+        params = MAXIMIZE(floored, params, statistics(name, count, scatter))
+        assert np.isfinite(whole(params.covariance, 2, 3)).all()
+        is_bounded = name[0] == "E"  # the other component keeps the volume up
+        assert bool(np.any(floored.degenerate(params))) != is_bounded, name
+
+
+def test_errors():
+    x = groups()
+    with pytest.raises(ValueError, match="'VVE' takes no prior"):
+        jaxem.Normal("VVE", prior=jaxem.NormalPrior(0.0, 1.0, 5.0, 1.0))
+    with pytest.raises(ValueError, match="takes no covariance 'EEV'"):
+        jaxem.fit(jaxem.BayesianMixture(jaxem.Normal("EEV"), 2), x, key=0)
+    params = jaxem.MixtureParams(
+        np.full(2, 0.5), jaxem.NormalParams(x[:2], np.stack([np.eye(3), np.diag([1.0, 2, 3])]))
+    )
+    with pytest.raises(ValueError, match="is not of structure VEE"):
+        jaxem.fit(jaxem.Mixture(jaxem.Normal("VEE"), 2), x, init=params)
+    restricted = jaxem.Restricted(
+        jaxem.Mixture(jaxem.Normal("VEE"), 2), tied="components.covariance"
+    )
+    with pytest.raises(ValueError, match="common parts"):
+        jaxem.fit(restricted, x, key=0)

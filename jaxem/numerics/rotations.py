@@ -96,11 +96,10 @@ def common_axes(matrices, weights, starts, is_volume_shared: bool):
             relative = present / present.sum(-1, keepdims=True)
         relative = relative[..., None]
 
-        def value(angle):
+        def change_of_objective(angle):
             sine, half_sine = jnp.sin(angle)[..., None, :], jnp.sin(angle / 2)[..., None, :]
             change = 2 * u * jnp.square(half_sine) - v * sine
             log_change = jnp.log1p(jnp.maximum(change, -1 + eps))
-            # log x for the volume itself; expm1 for its d-th root
             each = jnp.expm1(log_change / d) * d if is_volume_shared else log_change
             return (relative * each).sum(-2)
 
@@ -109,7 +108,8 @@ def common_axes(matrices, weights, starts, is_volume_shared: bool):
         of_bound = jnp.arctan2(slope, bound_slope)
         curvature = bound_slope + bend * (relative * -jnp.square(v)).sum(-2)
         newton = slope / jnp.where(curvature > 0, curvature, 1)
-        is_better = (curvature > 0) & (jnp.abs(newton) < 1) & (value(newton) <= value(of_bound))
+        by_newton, by_bound = change_of_objective(jnp.stack([newton, of_bound]))
+        is_better = (curvature > 0) & (jnp.abs(newton) < 1) & (by_newton <= by_bound)
         angle = jnp.where(is_better, newton, of_bound)
         length = jnp.hypot(slope, bound_slope)
         is_steep = bound_slope <= 0

@@ -29,7 +29,7 @@ SHARES_OFF = 1e-3
 """How far from 1 the sum of given probabilities may be."""
 
 RELATION_OFF = 1e-3
-"""How far given covariances may be from obeying a relation, as a part of the largest."""
+"""How far given covariances may be from obeying a relation, as a part of their values."""
 
 SMALL_MARGIN = 1e-3
 """The margin (see `Space`) below which an entry counts as close to its bound, where its growth
@@ -237,16 +237,15 @@ class Relation:
     """What relates the components of a leaf, beside the space of each of them.
 
     nearest(leaf): a leaf that obeys the relation, near one that may not; a leaf that does comes
-    back up to rounding errors. count(shape): the number of free parameters. words: for a message.
+    back up to rounding errors. deviation(leaf, xp): by how much it is not obeyed, as a part of the
+    values, of a leaf with any leading axes; xp is NumPy or `jax.numpy`. count(shape): the number of
+    free parameters. words: for a message.
     """
 
     nearest: Callable
+    deviation: Callable
     count: Callable
     words: str
-
-    def holds(self, leaf):
-        distance = jnp.abs(self.nearest(leaf) - leaf)
-        return jnp.all(distance <= RELATION_OFF * jnp.max(jnp.abs(leaf)))
 
 
 class Related(Space):
@@ -258,12 +257,12 @@ class Related(Space):
 
     def outside(self, leaf):
         wrong = super().outside(leaf)
-        if wrong is None and not bool(self.relation.holds(leaf)):
+        if wrong is None and not np.all(self.relation.deviation(leaf, np) <= RELATION_OFF):
             wrong = f"is not {self.relation.words}: start from such covariances, or from labels"
         return wrong
 
     def holds(self, leaf):
-        return super().holds(leaf) & self.relation.holds(leaf)
+        return super().holds(leaf) & jnp.all(self.relation.deviation(leaf, jnp) <= RELATION_OFF)
 
 
 @dataclass(frozen=True)

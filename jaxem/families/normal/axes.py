@@ -13,13 +13,13 @@ from jaxem.protocol.spaces import RelatedVariances
 class EII(CommonParts, Spherical):
     """λ I: one variance, in closed form. Shape (k,), all equal."""
 
-    related = RelatedVariances
+    related, rank = RelatedVariances, 0
 
     def parts(self, count, covariance, previous, floor):
         variance = jnp.maximum(pooled(count, covariance), floor.max())
         return jnp.broadcast_to(variance, covariance.shape)
 
-    def volume(self, covariance):
+    def volume(self, covariance, xp=jnp):
         return covariance
 
     def whitened(self, covariance, mean_step, covariance_step):
@@ -33,10 +33,10 @@ class EII(CommonParts, Spherical):
 class Axes(CommonParts, Diagonal):
     """Variances (k, d) of uncorrelated features."""
 
-    related = RelatedVariances
+    related, rank = RelatedVariances, 1
 
-    def volume(self, covariance):
-        return jnp.exp(jnp.log(covariance).mean(-1))
+    def volume(self, covariance, xp=jnp):
+        return xp.exp(xp.log(covariance).mean(-1))
 
     def whitened(self, covariance, mean_step, covariance_step):
         return mean_step / jnp.sqrt(covariance), math.sqrt(0.5) * covariance_step

@@ -29,7 +29,10 @@ class CommonParts:
 
     joint = True
     related: Any
-    """Its `Space` without the relation."""
+    """Its kind of `Space`, which takes the relation."""
+
+    rank: int
+    """The number of axes of one covariance."""
 
     def estimate(self, count, covariance, previous, floor):
         """The covariances of the M-step, exact to rounding errors except at the floor."""
@@ -42,7 +45,8 @@ class CommonParts:
     @property
     def space(self):
         name = f"of structure {type(self).__name__}"
-        return self.related(relation=Relation(self._nearest, self._count, name))
+        parts = (self._nearest, self._deviation, self._count)
+        return self.related(relation=Relation(*parts, name))
 
     def is_floored(self, covariance, floor):
         """Whether a variance is on its floor, or a component has collapsed but for common parts:
@@ -59,8 +63,35 @@ class CommonParts:
         count = jnp.ones(covariance.shape[0], covariance.dtype)
         return self.parts(count, covariance, covariance, jnp.zeros((), covariance.dtype))
 
+    def _deviation(self, covariance, xp):
+        """The largest relative difference between components of what they have in common: volumes,
+        matrices of volume 1, traces of their powers, or products in either order."""
+        of_volume, of_shape, of_axes = type(self).__name__
+        volume = self.volume(covariance, xp)
+        scaled = covariance / volume.reshape(*volume.shape, *(1,) * self.rank)
+        found = [_spread(volume, 0, xp)] if of_volume == "E" else []
+        if of_shape == "E" and of_axes == "V":
+            power = scaled
+            for _ in range(covariance.shape[-1] - 1):
+                found.append(_spread(xp.trace(power, axis1=-2, axis2=-1), 0, xp))
+                power = power @ scaled
+        elif of_shape == "E":
+            found.append(_spread(scaled, self.rank, xp))
+        elif of_axes == "E":
+            both = scaled @ xp.roll(scaled, 1, -3)
+            found.append(xp.max(xp.abs(both - both.swapaxes(-1, -2))) / xp.max(xp.abs(both)))
+        return xp.max(xp.stack([xp.asarray(0.0), *found]))
+
     def _count(self, shape):
         return self.n_parameters(shape[0], shape[-1])
+
+
+def _spread(values, rank: int, xp):
+    """The largest difference from the first component, as a part of the largest value; the axis of
+    components is before the last `rank` ones."""
+    axis = values.ndim - 1 - rank
+    first = xp.take(values, xp.asarray([0]), axis)
+    return xp.max(xp.abs(values - first) / xp.max(xp.abs(first)))
 
 
 def highest(floor):

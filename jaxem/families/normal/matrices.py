@@ -2,6 +2,7 @@
 and EVV. They stay what they are when features are rescaled."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxem.families.normal.common import CommonParts, centred, pooled
 from jaxem.families.normal.full import Full
@@ -14,11 +15,12 @@ from jaxem.protocol.spaces import RelatedMatrices
 class Matrices(CommonParts, Full):
     """Covariance matrices (k, d, d)."""
 
-    related = RelatedMatrices
+    related, rank = RelatedMatrices, 2
 
-    def volume(self, covariance):
+    def volume(self, covariance, xp=jnp):
         """|Σ_k|^(1/d), (k,)."""
-        return jnp.exp(Factor(covariance).log_det / covariance.shape[-1])
+        log_det = Factor(covariance).log_det if xp is jnp else np.linalg.slogdet(covariance)[1]
+        return xp.exp(log_det / covariance.shape[-1])
 
 
 class VEE(Matrices):

@@ -23,6 +23,16 @@ class VVE(Matrices):
         covariance = floored(covariance, floor)
         starts = _axes_of(stop_gradient(previous), stop_gradient(pooled(count, covariance)))
         axes = common_axes(covariance, count, starts, self.is_volume_shared)
+        return self._along(axes, count, covariance)
+
+    def _nearest(self, covariance):
+        """Along the axes of a sum of the covariances, which are their own where they obey the
+        relation: without rotations, which take longer to compile than all else."""
+        covariance = jnp.asarray(covariance)
+        count = jnp.ones(covariance.shape[0], covariance.dtype)
+        return self._along(eigen(_mixed(covariance))[1], count, covariance)
+
+    def _along(self, axes, count, covariance):
         variance = diagonal(times(times(axes.T, covariance), axes))
         if self.is_volume_shared:
             volume = jnp.exp(jnp.log(variance).mean(-1))
@@ -45,11 +55,16 @@ class EVE(VVE):
 def _axes_of(previous, scatter):
     """Axes (2, d, d) to start from: those that the previous covariances have in common, which are
     the eigenvectors of a sum of them with unlike factors; and those of the scatter."""
-    k, d = previous.shape[:2]
-    size = jnp.trace(previous, axis1=-2, axis2=-1)
-    factor = jnp.asarray(1 + np.arange(k) * GOLDEN % 1, previous.dtype) / size
-    mixed = (factor[:, None, None] * previous).sum(0)
-    return eigen(jnp.stack([mixed, scatter * (d / jnp.trace(scatter))]))[1]
+    return eigen(jnp.stack([_mixed(previous), scatter / jnp.trace(scatter)]))[1]
+
+
+def _mixed(covariance):
+    """Σ_k c_k Σ_k / tr Σ_k with unlike factors c_k between 1 and 2: the eigenvectors of matrices
+    with the same axes are among its own, and its only ones except by accident."""
+    k = covariance.shape[0]
+    factor = jnp.asarray(1 + np.arange(k) * GOLDEN % 1, covariance.dtype)
+    size = jnp.trace(covariance, axis1=-2, axis2=-1)
+    return ((factor / size)[:, None, None] * covariance).sum(0)
 
 
 GOLDEN = (np.sqrt(5) - 1) / 2
