@@ -42,6 +42,10 @@ class CommonParts:
         estimated = self.parts(jnp.where(empty, 0, count), covariance, previous, floor)
         return jnp.where(jnp.all(empty), previous, estimated)
 
+    def begin(self, count, covariance, previous, floor):
+        """Covariances to start from: the M-step, where that is in closed form."""
+        return self.estimate(count, covariance, previous, floor)
+
     @property
     def space(self):
         name = f"of structure {type(self).__name__}"

@@ -23,7 +23,18 @@ class Matrices(CommonParts, Full):
         return xp.exp(log_det / covariance.shape[-1])
 
 
-class VEE(Matrices):
+class ByRepetition:
+    """A structure whose M-step needs repetition, which takes long to compile: fits start without.
+    It comes first in the bases."""
+
+    def begin(self, count, covariance, previous, floor):
+        """One covariance for all components: every structure of matrices has that as well."""
+        total = jnp.where(jnp.any(count > 0), pooled(count, covariance), previous[0])
+        floor = floor.max(0) if floor.ndim == 2 else floor
+        return jnp.broadcast_to(floored(total, floor), covariance.shape)
+
+
+class VEE(ByRepetition, Matrices):
     """λ_k C: matrices in proportion, by repetition of C = Σ_k n_k S_k / λ_k / n and
     λ_k = tr(S_k C⁻¹) / d, of which each maximises Q."""
 

@@ -103,9 +103,13 @@ class Normal(Bank):
         return STRUCTURES[self.covariance]
 
     def init(self, key, x, weights):
-        """The M-step for the given weights (n, k), about the weighted means of the components."""
+        """The M-step for the given weights (n, k), about the weighted means of the components; of a
+        structure with an M-step by repetition, one covariance for all components."""
         start = NormalParams(*self.middle(x, weights))
-        return self.maximize(start, self.statistics(start, x, None, weights))
+        stats = self.statistics(start, x, None, weights)
+        if self.structure.joint:
+            return self._maximize_jointly(start, stats, self.structure.begin)
+        return self.maximize(start, stats)
 
     def middle(self, x, weights):
         """The weighted mean of the data for every component, and unit covariances."""
@@ -146,6 +150,8 @@ class Normal(Bank):
     def maximize_weighted(self, params, stats, scatter_count):
         """The M-step: moments divided by stats.count, the scatter by `scatter_count` (k,)."""
         structure, d, prior = self.structure, params.mean.shape[1], self.prior
+        if structure.joint:
+            return self._maximize_jointly(params, stats, structure.estimate)
         mean, scatter = centred_moments(structure, params.mean, stats)
         if prior is None:
             divisor = safe(structure.divisor(scatter_count, d))
@@ -153,15 +159,20 @@ class Normal(Bank):
             mean, scatter = with_prior_mean(structure, prior, stats.count, mean, scatter)
             scatter = scatter + structure.as_scale(prior.scale, d)
             divisor = structure.divisor(scatter_count, d, prior.df)
-        if structure.joint:
-            covariance = scatter / divisor + (0 if self.limits is None else self.limits.added)
-            floor = jnp.asarray(self._floor(mean), mean.dtype)
-            covariance = structure.estimate(scatter_count, covariance, params.covariance, floor)
-            is_kept = is_empty(stats.count)[:, None]
-            return NormalParams(jnp.where(is_kept, params.mean, mean), covariance)
         covariance = self.floored(mean, scatter / divisor)
         updated = NormalParams(mean, covariance)
         return updated if prior is not None else self._keep_empty(stats.count, updated, params)
+
+    def _maximize_jointly(self, params, stats, rule):
+        """The M-step of a structure that joins its components. rule: its `estimate` or `begin`."""
+        structure, count = self.structure, stats.count
+        mean, scatter = centred_moments(structure, params.mean, stats)
+        covariance = scatter / safe(structure.divisor(count, mean.shape[1]))
+        if self.limits is not None:
+            covariance = covariance + self.limits.added
+        floor = jnp.asarray(self._floor(mean), mean.dtype)
+        covariance = rule(count, covariance, params.covariance, floor)
+        return NormalParams(jnp.where(is_empty(count)[:, None], params.mean, mean), covariance)
 
     def restricted(self, held):
         """Fixed means, about which the moments are then computed. Tied means, where the covariances

@@ -6,13 +6,13 @@ import numpy as np
 from jax.lax import stop_gradient
 
 from jaxem.families.normal.common import highest, pooled, variances_of_volumes
-from jaxem.families.normal.matrices import Matrices
+from jaxem.families.normal.matrices import ByRepetition, Matrices
 from jaxem.numerics.linalg import RAISE_IN_ROUNDINGS, diagonal, floored, pivot_rounding
 from jaxem.numerics.rotations import assembled, common_axes, eigen
 from jaxem.numerics.triangular import times
 
 
-class VVE(Matrices):
+class VVE(ByRepetition, Matrices):
     """λ_k D A_k Dᵀ: common axes D, by rotations (`common_axes`), from those of the previous
     covariances and from those of Σ_k n_k S_k; the variances along them are diag(Dᵀ S_k D)."""
 
@@ -71,7 +71,7 @@ GOLDEN = (np.sqrt(5) - 1) / 2
 """Its multiples modulo 1 are all different."""
 
 
-class EEV(Matrices):
+class EEV(ByRepetition, Matrices):
     """λ D_k A D_kᵀ: common variances along the axes of each component, in closed form: the axes of
     S_k, and the means over units of its sorted eigenvalues."""
 
