@@ -90,7 +90,12 @@ def test_published(name):
 STRUCTURES = {c["id"]: c for c in CASES if c["issue"] == "structures" and c["kind"] == "normal"}
 
 
-@pytest.mark.parametrize("name", STRUCTURES)
+RARE = ("banknote-EVE-2", "iris-EVE-2", "iris-EEV-2")  # their programs take longest to compile
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in RARE)) for n in STRUCTURES]
+)
 def test_published_structure(name):
     """The best known optimum, from 16 starts, of which 5 or more of 16 reach it in every case; at
     the same optimum, mclust's BIC, of the opposite sign."""

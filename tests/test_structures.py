@@ -8,6 +8,7 @@ from scipy.optimize import minimize
 
 import jaxem
 from jaxem.families.normal.gaussian import NormalStatistics
+from jaxem.numerics.rotations import assembled, eigen
 
 WORDS = {"VVV": "full", "EEE": "tied", "VVI": "diagonal", "VII": "spherical"}
 NEW = ["EII", "EEI", "VEI", "EVI", "VEE", "EVE", "VVE", "EEV", "VEV", "EVV"]
@@ -94,7 +95,7 @@ def statistics(name, count, scatter):
     k, d = scatter.shape[:2]
     second = scatter
     if name[2] == "I":
-        second = np.diagonal(scatter, axis1=1, axis2=2)
+        second = scatter.diagonal(axis1=1, axis2=2)
         second = second.sum(1) if name[1] == "I" else second
     second = second.sum(0) if name == "EEE" else second
     return NormalStatistics(*map(jnp.asarray, (count, np.zeros((k, d), count.dtype), second)))
@@ -176,6 +177,42 @@ def test_repeated_m_step(name, k, d):
         assert space.freedom(once.shape) == parameters(name, k, d)
 
 
+@pytest.mark.parametrize("name", NEW)
+def test_derivative_of_the_m_step(name):
+    """By counts and scatters, in both modes, against central differences."""
+    count, scatter = scatter_of(2, K, D)
+    rng = np.random.default_rng(1)
+    turn, of_count = rng.normal(size=scatter.shape), rng.normal(size=K)
+    of_scatter, direction = turn + turn.swapaxes(1, 2), rng.normal(size=(K, D, D))
+    previous = maximized(name, count, scatter)
+    model = jaxem.Normal(name)
+    seen = direction[:, 0, 0] if previous.ndim == 1 else direction[:, :, 0]
+    seen = direction if previous.ndim == 3 else seen
+
+    @jax.jit
+    def value(h):
+        stats = statistics(name, count + h * of_count, scatter + h * of_scatter)
+        params = jaxem.NormalParams(jnp.zeros((K, D)), previous)
+        return (seen * model.maximize(params, stats).covariance).sum()
+
+    h = 1e-5
+    expected = (value(h) - value(-h)) / (2 * h)
+    forward, backward = jax.jit(lambda: (jax.jacfwd(value)(0.0), jax.grad(value)(0.0)))()
+    np.testing.assert_allclose([forward, backward], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("d", [1, 2, 5])
+def test_eigenvectors(d):
+    rng = np.random.default_rng(d)
+    root = rng.normal(size=(6, d, d + 2))
+    matrix = root @ root.swapaxes(1, 2)
+    matrix[0] = 2 * np.eye(d)  # all equal
+    matrix[1] = root[1, :, :1] @ root[1, :, :1].T  # of rank 1
+    values, vectors = jax.jit(eigen)(matrix)
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix)[:, ::-1], atol=1e-13)
+    np.testing.assert_allclose(assembled(vectors, values), matrix, atol=1e-13)
+
+
 def test_names():
     """The four structures with a word are the same objects; all others have mclust's counts."""
     structures = {name: jaxem.Normal(name).structure for name in NAMES}
@@ -225,6 +262,23 @@ def test_fit(name):
     # At a fixed point of plain EM.
     again = jaxem.fit(model, x, init=p, max_iter=50, tol=1e-12)
     assert abs(again.log_likelihood - result.log_likelihood) < 1e-6
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_em_never_falls(name):
+    """Plain EM from poor params, among them those whose components overlap."""
+    x = jnp.asarray(groups())
+    model = jaxem.Mixture(jaxem.Normal(name), 2)
+    unit = model.components.structure.unit(2, 3, x.dtype)
+    start = jaxem.MixtureParams(jnp.full(2, 0.5), jaxem.NormalParams(x[:2], 9 * unit))
+
+    def step(params, _):
+        q, evidence = model.posterior(params, x)
+        stats = model.statistics(params, x, q, jnp.ones(len(x)))
+        return model.maximize(params, stats), evidence.sum()
+
+    values = jax.jit(lambda p: jax.lax.scan(step, p, None, 40)[1])(start)
+    assert values[-1] > values[0] and np.diff(values).min() > -1e-10 * abs(values[0])
 
 
 def test_select_prints_a_table():

@@ -43,7 +43,9 @@ def eigen(matrix):
 
     top = jnp.max(jnp.abs(diagonal(matrix)), axis=-1)
     identity = jnp.broadcast_to(jnp.eye(d, dtype=matrix.dtype), matrix.shape)
-    turned, vectors = _swept(matrix[..., None, :, :], identity, angles, eps * top, EIGEN_SWEEPS)
+    # What remains after the last sweep is of the order of the square of what was there before.
+    least = 0.1 * np.sqrt(eps) * top
+    turned, vectors = _swept(matrix[..., None, :, :], identity, angles, least, EIGEN_SWEEPS)
     values = diagonal(turned[..., 0, :, :])
     order = jnp.argsort(-values, axis=-1)
     vectors = jnp.take_along_axis(vectors, order[..., None, :], axis=-1)
