@@ -10,16 +10,19 @@ from jaxem.numerics.triangular import cholesky, times, triangular_inverse
 MOST_STEPS = 200
 """The most steps to a fixed point."""
 
+ROUNDINGS = 64
+"""The last step to a fixed point in rounding errors of its largest entry, or of 1."""
+
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def fixed_point(step, start, args):
     """The vector v (m,) with step(v, args) = v, by repetition from `start`.
 
-    It ends where no entry moves by more than eps^(3/4), or after `MOST_STEPS`. step: a function of
+    It ends where no entry moves by more than `ROUNDINGS`, or after `MOST_STEPS`. step: a function of
     a module, without a closure. The derivative with respect to args solves the linear equations of
     the implicit function theorem; that with respect to start is 0.
     """
-    tolerance = float(jnp.finfo(start.dtype).eps) ** 0.75
+    tolerance = ROUNDINGS * float(jnp.finfo(start.dtype).eps)
 
     def is_unfinished(carry):
         count, _, moved = carry
@@ -28,7 +31,8 @@ def fixed_point(step, start, args):
     def advance(carry):
         count, value, _ = carry
         updated = step(value, args)
-        return count + 1, updated, jnp.max(jnp.abs(updated - value))
+        size = jnp.maximum(jnp.max(jnp.abs(updated)), 1)
+        return count + 1, updated, jnp.max(jnp.abs(updated - value)) / size
 
     moved = jnp.asarray(jnp.inf, start.dtype)
     return jax.lax.while_loop(is_unfinished, advance, (0, start, moved))[1]

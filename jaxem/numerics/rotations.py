@@ -123,14 +123,26 @@ def common_axes(matrices, weights, starts, is_volume_shared: bool):
         return angle / 4, gain
 
     turned, axes = _swept(turned, starts, angles, eps, COMMON_SWEEPS, volumes=is_volume_shared)
-    log_volume = jnp.log(diagonal(turned)).sum(-1)  # (s, k)
-    if is_volume_shared:
-        top = jnp.max(log_volume)
-        value = jnp.log((share * jnp.exp((log_volume - top) / d)).sum(-1)) * d
-    else:
-        value = (share * log_volume).sum(-1)
+    value = _objective(diagonal(turned), share, is_volume_shared)
     is_first = jnp.arange(len(value)) == 0
     return axes[jnp.argmin(value - jnp.where(is_first, np.sqrt(eps), 0))]
+
+
+def value_of_axes(axes, matrices, weights, is_volume_shared: bool):
+    """The objective of `common_axes` at each of `axes` (s, d, d), (s,); with is_volume_shared, d
+    times its logarithm."""
+    turned = times(times(axes.swapaxes(-1, -2)[:, None], matrices), axes[:, None])
+    return _objective(diagonal(turned), weights, is_volume_shared)
+
+
+def _objective(diagonals, weights, is_volume_shared: bool):
+    """The same from the diagonals of the turned matrices (s, k, d)."""
+    logs = jnp.log(diagonals)
+    if not is_volume_shared:
+        return (weights * logs.sum(-1)).sum(-1)
+    means = logs.mean(-1)
+    top = jnp.max(means)
+    return diagonals.shape[-1] * (jnp.log((weights * jnp.exp(means - top)).sum(-1)) + top)
 
 
 @common_axes.defjvp

@@ -7,21 +7,22 @@ from jax.lax import stop_gradient
 
 from jaxem.families.normal.common import highest, pooled, variances_of_volumes
 from jaxem.families.normal.matrices import ByRepetition, Matrices
-from jaxem.numerics.linalg import RAISE_IN_ROUNDINGS, diagonal, floored, pivot_rounding
-from jaxem.numerics.rotations import assembled, common_axes, eigen
+from jaxem.numerics.linalg import RAISE_IN_ROUNDINGS, Factor, diagonal, floored, pivot_rounding
+from jaxem.numerics.rotations import assembled, common_axes, eigen, value_of_axes
 from jaxem.numerics.triangular import times
 
 
 class VVE(ByRepetition, Matrices):
-    """λ_k D A_k Dᵀ: common axes D, by rotations (`common_axes`), from those of the previous
-    covariances and from those of Σ_k n_k S_k; the variances along them are diag(Dᵀ S_k D)."""
+    """λ_k D A_k Dᵀ: common axes D, by rotations (`common_axes`); the variances along them are
+    diag(Dᵀ S_k D). Rotations start from the axes of the previous covariances, and from those of an
+    S_k or of their mean, whichever are best before rotations."""
 
     common_scale = True
     is_volume_shared = False
 
     def parts(self, count, covariance, previous, floor):
         covariance = floored(covariance, floor)
-        starts = _axes_of(stop_gradient(previous), stop_gradient(pooled(count, covariance)))
+        starts = self._starts(*map(stop_gradient, (count, covariance, previous)))
         axes = common_axes(covariance, count, starts, self.is_volume_shared)
         return self._along(axes, count, covariance)
 
@@ -31,6 +32,13 @@ class VVE(ByRepetition, Matrices):
         covariance = jnp.asarray(covariance)
         count = jnp.ones(covariance.shape[0], covariance.dtype)
         return self._along(eigen(_mixed(covariance))[1], count, covariance)
+
+    def _starts(self, count, covariance, previous):
+        """Axes (2, d, d) to start from."""
+        means = jnp.stack([_mixed(previous), pooled(count, covariance)])
+        axes = eigen(jnp.concatenate([means, covariance]))[1]
+        value = value_of_axes(axes[1:], covariance, count, self.is_volume_shared)
+        return jnp.stack([axes[0], axes[1:][jnp.argmin(value)]])
 
     def _along(self, axes, count, covariance):
         variance = diagonal(times(times(axes.T, covariance), axes))
@@ -50,12 +58,6 @@ class EVE(VVE):
 
     def n_parameters(self, k, d):
         return 1 + k * (d - 1) + d * (d - 1) // 2
-
-
-def _axes_of(previous, scatter):
-    """Axes (2, d, d) to start from: those that the previous covariances have in common, which are
-    the eigenvectors of a sum of them with unlike factors; and those of the scatter."""
-    return eigen(jnp.stack([_mixed(previous), scatter / jnp.trace(scatter)]))[1]
 
 
 def _mixed(covariance):
@@ -82,11 +84,14 @@ class EEV(ByRepetition, Matrices):
         return assembled(axes, _raised(pooled(count, values), floor.max()))
 
     def is_floored(self, covariance, floor):
-        """As in the others, and whether a variance along an axis is on its floor."""
-        values = eigen(covariance)[0]
-        ratio = values[..., -1] / values[..., 0]
-        least = (1 + RAISE_IN_ROUNDINGS) * pivot_rounding(values.shape[-1], values.dtype)
-        return super().is_floored(covariance, floor) | (ratio <= least)
+        """As in the others, and whether a variance along an axis is on its floor: below a few
+        rounding errors of the sum of all."""
+        d = covariance.shape[-1]
+        least = (1 + RAISE_IN_ROUNDINGS) * pivot_rounding(d, covariance.dtype)
+        size = least * jnp.trace(covariance, axis1=-2, axis2=-1)
+        lowered = covariance - size[:, None, None] * jnp.eye(d, dtype=covariance.dtype)
+        is_low = ~jnp.all(Factor(lowered).pivots > 0, axis=-1)
+        return super().is_floored(covariance, floor) | is_low
 
     def n_parameters(self, k, d):
         return d + k * d * (d - 1) // 2
