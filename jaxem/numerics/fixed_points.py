@@ -18,9 +18,9 @@ ROUNDINGS = 64
 def fixed_point(step, start, args):
     """The vector v (m,) with step(v, args) = v, by repetition from `start`.
 
-    It ends where no entry moves by more than `ROUNDINGS`, or after `MOST_STEPS`. step: a function of
-    a module, without a closure. The derivative with respect to args solves the linear equations of
-    the implicit function theorem; that with respect to start is 0.
+    It ends where no entry moves by more than `ROUNDINGS`, or after `MOST_STEPS`. step: a function
+    of a module, without a closure. The derivative with respect to args solves the linear equations
+    of the implicit function theorem; that with respect to start is 0.
     """
     tolerance = ROUNDINGS * float(jnp.finfo(start.dtype).eps)
 
