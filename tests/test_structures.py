@@ -103,6 +103,9 @@ def statistics(name, count, scatter):
 MAXIMIZE = jax.jit(lambda model, params, stats: model.maximize(params, stats))
 
 
+DEGENERATE = jax.jit(lambda model, params: model.degenerate(params))
+
+
 def maximized(name, count, scatter, previous=None, again=0):
     k, d = scatter.shape[:2]
     model = jaxem.Normal(name)
@@ -217,13 +220,12 @@ def test_names():
         for k, d in ((1, 1), (1, 4), (4, 1), (3, 5)):
             assert structure.n_parameters(k, d) == parameters(name, k, d)
     x = groups()
-    for name, word in WORDS.items():
-        fits = [
-            jaxem.fit(jaxem.Mixture(jaxem.Normal(c), 2), x, key=0, max_iter=5, tol=0)
-            for c in (name, word)
-        ]
-        for a, b in zip(*(jax.tree.leaves(f.params) for f in fits), strict=True):
-            np.testing.assert_array_equal(a, b)
+    fits = [
+        jaxem.fit(jaxem.Mixture(jaxem.Normal(c), 2), x, key=0, max_iter=5, tol=0)
+        for c in ("VII", "spherical")
+    ]
+    for a, b in zip(*(jax.tree.leaves(f.params) for f in fits), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def groups(n=60, d=3, seed=4):
@@ -234,7 +236,12 @@ def groups(n=60, d=3, seed=4):
     return x
 
 
-@pytest.mark.parametrize("name", NEW)
+OFTEN = ("VEI", "VVE", "VEV", "EVV")  # one of every file and kind of M-step
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in OFTEN)) for n in NEW]
+)
 def test_fit(name):
     """A fit with accelerated steps: the objective is that of params of the structure and never
     falls below that of plain EM; the bank's posterior is a normal density."""
@@ -279,13 +286,14 @@ def test_em_never_falls(name):
 def test_select_prints_a_table():
     """k × structure in one call, as mclust's table: a row a structure, a column a k."""
     x = groups()
-    models = [jaxem.Mixture(jaxem.Normal(n), k) for n in ("EII", "EVI", "VVI") for k in (1, 2)]
+    models = [jaxem.Mixture(jaxem.Normal(n), k) for n in ("EII", "EVI") for k in (1, 2)]
     found = jaxem.select(x, models, key=0, restarts=2)
     lines = str(found).splitlines()
     assert lines[2].split() == ["k", "1", "2"]
-    assert [line.split("'")[1] for line in lines[3:6]] == ["EII", "EVI", "VVI"]
-    one = {row.name: row.score for row in found.table}
-    assert abs(one["Normal('EVI'), k=1"] - one["Normal('VVI'), k=1"]) < 1e-6
+    assert [line.split("'")[1] for line in lines[3:5]] == ["EII", "EVI"]
+    assert [row.n_parameters for row in found.table] == [4, 8, 6, 12]
+    log_density = -0.5 * (len(x) * (np.log(2 * np.pi * x.var(0)) + 1)).sum()
+    np.testing.assert_allclose(found.table[2].log_likelihood, log_density, rtol=1e-9)
 
 
 def test_collapse_is_flagged():
@@ -302,7 +310,7 @@ def test_collapse_is_flagged():
         params = MAXIMIZE(floored, params, statistics(name, count, scatter))
         assert np.isfinite(whole(params.covariance, 2, 3)).all()
         is_bounded = name[0] == "E"  # the other component keeps the volume up
-        assert bool(np.any(floored.degenerate(params))) != is_bounded, name
+        assert bool(np.any(DEGENERATE(floored, params))) != is_bounded, name
 
 
 def test_errors():
