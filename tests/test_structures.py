@@ -329,3 +329,26 @@ def test_errors():
     )
     with pytest.raises(ValueError, match="common parts"):
         jaxem.fit(restricted, x, key=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["VEI", "VVE", "VEV"])
+def test_gradient_by_data(name):
+    """The derivative of the log-likelihood and of the params along a change of the data, against
+    central differences of fits from the same start."""
+    x, rng = groups(), np.random.default_rng(0)
+    change = rng.normal(size=x.shape)
+    model = jaxem.Mixture(jaxem.Normal(name), 2)
+    start = jaxem.fit(model, x, key=0, restarts=4, tol=1e-10, max_iter=3000).params
+    factor = rng.normal(size=start.components.covariance.shape)
+
+    def ended(h):
+        options = {"init": start, "tol": 1e-13, "max_iter": 3000}
+        result = jaxem.fit(model, jnp.asarray(x) + h * change, **options)
+        p = result.params.components
+        return result.log_likelihood, (factor * p.covariance).sum() + p.mean.sum()
+
+    h, fits = 1e-4, jax.jit(ended)
+    expected = [(a - b) / (2 * h) for a, b in zip(fits(h), fits(-h), strict=True)]
+    found = [jax.jit(jax.grad(lambda h, i=i: ended(h)[i]))(0.0) for i in (0, 1)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
