@@ -119,6 +119,12 @@ class Layout:
                     f"{name} has entries that are both fixed and tied to others: fix every one of "
                     "them instead"
                 )
+            if space.freedom(entries.shape) is not None:
+                if tied[entries].any() or (held[entries].any() and not held[entries].all()):
+                    raise ValueError(
+                        f"{name} holds covariances with common parts: fix all of them, or none"
+                    )
+                continue
             block = _block_size(space, entries.shape)
             if block == 1:
                 continue
@@ -198,6 +204,10 @@ class Layout:
         group = self.equal()[group]
         count, scalars = 0, []
         for _, space, entries in self.leaves():
+            related = space.freedom(entries.shape)
+            if related is not None:
+                count += 0 if held[entries].all() else related
+                continue
             block = _block_size(space, entries.shape)
             rows = entries.reshape(-1, block)
             is_leader = (group[rows] >= rows[:, :1]).all(1)

@@ -45,7 +45,7 @@ class NormalPrior:
         """Fraley & Raftery's default: κ=.01, df=d+2, scale = the data's variance / k^(2/d).
 
         Raises ValueError or TypeError unless x is (n, d) with finite entries, k an int of 1 or more
-        and covariance "full", "tied", "diagonal" or "spherical".
+        and covariance "full", "tied", "diagonal" or "spherical", or the same by mclust's names.
         """
         if not hasattr(x, "dtype"):
             x = np.asarray(x)
@@ -58,7 +58,9 @@ class NormalPrior:
             raise ValueError("x holds values that are not finite: leave such rows out")
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise ValueError(f"k must be an int of 1 or more, got {k!r}")
-        if covariance not in ("full", "tied", "diagonal", "spherical"):
+        word = {"VVV": "full", "EEE": "tied", "VVI": "diagonal", "VII": "spherical"}
+        word = word.get(covariance, covariance)
+        if word not in ("full", "tied", "diagonal", "spherical"):
             raise ValueError(
                 f"covariance must be 'full', 'tied', 'diagonal' or 'spherical', got {covariance!r}"
             )
@@ -73,7 +75,7 @@ class NormalPrior:
             "tied": shrunk,
             "diagonal": jnp.diag(shrunk),
             "spherical": jnp.trace(shrunk) / d,
-        }[covariance]
+        }[word]
         return NormalPrior(x.mean(0), 0.01, d + 2.0, scale)
 
 

@@ -6,7 +6,9 @@ any axes may precede them, such as components and lanes.
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,9 @@ LEAST_IN_METRIC = 1e-6
 SHARES_OFF = 1e-3
 """How far from 1 the sum of given probabilities may be."""
 
+RELATION_OFF = 1e-3
+"""How far given covariances may be from obeying a relation, as a part of their values."""
+
 SMALL_MARGIN = 1e-3
 """The margin (see `Space`) below which an entry counts as close to its bound, where its growth
 gains too little to be measured."""
@@ -38,7 +43,8 @@ class Space:
     coordinates, from proposed and from legal ones. free, bound: to unconstrained coordinates, and
     back. metric: the approximate information of a unit of weight on every entry, in the coordinates
     of `chart`. margin: the distance of every entry from 0 or another bound that is a fixed point of
-    EM, relative to the natural size of the entry; None: there is no such bound.
+    EM, relative to the natural size of the entry; None: there is no such bound. freedom: the number
+    of free parameters of a leaf of that shape, where entries are related beyond the trailing axes.
     """
 
     def chart(self, leaf):
@@ -60,6 +66,9 @@ class Space:
         return jnp.ones_like(leaf)
 
     def margin(self, leaf):
+        return None
+
+    def freedom(self, shape) -> int | None:
         return None
 
     def outside(self, leaf) -> str | None:
@@ -291,6 +300,75 @@ class PositiveDefinite(Space):
     def metric(self, leaf):
         variance = jnp.diagonal(leaf, axis1=-2, axis2=-1)
         return jnp.broadcast_to(1 / variance[..., None], leaf.shape)
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What relates the components of a leaf, beside the space of each of them.
+
+    nearest(leaf): a leaf that obeys the relation, near one that may not; a leaf that does comes
+    back up to rounding errors. deviation(leaf, xp): by how much it is not obeyed, as a part of the
+    values, of a leaf with any leading axes; xp is NumPy or `jax.numpy`. count(shape): the number of
+    free parameters. words: for a message.
+    """
+
+    nearest: Callable
+    deviation: Callable
+    count: Callable
+    words: str
+
+
+class Related(Space):
+    """A space with a `relation`. Coordinates are those of the space of one component, more than are
+    free: params at any of them are the nearest that obey the relation."""
+
+    def freedom(self, shape):
+        return self.relation.count(shape)
+
+    def outside(self, leaf):
+        wrong = super().outside(leaf)
+        if wrong is None and not np.all(self.relation.deviation(leaf, np) <= RELATION_OFF):
+            wrong = f"is not {self.relation.words}: start from such covariances, or from labels"
+        return wrong
+
+    def holds(self, leaf):
+        return super().holds(leaf) & jnp.all(self.relation.deviation(leaf, jnp) <= RELATION_OFF)
+
+
+@dataclass(frozen=True)
+class RelatedVariances(Related, Positive):
+    """Numbers above 0 that a relation joins, by their logarithms."""
+
+    zero: bool = False
+    relation: Any = None
+
+    def chart(self, leaf):
+        return jnp.log(leaf)
+
+    def leaf(self, chart):
+        return self.relation.nearest(jnp.exp(chart))
+
+    def guard(self, proposal, legal):
+        return jnp.maximum(proposal, legal + math.log(LEAST_RATIO))
+
+    def bound(self, free):
+        return self.leaf(free)
+
+    def metric(self, leaf):
+        return jnp.ones_like(leaf)
+
+    def margin(self, leaf):
+        return None
+
+
+@dataclass(frozen=True)
+class RelatedMatrices(Related, PositiveDefinite):
+    """Positive definite matrices that a relation joins, by their Cholesky factors."""
+
+    relation: Any
+
+    def leaf(self, chart):
+        return self.relation.nearest(super().leaf(chart))
 
 
 class Undeclared(Space):

@@ -8,7 +8,8 @@ from jaxem.protocol.counts import safe
 
 @pytree(eq=False)
 class NormalParams:
-    """mean (k, d); covariance (k, d, d) full, (d, d) tied, (k, d) diagonal, (k,) spherical."""
+    """mean (k, d); covariance (k, d, d), but (d, d) tied, (k, d) diagonal, EEI, VEI and EVI, (k,)
+    spherical and EII."""
 
     mean: Any
     covariance: Any
@@ -42,6 +43,12 @@ class Structure:
 
     shared = False
     """Whether all components have one covariance, without an axis of components."""
+
+    joint = False
+    """Whether components have covariances of their own with common parts (`common.CommonParts`)."""
+
+    one_variance = False
+    """Whether a covariance is one number for all features."""
 
     common_scale = False
     """Whether data must be standardised with one scale for all features to keep this structure."""

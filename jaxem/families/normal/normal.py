@@ -1,4 +1,4 @@
-"""The multivariate normal bank, in four covariance structures."""
+"""The multivariate normal bank, in 14 covariance structures."""
 
 import dataclasses
 from typing import Any
@@ -40,8 +40,13 @@ class Normal(Bank):
     log p(x | k) = −½ (d log 2π + log |Σ_k| + (x − μ_k)ᵀ Σ_k⁻¹ (x − μ_k))
 
     Args:
-      covariance: "full", "tied" (one for all), "diagonal" or "spherical".
-      prior: a `NormalPrior` for a maximum a posteriori fit, or None for maximum likelihood.
+      covariance: "full", "tied" (one for all), "diagonal" or "spherical"; or one of mclust's 14
+        names for Σ_k = λ_k D_k A_k D_kᵀ, whose letters say whether the volume λ_k, the shape A_k
+        and the orientation D_k are (E)qual in all components, (V)ariable or the (I)dentity: "EII",
+        "VII" (spherical), "EEI", "VEI", "EVI", "VVI" (diagonal), "EEE" (tied), "VEE", "EVE", "VVE",
+        "EEV", "VEV", "EVV", "VVV" (full). Sources: Celeux & Govaert 1995; Fraley & Raftery 2002.
+      prior: a `NormalPrior` for a maximum a posteriori fit, or None for maximum likelihood. Only
+        the four structures that have a word take one.
       floor: the smallest variance allowed, in squared units of the data. None: the square of the
         rounding error of values near the component's mean (`Limits`), which only a collapsed
         component reaches. The fit then has the status DEGENERATE.
@@ -49,7 +54,11 @@ class Normal(Bank):
     A feature that is the same in all units says nothing about components: its variance is the
     square of that value (1 where it is 0), or `floor`, and `fit` warns.
 
-    Raises ValueError for another covariance, or for data that are not of shape (n, d).
+    The axes of EVE, VVE, EEV and VEV depend on the units of the features, as those of principal
+    components do, and so do "EII" and "VII".
+
+    Raises ValueError for another covariance, for a prior of a structure that takes none, or for
+    data that are not of shape (n, d).
     """
 
     covariance: str = "full"
@@ -62,7 +71,7 @@ class Normal(Bank):
 
     @property
     def domain(self):
-        reals = domains.POINTS if self.structure.common_scale else domains.SPREAD_POINTS
+        reals = domains.POINTS if self.structure.one_variance else domains.SPREAD_POINTS
         return reals if self.prior is None else reals.also(self._check_prior)
 
     def _check_prior(self, x):
@@ -77,21 +86,30 @@ class Normal(Bank):
             names = ", ".join(repr(name) for name in STRUCTURES)
             raise ValueError(f"covariance must be one of {names}, got {self.covariance!r}")
         require_kind(self, NormalPrior, NormalWishartPrior)
+        if self.structure.joint and self.prior is not None:
+            raise ValueError(
+                f"covariance {self.covariance!r} takes no prior, got {type(self.prior).__name__}: "
+                'leave it out, or use "VVV", "EEE", "VVI" or "VII"'
+            )
         if self.floor is not None:
             finite_number(self.floor, "floor")
 
     @property
     def separate(self):
-        return super().separate and not self.structure.shared
+        return super().separate and not (self.structure.shared or self.structure.joint)
 
     @property
     def structure(self):
         return STRUCTURES[self.covariance]
 
     def init(self, key, x, weights):
-        """The M-step for the given weights (n, k), about the weighted means of the components."""
+        """The M-step for the given weights (n, k), about the weighted means of the components; of a
+        structure with an M-step by repetition, one covariance for all components."""
         start = NormalParams(*self.middle(x, weights))
-        return self.maximize(start, self.statistics(start, x, None, weights))
+        stats = self.statistics(start, x, None, weights)
+        if self.structure.joint:
+            return self._maximize_jointly(start, stats, self.structure.begin)
+        return self.maximize(start, stats)
 
     def middle(self, x, weights):
         """The weighted mean of the data for every component, and unit covariances."""
@@ -132,6 +150,8 @@ class Normal(Bank):
     def maximize_weighted(self, params, stats, scatter_count):
         """The M-step: moments divided by stats.count, the scatter by `scatter_count` (k,)."""
         structure, d, prior = self.structure, params.mean.shape[1], self.prior
+        if structure.joint:
+            return self._maximize_jointly(params, stats, structure.estimate)
         mean, scatter = centred_moments(structure, params.mean, stats)
         if prior is None:
             divisor = safe(structure.divisor(scatter_count, d))
@@ -143,6 +163,17 @@ class Normal(Bank):
         updated = NormalParams(mean, covariance)
         return updated if prior is not None else self._keep_empty(stats.count, updated, params)
 
+    def _maximize_jointly(self, params, stats, rule):
+        """The M-step of a structure that joins its components. rule: its `estimate` or `begin`."""
+        structure, count = self.structure, stats.count
+        mean, scatter = centred_moments(structure, params.mean, stats)
+        covariance = scatter / safe(structure.divisor(count, mean.shape[1]))
+        if self.limits is not None:
+            covariance = covariance + self.limits.added
+        floor = jnp.asarray(self._floor(mean), mean.dtype)
+        covariance = rule(count, covariance, params.covariance, floor)
+        return NormalParams(jnp.where(is_empty(count)[:, None], params.mean, mean), covariance)
+
     def restricted(self, held):
         """Fixed means, about which the moments are then computed. Tied means, where the covariances
         are tied too. Covariances, fixed, or tied: the mean of the untied ones by counts."""
@@ -150,11 +181,13 @@ class Normal(Bank):
         shared = self.structure.shared
         from jaxem.protocol.restriction import by_rows
 
-        by_whole_rows = None if shared else by_rows(self, held)
+        by_whole_rows = None if shared or self.structure.joint else by_rows(self, held)
         if by_whole_rows is not None or (mean.free and covariance.free):
             return by_whole_rows or self.maximize
         if self.prior is not None:
             return self.maximize if mean.free and not covariance.tied else None
+        if self.structure.joint and (mean.tied or covariance.tied):
+            return None
         if mean.tied and not shared:
             are_tied_alike = covariance.leaders[mean.leaders] == covariance.leaders
             if covariance.fixed.any() or covariance.rows is None or not are_tied_alike.all():
@@ -177,18 +210,23 @@ class Normal(Bank):
         return maximize
 
     def variational(self):
+        if self.structure.joint:
+            raise ValueError(
+                f"BayesianMixture takes no covariance {self.covariance!r}, whose parts have no "
+                'conjugate prior: use "VVV", "EEE", "VVI" or "VII"'
+            )
         from jaxem.families.normal.wishart import NormalWishart  # a plain fit needs none
 
         return NormalWishart(self)
 
     @property
     def informed(self):
-        return self._informed if self.prior is None else None
+        return self._informed if self.prior is None and not self.structure.joint else None
 
     def _informed(self, x, weights, k):
         """With the prior of Fraley & Raftery 2007, for uncorrelated features: kappa 0.01, df d + 2,
         scale the variances / k^(2/d). The scale of a constant feature is its magnitude."""
-        d, spherical = x.shape[1], self.structure.common_scale
+        d, spherical = x.shape[1], self.structure.one_variance
         units = frame(x, weights, spherical)
         share, inner = weights / weights.sum(), units.standardize(x)
         mean = jnp.matmul(share, inner, precision=Precision.HIGHEST)
@@ -276,7 +314,7 @@ class Normal(Bank):
         floor = jnp.asarray(self.floor, mean.dtype) if self.floor is not None else None
         if floor is None:
             floor = structure.per_component(self.limits.floor(mean))
-        if of_constants is None or self.limits is None or structure.common_scale:
+        if of_constants is None or self.limits is None or structure.one_variance:
             return floor
         return jnp.where(self.limits.varies, floor, of_constants)
 

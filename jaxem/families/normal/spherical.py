@@ -41,7 +41,7 @@ class Spherical(Diagonal):
     """One variance for every component: shape (k,)."""
 
     form = SphericalForm()
-    common_scale = True
+    one_variance = common_scale = True
 
     def variances(self, covariance):
         return covariance[:, None]

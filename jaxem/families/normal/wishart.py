@@ -183,7 +183,7 @@ class NormalWishart(Bank):
     @property
     def _is_featurewise(self):
         """Whether every feature has a gamma precision of its own."""
-        return not self._wishart and not self.normal.structure.common_scale
+        return not self._wishart and not self.normal.structure.one_variance
 
     def _steps(self, d):
         """j of every row of the Wishart's triangular factor; 0 where precisions are gamma."""
