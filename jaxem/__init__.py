@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from jaxem.families.conjugate import DirichletPosterior
     from jaxem.families.exponential import Exponential, ExponentialParams
     from jaxem.families.exponential_family import ExponentialFamily
+    from jaxem.families.factors import FactorParams, Factors
     from jaxem.families.gamma import Gamma, GammaParams
     from jaxem.families.multinomial import Multinomial, MultinomialParams
     from jaxem.families.normal.gaussian import NormalParams
@@ -91,6 +92,8 @@ _LATER = {
     "Exponential": "families.exponential",
     "ExponentialParams": "families.exponential",
     "ExponentialFamily": "families.exponential_family",
+    "FactorParams": "families.factors",
+    "Factors": "families.factors",
     "Gamma": "families.gamma",
     "GammaParams": "families.gamma",
     "GammaPosterior": "families.poisson",
@@ -157,6 +160,8 @@ __all__ = [
     "Exponential",
     "ExponentialFamily",
     "ExponentialParams",
+    "FactorParams",
+    "Factors",
     "Fit",
     "FitError",
     "FitWarning",

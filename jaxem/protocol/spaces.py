@@ -62,6 +62,11 @@ class Space:
     def margin(self, leaf):
         return None
 
+    def redundant(self, shape) -> int:
+        """The dimension of the transformations of one block of a leaf of this shape, the last axes
+        of it, that leave the model as it is: so many of its entries are no free parameters."""
+        return 0
+
     def outside(self, leaf) -> str | None:
         """What is wrong with a NumPy array that does not lie in the space, for a message."""
         return None
@@ -223,6 +228,13 @@ class PositiveDefinite(Space):
         return jnp.broadcast_to(1 / variance[..., None], leaf.shape)
 
 
+class Loadings(Space):
+    """Real matrices (d, q) in the last two axes that matter up to a rotation of their columns."""
+
+    def redundant(self, shape):
+        return shape[-1] * (shape[-1] - 1) // 2
+
+
 class Undeclared(Space):
     """All real numbers, for params whose model declares no spaces. There may be relations among
     them that nobody stated, such as a sum of 1, and params that were extrapolated obey these only
@@ -232,7 +244,7 @@ class Undeclared(Space):
 UNDECLARED = Undeclared()
 REAL, POSITIVE, UNIT = Space(), Positive(), UnitInterval()
 ABOVE_ZERO = Positive(zero=False)
-SIMPLEX, POSITIVE_DEFINITE = Simplex(), PositiveDefinite()
+SIMPLEX, POSITIVE_DEFINITE, LOADINGS = Simplex(), PositiveDefinite(), Loadings()
 
 
 def return_time(spaces, params, proposal):

@@ -1,0 +1,229 @@
+"""M-steps of factor models from the covariances S of components, with the factors integrated out.
+
+With W, Γ the eigenvectors and eigenvalues of Ψ^−½ S Ψ^−½, the best loadings at given noise are
+Ψ^½ W_q (Γ_q − 1)^½, of the q largest eigenvalues (Lawley & Maxwell 1971; Tipping & Bishop 1999). So
+the M-step is a maximum over the noise alone. Axes: `g` covariances, `m` noise vectors, one for all
+or one for each covariance.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+
+from jaxem.numerics.eigen import eigh
+from jaxem.numerics.linalg import diagonal
+from jaxem.numerics.triangular import cholesky, times, triangular_inverse
+
+LONGEST_STEP = math.log(10)
+"""The largest change of the logarithm of a uniqueness in a Newton step."""
+
+SHORTER = (1.0, 0.3, 0.1)
+"""The parts of a Newton step that are tried."""
+
+RIDGE = 1e-4
+"""What is added to a curvature that is not positive definite, as a part of its mean diagonal."""
+
+SHARED_STEPS = 4
+"""EM steps of shared loadings in an M-step: each is much cheaper than a pass over the data."""
+
+POOLED_STEPS = 8
+"""Steps of the equation for one variance of several components. It is exact after the first unless
+an axis of a component has less variance than that, and then after a few."""
+
+
+def loadings_at(noise, covariance, rank):
+    """(the best loadings (g, d, q) at given noise (g, d), eigenvalues Γ (g, d), eigenvectors)."""
+    root = jnp.sqrt(noise)
+    values, vectors = eigh(covariance / (root[..., :, None] * root[..., None, :]))
+    excess = values[..., None, :rank] - 1
+    excess = jnp.where(excess > 0, jnp.sqrt(jnp.where(excess > 0, excess, 1)), 0)
+    return signed(root[..., None] * vectors[..., :rank] * excess, noise), values, vectors
+
+
+def signed(loadings, noise):
+    """Loadings in which the entry of every column that is largest, in units of the noise, is
+    positive."""
+    scaled = stop_gradient(loadings / jnp.sqrt(noise)[..., None])
+    largest = jnp.take_along_axis(scaled, jnp.argmax(abs(scaled), -2)[..., None, :], -2)
+    return jnp.where(largest < 0, -loadings, loadings)
+
+
+def canonical(loadings, noise):
+    """Loadings rotated so that Λᵀ Ψ⁻¹ Λ is diagonal, the largest entry first."""
+    scaled = loadings / jnp.sqrt(noise)[..., None]
+    return signed(times(loadings, eigh(times(scaled.swapaxes(-1, -2), scaled))[1]), noise)
+
+
+def projection(loadings, noise):
+    """(B (g, q, d) with E[z | x] = B (x − mean), the covariance (g, q, q) of z given x, log |Σ|
+    (g,)), by the matrix identity of Woodbury."""
+    q = loadings.shape[-1]
+    weighted = loadings.swapaxes(-1, -2) / noise[..., None, :]
+    capacitance = jnp.eye(q, dtype=loadings.dtype) + times(weighted, loadings)
+    lower = cholesky(capacitance)
+    inverse = triangular_inverse(lower)
+    remainder = times(inverse.swapaxes(-1, -2), inverse)
+    log_det = 2 * jnp.log(diagonal(lower)).sum(-1) + jnp.log(noise).sum(-1)
+    return times(remainder, weighted), remainder, log_det
+
+
+def unexplained(loadings, given, covariance):
+    """The diagonal (g, d) of (1 − Λ B) S (1 − Λ B)ᵀ: variances of x − Λ E[z | x]."""
+    part = jnp.eye(loadings.shape[-2], dtype=loadings.dtype) - times(loadings, given)
+    return (times(part, covariance) * part).sum(-1)
+
+
+def deviance(loadings, noise, covariance):
+    """log |Σ| + tr(Σ⁻¹ S), (g,), as a sum of positive terms."""
+    given, _, log_det = projection(loadings, noise)
+    of_factors = (times(given, covariance) * given).sum((-1, -2))
+    return log_det + (unexplained(loadings, given, covariance) / noise).sum(-1) + of_factors
+
+
+def spherical_step(covariance, share, floor, rank, shared):
+    """The best loadings (g, d, q) and variances (m, d) of spherical noise (Tipping & Bishop 1999).
+
+    covariance (g, d, d); share (g,), of the units; floor (m,), the smallest variance; shared:
+    whether there is one variance, m = 1.
+    """
+    d = covariance.shape[-1]
+    values, vectors = eigh(covariance)
+    values = jnp.maximum(values, 0)
+    rest = values[:, rank:].sum(-1)
+    if shared:
+        first, share = values[:, :rank], share[:, None]
+        rest = (share[:, 0] * rest).sum()
+
+        def pooled(variance):
+            """The mean over all axes with at most this variance, and those beyond the rank."""
+            is_low = first < variance
+            total = rest + jnp.where(is_low, share * first, 0).sum()
+            return total / (d - rank + jnp.where(is_low, share, 0).sum())
+
+        variance = rest / (d - rank)
+        is_low = first < jax.lax.fori_loop(
+            0, POOLED_STEPS, lambda _, v: pooled(v), stop_gradient(variance)
+        )
+        total = rest + jnp.where(is_low, share * first, 0).sum()
+        variance = (total / (d - rank + jnp.where(is_low, share, 0).sum()))[None]
+    else:
+        variance = rest / (d - rank)
+    variance = jnp.maximum(variance, floor)
+    excess = values[:, None, :rank] - variance[:, None, None]
+    excess = jnp.where(excess > 0, jnp.sqrt(jnp.where(excess > 0, excess, 1)), 0)
+    noise = jnp.broadcast_to(variance[:, None], (variance.shape[0], d))
+    loadings = vectors[..., :rank] * excess
+    return signed(loadings, jnp.ones_like(covariance[..., 0])), noise
+
+
+def diagonal_step(covariance, share, noise, floor, rank, shared):
+    """Loadings (g, d, q) and noise (m, d) after a step of Newton's method for the logarithms of the
+    uniquenesses, of which the deviance is not higher.
+
+    covariance (g, d, d); share (g,), of the units; noise, floor (m, d). The curvature is exact
+    where it is positive definite. Where the full step does not lower the deviance, or another
+    candidate lowers it further, the best candidate is taken; in one of them uniquenesses that fall
+    fast are at the floor. Source: Jöreskog 1967, with the exact second derivatives.
+    """
+    g, d = covariance.shape[:2]
+    noise = jnp.maximum(noise, floor)
+
+    def pooled(a):
+        return jnp.tensordot(share, a, 1)[None] if shared else a
+
+    def spread(noise):
+        return jnp.broadcast_to(noise, (*noise.shape[:-2], g, d))
+
+    loadings, values, vectors = loadings_at(spread(noise), covariance, rank)
+    modelled = spread(noise) + jnp.square(loadings).sum(-1)
+    slope = pooled((modelled - diagonal(covariance)) / spread(noise))
+    direction = _newton_direction(slope, pooled(_curvatures(values, vectors, rank)), noise <= floor)
+
+    steps = [part * direction for part in SHORTER]
+    candidates = [jnp.maximum(noise * jnp.exp(step), floor) for step in steps]
+    candidates += [jnp.where(direction < -0.5, floor, candidates[0]), noise]
+
+    def deviance_at(noise):
+        loadings, *_ = loadings_at(spread(noise), covariance, rank)
+        value = pooled(deviance(loadings, spread(noise), covariance))
+        return jnp.where(jnp.isnan(value), jnp.inf, value)
+
+    found = stop_gradient(jax.vmap(deviance_at)(jnp.stack(candidates)))
+    size = d + abs(jnp.log(noise)).sum(-1)
+    is_full = found[0] <= found.min(0) + 4 * jnp.finfo(found.dtype).eps * size
+    chosen = jnp.where(is_full, 0, jnp.argmin(found, 0))
+    noise = sum(
+        jnp.where((chosen == i)[:, None], candidate, 0) for i, candidate in enumerate(candidates)
+    )
+    return loadings_at(spread(noise), covariance, rank)[0], noise
+
+
+def _curvatures(values, vectors, rank):
+    """(exact second derivatives (g, d, d) of the deviance by the logarithms of the uniquenesses,
+    and their part that is never indefinite)."""
+    is_factor = (jnp.arange(values.shape[-1]) < rank) & (values > 1)
+    others = jnp.where(is_factor[..., None, :], 0, vectors)
+
+    def squares(w, v):
+        return times(w * v[..., None, :], w.swapaxes(-1, -2))
+
+    semidefinite = squares(others, values) * squares(others, jnp.ones_like(values))
+    first = values[..., :rank, None]
+    gap = jnp.where(is_factor[..., :rank, None] & ~is_factor[..., None, :], first, jnp.inf)
+    gap = gap - values[..., None, :]
+    ratio = jnp.where(gap > 0, (first + values[..., None, :]) / jnp.where(gap > 0, gap, 1), 0)
+    ratio = jnp.where(jnp.isfinite(gap), ratio * (1 - values[..., None, :]), 0)
+    total = semidefinite
+    for n in range(rank):
+        w = vectors[..., n]
+        outer = w[..., :, None] * w[..., None, :]
+        total = total + outer * squares(others, ratio[..., n, :])
+    return jnp.stack([total, semidefinite], 1)
+
+
+def _newton_direction(slope, curvatures, is_low):
+    """The Newton direction (m, d). curvatures (m, 2, d, d); is_low (m, d): at the floor."""
+    d = slope.shape[-1]
+    is_fixed = is_low & (slope > 0)
+    slope = jnp.where(is_fixed, 0, slope)
+    eye = jnp.eye(d, dtype=slope.dtype)
+    is_apart = (is_fixed[..., :, None] | is_fixed[..., None, :])[:, None]
+    curvatures = jnp.where(is_apart, eye, curvatures)
+    exact, semidefinite = curvatures[:, 0], curvatures[:, 1]
+    mean = jnp.trace(semidefinite, axis1=-2, axis2=-1)[..., None, None] / d
+    is_definite = jnp.all(diagonal(cholesky(stop_gradient(exact))) > jnp.finfo(slope.dtype).eps, -1)
+    inverse = triangular_inverse(
+        cholesky(jnp.where(is_definite[:, None, None], exact, semidefinite + RIDGE * mean * eye))
+    )
+    direction = -times(inverse.swapaxes(-1, -2), times(inverse, slope[..., None]))[..., 0]
+    longest = jnp.max(abs(direction), -1, keepdims=True)
+    return direction * jnp.where(longest > LONGEST_STEP, LONGEST_STEP / longest, 1)
+
+
+def shared_loadings_step(covariance, share, loadings, noise, floor, spherical):
+    """Shared loadings (1, d, q) and noise (g, d) after `SHARED_STEPS` parameter-expanded EM steps
+    (McNicholas & Murphy 2008; Liu, Rubin & Wu 1998), which do not raise the mean deviance.
+
+    covariance (g, d, d); share (g,); loadings (1, d, q); noise (g, d); floor (g, d).
+    """
+
+    def step(_, carry):
+        loadings, noise = carry
+        given, remainder, _ = projection(loadings, noise)
+        cross = times(covariance, given.swapaxes(-1, -2))
+        moment = remainder + times(given, cross)
+        weight = share[:, None] / noise
+        a = jnp.einsum("gd,gqr->dqr", weight, moment, precision=jax.lax.Precision.HIGHEST)
+        b = jnp.einsum("gd,gdq->dq", weight, cross, precision=jax.lax.Precision.HIGHEST)
+        inverse = triangular_inverse(cholesky(a))
+        rows = times(inverse.swapaxes(-1, -2), times(inverse, b[..., None]))[..., 0]
+        left = unexplained(rows, given, covariance) + (times(rows, remainder) * rows).sum(-1)
+        if spherical:
+            left = jnp.broadcast_to(left.mean(-1, keepdims=True), left.shape)
+        scale = cholesky(jnp.tensordot(share, moment, 1))
+        return times(rows, scale)[None], jnp.maximum(left, floor)
+
+    loadings, noise = jax.lax.fori_loop(0, SHARED_STEPS, step, (loadings, noise))
+    return canonical(loadings, 1 / (1 / noise).mean(0, keepdims=True)), noise
