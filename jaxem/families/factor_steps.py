@@ -22,10 +22,10 @@ LONGEST_STEP = math.log(10)
 SHORTER = (1.0, 0.3, 0.1)
 """The parts of a Newton step that are tried."""
 
-RIDGE = 1e-4
-"""What is added to a curvature that is not positive definite, as a part of its mean diagonal."""
+LEAST_CURVATURE = 1e-6
+"""The least curvature in a Newton step: that of the logarithm of a uniqueness near 1 is about 1."""
 
-SHARED_STEPS = 4
+SHARED_STEPS = 16
 """EM steps of shared loadings in an M-step: each is much cheaper than a pass over the data."""
 
 POOLED_STEPS = 8
@@ -75,10 +75,14 @@ def unexplained(loadings, given, covariance):
     return (times(part, covariance) * part).sum(-1)
 
 
-def deviance(loadings, noise, covariance):
-    """log |Σ| + tr(Σ⁻¹ S), (g,), as a sum of positive terms."""
-    given, _, log_det = projection(loadings, noise)
+def best_deviance(noise, covariance, rank):
+    """log |Σ| + tr(Σ⁻¹ S), (g,), at the best loadings for given noise (g, d), as a sum of positive
+    terms."""
+    loadings, values, _ = loadings_at(noise, covariance, rank)
+    first = jnp.maximum(values[..., :rank], 1)
+    given = loadings.swapaxes(-1, -2) / noise[..., None, :] / first[..., None]
     of_factors = (times(given, covariance) * given).sum((-1, -2))
+    log_det = jnp.log(first).sum(-1) + jnp.log(noise).sum(-1)
     return log_det + (unexplained(loadings, given, covariance) / noise).sum(-1) + of_factors
 
 
@@ -120,12 +124,12 @@ def spherical_step(covariance, share, floor, rank, shared):
 
 def diagonal_step(covariance, share, noise, floor, rank, shared):
     """Loadings (g, d, q) and noise (m, d) after a step of Newton's method for the logarithms of the
-    uniquenesses, of which the deviance is not higher.
+    uniquenesses, at which the deviance is not higher.
 
-    covariance (g, d, d); share (g,), of the units; noise, floor (m, d). The curvature is exact
-    where it is positive definite. Where the full step does not lower the deviance, or another
-    candidate lowers it further, the best candidate is taken; in one of them uniquenesses that fall
-    fast are at the floor. Source: Jöreskog 1967, with the exact second derivatives.
+    covariance (g, d, d); share (g,), of the units; noise, floor (m, d). Where another candidate
+    lowers the deviance further than the full step, it is taken: a part of the step, or one in which
+    uniquenesses that fall fast are at the floor. Source: Jöreskog 1967, here with the exact second
+    derivatives.
     """
     g, d = covariance.shape[:2]
     noise = jnp.maximum(noise, floor)
@@ -139,15 +143,15 @@ def diagonal_step(covariance, share, noise, floor, rank, shared):
     loadings, values, vectors = loadings_at(spread(noise), covariance, rank)
     modelled = spread(noise) + jnp.square(loadings).sum(-1)
     slope = pooled((modelled - diagonal(covariance)) / spread(noise))
-    direction = _newton_direction(slope, pooled(_curvatures(values, vectors, rank)), noise <= floor)
+    curvature = pooled(_curvature(values, vectors, rank))
+    direction = _newton_direction(slope, curvature, noise <= floor)
 
     steps = [part * direction for part in SHORTER]
     candidates = [jnp.maximum(noise * jnp.exp(step), floor) for step in steps]
     candidates += [jnp.where(direction < -0.5, floor, candidates[0]), noise]
 
     def deviance_at(noise):
-        loadings, *_ = loadings_at(spread(noise), covariance, rank)
-        value = pooled(deviance(loadings, spread(noise), covariance))
+        value = pooled(best_deviance(spread(noise), covariance, rank))
         return jnp.where(jnp.isnan(value), jnp.inf, value)
 
     found = stop_gradient(jax.vmap(deviance_at)(jnp.stack(candidates)))
@@ -160,44 +164,35 @@ def diagonal_step(covariance, share, noise, floor, rank, shared):
     return loadings_at(spread(noise), covariance, rank)[0], noise
 
 
-def _curvatures(values, vectors, rank):
-    """(exact second derivatives (g, d, d) of the deviance by the logarithms of the uniquenesses,
-    and their part that is never indefinite)."""
+def _curvature(values, vectors, rank):
+    """The second derivatives (g, d, d) of the least deviance by the logarithms of the
+    uniquenesses."""
     is_factor = (jnp.arange(values.shape[-1]) < rank) & (values > 1)
     others = jnp.where(is_factor[..., None, :], 0, vectors)
+    first, rest = values[..., :rank, None], values[..., None, :]
+    is_pair = is_factor[..., :rank, None] & ~is_factor[..., None, :] & (first > rest)
+    ratio = jnp.where(is_pair, (1 - rest) * (first + rest) / jnp.where(is_pair, first - rest, 1), 0)
 
-    def squares(w, v):
-        return times(w * v[..., None, :], w.swapaxes(-1, -2))
+    def squares(coefficients, others=others):
+        return times(others * coefficients[..., None, :], others.swapaxes(-1, -2))
 
-    semidefinite = squares(others, values) * squares(others, jnp.ones_like(values))
-    first = values[..., :rank, None]
-    gap = jnp.where(is_factor[..., :rank, None] & ~is_factor[..., None, :], first, jnp.inf)
-    gap = gap - values[..., None, :]
-    ratio = jnp.where(gap > 0, (first + values[..., None, :]) / jnp.where(gap > 0, gap, 1), 0)
-    ratio = jnp.where(jnp.isfinite(gap), ratio * (1 - values[..., None, :]), 0)
-    total = semidefinite
-    for n in range(rank):
-        w = vectors[..., n]
-        outer = w[..., :, None] * w[..., None, :]
-        total = total + outer * squares(others, ratio[..., n, :])
-    return jnp.stack([total, semidefinite], 1)
+    w = vectors[..., :rank].swapaxes(-1, -2)
+    of_pairs = (w[..., :, None] * w[..., None, :] * squares(ratio, others[..., None, :, :])).sum(-3)
+    return squares(values) * squares(jnp.ones_like(values)) + of_pairs
 
 
-def _newton_direction(slope, curvatures, is_low):
-    """The Newton direction (m, d). curvatures (m, 2, d, d); is_low (m, d): at the floor."""
-    d = slope.shape[-1]
+def _newton_direction(slope, curvature, is_low):
+    """−|H|⁻¹ slope (m, d), which is Newton's where the curvature H (m, d, d) is positive definite,
+    and leads downwards elsewhere. Uniquenesses that are at the floor, where is_low (m, d), and
+    would fall stay."""
     is_fixed = is_low & (slope > 0)
     slope = jnp.where(is_fixed, 0, slope)
-    eye = jnp.eye(d, dtype=slope.dtype)
-    is_apart = (is_fixed[..., :, None] | is_fixed[..., None, :])[:, None]
-    curvatures = jnp.where(is_apart, eye, curvatures)
-    exact, semidefinite = curvatures[:, 0], curvatures[:, 1]
-    mean = jnp.trace(semidefinite, axis1=-2, axis2=-1)[..., None, None] / d
-    is_definite = jnp.all(diagonal(cholesky(stop_gradient(exact))) > jnp.finfo(slope.dtype).eps, -1)
-    inverse = triangular_inverse(
-        cholesky(jnp.where(is_definite[:, None, None], exact, semidefinite + RIDGE * mean * eye))
-    )
-    direction = -times(inverse.swapaxes(-1, -2), times(inverse, slope[..., None]))[..., 0]
+    is_apart = is_fixed[..., :, None] | is_fixed[..., None, :]
+    curvature = jnp.where(is_apart, jnp.eye(slope.shape[-1], dtype=slope.dtype), curvature)
+    values, vectors = eigh(curvature)
+    size = jnp.maximum(abs(values), LEAST_CURVATURE)
+    along = times(vectors.swapaxes(-1, -2), slope[..., None])[..., 0] / size
+    direction = -times(vectors, along[..., None])[..., 0]
     longest = jnp.max(abs(direction), -1, keepdims=True)
     return direction * jnp.where(longest > LONGEST_STEP, LONGEST_STEP / longest, 1)
 

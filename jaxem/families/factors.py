@@ -133,6 +133,11 @@ class Factors(Bank):
     def separate(self):
         return super().separate and not (self.shared_noise or self.shared_loadings)
 
+    def _alternates(self, params):
+        """Whether loadings are shared and the noise is not, so that neither has a closed form given
+        the other alone."""
+        return self.shared_loadings and not self.shared_noise and len(params.mean) > 1
+
     @property
     def _spherical(self):
         return self.noise == "spherical"
@@ -146,7 +151,7 @@ class Factors(Bank):
         covariance = self._covariances(mean, stats)[1]
         noise = jnp.maximum(diagonal(covariance) / 2, self._floor(mean, covariance))
         empty = self._params(mean, jnp.zeros((k, d, self.rank), x.dtype), noise, stats.count)
-        if not (self.shared_loadings and not self.shared_noise):
+        if not self._alternates(empty):
             return self.maximize(empty, stats)
         same = dataclasses.replace(self, shared_noise=True)
         pooled = same.maximize(same._params(mean, empty.loadings[None], noise, stats.count), stats)
@@ -196,12 +201,12 @@ class Factors(Bank):
         floor, total = self._floor(mean, covariance), safe(stats.count.sum())
         share = stats.count / total
         old_loadings, old_noise = self._of_components(params)
-        if self.shared_loadings and not self.shared_noise:
+        if self._alternates(params):
             loadings, noise = steps.shared_loadings_step(
                 covariance, share, old_loadings[:1], old_noise, floor, self._spherical
             )
         else:
-            pooled = self.shared_noise
+            pooled = self.shared_noise or self.shared_loadings
             if pooled:
                 floor = jnp.tensordot(share, floor, 1)[None]
             if self.shared_loadings:
