@@ -34,12 +34,13 @@ an axis of a component has less variance than that, and then after a few."""
 
 
 def loadings_at(noise, covariance, rank):
-    """(the best loadings (g, d, q) at given noise (g, d), eigenvalues Γ (g, d), eigenvectors)."""
+    """(the best loadings (g, d, q) at given noise (g, d) up to signs, eigenvalues Γ (g, d),
+    eigenvectors)."""
     root = jnp.sqrt(noise)
     values, vectors = eigh(covariance / (root[..., :, None] * root[..., None, :]))
     excess = values[..., None, :rank] - 1
     excess = jnp.where(excess > 0, jnp.sqrt(jnp.where(excess > 0, excess, 1)), 0)
-    return signed(root[..., None] * vectors[..., :rank] * excess, noise), values, vectors
+    return root[..., None] * vectors[..., :rank] * excess, values, vectors
 
 
 def signed(loadings, noise):
@@ -75,11 +76,10 @@ def unexplained(loadings, given, covariance):
     return (times(part, covariance) * part).sum(-1)
 
 
-def best_deviance(noise, covariance, rank):
+def deviance(loadings, values, noise, covariance):
     """log |Σ| + tr(Σ⁻¹ S), (g,), at the best loadings for given noise (g, d), as a sum of positive
-    terms."""
-    loadings, values, _ = loadings_at(noise, covariance, rank)
-    first = jnp.maximum(values[..., :rank], 1)
+    terms. values: as of `loadings_at`."""
+    first = jnp.maximum(values[..., : loadings.shape[-1]], 1)
     given = loadings.swapaxes(-1, -2) / noise[..., None, :] / first[..., None]
     of_factors = (times(given, covariance) * given).sum((-1, -2))
     log_det = jnp.log(first).sum(-1) + jnp.log(noise).sum(-1)
@@ -150,18 +150,19 @@ def diagonal_step(covariance, share, noise, floor, rank, shared):
     candidates = [jnp.maximum(noise * jnp.exp(step), floor) for step in steps]
     candidates += [jnp.where(direction < -0.5, floor, candidates[0]), noise]
 
-    def deviance_at(noise):
-        value = pooled(best_deviance(spread(noise), covariance, rank))
-        return jnp.where(jnp.isnan(value), jnp.inf, value)
+    def at(noise):
+        loadings, values, _ = loadings_at(spread(noise), covariance, rank)
+        value = stop_gradient(pooled(deviance(loadings, values, spread(noise), covariance)))
+        return jnp.where(jnp.isnan(value), jnp.inf, value), noise, loadings
 
-    found = stop_gradient(jax.vmap(deviance_at)(jnp.stack(candidates)))
+    found, noises, loadings = jax.vmap(at)(jnp.stack(candidates))
     size = d + abs(jnp.log(noise)).sum(-1)
     is_full = found[0] <= found.min(0) + 4 * jnp.finfo(found.dtype).eps * size
     chosen = jnp.where(is_full, 0, jnp.argmin(found, 0))
-    noise = sum(
-        jnp.where((chosen == i)[:, None], candidate, 0) for i, candidate in enumerate(candidates)
-    )
-    return loadings_at(spread(noise), covariance, rank)[0], noise
+    is_chosen = (chosen == jnp.arange(len(candidates))[:, None])[..., None]
+    noise = jnp.where(is_chosen, noises, 0).sum(0)
+    loadings = jnp.where(is_chosen[..., None], loadings, 0).sum(0)
+    return signed(loadings, spread(noise)), noise
 
 
 def _curvature(values, vectors, rank):

@@ -133,29 +133,29 @@ class Factors(Bank):
     def separate(self):
         return super().separate and not (self.shared_noise or self.shared_loadings)
 
-    def _alternates(self, params):
-        """Whether loadings are shared and the noise is not, so that neither has a closed form given
-        the other alone."""
-        return self.shared_loadings and not self.shared_noise and len(params.mean) > 1
-
     @property
     def _spherical(self):
         return self.noise == "spherical"
 
     def init(self, key, x, weights):
-        """The M-step at the weighted means, from noise of half the variances."""
-        framed, d, k = self._framed(x), x.shape[1], weights.shape[1]
+        """The weighted means and, at noise of half the variances, the best loadings."""
+        framed = self._framed(x)
         share = weights / safe(weights.sum(0))
         mean = jnp.matmul(share.T, framed, precision=Precision.HIGHEST)
         stats = NormalStatistics(*MOMENTS.moments(weights.T, framed, mean))
         covariance = self._covariances(mean, stats)[1]
+        share = stats.count / safe(stats.count.sum())
         noise = jnp.maximum(diagonal(covariance) / 2, self._floor(mean, covariance))
-        empty = self._params(mean, jnp.zeros((k, d, self.rank), x.dtype), noise, stats.count)
-        if not self._alternates(empty):
-            return self.maximize(empty, stats)
-        same = dataclasses.replace(self, shared_noise=True)
-        pooled = same.maximize(same._params(mean, empty.loadings[None], noise, stats.count), stats)
-        return self.maximize(FactorParams(mean, pooled.loadings, empty.noise), stats)
+        if self._spherical:
+            noise = jnp.broadcast_to(noise.mean(-1, keepdims=True), noise.shape)
+        pooled_noise = jnp.tensordot(share, noise, 1)[None]
+        noise = pooled_noise if self.shared_noise else noise
+        if self.shared_loadings:
+            covariance = jnp.tensordot(share, covariance, 1)[None]
+        at = pooled_noise if self.shared_loadings else noise
+        at = jnp.broadcast_to(at, covariance.shape[:2])
+        loadings = steps.signed(steps.loadings_at(at, covariance, self.rank)[0], at)
+        return self._assembled(mean, loadings, noise)
 
     def posterior(self, params, x):
         loadings, noise = self._of_components(params)
@@ -201,7 +201,7 @@ class Factors(Bank):
         floor, total = self._floor(mean, covariance), safe(stats.count.sum())
         share = stats.count / total
         old_loadings, old_noise = self._of_components(params)
-        if self._alternates(params):
+        if self.shared_loadings and not self.shared_noise and len(mean) > 1:
             loadings, noise = steps.shared_loadings_step(
                 covariance, share, old_loadings[:1], old_noise, floor, self._spherical
             )
@@ -313,14 +313,6 @@ class Factors(Bank):
             loadings[0] if self.shared_loadings else loadings,
             noise[0] if self.shared_noise else noise,
         )
-
-    def _params(self, mean, loadings, noise, count):
-        """Params from loadings and noise of every component (k, d), which are pooled."""
-        if self._spherical:
-            noise = jnp.broadcast_to(noise.mean(-1, keepdims=True), noise.shape)
-        if self.shared_noise:
-            noise = jnp.tensordot(count / safe(count.sum()), noise, 1)[None]
-        return self._assembled(mean, loadings, noise)
 
     def _covariances(self, mean, stats):
         """The means (k, d) of the data and the covariances (k, d, d) about them, from the moments
