@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from jaxem.data.batch import Batch
 from jaxem.data.data import Data, Labelled
+from jaxem.data.moments import Moments
 from jaxem.fit import fit, require_model
 from jaxem.methods.em import EM, Exact
 from jaxem.models.mixture import Mixture, MixtureParams
@@ -183,6 +184,7 @@ __all__ = [
     "Mixture",
     "MixtureParams",
     "Model",
+    "Moments",
     "Multinomial",
     "MultinomialParams",
     "Normal",
