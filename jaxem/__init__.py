@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from jaxem.data.batch import Batch
 from jaxem.data.data import Data, Labelled
+from jaxem.data.moments import Moments
 from jaxem.fit import fit, require_model
 from jaxem.methods.em import EM, Exact
 from jaxem.models.gate import GateParams, SoftmaxGate
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from jaxem.families.conjugate import DirichletPosterior
     from jaxem.families.exponential import Exponential, ExponentialParams
     from jaxem.families.exponential_family import ExponentialFamily
+    from jaxem.families.factors import FactorParams, Factors
     from jaxem.families.gamma import Gamma, GammaParams
     from jaxem.families.multinomial import Multinomial, MultinomialParams
     from jaxem.families.normal.gaussian import NormalParams
@@ -95,6 +97,8 @@ _LATER = {
     "Exponential": "families.exponential",
     "ExponentialParams": "families.exponential",
     "ExponentialFamily": "families.exponential_family",
+    "FactorParams": "families.factors",
+    "Factors": "families.factors",
     "Gamma": "families.gamma",
     "GammaParams": "families.gamma",
     "GammaPosterior": "families.poisson",
@@ -164,6 +168,8 @@ __all__ = [
     "Exponential",
     "ExponentialFamily",
     "ExponentialParams",
+    "FactorParams",
+    "Factors",
     "Fit",
     "FitError",
     "FitWarning",
@@ -187,6 +193,7 @@ __all__ = [
     "Mixture",
     "MixtureParams",
     "Model",
+    "Moments",
     "Multinomial",
     "MultinomialParams",
     "Normal",

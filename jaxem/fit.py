@@ -14,6 +14,7 @@ from jaxem.data.data import as_units
 from jaxem.data.grouped import unit_shape
 from jaxem.data.memory import require_room
 from jaxem.data.meshes import automatic, explicit_mesh, moved
+from jaxem.data.moments import Moments
 from jaxem.data.options import (
     as_key,
     integer,
@@ -31,7 +32,12 @@ from jaxem.data.precision import (
 from jaxem.gradient.rules import GRADIENTS
 from jaxem.methods.em import EM, collects
 from jaxem.methods.suited import suited
-from jaxem.models.mixture import FiniteMixture, starts_among_units, warn_if_identical
+from jaxem.models.mixture import (
+    FiniteMixture,
+    Mixture,
+    starts_among_units,
+    warn_if_identical,
+)
 from jaxem.models.mixture_domain import MixtureDomain, require_units
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import float_dtype, in_jit, is_on_host, is_traced, split
@@ -77,7 +83,7 @@ def fit(
       data: an array (n, d), or a tree of arrays with one leading unit axis, such as `Data` or
         a tuple (features, y): one fit. In a tree integers stay integers. `Batch(array (b, n, d))`
         or `Batch([x0, x1, ...])`: b independent fits, every field of the result with a leading
-        axis b, weights and given params too.
+        axis b, weights and given params too. `Moments(covariance, n)`: n rows that are not at hand.
       key: a JAX key or an int; needed unless `init` is a start that is not random.
       init: None (the model's own start, for mixtures k-means++), "kmeans++", "random_rows",
         "random", `Responsibilities(r)`, `Labels(z)`, or params to start from. With `restarts` > 1
@@ -114,6 +120,8 @@ def fit(
     raw = data.data if is_batch else data
     options = (key, init, restarts, weights, method, tol, max_iter, criterion, lanes, gradient)
     options = dict(zip(OPTIONS, options, strict=True))
+    if isinstance(data, Moments):
+        return _fit_moments(model, data, options)
     if needs_float64(raw, is_batch) and not in_jit():
         with float64():
             return fit(model, data, **options).on_host()
@@ -165,6 +173,30 @@ def fit(
     names = column_names(data)
     result = report(result, model, x, weights, tol, resolves_small_gains, names)
     return result.about(data.data if is_batch else x, weights)
+
+
+def _fit_moments(model, moments, options):
+    """The result of weighted rows with these moments, on which alone the likelihood depends."""
+    from jaxem.families.factors import Factors
+    from jaxem.families.normal.normal import Normal
+
+    mixture = model.wrapped if isinstance(model, Wrapper) else model
+    is_mixture = isinstance(mixture, Mixture)
+    if not is_mixture or mixture.k != 1 or not isinstance(mixture.components, (Normal, Factors)):
+        k = f" with k={mixture.k}" * isinstance(mixture, FiniteMixture)
+        raise ValueError(
+            f"data are Moments, from which Mixture(Factors(...), k=1) and Mixture(Normal(...), k=1)"
+            f" alone can be fitted, got {name_of(mixture)}{k}: give rows"
+        )
+    if options["weights"] is not None:
+        raise ValueError("weights must be None for Moments, which stand for n rows: change n")
+    x, weights = moments.rows()
+    result = fit(model, x, **(options | {"weights": weights}))
+    if is_traced(moments.n) or is_traced(result):
+        return result
+    shape = (int(moments.n), *result.data_shape[1:])
+    total = np.asarray(moments.n, result.total_weight.dtype)
+    return dataclasses.replace(result, data_shape=shape, total_weight=total).like(result)
 
 
 def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):

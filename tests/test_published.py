@@ -225,6 +225,44 @@ def test_published_chain(name):
         assert result.total_weight == 225
 
 
+FACTORS = {c["id"]: c for c in CASES if c["issue"] == "factor"}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_published_factors(name):
+    """Of factor analysis F = log|Σ| − log|R| + tr(R Σ⁻¹) − p, on the scale of correlations."""
+    case = FACTORS[name]
+    if case["kind"] != "factor":
+        x, _, _ = read(case | {"kind": "ppca"})
+        model = jaxem.Mixture(jaxem.Factors(case.get("q", 1), "spherical"), case["k"])
+        result = jaxem.fit(model, x, key=0, restarts=8, tol=1e-12).raise_if_failed()
+        assert abs(result.log_likelihood - case["log_likelihood"]) < case["tolerance"]
+        wanted, within = case["params"], case["params_tolerance"]
+        found = np.sort(result.params.components.noise)
+        np.testing.assert_allclose(found, wanted["noise_variance"], atol=within)
+        weights = wanted.get("weights", [1.0])
+        np.testing.assert_allclose(np.sort(result.params.weights), weights, atol=within)
+        assert result.n_parameters == case.get("n_parameters", result.n_parameters)
+        return
+    rows = list(csv.reader((FOLDER / case["data"]).open()))[1:]
+    d = len(case["uniquenesses"])
+    start = int(name.startswith("ability"))  # after the names of rows
+    table = np.array([row[start : start + d] for row in rows], float)
+    table = np.corrcoef(table.T) if name.startswith("wine") else table
+    scale, n = np.sqrt(np.diag(table)), case["n_rows"] or 100
+    model = jaxem.Mixture(jaxem.Factors(case["k"]), 1)
+    result = jaxem.fit(model, jaxem.Moments(table, n), key=0, tol=1e-12).raise_if_failed()
+    per_row = result.log_likelihood / n + np.log(scale).sum()
+    log_det = np.linalg.slogdet(table / np.outer(scale, scale))[1]
+    discrepancy = -2 * per_row - d * np.log(2 * np.pi) - log_det - d
+    assert abs(discrepancy - case["discrepancy"]) < case["tolerance"]
+    found = result.params.components.noise[0] / scale**2
+    np.testing.assert_allclose(found, case["uniquenesses"], atol=case["params_tolerance"])
+    assert result.total_weight == n and result.n_iter <= 30
+    if "degrees_of_freedom" in case:
+        assert d * (d + 3) // 2 - result.n_parameters == case["degrees_of_freedom"]
+
+
 def test_published_chains_at_given_params():
     toy, case = CHAINS["hmm-toy"], CHAINS["speed-fixed"]
     given = toy["inline"]

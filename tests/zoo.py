@@ -118,6 +118,8 @@ BANKS = {
     "student-df": Case(jaxem.StudentT(df=5.0), REAL),
     "student": Case(jaxem.StudentT(), REAL),
     "student-map": Case(jaxem.StudentT(prior=NORMAL_PRIOR), REAL),
+    "factors-spherical": Case(jaxem.Factors(1, "spherical"), REAL),
+    "factors-tied": Case(jaxem.Factors(1, shared_noise=True), REAL),
     "poisson": Case(jaxem.Poisson(), COUNTS),
     "poisson-map": Case(jaxem.Poisson(prior=jaxem.GammaPrior(2.0, 0.5)), COUNTS),
     "bernoulli": Case(jaxem.Bernoulli(), ONES),

@@ -16,8 +16,9 @@ from jaxem.models.gate import GateParams, GateStatistics, SoftmaxGate
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import float_dtype, pytree
 from jaxem.passes.chunks import in_chunks
+from jaxem.protocol.joined_spaces import CONTRASTS
 from jaxem.protocol.priors import DirichletPrior
-from jaxem.protocol.spaces import CONTRASTS, SIMPLEX
+from jaxem.protocol.spaces import SIMPLEX
 
 START_STEPS = 12
 """The steps of a gate at given responsibilities: a start need not be a maximum."""

@@ -198,7 +198,8 @@ class Layout:
 
     def freedom(self, held=None, group=None) -> int:
         """The number of free parameters: a simplex of v entries has v − 1, a symmetric matrix
-        d (d + 1) / 2; fixed entries have none and a group counts once."""
+        d (d + 1) / 2, a matrix of loadings its entries less the rotations; fixed entries have none
+        and a group counts once."""
         held = np.zeros(self.size, bool) if held is None else held
         group = np.arange(self.size) if group is None else group
         group = self.equal()[group]
@@ -213,6 +214,10 @@ class Layout:
             is_leader = (group[rows] >= rows[:, :1]).all(1)
             if block == 1 and not isinstance(space, (Simplex, PositiveDefinite)):
                 scalars.append(entries[~(held[entries] | space.constant(entries.shape))])
+                if redundant := space.redundant(entries.shape):
+                    rows = entries.reshape(-1, math.prod(entries.shape[-2:]))
+                    is_free = (group[rows] >= rows[:, :1]).all(1) & ~held[rows].any(1)
+                    count -= redundant * int(is_free.sum())
             elif isinstance(space, PositiveDefinite):
                 d = entries.shape[-1]
                 count += int((is_leader & ~held[rows].any(1)).sum()) * d * (d + 1) // 2

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxem.families.normal.common import CommonParts, pooled, variances_of_volumes
 from jaxem.families.normal.diagonal import Diagonal
 from jaxem.families.normal.spherical import Spherical
-from jaxem.protocol.spaces import RelatedVariances
+from jaxem.protocol.joined_spaces import RelatedVariances
 
 
 class EII(CommonParts, Spherical):

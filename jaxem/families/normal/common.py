@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxem.numerics.fixed_points import fixed_point
 from jaxem.protocol.counts import is_empty
-from jaxem.protocol.spaces import Relation
+from jaxem.protocol.joined_spaces import Relation
 
 COLLAPSED = 1e4
 """The factor of the floor up to which a volume counts as collapsed, and the ratio of the variances

@@ -9,7 +9,7 @@ from jaxem.families.normal.full import Full
 from jaxem.families.normal.products import inverse
 from jaxem.numerics.fixed_points import fixed_point
 from jaxem.numerics.linalg import Factor, diagonal, floored
-from jaxem.protocol.spaces import RelatedMatrices
+from jaxem.protocol.joined_spaces import RelatedMatrices
 
 
 class Matrices(CommonParts, Full):

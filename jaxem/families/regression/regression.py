@@ -37,8 +37,9 @@ from jaxem.numerics.newton_step import (
 )
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.counts import is_empty, keep_empty
+from jaxem.protocol.joined_spaces import SharedColumns
 from jaxem.protocol.model import Bank
-from jaxem.protocol.spaces import REAL, Positive, SharedColumns
+from jaxem.protocol.spaces import REAL, Positive
 from jaxem.protocol.units import Standardized
 
 RESPONSES = {
