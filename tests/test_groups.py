@@ -97,7 +97,12 @@ def test_weights_count_groups(fitted):
 
 
 @pytest.mark.parametrize(
-    "bank", [jaxem.Normal(), jaxem.StudentT(df=4.0), jaxem.Poisson(), jaxem.Gamma()], ids=repr
+    "bank",
+    [
+        *(jaxem.Normal(), jaxem.Gamma()),
+        *(pytest.param(b, marks=pytest.mark.slow) for b in (jaxem.StudentT(4.0), jaxem.Poisson())),
+    ],
+    ids=repr,
 )
 def test_stacks_of_several_lengths_are_one_stack(bank, monkeypatch):
     sizes = np.r_[np.full(20, 2), 9, 30]

@@ -368,6 +368,76 @@ def test_published_regression(name):
         np.testing.assert_allclose(np.sort(params.weights), expected, atol=max(tolerance, 1e-3))
 
 
+OF_GROUPS = {
+    "npreg-grouped-2": (jaxem.Regression(), 2, "id2"),
+    "npreg-grouped-id1": (jaxem.Regression(), 2, "id1"),
+    "betablocker-3": (jaxem.Regression("binomial", shared=(0,)), 3, "Center"),
+    "mehta-3": (jaxem.Regression("binomial", shared=(0,)), 3, "Site"),
+}
+"""Mixtures of regressions whose rows share a component in groups."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n == "npreg-grouped-id1")) for n in OF_GROUPS],
+)
+def test_published_regression_of_groups(name):
+    case, (bank, k, group) = REGRESSIONS[name], OF_GROUPS[name]
+    rows = list(csv.DictReader((FOLDER / case["data"]).open()))
+
+    def column(name):
+        return np.array([float(row[name]) for row in rows])
+
+    groups = [row[group] for row in rows]
+    if name.startswith("npreg"):
+        x = np.stack([column("x"), column("x") ** 2], 1)
+        data = jaxem.Data(x, column("yn"), groups=groups)
+    else:
+        y, treatment = case["columns"][0], case["columns"][2 if name == "mehta-3" else 3]
+        treated = np.array([[row[treatment] != "Control"] for row in rows], float)
+        data = jaxem.Data(treated, column(y), trials=column("Total"), groups=groups)
+    result = jaxem.fit(jaxem.Mixture(bank, k), data, key=0, restarts=16, tol=1e-10)
+    assert abs(result.log_likelihood - case["best_known"]) < 1e-5
+    rows_and_groups = np.log(len(rows)), np.log(len(set(groups)))
+    for n, bic in zip(rows_and_groups, (result.bic(), result.bic(units=True)), strict=True):
+        assert abs(bic + 2 * result.log_likelihood - result.n_parameters * n) < 1e-6
+    if name == "betablocker-3":
+        b, wanted = result.params.components.coefficients, case["params"]
+        order = np.argsort(b[:, 0])
+        np.testing.assert_allclose(b[:, 1], wanted["treatment"], atol=1e-4)
+        np.testing.assert_allclose(b[order, 0], np.sort(wanted["intercept"]), atol=1e-3)
+        assert result.n_parameters == 6
+
+
+def test_published_patents():
+    """The counts of Wang, Cockburn & Puterman, whose weights depend on a covariate: at least half
+    of 64 starts end at the best optimum."""
+    case = REGRESSIONS["patent-concomitant-3"]
+    patents, spending, intensity = jaxem.datasets.patents().T
+    data = jaxem.Data(spending[:, None], patents, gate=intensity[:, None])
+    model = jaxem.Mixture(jaxem.Regression("poisson"), 3, gate=jaxem.SoftmaxGate())
+    result = jaxem.fit(model, data, key=0, restarts=64, tol=1e-10)
+    assert abs(result.log_likelihood - case["best_known"]) < 1e-5
+    assert np.mean(result.restarts.log_likelihood > case["best_known"] - 1e-3) >= 0.5
+    b, wanted = np.asarray(result.params.components.coefficients), np.array(case["params"]["coef"])
+    np.testing.assert_allclose(b[np.argsort(b[:, 0])], wanted[np.argsort(wanted[:, 0])], atol=1e-3)
+    assert result.n_parameters == 10
+    table = result.summary(["spending"])
+    assert "component  intercept  spending" in table and "gate[0]" in table
+    assert f"{b[0, 1]:.6g}" in table
+
+
+def test_data_sets_are_the_published_tables():
+    for name, found, columns in (
+        ("patent", jaxem.datasets.patents(), ("Patents", "lgRD", "RDS")),
+        ("seizure", jaxem.datasets.seizures(), ("Seizures", "Hours", None, "Day")),
+    ):
+        rows = list(csv.DictReader((FOLDER / f"data/{name}.csv").open()))
+        for i, column in enumerate(columns):
+            values = [row["Treatment"] != "No" if column is None else row[column] for row in rows]
+            np.testing.assert_array_equal(found[:, i], np.array(values, float))
+
+
 def test_published_latent_class_regression():
     """poLCA's classes of the election of 2000, whose weights depend on the party."""
     case = next(c for c in CASES if c["id"] == "election-party-3")

@@ -211,6 +211,7 @@ REGRESSIONS = {
 SELDOM = [f"normal-{kind}-map" for kind in ("tied", "diagonal", "spherical")]
 SELDOM += [f"{bank}-map" for bank in ("bernoulli", "categorical", "multinomial", "exponential")]
 SELDOM += ["gamma-map", "student-df", "regression-binomial", "regression-normal-map"]
+SELDOM += ["regression-gamma"]
 """Variants whose family and whose prior are tested without each other."""
 
 

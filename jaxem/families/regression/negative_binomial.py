@@ -153,8 +153,9 @@ class NegativeBinomialResponse(PoissonResponse):
 
 
 def safe_length(slope, curvature, most, rate):
-    """s for G, S, M and ρ. The slope of the bound is concave in s, so that Newton's method from 1
-    comes down to its root. Differentiable where steps are small: s is 1 there."""
+    """s for G, S, M and ρ. The slope of the bound is concave in s, so that Newton's method comes
+    down to its root from above: e^z − 1 − z = a has its root below log(1 + a + √(2a)).
+    Differentiable where steps are small: s is 1 there."""
     slope, curvature, most, rate = stop_gradient((slope, curvature, most, rate))
     rate = jnp.where(rate > 0, rate, 1)
 
@@ -170,7 +171,9 @@ def safe_length(slope, curvature, most, rate):
         change = curvature + most * jnp.expm1(z)
         return jnp.clip(s + value / jnp.where(change > 0, change, jnp.inf), 0, 1)
 
-    best = jax.lax.fori_loop(0, NEWTON_STEPS, newton, jnp.ones_like(slope))
+    a = jnp.maximum(slope, 0) * rate / jnp.where(most > 0, most, 1)
+    above = jnp.minimum(jnp.log1p(a + jnp.sqrt(2 * a)) / rate, 1)
+    best = jax.lax.fori_loop(0, NEWTON_STEPS, newton, jnp.where(most > 0, above, 1))
     is_full = (best >= FULL_FROM) & (rises(jnp.ones_like(best)) >= rises(best) / 4)
     return jnp.where(is_full, 1, jnp.where(rises(best) > 0, best, 0))
 
