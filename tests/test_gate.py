@@ -93,6 +93,12 @@ def test_one_dummy_is_weights_by_stratum_and_no_effect_is_constant_weights():
     assert abs(with_gate.params.gate.coefficients[:, 1]).max() < 1e-4
     one = fit(jaxem.Mixture(jaxem.Normal("diagonal"), 1, gate=jaxem.SoftmaxGate()))
     assert one.n_parameters == 4 and not np.any(one.params.gate.coefficients)
+    alone = fit(
+        data=jaxem.Data(double.x, gate=np.zeros((2 * N, 0))),
+        init=jaxem.Labels(plain.predict(double.x)),
+    )
+    assert alone.n_parameters == plain.n_parameters
+    assert abs(alone.log_likelihood - plain.log_likelihood) < 1e-9
 
 
 def test_a_prior_of_slopes_is_in_the_units_of_covariates():

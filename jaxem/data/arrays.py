@@ -46,7 +46,7 @@ def as_data(data, name: str = "data"):
     for leaf_name, leaf in leaves:
         if leaf.ndim == 0:
             raise ValueError(f"{leaf_name} is a single number: pass an array of shape (n, d)")
-        if 0 in leaf.shape:
+        if 0 in leaf.shape and not _is_intercept(leaf_name, leaf):
             axis = "unit" if leaf.shape[0] == 0 else "feature"
             raise ValueError(
                 f"{leaf_name} is empty, with shape {leaf.shape}: pass at least one {axis}"
@@ -57,6 +57,12 @@ def as_data(data, name: str = "data"):
         remedy = f"; {OF_ANY_LENGTH}" * isinstance(data, tuple)
         raise ValueError(f"the arrays in {name} must have one leading size, got {sizes}{remedy}")
     return data, leaves[0][1].shape[0]
+
+
+def _is_intercept(name: str, leaf) -> bool:
+    """Whether an array has no column since an intercept alone is wanted: covariates (n, 0) of
+    mixing weights."""
+    return name.endswith(".gate") and leaf.shape[0] > 0
 
 
 def is_tree(data) -> bool:

@@ -10,6 +10,8 @@ that are not collinear."""
 def dependent(design, intercept: bool):
     """The columns of the first linear relation among regressors (n, p), with the constant 1 if
     `intercept`; none where they are independent, or not finite."""
+    if not design.shape[1]:
+        return ()
     with np.errstate(all="ignore"):
         values = design.astype(float)
         if not len(values) or not np.isfinite(values.sum()):
