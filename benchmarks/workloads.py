@@ -64,6 +64,19 @@ def chain(k):
     return lambda x, key: answers(jaxem.fit(model, jaxem.Sequences(x), key=key))
 
 
+def regressed(family, gate=None, **options):
+    """A fit of columns (regressors, response, a covariate of the weights where there is a gate)."""
+    model = jaxem.Mixture(jaxem.Regression(family), k=K, gate=gate)
+
+    def fitted(x, key):
+        covariates = None if gate is None else x[:, -1:]
+        x = x if gate is None else x[:, :-1]
+        data = jaxem.Data(x[:, :-1], x[:, -1], gate=covariates)
+        return answers(jaxem.fit(model, data, key=key, **options))
+
+    return fitted
+
+
 def documents(n=2000, vocabulary=3000):
     """Documents of 30 to 180 distinct words."""
     rng = np.random.default_rng(0)
@@ -109,6 +122,10 @@ def workloads():
         "meanfield": one(Sums(), method=jaxem.EM(jaxem.MeanField())),
         "constrained": one(normals(), method=jaxem.EM(half)),
         "restricted": fleet(even),
+        "regression": of(regressed("normal", restarts=1024), 200, 3),
+        "experts": of(regressed("poisson", jaxem.SoftmaxGate(), restarts=256), 70, 3),
+        "largeregression": of(regressed("normal"), 10**6, 9),
+        "factors": one(jaxem.Mixture(jaxem.Factors(2), k=K), 8),
         "hmm": of(chain(4), 1000, 200, 2),
         "hmmlong": of(chain(3), 1, 100_000, 1),
         "lda": (fit(jaxem.LDA(20)), documents(), key),

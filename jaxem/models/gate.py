@@ -1,10 +1,9 @@
 """Multinomial logits: probabilities of classes that depend on covariates.
 
-The M-step is one Newton step on Σ_t Σ_j r_tj log p_j(z_t), shortened so that it cannot lower that
-sum: along a step δ the third derivative is at most the range R of z'δ_j over classes, times the
-second (p_j are the probabilities of a variable with that range). So with the Newton decrement D the
-sum rises by at least D(s − (e^{sR} − sR − 1)/R²), whose maximum is at s = log(1 + R)/R (Bach 2010).
-s goes to 1 where steps are small. All that is needed are sums over units.
+The M-step is one Newton step on Σ_t Σ_j r_tj log p_j(z_t), shortened as in `numerics.newton_step`
+so that it cannot lower that sum: along a step δ the third derivative is at most the range R of
+z'δ_j over classes, times the second (p_j are the probabilities of a variable with that range). All
+that is needed are sums over units.
 """
 
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
 
+from jaxem.numerics.newton_step import newton_step, step_length
 from jaxem.numerics.tree import is_traced, pytree
 
 LEAST_CURVATURE = 1e-7
@@ -158,7 +158,7 @@ class SoftmaxGate:
             part = max(LEAST_CURVATURE, 8 * float(jnp.finfo(h.dtype).eps))
             own = jnp.abs(jnp.diagonal(h))
             least = part * jnp.maximum(own, jnp.maximum(part * own.max(), 1e-30))
-            found = jnp.linalg.solve(h + jnp.diag(least), g)
+            found = newton_step(g, h + jnp.diag(least))
             return found if directions is None else found @ directions
 
         if not free or (directions is not None and not len(directions)):
@@ -166,9 +166,7 @@ class SoftmaxGate:
         steps = jax.vmap(step)(gradient, curvature).reshape(-1, k - 1, m)
         steps = jnp.concatenate([jnp.zeros_like(steps[:, :1]), steps], 1)
         apart = jnp.abs(steps[:, :, None] - steps[:, None]).sum(-1).max((1, 2))
-        is_small = apart < 1e-6
-        length = jnp.where(is_small, 1, jnp.log1p(apart) / jnp.where(is_small, 1, apart))
-        return coefficients + length[:, None, None] * steps
+        return coefficients + step_length(apart)[:, None, None] * steps
 
     def log_prior(self, coefficients):
         """That of the slopes, with its constant."""
