@@ -161,6 +161,7 @@ def test_only_models_that_allow_it_are_climbed_together():
     )
     assert not together(mixtures(BANKS["each"].model), COUNTS)
     assert not together(MODELS, jaxem.Labelled(REAL, LABELS))
+    assert not together([jaxem.Mixture(jaxem.Factors(1), k) for k in (1, 2)], REAL)
     assert not together([MODELS[0], MODELS[0]])
     floors = [jaxem.Mixture(jaxem.Normal(floor=f), k=k) for f, k in ((0.1, 1), (0.2, 2))]
     assert not together(floors)

@@ -173,7 +173,8 @@ def _known(bank) -> bool:
     is_builtin = type(bank).__module__.startswith("jaxem.families.")
     if isinstance(bank, Product):
         return all(map(_known, bank.families))
-    return is_builtin and bank.prior is None
+    options = vars(bank)
+    return is_builtin and "prior" in options and options["prior"] is None
 
 
 def fit_padded(models, x, key, init, *, weights, restarts, method, **limits) -> list[Result]:
