@@ -119,7 +119,7 @@ BANKS = {
     "student": Case(jaxem.StudentT(), REAL),
     "student-map": Case(jaxem.StudentT(prior=NORMAL_PRIOR), REAL),
     "factors-spherical": Case(jaxem.Factors(1, "spherical"), REAL),
-    "factors-tied": Case(jaxem.Factors(1, shared_noise=True), REAL),
+    "factors-tied": Case(jaxem.Factors(1, shared_noise=True, shared_loadings=True), REAL),
     "poisson": Case(jaxem.Poisson(), COUNTS),
     "poisson-map": Case(jaxem.Poisson(prior=jaxem.GammaPrior(2.0, 0.5)), COUNTS),
     "bernoulli": Case(jaxem.Bernoulli(), ONES),
