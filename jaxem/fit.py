@@ -85,10 +85,10 @@ def fit(
         or `Batch([x0, x1, ...])`: b independent fits, every field of the result with a leading
         axis b, weights and given params too. `Moments(covariance, n)`: n rows that are not at hand.
       key: a JAX key or an int; needed unless `init` is a start that is not random.
-      init: None (the model's own start, for mixtures k-means++), "kmeans++", "random_rows",
-        "random", `Responsibilities(r)`, `Labels(z)`, or params to start from. With `restarts` > 1
-        given params carry a leading axis of that size. For chains: None, params, or a structure
-        that stays, "left_to_right" or "cyclic".
+      init: None (the model's own start: k-means++, for regressions "elemental"), "kmeans++",
+        "elemental", "random_rows", "random", `Responsibilities(r)`, `Labels(z)`, or params to start
+        from. With `restarts` > 1 given params carry a leading axis of that size. For chains: None,
+        params, or a structure that stays, "left_to_right" or "cyclic".
       restarts: the number of independent starts, or a `Restarts` plan that screens them; the best
         fit that did not fail is returned. Start i depends on the key and i alone.
       weights: (n,), one per unit; 0 = absent, 2 = present twice. None: all 1.

@@ -251,10 +251,17 @@ def test_separation_is_flagged():
         warnings.simplefilter("error", jaxem.FitWarning)
         result = jaxem.fit(model, jaxem.Data(x[:, None], overlapping), key=0)
     assert result.separated.tolist() == [False]
+    far, rng = np.r_[np.random.default_rng(0).uniform(-1, 1, 39), 20], np.random.default_rng(1)
+    y = (rng.random(40) < 1 / (1 + np.exp(-2 * far))) * 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", jaxem.FitWarning)
+        jaxem.fit(model, jaxem.Data(far[:, None], y), key=0)
     counts = np.where(np.arange(40) < 25, 0, np.random.default_rng(0).poisson(30, 40))
     poisson = jaxem.Mixture(jaxem.Regression("poisson"), k=2)
     result = quiet(poisson, jaxem.Data(x[:, None], counts), key=0, restarts=5)
     assert result.converged and result.separated.sum() == 1
+    sets = [jaxem.Data(x[:, None], counts, groups=np.arange(40) // 4)] * 2
+    assert quiet(poisson, jaxem.Batch(sets), key=0).separated.shape == (2, 2)
     assert jaxem.fit(jaxem.Mixture(jaxem.Poisson(), 2), counts[:, None], key=0).separated.sum() == 0
 
 
@@ -364,6 +371,15 @@ def test_product_of_two_responses():
         )
     expected = np.log((np.asarray(result.params.weights)[:, None] * np.exp(logs)).sum(0))
     np.testing.assert_allclose(result.score_samples(data), expected, rtol=1e-9)
+    mean = result.predict_response(jaxem.Data(X, offset=OFFSET))
+    of_counts = np.exp(
+        OFFSET[:, None] + np.c_[np.ones(N), X] @ result.params.components["b"].coefficients.T
+    )
+    np.testing.assert_allclose(mean[:, 1], of_counts @ result.params.weights, rtol=1e-9)
+    alone = dataclasses.replace(data, groups=np.arange(N)[::-1])
+    model = jaxem.Mixture(jaxem.Product(parts), k=2)
+    same = jaxem.fit(model, alone, init=result.params, weights=WEIGHTS, max_iter=0, tol=0)
+    assert abs(same.log_likelihood - WEIGHTS @ expected) < 1e-8
     y[3, 1] = -1
     wrong = dataclasses.replace(data, y=y)
     refused(r"data.y holds 1 value .* index \(3, 1\)", jaxem.Product(parts), wrong)

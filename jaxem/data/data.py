@@ -82,16 +82,20 @@ def of_components(data):
     """The data that a bank takes: x alone, or `Data` without the fields of the mixture. Of groups
     all their rows, padding included."""
     if isinstance(data, Grouped):
-        return data.plain
+        return _alone(data.plain)
     if not isinstance(data, Data):
         return data
-    data = replace(data, **dict.fromkeys(OF_COMPONENTS))
-    return data.x if given(data) == ("x",) else data
+    return _alone(replace(data, **dict.fromkeys(OF_COMPONENTS)))
+
+
+def _alone(data):
+    """x of `Data` that have nothing else, else the data."""
+    return data.x if isinstance(data, Data) and given(data) == ("x",) else data
 
 
 def shapes_of_components(data):
     """What `of_components` gives, or its shapes."""
-    return data.shapes() if isinstance(data, Grouped) else of_components(data)
+    return _alone(data.shapes()) if isinstance(data, Grouped) else of_components(data)
 
 
 def labels_of(data):
@@ -113,8 +117,7 @@ def given_response(data) -> bool:
 
 def without_gate(data):
     """The data without covariates of the mixing weights."""
-    data = replace(data, gate=None)
-    return data.x if isinstance(data, Data) and given(data) == ("x",) else data
+    return _alone(replace(data, gate=None))
 
 
 def within_units(data, values):

@@ -199,10 +199,13 @@ class Names(NamedTuple):
 
     def weights(self, weights, name: str = "weights"):
         """Weights of groups (G,) from those, or from weights of rows (n,) that do not differ within
-        a group."""
-        if weights is None or np.shape(weights) == self.first.shape:
+        a group. Where every group has one row they are those of rows."""
+        if weights is None:
+            return None
+        is_of_rows = np.shape(weights) == self.place.shape
+        if np.shape(weights) == self.first.shape and not is_of_rows:
             return weights
-        if np.shape(weights) != self.place.shape:
+        if not is_of_rows:
             raise ValueError(
                 f"{name} must have shape {self.first.shape}, one per group in the order of their "
                 f"sorted names, or {self.place.shape}, one per row, got {np.shape(weights)}"

@@ -71,6 +71,14 @@ class Product(Bank):
         evidence = sum(evidence for _, evidence in parts.values())
         return {n: q for n, (q, _) in parts.items()}, evidence
 
+    def mean(self, params, x):
+        """E[y | x] of every row under every component, by part: each (n, k); x needs no y.
+        TypeError where a part has no `mean`."""
+        for name, family, _ in self._parts():
+            if not defines(family, "mean"):
+                raise TypeError(f"part {name!r}, {name_of(family)}, has no response to predict")
+        return {n: f.mean(params[n], x) for n, f, c in self._parts()}
+
     def statistics(self, params, x, q, weights):
         return {
             n: f.statistics(params[n], part_of(x, n, f, c), q[n], weights)

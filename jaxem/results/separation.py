@@ -5,6 +5,7 @@ import numpy as np
 
 from jaxem.protocol.capabilities import defines
 from jaxem.protocol.model import name_of
+from jaxem.results.totals import with_units
 
 
 def separated(result, x, weights):
@@ -12,6 +13,7 @@ def separated(result, x, weights):
     model, k = result.model, result.model.domain.components
     if not defines(model, "separated"):
         return np.zeros(k, bool)
+    x, weights, _ = with_units(x, weights)
     r = np.asarray(result._responsibilities(x), float)  # of units, also of groups
     r = np.where(np.isfinite(r), r, 0)  # of a unit that the model does not take
     r = r if weights is None else r * np.asarray(weights, float)[:, None]

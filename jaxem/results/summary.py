@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 
-from jaxem.data.data import gate_of
 from jaxem.results.printed import text
 
 MOST_COLUMNS = 24
@@ -38,9 +37,8 @@ def _headings(result, title, values, names):
         return [""]
     width = values[0].size
     if title.endswith("coefficients"):
-        data = None if result.own_data is None else gate_of(result.own_data[0])
         is_gate = title.startswith("gate")
-        p = np.shape(data)[-1] if is_gate and data is not None else result._shape_of_one[-1]
+        p = width - result.model.gate.intercept if is_gate else result._shape_of_one[-1]
         of_columns = [f"{'gate' if is_gate else 'x'}[{i}]" for i in range(p)]
         if names is not None and not is_gate and len(names) == p:
             of_columns = [str(name) for name in names]

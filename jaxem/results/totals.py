@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from jaxem.data import arrays as checks
 from jaxem.data.data import as_units, given_response
-from jaxem.data.grouped import unit_shape
+from jaxem.data.grouped import Grouped, unit_shape
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.capabilities import defines
 from jaxem.protocol.model import Bank, name_of
@@ -53,6 +53,8 @@ def response(result, x):
             f"{name_of(result.model)} has no response to predict: predict_response is of mixtures "
             "whose components define mean(params, x)"
         )
+    if isinstance(x, Grouped):
+        raise TypeError("data are grouped, in another order than the rows: give the jaxem.Data")
     x, n, names = as_units(x)
     result._require_features(unit_shape(x))
     result.model.domain.check_gate(x, (n,))

@@ -68,8 +68,8 @@ class Regression(Bank):
 
     The M-step is weighted least squares for normal responses. For others it is a Newton step (IRLS)
     that is shortened so that it cannot lower the expected log-likelihood
-    (`jaxem.numerics.newton_step`), and a step of the dispersion; it needs regressors between −1 and
-    1, which a fit has.
+    (`jaxem.numerics.newton_step`), and a step of the dispersion; the proof is for regressors
+    between −1 and 1, to which `fit` rescales them inside.
 
     Args:
       family: "normal" (identity link), "poisson" (log), "binomial" (logit; y successes of `trials`,

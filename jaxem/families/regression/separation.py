@@ -13,7 +13,7 @@ def separated(regressors, information, weights):
 
     regressors (m, n), information (k, n) of a row about η, weights (n, k). For every principal
     direction a of Σ w v u u' relative to Σ w u u', the information Σ w v (u'a)² is compared with
-    max w (u'a)², that of one event at the row where it counts most.
+    that of one event at a row where (u'a)² is as at half of Σ w |u'a|: far rows do not set it.
     """
     u = np.asarray(regressors, float)
     flags = []
@@ -28,6 +28,14 @@ def separated(regressors, information, weights):
         kept = values > 1e-10 * values.max()
         root = axes[:, kept] / np.sqrt(values[kept]) / size[:, None]
         directions = root @ np.linalg.eigh(root.T @ weighted @ root)[1]
-        along = np.square(directions.T @ u)
-        flags.append(bool(np.any(along @ (w * v) < SEPARATED * (np.minimum(w, 1) * along).max(1))))
+        along = np.abs(directions.T @ u)
+        event = np.array([_at_half(row, w) for row in along])
+        flags.append(bool(np.any(np.square(along) @ (w * v) < SEPARATED * np.square(event))))
     return np.array(flags)
+
+
+def _at_half(values, weights):
+    """The value (scalar) up to which the values (n,), not negative, hold half of Σ w·values."""
+    order = np.argsort(values)
+    mass = np.cumsum((weights * values)[order])
+    return values[order][np.searchsorted(mass, mass[-1] / 2)]
