@@ -10,13 +10,13 @@ from jax.lax import Precision
 
 from jaxem.families import factor_steps as steps
 from jaxem.families.normal.full import Full, FullForm
-from jaxem.families.normal.gaussian import NormalStatistics
+from jaxem.families.normal.gaussian import NormalStatistics, linear_form
 from jaxem.families.normal.moments import LOG_2PI, Limits, centre
 from jaxem.families.units import Affine, frame
 from jaxem.numerics.linalg import diagonal
 from jaxem.numerics.tree import pytree
 from jaxem.numerics.triangular import times
-from jaxem.passes.linear import Linear, roomy
+from jaxem.passes.linear import roomy
 from jaxem.protocol import domains
 from jaxem.protocol.counts import is_empty, safe
 from jaxem.protocol.joined_spaces import LOADINGS
@@ -182,20 +182,7 @@ class Factors(Bank):
         return NormalStatistics(*MOMENTS.moments(weights.T, self._framed(x), params.mean))
 
     def linear(self, x):
-        d, form = x.shape[1], FactorForm()
-        if not form.is_faster(d):
-            return None
-        return Linear(
-            size=form.size(d),
-            one=form.one(d),
-            room=self.frame is None,
-            columns=lambda x: self._framed(x).T,
-            features=form.features,
-            coefficients=lambda p, level: form.coefficients(p.mean, self._of_components(p), level),
-            base=lambda x: None,
-            statistics=lambda p, sums: NormalStatistics(*form.moments(p.mean, sums)),
-            terms=lambda p: form.terms(p.mean, self._of_components(p)).max(),
-        )
+        return linear_form(self, x, FactorForm(), self._of_components)
 
     def maximize(self, params, stats):
         mean, covariance = self._covariances(params.mean, stats)

@@ -17,8 +17,9 @@ from jaxem.numerics.newton_step import newton_step, step_length
 from jaxem.numerics.tree import is_traced, pytree
 
 LEAST_CURVATURE = 1e-7
-"""The ridge of a Newton step, as a part of the own curvature of an entry, and its square as a part
-of the largest one: a class that never occurs with a covariate has none."""
+"""The ridge added to every diagonal entry of the curvature in a Newton step, as a part of that
+entry; at least the square of it times the largest entry, since a class that never occurs with a
+covariate has no curvature there."""
 
 
 class GateStatistics(NamedTuple):
@@ -156,8 +157,8 @@ class SoftmaxGate:
             if directions is not None:
                 g, h = directions @ g, directions @ h @ directions.T
             part = max(LEAST_CURVATURE, 8 * float(jnp.finfo(h.dtype).eps))
-            own = jnp.abs(jnp.diagonal(h))
-            least = part * jnp.maximum(own, jnp.maximum(part * own.max(), 1e-30))
+            diagonal = jnp.abs(jnp.diagonal(h))
+            least = part * jnp.maximum(diagonal, jnp.maximum(part * diagonal.max(), 1e-30))
             found = newton_step(g, h + jnp.diag(least))
             return found if directions is None else found @ directions
 

@@ -74,10 +74,11 @@ class ConstantWeights:
         """What a pass with units minor needs of the data, with a last axis n; None for nothing."""
         return None
 
-    def own(self, params):
-        """The params of weights that depend on units, else None. `levels_of_columns(own, columns)`
-        and `count(own, columns, r)` are then their log weights (k, n) and their statistics, in a
-        pass with units minor; r (k, n): weights of units times responsibilities."""
+    def gate_coefficients(self, params):
+        """The coefficients (k, m) of weights that depend on units, else None. In a pass with units
+        minor `levels_of_columns(coefficients, columns)` are their log weights (k, n), and
+        `count(coefficients, columns, r)` their statistics; r (k, n): weights of units times
+        responsibilities."""
         return None
 
     def statistics(self, params, x, responsibilities, weights):
@@ -140,7 +141,7 @@ class GateWeights:
         gate = jnp.asarray(gate_of(x), float_dtype(x))
         return self.gate.covariates(gate).T
 
-    def own(self, params):
+    def gate_coefficients(self, params):
         return params.gate.coefficients
 
     def levels_of_columns(self, coefficients, columns):
@@ -148,14 +149,14 @@ class GateWeights:
         return self.gate.log_probabilities(coefficients, columns)
 
     def levels(self, params, x):
-        return self.levels_of_columns(self.own(params), self.columns(x)).T
+        return self.levels_of_columns(self.gate_coefficients(params), self.columns(x)).T
 
     def count(self, coefficients, columns, r):
         return self.gate.totals(coefficients, r, columns)
 
     def statistics(self, params, x, responsibilities, weights):
         r = (responsibilities * weights[:, None]).T
-        return self.count(self.own(params), self.columns(x), r)
+        return self.count(self.gate_coefficients(params), self.columns(x), r)
 
     def started(self, x, responsibilities, weights, components):
         """Params at given responsibilities, by few steps from weights that are constant. An

@@ -53,9 +53,13 @@ def fused_pass(mixture, x, statistics):
 def _coefficients(mixture, linear, params):
     """(the coefficients (k, size) of features, the params of weights that depend on units)."""
     mixing = mixture.mixing
-    own = mixing.own(params)
-    level = mixing.levels(params, None) if own is None else jnp.zeros(mixture.k, own.dtype)
-    return linear.coefficients(params.components, level), own
+    of_weights = mixing.gate_coefficients(params)
+    level = (
+        mixing.levels(params, None)
+        if of_weights is None
+        else jnp.zeros(mixture.k, of_weights.dtype)
+    )
+    return linear.coefficients(params.components, level), of_weights
 
 
 def _statistics(linear, statistics, params, sums):
@@ -67,18 +71,18 @@ def _statistics(linear, statistics, params, sums):
 def _sums(mixing, linear, coefficients, units, weights):
     """((sums, statistics of the weights or None), evidence) by two matrix products and a softmax,
     with the units minor."""
-    slopes, own = coefficients
+    slopes, of_weights = coefficients
     columns, labels, base, covariates = units
     if covariates is not None and not linear.room:
         covariates = covariates.T
     features = linear.features(columns if linear.room else linear.columns(columns))
     joint = jnp.matmul(slopes, features, precision=Precision.HIGHEST)
-    if own is not None:
-        joint = joint + mixing.levels_of_columns(own, covariates)
+    if of_weights is not None:
+        joint = joint + mixing.levels_of_columns(of_weights, covariates)
     exponentials, total, evidence = softmax_parts(with_labels(joint, labels, 0), linear.lowest)
     weighted = exponentials * (weights / total)
     sums = lax.dot_general(features, weighted, SUM_OVER_UNITS, precision=Precision.HIGHEST)
-    count = None if own is None else mixing.count(own, covariates, weighted)
+    count = None if of_weights is None else mixing.count(of_weights, covariates, weighted)
     return (sums, count), evidence if base is None else evidence + base
 
 
@@ -109,13 +113,13 @@ def _of_groups(mixture, x, linear, statistics):
         return GroupedUnits(columns, base, mixing.columns(x), x)
 
     def coefficients(params):
-        own = mixing.own(params)
-        own = mixing.levels(params, None) if own is None else own
-        level = jnp.zeros(mixture.k, own.dtype)
-        return linear.coefficients(params.components, level), own
+        of_weights = mixing.gate_coefficients(params)
+        of_weights = mixing.levels(params, None) if of_weights is None else of_weights
+        level = jnp.zeros(mixture.k, of_weights.dtype)
+        return linear.coefficients(params.components, level), of_weights
 
     def sums(coefficients, units, weights):
-        slopes, own = coefficients
+        slopes, of_weights = coefficients
         rows, stacks = units.data.rows, units.data.rows.stacks()
         features = [linear.features(columns) for columns in units.columns]
         joint = []
@@ -125,11 +129,17 @@ def _of_groups(mixture, x, linear, statistics):
             logs = logs.reshape(len(logs), -1, len(stack.length))
             joint.append(jnp.where(stack.inside.T, logs, 0).sum(1).T)
         has_gate = units.covariates is not None
-        level = mixing.levels_of_columns(own, units.covariates) if has_gate else own[:, None]
+        level = (
+            mixing.levels_of_columns(of_weights, units.covariates)
+            if has_gate
+            else of_weights[:, None]
+        )
         joint = with_labels(rows.to_units(joint).T + level, units.data.labels, 0)
         exponentials, total, evidence = softmax_parts(joint, linear.lowest)
         weighted = exponentials * (weights / total)
-        count = mixing.count(own, units.covariates, weighted) if has_gate else weighted.sum(1)
+        count = (
+            mixing.count(of_weights, units.covariates, weighted) if has_gate else weighted.sum(1)
+        )
         found = 0
         for part, r, stack in zip(features, rows.from_units(weighted.T), stacks, strict=True):
             r = jnp.where(stack.inside.T, r.T[:, None], 0).reshape(r.shape[1], -1)

@@ -67,27 +67,29 @@ def newton_step(gradient, curvature):
     return upper_solve(lower, lower_solve(lower, gradient[..., None]))[..., 0]
 
 
-def shared_newton_step(gradient, curvature, own, shared, extra_gradient, extra_curvature):
+def shared_newton_step(gradient, curvature, unshared, shared, extra_gradient, extra_curvature):
     """The Newton step (k, m) of k components with `shared` entries in common, by elimination of
-    their `own` ones. own, shared: static lists of positions in m. extra_gradient, extra_curvature:
-    (q,), (q, q), what a prior adds once to those of the shared entries."""
-    rows = curvature[:, own]
-    within, across = rows[:, :, own], rows[:, :, shared]
+    their `unshared` ones. unshared, shared: static lists of positions in m. extra_gradient (q,),
+    extra_curvature (q, q): what a prior adds once to those of the shared entries."""
+    rows = curvature[:, unshared]
+    within, across = rows[:, :, unshared], rows[:, :, shared]
     both = curvature[:, shared][:, :, shared].sum(0) + extra_curvature
     right = gradient[:, shared].sum(0) + extra_gradient
-    if not own:
+    if not unshared:
         step = newton_step(right, both)
         return jnp.broadcast_to(step, gradient.shape)
     lower = lower_factor(regular(within))
-    half = lower_solve(lower, jnp.concatenate([across, gradient[:, own, None]], -1))
-    half_across, half_own = half[..., :-1], half[..., -1]
+    half = lower_solve(lower, jnp.concatenate([across, gradient[:, unshared, None]], -1))
+    half_across, half_unshared = half[..., :-1], half[..., -1]
     both = both - jnp.einsum("kij,kil->jl", half_across, half_across, precision=Precision.HIGHEST)
-    right = right - jnp.einsum("kij,ki->j", half_across, half_own, precision=Precision.HIGHEST)
+    right = right - jnp.einsum("kij,ki->j", half_across, half_unshared, precision=Precision.HIGHEST)
     of_shared = newton_step(right, both)
-    rest = half_own - jnp.einsum("kij,j->ki", half_across, of_shared, precision=Precision.HIGHEST)
-    of_own = upper_solve(lower, rest[..., None])[..., 0]
-    of_shared = jnp.broadcast_to(of_shared, (*of_own.shape[:-1], len(shared)))
-    place = [0] * (len(own) + len(shared))
-    for position, column in enumerate([*own, *shared]):
+    rest = half_unshared - jnp.einsum(
+        "kij,j->ki", half_across, of_shared, precision=Precision.HIGHEST
+    )
+    of_unshared = upper_solve(lower, rest[..., None])[..., 0]
+    of_shared = jnp.broadcast_to(of_shared, (*of_unshared.shape[:-1], len(shared)))
+    place = [0] * (len(unshared) + len(shared))
+    for position, column in enumerate([*unshared, *shared]):
         place[column] = position
-    return jnp.concatenate([of_own, of_shared], -1)[..., jnp.array(place)]
+    return jnp.concatenate([of_unshared, of_shared], -1)[..., jnp.array(place)]

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from jaxem.numerics.tree import pytree
+from jaxem.passes.linear import Linear
 from jaxem.protocol.counts import safe
 
 
@@ -79,6 +80,25 @@ class Form:
     def is_faster(self, d):
         """Whether the matrix products are faster than a pass over centred rows."""
         return True
+
+
+def linear_form(bank, x, form, covariance) -> Linear | None:
+    """The `Linear` form of a normal bank with `_framed` data for data shaped like x (n, d), None
+    where it is no faster. covariance(params): what `form` takes as that of its components."""
+    d = x.shape[1]
+    if not form.is_faster(d):
+        return None
+    return Linear(
+        size=form.size(d),
+        one=form.one(d),
+        room=bank.frame is None,
+        columns=lambda x: bank._framed(x).T,
+        features=form.features,
+        coefficients=lambda p, level: form.coefficients(p.mean, covariance(p), level),
+        base=lambda x: None,
+        statistics=lambda p, sums: NormalStatistics(*form.moments(p.mean, sums)),
+        terms=lambda p: form.terms(p.mean, covariance(p)).max(),
+    )
 
 
 def centred_moments(structure, mean, stats):

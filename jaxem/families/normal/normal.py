@@ -11,13 +11,14 @@ from jaxem.families.normal.gaussian import (
     NormalParams,
     NormalStatistics,
     centred_moments,
+    linear_form,
     with_prior_mean,
 )
 from jaxem.families.normal.moments import LOG_2PI, Limits, centre
 from jaxem.families.normal.structures import STRUCTURES
 from jaxem.families.units import Affine, frame
 from jaxem.numerics.tree import pytree
-from jaxem.passes.linear import Linear, roomy
+from jaxem.passes.linear import roomy
 from jaxem.protocol import domains
 from jaxem.protocol.counts import is_empty, safe
 from jaxem.protocol.held import averaged
@@ -128,21 +129,7 @@ class Normal(Bank):
         return NormalStatistics(*self.structure.moments(weights.T, self._framed(x), params.mean))
 
     def linear(self, x):
-        d, form = x.shape[1], self.structure.form
-        if not form.is_faster(d):
-            return None
-
-        return Linear(
-            size=form.size(d),
-            one=form.one(d),
-            room=self.frame is None,
-            columns=lambda x: self._framed(x).T,
-            features=form.features,
-            coefficients=lambda p, level: form.coefficients(p.mean, p.covariance, level),
-            base=lambda x: None,
-            statistics=lambda p, sums: NormalStatistics(*form.moments(p.mean, sums)),
-            terms=lambda params: form.terms(params.mean, params.covariance).max(),
-        )
+        return linear_form(self, x, self.structure.form, lambda params: params.covariance)
 
     def maximize(self, params, stats):
         return self.maximize_weighted(params, stats, stats.count)

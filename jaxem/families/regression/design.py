@@ -38,8 +38,8 @@ def rows_of(x, intercept: bool) -> Rows:
     dtype, is_plain = float_dtype(x), not has_fields(x)
     regressors = (x if is_plain else x.x).T.astype(dtype)
     if intercept:
-        one = jnp.ones((1, regressors.shape[1]), dtype)
-        regressors = jnp.concatenate([one, regressors])
+        constant = jnp.ones((1, regressors.shape[1]), dtype)
+        regressors = jnp.concatenate([constant, regressors])
     columns = (None,) * 3 if is_plain else (x.y, x.offset, x.trials)
     return Rows(regressors, *(None if a is None else a.reshape(-1).astype(dtype) for a in columns))
 

@@ -23,11 +23,12 @@ def log_density(precision, mean, coefficients, shared):
     is_shared = jnp.zeros(precision.shape, bool)
     if shared:
         is_shared = is_shared.at[jnp.array(shared)].set(True)
-    own = CoefficientPrior(jnp.where(is_shared, 0, precision), mean).log_density(coefficients)
+    separate = CoefficientPrior(jnp.where(is_shared, 0, precision), mean)
+    of_unshared = separate.log_density(coefficients)
     if not shared:
-        return own
+        return of_unshared
     common = CoefficientPrior(jnp.where(is_shared, precision, 0), mean)
-    return own + common.log_density(coefficients[0])
+    return of_unshared + common.log_density(coefficients[0])
 
 
 def inner_prior(units: RegressionUnits, precision, mean, intercept: bool):

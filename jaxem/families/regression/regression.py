@@ -222,18 +222,18 @@ class Regression(Bank):
         if self.shared:
             gradient, curvature = gradient / scale[:, None], curvature / scale[:, None, None]
             scale = jnp.ones_like(scale)
-        own = [j for j in range(m) if j not in self._shared]
+        unshared = [j for j in range(m) if j not in self._shared]
         if of_prior is not None:
             precision, mean = of_prior
             pull = precision * (mean - old)
-            is_own = jnp.isin(jnp.arange(m), jnp.array(own)) if self.shared else True
-            added = jnp.where(is_own, precision, 0) * scale[:, None]
-            gradient = gradient + jnp.where(is_own, pull, 0) * scale[:, None]
+            is_unshared = jnp.isin(jnp.arange(m), jnp.array(unshared)) if self.shared else True
+            added = jnp.where(is_unshared, precision, 0) * scale[:, None]
+            gradient = gradient + jnp.where(is_unshared, pull, 0) * scale[:, None]
             curvature = curvature + added[:, :, None] * jnp.eye(m, dtype=old.dtype)
         plain = gradient, curvature
         if self.is_joint:
             gradient, curvature = self.response.joint(gradient, curvature, stats)
-            own = [*own, m]
+            unshared = [*unshared, m]
         added_slope = added_curvature = 0.0
         if self.shared:
             at = jnp.array(self._shared)
@@ -241,7 +241,7 @@ class Regression(Bank):
             extra = (jnp.zeros(q, old.dtype), jnp.zeros((q, q), old.dtype))
             if of_prior is not None:
                 extra = (pull[0, at], precision[at] * jnp.eye(q, dtype=old.dtype))
-            step = shared_newton_step(gradient, curvature, own, self._shared, *extra)
+            step = shared_newton_step(gradient, curvature, unshared, self._shared, *extra)
             of_shared = step[0, at]
             added_slope = extra[0] @ of_shared
             added_curvature = of_shared @ extra[1] @ of_shared
@@ -327,13 +327,15 @@ class Regression(Bank):
         rows = rows_of(x, self.intercept)
         dtype, (m, n) = rows.regressors.dtype, rows.regressors.shape
         weights = jnp.asarray(weights, dtype).reshape(n, -1)
-        own, known = list(range(m)), None
+        unshared, known = list(range(m)), None
         if self.shared:
-            one = dataclasses.replace(self, shared=())
-            known = one.init(key, x, weights.max(1, keepdims=True)).coefficients[0]
-            own = [j for j in own if j not in self._shared]
-        if own:
-            coefficients = starts.elemental(self.response, rows, key, weights, k, own, known, group)
+            all_separate = dataclasses.replace(self, shared=())
+            known = all_separate.init(key, x, weights.max(1, keepdims=True)).coefficients[0]
+            unshared = [j for j in unshared if j not in self._shared]
+        if unshared:
+            coefficients = starts.elemental(
+                self.response, rows, key, weights, k, unshared, known, group
+            )
         else:
             coefficients = jnp.broadcast_to(known, (k, m))
         eta = rows.predictor(coefficients)

@@ -38,20 +38,21 @@ def drawn_rows(key, weights, count: int, group=None):
     return jax.lax.top_k(order, count)[1]
 
 
-def elemental(response, rows, key, weights, k, own, known, group=None):
-    """Coefficients (k, m), each fitted to as few rows as it has `own` entries: of `CANDIDATES` sets
-    of such components the one to which the rows are nearest. weights (n, 1), or (n, k)."""
+def elemental(response, rows, key, weights, k, unshared, known, group=None):
+    """Coefficients (k, m), each fitted to as few rows as it has `unshared` entries, a static list
+    of positions in m. Of `CANDIDATES` sets of such components it is the one to which the rows are
+    nearest. weights (n, 1), or (n, k)."""
     stride = -(-weights.shape[0] // SAMPLED)
     sample, weights, group = spaced_rows(rows, weights, group, stride)
     keys = jax.random.split(key, CANDIDATES)
-    count, n = min(len(own), weights.shape[0]), weights.shape[0]
+    count, n = min(len(unshared), weights.shape[0]), weights.shape[0]
     at_once = weights.shape[1] == 1 and group is None and k * count <= n
     if not at_once:
         weights = jnp.broadcast_to(weights, (n, k))
     drawn = k * count if at_once else count  # by one draw, components have different rows
     index = jax.vmap(lambda key: drawn_rows(key, weights, drawn, group))(keys)
     c = CANDIDATES
-    fitted = fitted_to_rows(response, sample, index.reshape(c * k, count), known, own)
+    fitted = fitted_to_rows(response, sample, index.reshape(c * k, count), known, unshared)
     eta = sample.predictor(fitted)
     distance = response.stabilised(eta, sample.response, sample.trials).reshape(c, k, -1)
     is_allowed = (weights > 0).T
@@ -72,26 +73,26 @@ def spaced_rows(rows, weights, group, stride: int):
     return Rows(spaced(rows.regressors.T).T, *others), spaced(weights), spaced(group)
 
 
-def fitted_to_rows(response, rows, index, known, own):
+def fitted_to_rows(response, rows, index, known, unshared):
     """Coefficients (k, m) fitted to the rows index (k, count) on the scale of the predictor, with
-    those that are not `own` as in `known` (m,)."""
+    those that are not `unshared` as in `known` (m,)."""
     z, v = response.working(rows.response, rows.trials)
     z = z if rows.offset is None else z - rows.offset
     m = rows.regressors.shape[0]
-    others = [j for j in range(m) if j not in own]
+    others = [j for j in range(m) if j not in unshared]
     if others:
         z = z - jnp.matmul(known[jnp.array(others)], rows.regressors[jnp.array(others)])
-    u = jnp.moveaxis(rows.regressors[jnp.array(own)][:, index], 0, 1)  # (k, m, count)
+    u = jnp.moveaxis(rows.regressors[jnp.array(unshared)][:, index], 0, 1)  # (k, m, count)
     weighted = u * v[index][:, None]
     curvature = jnp.matmul(weighted, u.swapaxes(1, 2), precision=Precision.HIGHEST)
     gradient = jnp.einsum("kmc,kc->km", weighted, z[index], precision=Precision.HIGHEST)
     size = jnp.diagonal(curvature, axis1=1, axis2=2).mean(-1)[:, None, None]
-    ridge = LEAST_RIDGE * size * jnp.eye(len(own), dtype=z.dtype)
+    ridge = LEAST_RIDGE * size * jnp.eye(len(unshared), dtype=z.dtype)
     fitted = newton_step(gradient, curvature + ridge)
     if not others:
         return fitted
     full = jnp.broadcast_to(known, (fitted.shape[0], m))
-    return full.at[:, jnp.array(own)].set(fitted)
+    return full.at[:, jnp.array(unshared)].set(fitted)
 
 
 def working_fit(response, rows, weights):
