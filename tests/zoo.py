@@ -117,6 +117,7 @@ BANKS = {
     "normal-spherical-map": Case(jaxem.Normal("spherical", prior=NORMAL_PRIOR), REAL),
     "student-df": Case(jaxem.StudentT(df=5.0), REAL),
     "student": Case(jaxem.StudentT(), REAL),
+    "student-tied": Case(jaxem.StudentT(covariance="tied"), REAL),
     "student-map": Case(jaxem.StudentT(prior=NORMAL_PRIOR), REAL),
     "factors-spherical": Case(jaxem.Factors(1, "spherical"), REAL),
     "factors-tied": Case(jaxem.Factors(1, shared_noise=True, shared_loadings=True), REAL),
@@ -210,7 +211,13 @@ REGRESSIONS = {
 
 SELDOM = [f"normal-{kind}-map" for kind in ("tied", "diagonal", "spherical")]
 SELDOM += [f"{bank}-map" for bank in ("bernoulli", "categorical", "multinomial", "exponential")]
-SELDOM += ["gamma-map", "student-df", "regression-binomial", "regression-normal-map"]
+SELDOM += [
+    "student-tied",
+    "gamma-map",
+    "student-df",
+    "regression-binomial",
+    "regression-normal-map",
+]
 SELDOM += ["regression-gamma"]
 """Variants whose family and whose prior are tested without each other."""
 

@@ -12,12 +12,12 @@ from jaxem.families.normal.moments import LOG_2PI, Limits, centre
 from jaxem.families.normal.normal import Normal
 from jaxem.numerics.special import half_gamma_ratio, half_gamma_ratio_slope
 from jaxem.numerics.tree import pytree
-from jaxem.protocol.counts import keep_empty
+from jaxem.protocol.counts import keep_empty, safe
 from jaxem.protocol.hyperparameters import finite_number
 from jaxem.protocol.model import Bank
 from jaxem.protocol.priors import NormalPrior, require_kind
 from jaxem.protocol.restriction import by_rows
-from jaxem.protocol.spaces import ABOVE_ZERO, POSITIVE_DEFINITE, REAL, Reciprocal
+from jaxem.protocol.spaces import ABOVE_ZERO, REAL, Reciprocal
 
 DF_RANGE = (0.1, 1e5)
 """The range of estimated degrees of freedom. The upper end is the normal limit: on n normal units
@@ -35,7 +35,8 @@ SMALL = 0.05
 
 @pytree(eq=False)
 class StudentTParams:
-    """mean (k, d), scale (k, d, d), df (k,); the covariance is scale · df/(df − 2)."""
+    """mean (k, d); scale (k, d, d), but (d, d) tied, (k, d) diagonal, (k,) spherical; df (k,). The
+    covariance is scale · df/(df − 2)."""
 
     mean: Any
     scale: Any
@@ -52,7 +53,11 @@ class StudentTStatistics(NamedTuple):
     bend: Any
 
 
-@pytree
+STRUCTURES = {"full": "full", "tied": "tied", "diagonal": "diagonal", "spherical": "spherical"}
+STRUCTURES |= {"VVV": "full", "EEE": "tied", "VVI": "diagonal", "VII": "spherical"}
+
+
+@pytree(static=("covariance",))
 class StudentT(Bank):
     """Multivariate t components; q is u (n, k), the expected precision of a unit.
 
@@ -62,6 +67,9 @@ class StudentT(Bank):
     Args:
       df: the degrees of freedom of every component, or None to estimate each by maximum
         likelihood within `DF_RANGE`.
+      covariance: the structure of the scales, as in `Normal`: "full", "tied" (one for all),
+        "diagonal" or "spherical", or mclust's "VVV", "EEE", "VVI" or "VII". The features of a unit
+        share one u in all of them, so that a diagonal scale is not a product of univariate t.
       prior: a `NormalPrior` of (mean, scale), or None.
       floor: the smallest variance of a scale, as in `Normal`.
 
@@ -69,10 +77,14 @@ class StudentT(Bank):
     optimum in a tenth of the steps (Kent, Tyler & Vardi 1994; Liu, Rubin & Wu 1998). The degrees of
     freedom take a Newton step on the observed log-likelihood, not on its expectation given u (ECME;
     Liu & Rubin 1995), in τ = 1/df, by the larger of the observed and the expected information.
-    Without a prior S · (1 + 2τ), which is nearly uncorrelated with τ, is held fixed in that step.
+    Without a prior S · (1 + 2τ), nearly uncorrelated with τ, is held fixed in that step; of
+    a tied S the product with the geometric mean of the (1 + 2τ), weighted by counts.
+
+    Raises ValueError for another covariance, or a df or floor that is not a positive number.
     """
 
     df: Any = None
+    covariance: str = "full"
     prior: NormalPrior | None = None
     floor: Any = None
     limits: Limits | None = dataclasses.field(default=None, repr=False)  # set by `standardize`
@@ -82,6 +94,9 @@ class StudentT(Bank):
         return self._normal.domain
 
     def __post_init__(self):
+        if self.covariance not in tuple(STRUCTURES):
+            names = ", ".join(repr(name) for name in STRUCTURES)
+            raise ValueError(f"covariance must be one of {names}, got {self.covariance!r}")
         require_kind(self, NormalPrior)
         if self.floor is not None:
             finite_number(self.floor, "floor")
@@ -108,7 +123,7 @@ class StudentT(Bank):
         if self.df is not None:
             return StudentTStatistics(count, moments, jnp.zeros_like(count), jnp.zeros_like(count))
         d, df = x.shape[1], params.df
-        tau, expanded = 1 / df, self._expanded
+        tau, expanded = 1 / df, self._scale_follows
         distance = (df + d) / q - df
         value, bend = tail_slope(distance, tau, d, expanded)
         of_constant = jax.jvp(lambda tau: log_constant_slope(tau, d), (tau,), (jnp.ones_like(tau),))
@@ -121,27 +136,48 @@ class StudentT(Bank):
 
     def _maximize(self, params, stats, fixed):
         """The M-step; fixed: whose degrees of freedom are, (k,) or one for all."""
-        expanded = self._expanded
-        scatter_count = jnp.where(expanded, stats.moments.count, stats.count)
-        normal_params = self._normal.maximize_weighted(
-            self._as_normal(params), stats.moments, scatter_count
-        )
-        df = self._df(params)
+        normal, df, count, shared = self._normal, self._df(params), stats.count, self._is_shared
+        divisor = stats.moments.count
+        if shared:  # the expansion of all components is one number
+            total, weighted = (jnp.where(count > 0, df * a, 0).sum() for a in (count, divisor))
+            divisor = count * weighted / safe(total)
+        divisor = jnp.where(self._expanded, divisor, count)
+        before = self._as_normal(params)
+        after = normal.maximize_weighted(before, stats.moments, divisor)
         if self.df is None:
-            tau = 1 / df
-            expected = stats.count * information(tau, params.mean.shape[1], expanded)
-            curvature = jnp.maximum(expected, -stats.bend)
-            slope = stats.level + stats.bend * tau
-            proposal = tau + slope / jnp.where(curvature <= 0, 1, curvature)
-            proposal = jnp.clip(proposal, tau / LARGEST_FACTOR, tau * LARGEST_FACTOR)
-            proposal = jnp.clip(proposal, 1 / DF_RANGE[1], 1 / DF_RANGE[0])
-            proposal = jnp.where(fixed | (curvature <= 0), tau, proposal)
-            df = jnp.where(fixed, df, 1 / proposal)
-            ratio = jnp.where(expanded, (1 + 2 * tau) / (1 + 2 * proposal), 1)
-            scale = normal_params.covariance * ratio[:, None, None]
-            scale = self._normal.raised(normal_params.mean, scale)
-            normal_params = NormalParams(normal_params.mean, scale)
-        return keep_empty(stats.count, self._params(normal_params, df), params)
+            df, stretch = self._df_step(params, stats, fixed)
+            scale = after.covariance
+            if shared:
+                share = count / safe(count.sum())
+                scale = scale * jnp.exp((share * jnp.log(stretch)).sum())
+            else:
+                scale = scale * stretch.reshape(-1, *(1,) * (scale.ndim - 1))
+            after = NormalParams(after.mean, normal.raised(after.mean, scale))
+        updated = self._params(after, df)
+        if not shared:
+            return keep_empty(count, updated, params)
+        kept = keep_empty(count, (updated.mean, df), (params.mean, params.df))
+        return StudentTParams(kept[0], updated.scale, kept[1])
+
+    def _df_step(self, params, stats, fixed):
+        """The degrees of freedom after a Newton step in τ, and the factor (k,) of the scale that
+        keeps S · (1 + 2τ)."""
+        df, count, expanded = params.df, stats.count, self._expanded
+        tau = 1 / df
+        expected = count * information(tau, params.mean.shape[1], self._scale_follows)
+        curvature = jnp.maximum(expected, -stats.bend)
+        slope = stats.level + stats.bend * tau
+        if self._is_shared:
+            # By log |S|^(1/d) the log-likelihood of component k has the slope ν (Σw − Σwu) / 2.
+            share = count / safe(count.sum())
+            of_scale = (df * (count - stats.moments.count)).sum() / 2
+            slope = slope - jnp.where(expanded, share * 2 / (1 + 2 * tau) * of_scale, 0)
+        proposal = tau + slope / jnp.where(curvature <= 0, 1, curvature)
+        proposal = jnp.clip(proposal, tau / LARGEST_FACTOR, tau * LARGEST_FACTOR)
+        proposal = jnp.clip(proposal, 1 / DF_RANGE[1], 1 / DF_RANGE[0])
+        proposal = jnp.where(fixed | (curvature <= 0), tau, proposal)
+        stretch = jnp.where(expanded, (1 + 2 * tau) / (1 + 2 * proposal), 1)
+        return jnp.where(fixed, df, 1 / proposal), stretch
 
     @property
     def _expanded(self):
@@ -151,15 +187,26 @@ class StudentT(Bank):
             return self.prior is None
         return jnp.all(self.limits.varies)
 
+    @property
+    def _is_shared(self):
+        """Whether all components have one scale."""
+        return self._normal.structure.shared
+
+    @property
+    def _scale_follows(self):
+        """Whether the slopes by τ are those with S · (1 + 2τ) held fixed, not S."""
+        return jnp.logical_and(self._expanded, not self._is_shared)
+
     def restricted(self, held):
         """Whole means fixed, about which the moments are then computed, and any fixed degrees of
         freedom."""
+        by_whole_rows = None if self._is_shared else by_rows(self, held)
         rows, has_no_closed_form = (
             held.mean.rows,
             held.mean.tied or held.df.tied or not held.scale.free,
         )
         if rows is None or has_no_closed_form or (self.prior is not None and rows[0].any()):
-            return by_rows(self, held)
+            return by_whole_rows
         is_free = jnp.where(rows[0], 0, 1)[:, None]
 
         def maximize(params, stats):
@@ -170,13 +217,13 @@ class StudentT(Bank):
 
     def spaces(self, params):
         df = Reciprocal(*DF_RANGE) if self.df is None else ABOVE_ZERO
-        return StudentTParams(REAL, POSITIVE_DEFINITE, df)
+        return StudentTParams(REAL, self._normal.structure.space, df)
 
     def whitened(self, params, step):
         normal = self._normal.whitened(self._as_normal(params), self._as_normal(step))
         if self.df is not None:
             return self._params(normal, step.df / params.df)
-        information_of_tau = information(1 / params.df, params.mean.shape[1], self._expanded)
+        information_of_tau = information(1 / params.df, params.mean.shape[1], self._scale_follows)
         return self._params(normal, jnp.sqrt(information_of_tau) * step.df)
 
     def log_prior(self, params):
@@ -218,7 +265,7 @@ class StudentT(Bank):
 
     @property
     def _normal(self):
-        return Normal("full", self.prior, self.floor, None, self.limits)
+        return Normal(STRUCTURES[self.covariance], self.prior, self.floor, None, self.limits)
 
     @staticmethod
     def _as_normal(params):
