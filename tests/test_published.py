@@ -427,10 +427,18 @@ def test_published_patents():
     assert f"{b[0, 1]:.6g}" in table
 
 
+IRIS = ("Sepal.Length", "Sepal.Width", "Petal.Length", "Petal.Width")
+WINE = ("alcohol", "malic_acid", "ash", "alcalinity_of_ash", "magnesium", "total_phenols")
+WINE += ("flavanoids", "nonflavanoid_phenols", "proanthocyanins", "color_intensity", "hue")
+WINE += ("od280/od315_of_diluted_wines", "proline")
+
+
 def test_data_sets_are_the_published_tables():
     for name, found, columns in (
         ("patent", jaxem.datasets.patents(), ("Patents", "lgRD", "RDS")),
         ("seizure", jaxem.datasets.seizures(), ("Seizures", "Hours", None, "Day")),
+        ("iris", jaxem.datasets.iris(), IRIS),
+        ("wine", jaxem.datasets.wine(), WINE),
     ):
         rows = list(csv.DictReader((FOLDER / f"data/{name}.csv").open()))
         for i, column in enumerate(columns):

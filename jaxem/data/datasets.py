@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from jaxem.data.tables import IRIS, WINE
+
 _ERUPTIONS = """
 3.6 1.8 3.333 2.283 4.533 2.883 4.7 3.6 1.95 4.35 1.833 3.917 4.2 1.75 4.7 2.167 1.75 4.8 1.6
 4.25 1.8 1.75 3.45 3.067 4.533 3.6 1.967 4.083 3.85 4.433 4.3 4.467 3.367 4.033 3.833 2.017
@@ -101,3 +103,25 @@ def seizures() -> np.ndarray:
     counts, hours = (np.array(text.split(), float) for text in (_SEIZURES, _HOURS))
     day = np.arange(1.0, 141.0)
     return np.stack([counts, hours, (day > 27) * 1.0, day], axis=1)
+
+
+def iris() -> np.ndarray:
+    """Iris flowers: length and width of sepals and of petals, in centimetres.
+
+    Returns a float64 array (150, 4): 50 flowers each of Iris setosa, versicolor and virginica, in
+    that order. Source: Fisher 1936, Annals of Eugenics 7, 179-188 (as in R).
+    """
+    digits = np.array(["".join(IRIS.split())]).view("U2")
+    return digits.astype(float).reshape(150, 4) / 10
+
+
+def wine() -> np.ndarray:
+    """Chemical analysis of 178 wines from one region of Italy.
+
+    Returns a float64 array (178, 13): alcohol, malic acid, ash, alcalinity of ash, magnesium, total
+    phenols, flavanoids, other phenols, proanthocyanins, colour intensity, hue, OD280/OD315 of
+    diluted wine, and proline. The first 59 are of one cultivar, the next 71 of a second, the last
+    48 of a third. Source: Forina and others 1986, Vitis 25, 189-201; the UCI repository for this
+    selection.
+    """
+    return np.array(WINE.split(), float).reshape(178, 13)
