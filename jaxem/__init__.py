@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from jaxem.analysis.batch_selection import BatchSelection
     from jaxem.analysis.free_energy import free_energy
     from jaxem.analysis.select import Row, Selection, select
+    from jaxem.analysis.varimax import varimax
     from jaxem.data.documents import Documents
     from jaxem.data.sequences import Sequences
     from jaxem.families.autoregression import Autoregression, AutoregressionParams
@@ -131,6 +132,7 @@ _LATER = {
     "kmeans": "estimators.kmeans",
     "Selection": "analysis.select",
     "select": "analysis.select",
+    "varimax": "analysis.varimax",
 }
 
 __all__ = [
@@ -233,6 +235,7 @@ __all__ = [
     "load",
     "select",
     "topics",
+    "varimax",
 ]
 
 

@@ -1,5 +1,6 @@
 """Factor analysis and probabilistic principal components, from rows and from moments."""
 
+import itertools
 import warnings
 
 import jax
@@ -133,6 +134,32 @@ def test_errors_are_sentences():
     refused(lambda: jaxem.Moments([[1, 0.5], [0, 1]], 5), "symmetric")
     refused(lambda: jaxem.Moments(np.eye(2), 0), "number of rows")
     refused(lambda: jaxem.Moments(np.eye(2), 5, divisor="m"), "divisor must be one of")
+
+
+def test_varimax():
+    """No rotation of a pair of factors raises the criterion, and the communalities stay."""
+
+    def criterion(loadings):
+        scaled = loadings / np.sqrt(np.square(loadings).sum(-1, keepdims=True))
+        return np.square(scaled).var(-2).sum(-1)
+
+    loadings = np.random.default_rng(3).normal(size=(9, 4))
+    rotated = np.asarray(jaxem.varimax(loadings))
+    np.testing.assert_allclose(rotated @ rotated.T, loadings @ loadings.T, atol=1e-12)
+    assert criterion(rotated) > criterion(loadings) and np.all(rotated.sum(0) >= 0)
+    angles = np.linspace(-np.pi / 4, np.pi / 4, 181)
+    for i, j in itertools.combinations(range(4), 2):
+        turns = np.tile(np.eye(4), (181, 1, 1))
+        turns[:, [i, j, i, j], [i, j, j, i]] = np.stack(
+            [np.cos(angles), np.cos(angles), np.sin(angles), -np.sin(angles)], 1
+        )
+        assert np.all(criterion(rotated @ turns) <= criterion(rotated) + 1e-12)
+    both = jaxem.varimax(np.stack([loadings, loadings[::-1]]))
+    np.testing.assert_allclose(both[0], rotated, atol=1e-12)
+    np.testing.assert_allclose(both[1][::-1], rotated, atol=1e-12)
+    np.testing.assert_array_equal(jaxem.varimax(np.zeros((3, 2))), 0)
+    with pytest.raises(ValueError, match=r"shape \(d, q\), or \(k, d, q\)"):
+        jaxem.varimax(np.ones(3))
 
 
 @pytest.mark.slow
