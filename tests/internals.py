@@ -36,7 +36,7 @@ from jaxem.numerics.special import exp_digamma
 from jaxem.numerics.tree import float_dtype, merge, pytree, split
 from jaxem.passes.chunks import in_chunks, row_sum
 from jaxem.passes.collect import TRUSTED, collect, prepared
-from jaxem.protocol import capabilities
+from jaxem.protocol import capabilities, domains
 from jaxem.protocol.capabilities import SmoothMap, has, names
 from jaxem.protocol.domains import whole
 from jaxem.protocol.posterior import expectation, responsibilities_of
@@ -83,6 +83,7 @@ __all__ = [
     "concentration",
     "coordinates",
     "decompose",
+    "domains",
     "durations",
     "evaluate",
     "exp_digamma",

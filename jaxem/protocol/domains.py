@@ -72,6 +72,11 @@ class Domain:
         """The columns, of d, of which the model estimates a variance."""
         return list(range(d)) if self.variances else []
 
+    def is_observed(self, x):
+        """Which units have any observed value, (n,) or (b, n) of a batch; None where all have.
+        Others say nothing about params: a fit gives them weight 0."""
+        return None
+
     def valid(self, x):
         """Which values are in the model's support: a boolean tree shaped like x."""
         return jax.tree.map(self.mask, x)
@@ -119,9 +124,36 @@ class Domain:
 
 @dataclass(frozen=True)
 class Matrix(Domain):
-    """One array of shape (n, d)."""
+    """One array of shape (n, d). missing: whether a NaN is a value that was not observed."""
 
     takes: tuple[str, ...] | None = ()
+    missing: bool = False
+
+    def valid(self, x):
+        return super().valid(x) | (x != x) if self.missing else super().valid(x)
+
+    def is_observed(self, x):
+        return (x == x).any(-1) if self.missing else None
+
+    def observations(self, x):
+        return self.is_observed(x)
+
+    def accepted(self, path, values):
+        words, remedy = super().accepted(path, values)
+        return (f"{words}, or NaN where a value is missing" if self.missing else words), remedy
+
+    def check_values(self, x, weights):
+        if not self.missing:
+            return
+        present = slice(None) if weights is None else np.asarray(weights) > 0
+        empty = np.flatnonzero(np.isnan(np.asarray(x)[present]).all(0))
+        if empty.size:
+            names = ", ".join(map(str, empty))
+            what = f"column {names} has" if empty.size == 1 else f"columns {names} have"
+            raise ValueError(
+                f"{what} no observed value in the data (columns are counted from 0), and params of "
+                "such a column have no estimate: leave it out"
+            )
 
     def check(self, x, name):
         require_matrix(x, name)
