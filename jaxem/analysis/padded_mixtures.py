@@ -142,6 +142,7 @@ def groups(models, x, restarts, method) -> list[list[int]]:
     units, features, programs = size
     for i, model in enumerate(models):
         is_plain = type(model) is Mixture and model.prior is None and model.gate is None
+        is_plain = is_plain and model.noise is None  # its params are others
         if is_plain and _known(model.components):
             numbers, structure = split(model.components)
             values = tuple((np.asarray(v).dtype.str, np.asarray(v).tolist()) for v in numbers)

@@ -34,7 +34,8 @@ def model_name(model) -> str:
     if not isinstance(model, Mixture):
         return type(model).__name__
     prior = "" if model.prior is None else f", {type(model.prior).__name__}"
-    return f"{_bank_name(model.components)}, k={model.k}{prior}"
+    noise = "" if model.noise is None else ", noise"
+    return f"{_bank_name(model.components)}{noise}, k={model.k}{prior}"
 
 
 def _bank_name(part) -> str:

@@ -114,11 +114,18 @@ class Restricted(Wrapper):
     def __hash__(self):
         return hash((self.model, frozenset(self.fixed), self.tied))
 
-    informed = smooth_map = restricted = None
+    smooth_map = restricted = None
 
     @property
     def wrapped(self):
         return self.model
+
+    @property
+    def informed(self):
+        return None if self.model.informed is None else self._informed
+
+    def _informed(self, x, weights):
+        return Restricted(self.model.informed(x, weights), self.fixed, self.tied)
 
     def _defines(self, name):
         known = super()._defines(name)
