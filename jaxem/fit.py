@@ -230,7 +230,7 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
 def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient):
     """The result of many data sets, with a leading axis, in the order given."""
     has_own_models = model.informed is not None and isinstance(model.domain, MixtureDomain)
-    has_own_models = has_own_models and model.domain.noise
+    has_own_models = has_own_models and model.domain.noise is not None
     if model.informed is not None and not has_own_models:
         raise ValueError(
             "the components lack a prior, and those of a Batch share one: give it, such as "

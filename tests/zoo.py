@@ -189,6 +189,9 @@ MODELS = {name: Case(jaxem.Mixture(bank, k=K), x) for name, (bank, x) in BANKS.i
         ),
         REAL,
     ),
+    "noise": Case(
+        jaxem.Mixture(jaxem.Normal("diagonal"), k=K, noise=jaxem.UniformNoise(2e3)), REAL
+    ),
     "labelled": Case(jaxem.Mixture(jaxem.Normal(), k=K), jaxem.Labelled(REAL, LABELS)),
 }
 

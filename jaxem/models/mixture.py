@@ -106,7 +106,7 @@ class FiniteMixture(Model):
         return MixtureDomain(
             inner.words,
             components=self.k,
-            noise=self.noise is not None,
+            noise=self.noise,
             remedy=inner.remedy,
             discrete=inner.discrete,
             bank=self.bank,

@@ -16,6 +16,7 @@ from jaxem.data.data import (
     with_components,
 )
 from jaxem.data.grouped import Grouped
+from jaxem.models.noise import check_box
 from jaxem.numerics.dependence import dependent
 from jaxem.protocol.domains import Domain, finite, whole
 from jaxem.protocol.model import name_of
@@ -28,11 +29,11 @@ class MixtureDomain(Domain):
 
     bank: Any = None
     gate: Any = None
-    noise: bool = False
+    noise: Any = None
 
     @property
     def classes(self):
-        return self.components + self.noise
+        return self.components + (self.noise is not None)
 
     def with_variance(self, d):
         return self.bank.domain.with_variance(d)
@@ -100,7 +101,7 @@ class MixtureDomain(Domain):
 
     def accepted(self, path, values):
         if path == ".labels":
-            noise = ", which is noise" * self.noise
+            noise = ", which is noise" * (self.noise is not None)
             return f"-1 where unknown, else 0 to {self.classes - 1}{noise}", ""
         if path == ".gate":
             return "finite numbers", ""
@@ -111,6 +112,7 @@ class MixtureDomain(Domain):
         if weights is not None and isinstance(x, Grouped):
             row_weights = np.asarray(of_rows(x, weights))
         self.bank.domain.check_values(rows, row_weights)
+        check_box(self.noise, rows, row_weights)
         if self.gate is None or self.gate.prior is not None:
             return
         gate = np.asarray(x.gate)

@@ -212,6 +212,21 @@ def check_noise(mixture) -> None:
         )
 
 
+def check_box(noise, x, weights) -> None:
+    """ValueError where the volume is from host data x, and a column of them is the same in all
+    rows with weights (n,) above 0, None for 1."""
+    if noise is None or noise.volume is not None or getattr(x, "ndim", 0) != 2:
+        return
+    rows = np.asarray(x) if weights is None else np.asarray(x)[np.asarray(weights) > 0]
+    flat = np.flatnonzero(np.ptp(rows, axis=0) == 0) if len(rows) else []
+    if len(flat):
+        raise ValueError(
+            f"column {flat[0]} (counted from 0) is the same in all rows, so that their box, from "
+            "which noise=UniformNoise() takes its volume, has none: leave the column out, or give "
+            "jaxem.UniformNoise(volume=...)"
+        )
+
+
 def volume_of_rows(mixture, x, weights) -> UniformNoise:
     """The noise of a mixture in the box of the rows x that its bank takes, with weights (n,).
 
@@ -230,8 +245,6 @@ def volume_of_rows(mixture, x, weights) -> UniformNoise:
 def with_noise(mixture, found, x, weights):
     """`Standardized` of a mixture from that without the noise, which is the same but for units.
     Where the volume of the units differs by row, the data stay in their own units."""
-    if mixture.informed is not None:
-        mixture = mixture.informed(x, weights)
     volume = standardized(mixture.bank, of_components(x), of_rows(x, weights)).log_volume
     if jnp.ndim(volume):
         return Standardized(mixture, x)

@@ -142,7 +142,10 @@ class Restricted(Wrapper):
         plan = self._plan(params_shape)
 
         def units(x):
-            return standardized(self.model, x, jnp.ones(jax.tree.leaves(x)[0].shape[0])).units
+            weights = jnp.ones(jax.tree.leaves(x)[0].shape[0])
+            lacks = self.model.informed is not None
+            model = self.model.informed(x, weights) if lacks else self.model
+            return standardized(model, x, weights).units
 
         if jax.tree.leaves(jax.eval_shape(units, x)):
             plan.layout.require_columns(plan.group)
