@@ -453,6 +453,7 @@ def test_data_sets_are_the_published_tables():
     for name, found, columns in (
         ("patent", jaxem.datasets.patents(), ("Patents", "lgRD", "RDS")),
         ("seizure", jaxem.datasets.seizures(), ("Seizures", "Hours", None, "Day")),
+        ("Diabetes_heplots", jaxem.datasets.diabetes(), ("glufast", "glutest", "instest")),
     ):
         rows = list(csv.DictReader((FOLDER / f"data/{name}.csv").open()))
         for i, column in enumerate(columns):
