@@ -20,7 +20,8 @@ def given_or_normals(models, k, covariance):
             "select() needs models, or k: select(x, [model, ...]) or select(x, k=range(1, 10))"
         )
     sizes = k if hasattr(k, "__iter__") else [k]
-    covariance = tuple(STRUCTURES) if covariance is None else covariance
+    names = [name for name in STRUCTURES if name.isupper()]
+    covariance = names if covariance is None else covariance
     kinds = [covariance] if isinstance(covariance, str) else covariance
     return [Mixture(Normal(kind), size) for kind in kinds for size in sizes]
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxem.data.arrays import as_weights
 from jaxem.data.batch import Batch, as_blocks, check_data_sets
+from jaxem.data.check_starts import shapes_of_params
 from jaxem.families.product import Product
 from jaxem.fit import fit
 from jaxem.methods.em import EM
@@ -270,17 +271,11 @@ def _fit_padded_batch(models, batch, key, init, *, weights, restarts, method, **
 
 def _banked(smallest, largest, x, dtype) -> tuple[bool, ...]:
     """For every leaf of the components' params, whether it has an axis of components."""
-    small, large = (_shapes(model, x, dtype) for model in (smallest, largest))
+    small, large = (
+        jax.tree.leaves(shapes_of_params(model, x, dtype).components)
+        for model in (smallest, largest)
+    )
     return tuple(a.shape != b.shape for a, b in zip(small, large, strict=True))
-
-
-def _shapes(model, x, dtype):
-    """The shapes of the leaves of the components' params."""
-
-    def start(x):
-        return model.init(jax.random.key(0), x, jnp.ones(x.shape[0], dtype)).components
-
-    return jax.tree.leaves(jax.eval_shape(start, x))
 
 
 def _begin(numeric, x, weights, key, *, plans, sizes, banked, restarts):

@@ -280,8 +280,9 @@ class NoiseWeights(ConstantWeights):
         return jnp.concatenate([shares, rest], 1)
 
     def levels(self, params, x):
-        """log shares (k + 1,)."""
-        return jnp.log(params.shares)
+        """log shares (k + 1,). A share of 0, where that of the noise may end, has no derivative."""
+        is_positive = params.shares > 0
+        return jnp.where(is_positive, jnp.log(jnp.where(is_positive, params.shares, 1)), -jnp.inf)
 
     def spaces(self, components):
         return NoiseMixtureParams.of(SIMPLEX, components)
