@@ -305,7 +305,7 @@ def test_select_prints_a_table():
     rows = [row._replace(score=1e4 + i) for i, row in enumerate(found.table)]
     rows[3] = rows[3]._replace(status=jaxem.Status.DEGENERATE)
     wide = [rows[0]._replace(name=f"Normal('{a}{b}{c}'), k=1", k=1) for a, b, c in TRIPLES]
-    text = str(dataclasses.replace(found, table=tuple(rows)))
+    text = str(dataclasses.replace(found, table=tuple(rows), winner=0))
     assert text.splitlines()[4].split()[2] == "-" and "- not sound" in text
     text = str(dataclasses.replace(found, table=tuple(wide), winner=0))
     assert max(map(len, text.splitlines())) <= 100 and all("".join(t) in text for t in TRIPLES)
