@@ -179,8 +179,10 @@ def _fit_moments(model, moments, options):
 
     mixture = model.wrapped if isinstance(model, Wrapper) else model
     is_mixture = isinstance(mixture, Mixture)
-    if not is_mixture or mixture.k != 1 or not isinstance(mixture.components, (Normal, Factors)):
-        k = f" with k={mixture.k}" * isinstance(mixture, FiniteMixture)
+    is_mixture = is_mixture and mixture.k == 1 and mixture.noise is None
+    if not is_mixture or not isinstance(mixture.components, (Normal, Factors)):
+        is_noisy = isinstance(mixture, FiniteMixture) and mixture.noise is not None
+        k = f" with k={mixture.k}" * isinstance(mixture, FiniteMixture) + " and noise" * is_noisy
         raise ValueError(
             f"data are Moments, from which Mixture(Factors(...), k=1) and Mixture(Normal(...), k=1)"
             f" alone can be fitted, got {name_of(mixture)}{k}: give rows"

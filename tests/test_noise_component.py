@@ -291,6 +291,9 @@ def test_what_is_refused(fitted):
             jaxem.UniformNoise(volume)
     with pytest.raises(ValueError, match="that of the box beside it"):
         dataclasses.replace(fitted.model.noise, volume=1.0)
+    with pytest.raises(ValueError, match=r"data are Moments.* k=1 and noise: give rows"):
+        moments = jaxem.Moments(np.cov(X.T), N, X.mean(0))
+        jaxem.fit(jaxem.Mixture(jaxem.Normal(), 1, noise=jaxem.UniformNoise(9.0)), moments, key=0)
     with pytest.raises(ValueError, match="UniformNoise has no volume yet"):
         MODEL.log_prob(fitted.params, X)
     with pytest.raises(ValueError, match="UniformNoise has no volume yet"):

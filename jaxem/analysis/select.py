@@ -32,16 +32,8 @@ from jaxem.solver.threads import in_threads
 
 CRITERIA = ("bic", "aic", "icl", "bound")
 OPTIONS = (
-    "k",
-    "covariance",
-    "criterion",
-    "key",
-    "restarts",
-    "weights",
-    "init",
-    "method",
-    "tol",
-    "max_iter",
+    *("k", "covariance", "criterion", "key", "restarts"),
+    *("weights", "init", "method", "tol", "max_iter"),
 )
 NAMED_IN_WARNING = 4
 """The most models that a warning names."""
