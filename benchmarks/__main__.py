@@ -18,6 +18,7 @@ PARTS = {
     "regression": ("regression",),
     "restarts": ("restarts",),
     "single": ("single",),
+    "structures": ("structures",),
 }
 
 if len(sys.argv) < 2 or sys.argv[1] not in PARTS:

@@ -11,6 +11,7 @@ from jaxem.methods.em import EM, Exact
 from jaxem.models.gate import GateParams, SoftmaxGate
 from jaxem.models.mixing import GatedMixtureParams, MixtureParams
 from jaxem.models.mixture import Mixture
+from jaxem.models.noise import NoiseMixtureParams, UniformNoise
 from jaxem.protocol.model import Bank, Model
 from jaxem.protocol.priors import (
     BetaPrior,
@@ -198,6 +199,7 @@ __all__ = [
     "Moments",
     "Multinomial",
     "MultinomialParams",
+    "NoiseMixtureParams",
     "Normal",
     "NormalParams",
     "NormalPosterior",
@@ -226,6 +228,7 @@ __all__ = [
     "StudentT",
     "StudentTParams",
     "Tempered",
+    "UniformNoise",
     "Variational",
     "check_model",
     "datasets",

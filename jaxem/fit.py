@@ -32,13 +32,9 @@ from jaxem.data.precision import (
 from jaxem.gradient.rules import GRADIENTS
 from jaxem.methods.em import EM, collects
 from jaxem.methods.suited import suited
-from jaxem.models.mixture import (
-    FiniteMixture,
-    Mixture,
-    starts_among_units,
-    warn_if_identical,
-)
+from jaxem.models.mixture import FiniteMixture, Mixture
 from jaxem.models.mixture_domain import MixtureDomain, require_units
+from jaxem.models.mixture_starts import starts_among_units, warn_if_identical
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import float_dtype, in_jit, is_on_host, is_traced, split
 from jaxem.protocol.capabilities import Bound, FiniteLatents, defines, has
@@ -48,8 +44,9 @@ from jaxem.protocol.wrapper import Wrapper
 from jaxem.results.columns import column_names
 from jaxem.results.report import report
 from jaxem.results.result import Result
+from jaxem.solver.informed import informed
 from jaxem.solver.lanes import Lanes
-from jaxem.solver.problem import Plan, sanitize
+from jaxem.solver.problem import Plan
 from jaxem.solver.restarts import Restarts
 from jaxem.solver.stopping import CRITERIA, PATIENCE, Aitken
 from jaxem.wrappers.adopt import adopt
@@ -182,8 +179,10 @@ def _fit_moments(model, moments, options):
 
     mixture = model.wrapped if isinstance(model, Wrapper) else model
     is_mixture = isinstance(mixture, Mixture)
-    if not is_mixture or mixture.k != 1 or not isinstance(mixture.components, (Normal, Factors)):
-        k = f" with k={mixture.k}" * isinstance(mixture, FiniteMixture)
+    is_mixture = is_mixture and mixture.k == 1 and mixture.noise is None
+    if not is_mixture or not isinstance(mixture.components, (Normal, Factors)):
+        is_noisy = isinstance(mixture, FiniteMixture) and mixture.noise is not None
+        k = f" with k={mixture.k}" * isinstance(mixture, FiniteMixture) + " and noise" * is_noisy
         raise ValueError(
             f"data are Moments, from which Mixture(Factors(...), k=1) and Mixture(Normal(...), k=1)"
             f" alone can be fitted, got {name_of(mixture)}{k}: give rows"
@@ -210,10 +209,10 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
         model = informed(model, x, weights)
     method, plan = hastened(suited(method, model, x), plan, limits, gradient)
     gradient, plan = gradient.suited(plan, method, model, x)
-    k = _check_size(model, n)
+    _check_size(model, n)
     many = _count(plan.restarts)
     if isinstance(init, Start):
-        init = check_start(init, n, k)
+        init = check_start(init, n, model.domain.classes)
     elif init is not None:
         init = _given(model, init, x, () if many == 1 else (many,), float_dtype(x))
         init = jax.tree.map(lambda a: a[None], init) if many == 1 else init
@@ -230,16 +229,11 @@ def _fit_one(model, x, n, weights, key, init, method, limits, plan, gradient):
     return Result.of(model, *fits[:2], shape, fits[2], total)
 
 
-@jax.jit
-def informed(model, x, weights):
-    """The model with its missing prior set from the data."""
-    x, weights, _ = sanitize(model, x, weights)
-    return model.informed(x, weights)
-
-
 def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient):
     """The result of many data sets, with a leading axis, in the order given."""
-    if model.informed is not None:
+    has_own_models = model.informed is not None and isinstance(model.domain, MixtureDomain)
+    has_own_models = has_own_models and model.domain.noise is not None
+    if model.informed is not None and not has_own_models:
         raise ValueError(
             "the components lack a prior, and those of a Batch share one: give it, such as "
             "jaxem.Normal(prior=jaxem.NormalPrior.from_data(x, k))"
@@ -266,8 +260,10 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
     numeric, plan = _planned(plan._replace(batched=True), model, method, init)
     arrays = [(block.x, block.weights) for block in blocks]
     plan = plan._replace(entropy=is_traced((numeric, arrays, key, init, limits)))
-    fits, totals = [], []
+    fits, totals, models = [], [], []
     for block in blocks:
+        if has_own_models:
+            models.append(informed(model, block.x, block.weights, batched=True))
         start = (key, block.index)
         if given:
             start = jax.tree.map(lambda a: a[block.index], init)  # noqa: B023
@@ -279,11 +275,14 @@ def _fit_batch(model, batch, weights, key, init, method, limits, plan, gradient)
     if len(fits) > 1:
         join = jnp.concatenate if is_traced(fits) else np.concatenate
         fits = [jax.tree.map(lambda *leaves: join(leaves)[order], *fits)]
+        models = [jax.tree.map(lambda *leaves: join(leaves)[order], *models)] if models else []
         totals = [(jnp if is_traced(totals) else np).concatenate(totals)[order]]
     best, every, ok = fits[0]
     shape = (jax.tree.leaves(blocks[-1].x)[0].shape[1], *unit_shape(shapes))
     sizes = np.concatenate([block.sizes for block in blocks])[order]
     sizes = None if (sizes == shape[0]).all() else sizes
+    if has_own_models:
+        return Result.of(models[0], best, every, shape, ok, totals[0], sizes)
     return Result.of(model, best, every, (sets, *shape), ok, totals[0], sizes, shares_model=True)
 
 
@@ -345,11 +344,10 @@ def _count(restarts) -> int:
     return restarts.count if isinstance(restarts, Restarts) else restarts
 
 
-def _check_size(model, n: int, subject: str = "data have") -> int:
+def _check_size(model, n: int, subject: str = "data have") -> None:
     k = model.domain.components
     if n < model.domain.fewest:
         raise ValueError(f"{subject} {n} units and the model {k} components: use k <= {n}")
-    return k
 
 
 def require_model(model):

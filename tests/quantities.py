@@ -42,6 +42,12 @@ def separate(name):
     return "tied" not in name
 
 
+def reordered(params):
+    """Params with the components in ORDER; noise stays last."""
+    size = {K: ORDER, K + 1: np.append(ORDER, K)}
+    return jax.tree.map(lambda leaf: leaf[size[len(leaf)]], params)
+
+
 def relabelled(data):
     """The data after the components were put into ORDER."""
     if getattr(data, "labels", None) is None:
@@ -82,7 +88,7 @@ def gradients(model, params, data):
 
 def near(q, data, seed):
     """Responsibilities a little off the posterior."""
-    other = np.random.default_rng(seed).dirichlet(np.ones(K), N)
+    other = np.random.default_rng(seed).dirichlet(np.ones(q.shape[1]), N)
     return jnp.where(unknown(data)[:, None], 0.9 * q + 0.1 * other, q)
 
 
@@ -96,14 +102,14 @@ def everything(model, permutes, data):
     def added(case):
         return statistics(model, params, *case)
 
-    permuted = (rows(params, ORDER), relabelled(data)) if permutes else (params, data)
+    permuted = (reordered(params), relabelled(data)) if permutes else (params, data)
     both = stacked((params, data), permuted)
     objective, magnitude, proposals = jax.lax.map(lambda case: climb(model, *case), both)
     after = jax.tree.map(lambda leaf: leaf[0, 0], proposals)
 
     posterior, evidence = model.posterior(params, data)
     q = posterior.responsibilities
-    far = np.random.default_rng(0).dirichlet(np.ones(K), N)
+    far = np.random.default_rng(0).dirichlet(np.ones(q.shape[1]), N)
     far = jnp.where(unknown(data)[:, None], 0.5 * q + 0.5 * far, q)
 
     def energy(q):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from compare import close
-from quantities import ORDER, STEPS, WEIGHTS, quantities, rows, separate
+from quantities import STEPS, WEIGHTS, quantities, reordered, rows, separate
 from zoo import BANKS, MODELS, REGRESSIONS, alternating, cast, usually
 
 import jaxem
@@ -62,7 +62,7 @@ def test_components_permute(name):
     seen = quantities(name)
     close(*seen["objective"][:, 0])
     plain, moved = (rows(seen["proposal"], i) for i in range(2))
-    close(rows(plain, ORDER), moved)
+    close(reordered(plain), moved)
     with pytest.raises(AssertionError):  # the control: another order is another model
         close(plain, moved)
 

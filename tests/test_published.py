@@ -110,6 +110,28 @@ def test_published_structure(name):
         assert abs(result.bic() + case["bic_mclust"]) < 2 * case["tolerance"]
 
 
+NOISY = [c["id"] for c in CASES if c["kind"] == "normal+uniform"]
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_published_noise(name):
+    """The best known optimum from 16 starts, the volume and the weights."""
+    case = next(c for c in CASES if c["id"] == name)
+    x, _, _ = read(case)
+    bank = jaxem.Normal(covariance=case["covariance"])
+    model = jaxem.Mixture(bank, case["k"], noise=jaxem.UniformNoise())
+    result = jaxem.fit(model, x, key=1, restarts=16, tol=1e-8, max_iter=5000)
+    assert abs(result.model.noise.volume / case["noise_volume"] - 1) < 1e-8
+    reached = np.abs(result.restarts.log_likelihood - case["best_known"]) < case["tolerance"]
+    assert result.converged and reached.sum() >= 2
+    assert result.log_likelihood <= case["best_known"] + case["tolerance"]
+    assert result.n_parameters == case["n_parameters"]
+    weights = [*case["params"]["weights"], case["params"]["noise_weight"]]
+    order = np.argsort(-np.asarray(result.params.weights))
+    found = [*np.asarray(result.params.weights)[order], result.params.noise_weight]
+    np.testing.assert_allclose(found, weights, atol=case["params_tolerance"])
+
+
 def check_params(case, params):
     wanted, within = case.get("params", {}), case.get("params_tolerance", 1e-4)
     if case["kind"] == "categorical":
@@ -462,6 +484,7 @@ def test_data_sets_are_the_published_tables():
         ("seizure", jaxem.datasets.seizures(), ("Seizures", "Hours", None, "Day")),
         ("iris", jaxem.datasets.iris(), IRIS),
         ("wine", jaxem.datasets.wine(), WINE),
+        ("Diabetes_heplots", jaxem.datasets.diabetes(), ("glufast", "glutest", "instest")),
     ):
         rows = list(csv.DictReader((FOLDER / f"data/{name}.csv").open()))
         for i, column in enumerate(columns):

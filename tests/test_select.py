@@ -115,8 +115,7 @@ def test_absent_components_change_no_step(name):
     bank, x = BANKS[name]
     small, large = mixtures(bank, (2, 4))
     w, key = jnp.ones(len(x)), jax.random.key(0)
-    shapes = [padded._shapes(model, x, w.dtype) for model in (small, large)]
-    banked = tuple(a.shape != b.shape for a, b in zip(*shapes, strict=True))
+    banked = padded._banked(small, large, x, w.dtype)
     start = small.init(key, x, w)
     more = padded.over(banked, lambda a: jnp.concatenate([a, a[:1], a[:1]]), start.components)
     padded_start = padded.PaddedParams(jnp.pad(start.weights, (0, 2)), more, jnp.asarray(2))

@@ -1,5 +1,7 @@
 """The 14 covariance structures of `Normal`, against random and numerical maximisation of Q."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -283,17 +285,33 @@ def test_em_never_falls(name):
     assert values[-1] > values[0] and np.diff(values).min() > -1e-10 * abs(values[0])
 
 
+TRIPLES = [(a, b, c) for a in "EV" for b in "EVI" for c in "EVI"]
+
+
 def test_select_prints_a_table():
-    """k × structure in one call, as mclust's table: a row a structure, a column a k."""
+    """k × structure in one call, as mclust's table: a row a k, a column a structure."""
     x = groups()
-    models = [jaxem.Mixture(jaxem.Normal(n), k) for n in ("EII", "EVI") for k in (1, 2)]
-    found = jaxem.select(x, models, key=0, restarts=2)
+    found = jaxem.select(x, k=(1, 2), covariance=("EII", "EVI"), key=0, restarts=2)
     lines = str(found).splitlines()
-    assert lines[2].split() == ["k", "1", "2"]
-    assert [line.split("'")[1] for line in lines[3:5]] == ["EII", "EVI"]
+    assert "lower is better" in lines[0] and lines[2].split() == ["k", "EII", "EVI"]
+    for line, k in zip(lines[3:5], (1, 2), strict=True):
+        cells = [f"{row.score:.2f}" for row in found.table if row.k == k]
+        assert line.replace("*", "").split() == [str(k), *cells]
+    assert str(found).count("*") == 2
+    assert [row.name for row in found.table[:2]] == ["Normal('EII'), k=1", "Normal('EII'), k=2"]
     assert [row.n_parameters for row in found.table] == [4, 8, 6, 12]
     log_density = -0.5 * (len(x) * (np.log(2 * np.pi * x.var(0)) + 1)).sum()
     np.testing.assert_allclose(found.table[2].log_likelihood, log_density, rtol=1e-9)
+    rows = [row._replace(score=1e4 + i) for i, row in enumerate(found.table)]
+    rows[3] = rows[3]._replace(status=jaxem.Status.DEGENERATE)
+    wide = [rows[0]._replace(name=f"Normal('{a}{b}{c}'), k=1", k=1) for a, b, c in TRIPLES]
+    text = str(dataclasses.replace(found, table=tuple(rows), winner=0))
+    assert text.splitlines()[4].split()[2] == "-" and "- not sound" in text
+    text = str(dataclasses.replace(found, table=tuple(wide), winner=0))
+    assert max(map(len, text.splitlines())) <= 100 and all("".join(t) in text for t in TRIPLES)
+    for options in ({}, {"models": [], "k": 2}, {"covariance": "EII"}):
+        with pytest.raises(TypeError, match=r"models, or k|in place of models"):
+            jaxem.select(x, key=0, **options)
 
 
 def test_collapse_is_flagged():

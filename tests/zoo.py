@@ -190,6 +190,9 @@ MODELS = {name: Case(jaxem.Mixture(bank, k=K), x) for name, (bank, x) in BANKS.i
         ),
         REAL,
     ),
+    "noise": Case(
+        jaxem.Mixture(jaxem.Normal("diagonal"), k=K, noise=jaxem.UniformNoise(150.0)), REAL
+    ),
     "labelled": Case(jaxem.Mixture(jaxem.Normal(), k=K), jaxem.Labelled(REAL, LABELS)),
 }
 

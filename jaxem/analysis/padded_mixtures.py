@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxem.data.arrays import as_weights
 from jaxem.data.batch import Batch, as_blocks, check_data_sets
+from jaxem.data.check_starts import shapes_of_params
 from jaxem.families.product import Product
 from jaxem.fit import fit
 from jaxem.methods.em import EM
@@ -142,6 +143,7 @@ def groups(models, x, restarts, method) -> list[list[int]]:
     units, features, programs = size
     for i, model in enumerate(models):
         is_plain = type(model) is Mixture and model.prior is None and model.gate is None
+        is_plain = is_plain and model.noise is None  # its params are others
         if is_plain and _known(model.components):
             numbers, structure = split(model.components)
             values = tuple((np.asarray(v).dtype.str, np.asarray(v).tolist()) for v in numbers)
@@ -269,17 +271,11 @@ def _fit_padded_batch(models, batch, key, init, *, weights, restarts, method, **
 
 def _banked(smallest, largest, x, dtype) -> tuple[bool, ...]:
     """For every leaf of the components' params, whether it has an axis of components."""
-    small, large = (_shapes(model, x, dtype) for model in (smallest, largest))
+    small, large = (
+        jax.tree.leaves(shapes_of_params(model, x, dtype).components)
+        for model in (smallest, largest)
+    )
     return tuple(a.shape != b.shape for a, b in zip(small, large, strict=True))
-
-
-def _shapes(model, x, dtype):
-    """The shapes of the leaves of the components' params."""
-
-    def start(x):
-        return model.init(jax.random.key(0), x, jnp.ones(x.shape[0], dtype)).components
-
-    return jax.tree.leaves(jax.eval_shape(start, x))
 
 
 def _begin(numeric, x, weights, key, *, plans, sizes, banked, restarts):

@@ -1,6 +1,7 @@
 """A `Selection` in print, and short names of models."""
 
 import dataclasses
+import re
 
 import numpy as np
 
@@ -13,6 +14,13 @@ from jaxem.protocol.status import Status
 
 SOUND = (Status.CONVERGED, Status.MAX_ITER)
 """The statuses of fits whose likelihoods can be compared. Only such a fit can be chosen."""
+
+
+LINE = 100
+"""The most characters of a line of a table of structures."""
+
+STRUCTURE = re.compile(r"Normal\('([EVI]{3})'\)(, noise)?, k=(\d+)")
+"""The names of mixtures that are in such a table."""
 
 
 def model_name(model) -> str:
@@ -34,7 +42,8 @@ def model_name(model) -> str:
     if not isinstance(model, Mixture):
         return type(model).__name__
     prior = "" if model.prior is None else f", {type(model.prior).__name__}"
-    return f"{_bank_name(model.components)}, k={model.k}{prior}"
+    noise = "" if model.noise is None else ", noise"
+    return f"{_bank_name(model.components)}{noise}, k={model.k}{prior}"
 
 
 def _bank_name(part) -> str:
@@ -60,6 +69,46 @@ def mark(selection, i) -> str:
     if i == selection.winner:
         return "*" if status == Status.CONVERGED else "*~"
     return {Status.CONVERGED: "", Status.MAX_ITER: "~"}.get(status, "!")
+
+
+def lines(selection):
+    """The lines of the table of a selection."""
+    if has_structures(selection):
+        return structure_lines(selection)
+    return grid_lines(selection) or table_lines(selection)
+
+
+def has_structures(selection) -> bool:
+    """Whether all models are mixtures of normals in structures of three letters, each once."""
+    cells = [_cell(row) for row in selection.table]
+    return None not in cells and len(set(cells)) == len(cells)
+
+
+def _cell(row):
+    """(the structure, k) of a row of the table; None for other models."""
+    found = STRUCTURE.fullmatch(row.name)
+    return (found[1] + (found[2] or ""), row.k) if found and int(found[3]) == row.k else None
+
+
+def structure_lines(selection):
+    """The lines of mclust's table: a row a k, a column a structure, "-" for a fit that is not
+    sound. Many columns are printed in blocks."""
+    score = {}
+    for i, row in enumerate(selection.table):
+        symbol = mark(selection, i)
+        score[_cell(row)] = "-" if symbol == "!" else f"{row.score:.2f}{symbol}"
+    names = list(dict.fromkeys(name for name, _ in score))
+    sizes = sorted({k for _, k in score})
+    width = 2 + max(map(len, [*score.values(), *names]))
+    lines = []
+    for start in range(0, len(names), count := max(1, (LINE - 3) // width)):
+        block = names[start : start + count]
+        lines += [""] * bool(lines)
+        lines.append(f"{'k':>3}" + "".join(f"{name:>{width}}" for name in block))
+        for k in sizes:
+            cells = (score.get((name, k), "") for name in block)
+            lines.append(f"{k:>3}" + "".join(f"{cell:>{width}}" for cell in cells))
+    return [line.rstrip() for line in lines]
 
 
 def grid_lines(selection):

@@ -4,20 +4,20 @@ criterion."""
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxem.analysis import printed, saved
 from jaxem.analysis.batch_selection import BatchSelection
+from jaxem.analysis.candidates import given_or_normals, named_models
 from jaxem.analysis.padded_mixtures import fit_padded, groups
 from jaxem.analysis.printed import SOUND
 from jaxem.data.batch import Batch
 from jaxem.data.data import as_units
 from jaxem.data.options import ALIASES, as_key, integer, one_of, suggestion
 from jaxem.data.precision import float64, needs_float64
-from jaxem.fit import fit, require_model
+from jaxem.fit import fit
 from jaxem.methods.em import EM
 from jaxem.models.bayesian import BayesianMixture
 from jaxem.models.hmm.chained import Chained
@@ -31,7 +31,10 @@ from jaxem.solver.restarts import Restarts
 from jaxem.solver.threads import in_threads
 
 CRITERIA = ("bic", "aic", "icl", "bound")
-OPTIONS = ("criterion", "key", "restarts", "weights", "init", "method", "tol", "max_iter")
+OPTIONS = (
+    *("k", "covariance", "criterion", "key", "restarts"),
+    *("weights", "init", "method", "tol", "max_iter"),
+)
 NAMED_IN_WARNING = 4
 """The most models that a warning names."""
 
@@ -93,12 +96,13 @@ class Selection:
         lines = [
             f"{self.criterion.upper()}, lower is better",
             "",
-            *(printed.grid_lines(self) or printed.table_lines(self)),
+            *printed.lines(self),
         ]
         marks = {printed.mark(self, i).strip() for i in range(len(self.table))}
         legend = ["none is sound" if self.winner is None else f"* {self.table[self.winner].name}"]
         legend += ["~ not converged within max_iter"] * bool(marks & {"~", "*~"})
-        legend += ["! not sound, never chosen"] * ("!" in marks)
+        unsound = "-" if printed.has_structures(self) else "!"
+        legend += [f"{unsound} not sound, never chosen"] * ("!" in marks)
         return "\n".join([*lines, "", "; ".join(legend)])
 
     __repr__ = __str__
@@ -106,8 +110,10 @@ class Selection:
 
 def select(
     x: Any,
-    models: Any,
+    models: Any = None,
     *,
+    k: Any = None,
+    covariance: Any = None,
     criterion: str = "bic",
     key: Any = None,
     restarts: int | Restarts = 8,
@@ -128,7 +134,11 @@ def select(
     Args:
       x: the data, (n, d), or a tree of arrays with one leading unit axis; or a `Batch`, for each
         data set of which a model is chosen.
-      models: an iterable of models, or a dict of them by name.
+      models: an iterable of models, or a dict of them by name; None: the normal mixtures of `k`
+        and `covariance`.
+      k: in place of models, numbers of components, such as range(1, 10).
+      covariance: with k, structures of `Normal`, such as ("EII", "VVV"); None: mclust's 14. The
+        table is then that of mclust, with the BIC of the opposite sign: lower is better.
       criterion: "bic" (Schwarz 1978), "aic" (Akaike 1974), "icl" (Biernacki, Celeux & Govaert
         2000) or "bound".
       key: a JAX key or an int, the same for every model.
@@ -158,7 +168,7 @@ def select(
     for word in unknown:
         known_name = ALIASES.get(word, word)
         raise TypeError(f"select() has no argument {word!r}" + suggestion(known_name, OPTIONS))
-    names, models = _as_models(models)
+    names, models = named_models(given_or_normals(models, k, covariance))
     criterion = one_of(criterion, "criterion", CRITERIA)
     _check_criterion(criterion, names, models)
     data = x.data if isinstance(x, Batch) else x
@@ -212,28 +222,6 @@ def select(
     selection = Selection(criterion, table, tuple(results), winner)
     _warn_of_failed(selection, tol)
     return selection
-
-
-def _as_models(models):
-    """Names and models; TypeError or ValueError where an entry is no model."""
-    if isinstance(models, Mapping):
-        names, models = [str(name) for name in models], list(models.values())
-    else:
-        if not hasattr(models, "__iter__"):
-            raise TypeError(
-                f"models must be a list of models, got {models!r:.60}: the data come first, "
-                "select(x, [model, ...])"
-            )
-        models = list(models)
-        names = [printed.model_name(model) for model in models]
-    if not models:
-        raise ValueError("models are empty: pass at least one model to choose from")
-    for i, model in enumerate(models):
-        try:
-            require_model(model)
-        except TypeError as error:
-            raise TypeError(f"models[{i}]: {error}") from None
-    return names, models
 
 
 def _check_criterion(criterion, names, models) -> None:

@@ -31,6 +31,13 @@ def _initial(numeric, x, structure, dtype):
     return model.init(jax.random.key(0), x, jnp.ones(jax.tree.leaves(x)[0].shape[0], dtype))
 
 
+def shapes_of_params(model, x, dtype):
+    """The params of the model's own start for data shaped like x, as shapes. JAX traces equal calls
+    once."""
+    numeric, structure = split(model)
+    return _initial.eval_shape(numeric, x, structure=structure, dtype=np.dtype(dtype))
+
+
 def check_init(model, init, x, lead: tuple[int, ...], dtype):
     """Initial params in the model's dtypes, every leaf with the leading axes `lead`.
 
@@ -40,8 +47,7 @@ def check_init(model, init, x, lead: tuple[int, ...], dtype):
 
     if isinstance(init, type) and issubclass(init, Start):
         raise TypeError(f"init must be an instance, got the class: write {init.__name__}(...)")
-    numeric, structure = split(model)
-    expected = _initial.eval_shape(numeric, x, structure=structure, dtype=np.dtype(dtype))
+    expected = shapes_of_params(model, x, dtype)
     if jax.tree.structure(expected) != jax.tree.structure(init):
         hint = "the params of an earlier result, or model.init(key, x, weights)"
         if hasattr(init, "params"):

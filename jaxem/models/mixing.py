@@ -66,6 +66,20 @@ class ConstantWeights:
         """Params at given responsibilities (n, k)."""
         return self.params((responsibilities * weights[:, None]).sum(0), components)
 
+    def joint(self, params, x, density):
+        """log p(x, z) of every unit (n, k) from its log densities (n, k)."""
+        return density + self.levels(params, x)
+
+    @property
+    def background(self):
+        """The log density of every row under the noise, which is a further component; None: there
+        is no noise."""
+        return None
+
+    def completed(self, responsibilities):
+        """Responsibilities to start from, with a column for the noise where there is one."""
+        return responsibilities
+
     def levels(self, params, x):
         """log weights, (k,) or (n, k)."""
         return jnp.log(params.weights)
@@ -136,6 +150,9 @@ class GateWeights:
 
     k: int
     gate: SoftmaxGate
+
+    joint, background = ConstantWeights.joint, ConstantWeights.background
+    completed = ConstantWeights.completed
 
     def columns(self, x):
         gate = jnp.asarray(gate_of(x), float_dtype(x))

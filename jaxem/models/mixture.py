@@ -1,12 +1,10 @@
 """Finite mixtures over any bank of components; the component of some units may be known."""
 
 import dataclasses
-import warnings
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxem.data.data import (
     given_response,
@@ -25,6 +23,13 @@ from jaxem.models.gate import SoftmaxGate
 from jaxem.models.mixing import ConstantWeights, GateWeights
 from jaxem.models.mixture_domain import MixtureDomain
 from jaxem.models.mixture_pass import fused_pass, with_labels
+from jaxem.models.noise import (
+    NoiseWeights,
+    UniformNoise,
+    check_noise,
+    volume_of_rows,
+    with_noise,
+)
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.tree import pytree
 from jaxem.passes.collect import collect
@@ -34,7 +39,6 @@ from jaxem.protocol.derived import whitened
 from jaxem.protocol.model import Bank, Model, name_of
 from jaxem.protocol.priors import DirichletPrior, require_kind
 from jaxem.protocol.starts import Start, fill_empty
-from jaxem.protocol.status import FitWarning
 from jaxem.protocol.units import inward, outward, standardized
 from jaxem.wrappers.adopted import AdoptedBank
 
@@ -60,6 +64,9 @@ class FiniteMixture(Model):
 
     gate = None
     """The `SoftmaxGate` of the weights, or None."""
+
+    noise = None
+    """The `UniformNoise`, or None."""
 
     @property
     def mixing(self):
@@ -99,6 +106,7 @@ class FiniteMixture(Model):
         return MixtureDomain(
             inner.words,
             components=self.k,
+            noise=self.noise,
             remedy=inner.remedy,
             discrete=inner.discrete,
             bank=self.bank,
@@ -112,13 +120,16 @@ class FiniteMixture(Model):
         return Start.default(self, x).params(self, key, x, weights)
 
     def from_responsibilities(self, key, x, responsibilities, weights):
-        """A start: the M-step, or the bank's `init`, at given responsibilities (n, k)."""
+        """A start: the M-step, or the bank's `init`, at given responsibilities (n, k), or (n, k +
+        1) with noise."""
         rows, labels = of_components(x), labels_of(x)
+        responsibilities = self.mixing.completed(responsibilities)
         if labels is not None:
-            known = (labels[:, None] == jnp.arange(self.k)).astype(responsibilities.dtype)
+            columns = jnp.arange(responsibilities.shape[1])
+            known = (labels[:, None] == columns).astype(responsibilities.dtype)
             responsibilities = jnp.where(labels[:, None] >= 0, known, responsibilities)
             responsibilities = fill_empty(responsibilities, weights)
-        q = responsibilities * weights[:, None]
+        q = responsibilities[:, : self.k] * weights[:, None]
         components = self.bank.init(key, rows, of_rows(x, q))
         return self.mixing.started(x, responsibilities, weights, components)
 
@@ -153,7 +164,7 @@ class FiniteMixture(Model):
         return MixturePosterior(responsibilities, inner), evidence
 
     def statistics(self, params, x, q, weights):
-        r = of_rows(x, q.responsibilities * weights[:, None])
+        r = of_rows(x, q.responsibilities[:, : self.k] * weights[:, None])
         inner = self.bank.statistics(params.components, of_components(x), q.components, r)
         count = self.mixing.statistics(params, x, q.responsibilities, weights)
         return MixtureStatistics(count, inner)
@@ -166,8 +177,9 @@ class FiniteMixture(Model):
 
     def response(self, params, x):
         """The mean of the response of every row, Σ_j p(j)·mean of component j: (n,), or (n, m)
-        of several. p(j): the posterior where the data hold responses, else the mixing weights.
-        TypeError where the components have no `mean(params, x) -> (n, k)` or (n, k, m)."""
+        of several. p(j): the posterior where the data hold responses, else the mixing weights;
+        with noise, given that the row is none. TypeError where the components have no
+        `mean(params, x) -> (n, k)` or (n, k, m)."""
         if not defines(self.bank, "mean"):
             raise TypeError(
                 f"{name_of(self.bank)} has no response to predict: it defines no mean(params, x) "
@@ -178,7 +190,9 @@ class FiniteMixture(Model):
         else:
             levels = self.mixing.levels(params, x)
             n = jax.tree.leaves(x)[0].shape[0]
-            r = jnp.broadcast_to(jnp.exp(levels), (n, self.k))
+            r = jnp.broadcast_to(jnp.exp(levels), (n, levels.shape[-1]))
+        if r.shape[1] > self.k:
+            r = r[:, : self.k] / safe(r[:, : self.k].sum(1, keepdims=True))
         r = of_rows(x, r)
         means = jax.tree.leaves(self.bank.mean(params.components, of_components(x)))
         found = [(r[:, :, None] * m.reshape(*m.shape[:2], -1)).sum(1) for m in means]
@@ -208,7 +222,7 @@ class FiniteMixture(Model):
     def _joint(self, params, x):
         labels = labels_of(x)
         inner, log_density = self.bank.posterior(params.components, of_components(x))
-        joint = within_units(x, log_density) + self.mixing.levels(params, x)
+        joint = self.mixing.joint(params, x, within_units(x, log_density))
         return inner, with_labels(joint, labels, 1)
 
 
@@ -237,25 +251,31 @@ class Mixture(FiniteMixture):
       prior: a `DirichletPrior` of the weights, or None for maximum likelihood.
       gate: a `SoftmaxGate`: weights that depend on the covariates of the units,
         `Data(x, gate=...)`; params are then `GatedMixtureParams`. None: constant weights.
+      noise: a `UniformNoise`, a further component that k does not count. Params are then
+        `NoiseMixtureParams`, a prior is of all k + 1 weights, predictions and labels are k for
+        noise, and responsibilities (n, k + 1). A volume from data is in `result.model`.
 
     Data: what the bank takes, or `Data`. Rows of one group of `Data(x, groups=...)` share their
-    component: log p(group) = log Σ_k weights_k · Π_rows p(row | component k).
+    component: log p(group) = log Σ_k weights_k · Π_rows p(row | component k). With noise the sum
+    has one more term, noise_weight / V, for groups noise_weight / V^rows.
 
     A random start with a gate is the mixture with constant weights after 40 steps of EM, and a few
     steps of the gate at its responsibilities.
 
-    Raises TypeError where components is not a bank, k not an int or gate not a gate, ValueError
-    where k < 1, and for a prior beside a gate.
+    Raises TypeError where components is not a bank, k not an int, gate not a gate or noise no
+    noise, ValueError where k < 1, and for a prior or noise beside a gate.
     """
 
     components: Any
     k: int
     prior: DirichletPrior | None = None
     gate: SoftmaxGate | None = None
+    noise: UniformNoise | None = None
 
     def __post_init__(self):
         super().__post_init__()
         require_kind(self, DirichletPrior)
+        check_noise(self)
         if self.gate is None:
             return
         if not isinstance(self.gate, SoftmaxGate):
@@ -272,9 +292,21 @@ class Mixture(FiniteMixture):
 
     @property
     def mixing(self):
-        if self.gate is None:
-            return ConstantWeights(self.k, self.prior)
-        return GateWeights(self.k, self.gate)
+        if self.gate is not None:
+            return GateWeights(self.k, self.gate)
+        if self.noise is not None:
+            return NoiseWeights(self.k, self.prior, self.noise)
+        return ConstantWeights(self.k, self.prior)
+
+    @property
+    def informed(self):
+        is_known = not isinstance(self.noise, UniformNoise) or self.noise.volume is not None
+        return None if is_known else self._informed
+
+    def _informed(self, x, weights):
+        """The model with the volume of its noise from the data."""
+        rows, weights = of_components(x), of_rows(x, weights)
+        return dataclasses.replace(self, noise=volume_of_rows(self, rows, weights))
 
     def refined(self, key, x, responsibilities, weights):
         """Those of the mixture with constant weights after some steps of EM; without a gate the
@@ -307,6 +339,8 @@ class Mixture(FiniteMixture):
 
     def standardize(self, x, weights):
         found = super().standardize(x, weights)
+        if self.noise is not None:
+            return with_noise(self, found, x, weights)
         if self.gate is None:
             return found
         mixing, data, units = self.mixing.standardized(found.data, weights, found.units)
@@ -314,9 +348,13 @@ class Mixture(FiniteMixture):
         return found._replace(model=model, data=data, units=units)
 
     def inward(self, units, params):
+        if self.noise is not None and not jax.tree.leaves(units):
+            return params
         return self.mixing.inward(units, params, lambda u, p: inward(self.bank, u, p))
 
     def outward(self, units, params):
+        if self.noise is not None and not jax.tree.leaves(units):
+            return params
         return self.mixing.outward(units, params, lambda u, p: outward(self.bank, u, p))
 
     def spaces(self, params):
@@ -334,7 +372,8 @@ class Mixture(FiniteMixture):
 
     def smooth_map(self):
         """The derivative of the EM map, where components are separate; else None."""
-        if type(self) is not Mixture or self.gate is not None or not self.components.separate:
+        is_plain = type(self) is Mixture and self.gate is None and self.noise is None
+        if not is_plain or not self.components.separate:
             return None
         from jaxem.models.jacobian import KnownJacobian  # only gradients use it
 
@@ -352,27 +391,8 @@ class Mixture(FiniteMixture):
         """n draws; gate (n, g): the covariates of every draw, with a gate alone."""
         which, draw = jax.random.split(key)
         z = self.mixing.drawn(which, params, n, gate)
-        return self.components.sample(draw, params.components, z)
-
-
-def starts_among_units(model) -> bool:
-    """Whether a model is a mixture whose default start is k-means++ among the units themselves."""
-    is_plain = isinstance(model, FiniteMixture) and type(model).init is FiniteMixture.init
-    return is_plain and model.bank.domain.are_points
-
-
-def warn_if_identical(components, k: int, lead: int) -> None:
-    """A `FitWarning` where all components of a given start are equal. components: NumPy arrays with
-    `lead` axes of starts before the axis k."""
-    leaves = jax.tree.leaves(components)
-    leaves = [leaf for leaf in leaves if leaf.shape[lead : lead + 1] == (k,)]
-    differs = [
-        (leaf != np.take(leaf, [0], lead)).any(tuple(range(lead, leaf.ndim))) for leaf in leaves
-    ]
-    if k > 1 and leaves and not np.all(np.any(differs, axis=0)):
-        warnings.warn(
-            "init components are identical: EM cannot tell them apart and will not move them "
-            "apart; start from different components",
-            FitWarning,
-            stacklevel=5,
-        )
+        if self.noise is None:
+            return self.components.sample(draw, params.components, z)
+        noise = self.noise.sample(jax.random.fold_in(draw, 1), n)
+        found = self.components.sample(draw, params.components, jnp.minimum(z, self.k - 1))
+        return jnp.where(z[:, None] < self.k, found, noise)

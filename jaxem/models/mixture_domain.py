@@ -16,6 +16,7 @@ from jaxem.data.data import (
     with_components,
 )
 from jaxem.data.grouped import Grouped
+from jaxem.models.noise import check_box
 from jaxem.numerics.dependence import dependent
 from jaxem.protocol.domains import Domain, finite, whole
 from jaxem.protocol.model import name_of
@@ -23,11 +24,16 @@ from jaxem.protocol.model import name_of
 
 @dataclasses.dataclass(frozen=True)
 class MixtureDomain(Domain):
-    """The data of a bank, or `Data` with labels −1 … k − 1; with a gate its covariates too, finite
-    numbers. Rows in groups."""
+    """The data of a bank, or `Data` with labels −1 … k − 1, k for noise; with a gate its covariates
+    too, finite numbers. Rows in groups."""
 
     bank: Any = None
     gate: Any = None
+    noise: Any = None
+
+    @property
+    def classes(self):
+        return self.components + (self.noise is not None)
 
     def with_variance(self, d):
         return self.bank.domain.with_variance(d)
@@ -57,7 +63,7 @@ class MixtureDomain(Domain):
         if not isinstance(x, Data):
             return valid
         if labels is not None:
-            labels = (labels >= -1) & (labels < self.components) & whole(labels)
+            labels = (labels >= -1) & (labels < self.classes) & whole(labels)
         gate = None if x.gate is None else finite(x.gate)
         return with_components(dataclasses.replace(x, labels=labels, gate=gate), valid)
 
@@ -95,7 +101,8 @@ class MixtureDomain(Domain):
 
     def accepted(self, path, values):
         if path == ".labels":
-            return f"-1 where unknown, else 0 to {self.components - 1}", ""
+            noise = ", which is noise" * (self.noise is not None)
+            return f"-1 where unknown, else 0 to {self.classes - 1}{noise}", ""
         if path == ".gate":
             return "finite numbers", ""
         return self.bank.domain.accepted(path, values)
@@ -105,6 +112,7 @@ class MixtureDomain(Domain):
         if weights is not None and isinstance(x, Grouped):
             row_weights = np.asarray(of_rows(x, weights))
         self.bank.domain.check_values(rows, row_weights)
+        check_box(self.noise, rows, row_weights)
         if self.gate is None or self.gate.prior is not None:
             return
         gate = np.asarray(x.gate)

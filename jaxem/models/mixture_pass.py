@@ -41,8 +41,8 @@ def fused_pass(mixture, x, statistics):
     return FusedPass(
         prepare=prepare,
         coefficients=partial(_coefficients, mixture, linear),
-        sums=partial(_sums, mixing, linear),
-        statistics=partial(_statistics, linear, statistics),
+        sums=partial(_sums, mixture, linear),
+        statistics=partial(_statistics, mixture, linear, statistics),
         terms=lambda params: linear.terms(params.components),
         rows=product_rows(linear.size + 2 * mixture.k),
         axis=-1 if linear.room else 0,
@@ -51,32 +51,49 @@ def fused_pass(mixture, x, statistics):
 
 
 def _coefficients(mixture, linear, params):
-    """(the coefficients (k, size) of features, the params of weights that depend on units)."""
-    mixing = mixture.mixing
+    """(the coefficients (k, size) of features, with noise (k + 1, size), the params of weights that
+    depend on units)."""
+    mixing, k = mixture.mixing, mixture.k
     of_weights = mixing.gate_coefficients(params)
-    level = (
-        mixing.levels(params, None)
-        if of_weights is None
-        else jnp.zeros(mixture.k, of_weights.dtype)
-    )
-    return linear.coefficients(params.components, level), of_weights
+    level = mixing.levels(params, None) if of_weights is None else jnp.zeros(k, of_weights.dtype)
+    slopes = linear.coefficients(params.components, level[:k])
+    return _with_noise(slopes, mixing, linear, level[k:]), of_weights
 
 
-def _statistics(linear, statistics, params, sums):
+def _with_noise(slopes, mixing, linear, level):
+    """The coefficients with those of the noise, whose log density is constant. level: its log
+    weight (1,)."""
+    if mixing.background is None:
+        return slopes
+    row = jnp.zeros_like(slopes[:1]).at[0, linear.one].set(mixing.background + level[0])
+    return jnp.concatenate([slopes, row])
+
+
+def _less_base(joint, base, k):
+    """log p(x, z) (k, n), to which base (n,) will be added; with noise (k + 1, n), and that of the
+    noise less base, which it has not."""
+    if len(joint) == k:
+        return joint
+    return joint - jnp.where(jnp.arange(k + 1)[:, None] == k, base, 0)
+
+
+def _statistics(mixture, linear, statistics, params, sums):
     of_features, count = sums
-    inner = linear.statistics(params.components, of_features)
+    inner = linear.statistics(params.components, of_features[:, : mixture.k])
     return statistics(of_features[linear.one] if count is None else count, inner)
 
 
-def _sums(mixing, linear, coefficients, units, weights):
+def _sums(mixture, linear, coefficients, units, weights):
     """((sums, statistics of the weights or None), evidence) by two matrix products and a softmax,
     with the units minor."""
-    slopes, of_weights = coefficients
+    mixing, (slopes, of_weights) = mixture.mixing, coefficients
     columns, labels, base, covariates = units
     if covariates is not None and not linear.room:
         covariates = covariates.T
     features = linear.features(columns if linear.room else linear.columns(columns))
     joint = jnp.matmul(slopes, features, precision=Precision.HIGHEST)
+    if base is not None:
+        joint = _less_base(joint, base, mixture.k)
     if of_weights is not None:
         joint = joint + mixing.levels_of_columns(of_weights, covariates)
     exponentials, total, evidence = softmax_parts(with_labels(joint, labels, 0), linear.lowest)
@@ -115,8 +132,9 @@ def _of_groups(mixture, x, linear, statistics):
     def coefficients(params):
         of_weights = mixing.gate_coefficients(params)
         of_weights = mixing.levels(params, None) if of_weights is None else of_weights
-        level = jnp.zeros(mixture.k, of_weights.dtype)
-        return linear.coefficients(params.components, level), of_weights
+        level = jnp.zeros(mixture.k + 1, of_weights.dtype)
+        slopes = linear.coefficients(params.components, level[:-1])
+        return _with_noise(slopes, mixing, linear, level[-1:]), of_weights
 
     def sums(coefficients, units, weights):
         slopes, of_weights = coefficients
@@ -125,7 +143,7 @@ def _of_groups(mixture, x, linear, statistics):
         joint = []
         for part, base, stack in zip(features, units.base, stacks, strict=True):
             logs = jnp.matmul(slopes, part, precision=Precision.HIGHEST)
-            logs = logs if base is None else logs + base
+            logs = logs if base is None else _less_base(logs, base, mixture.k) + base
             logs = logs.reshape(len(logs), -1, len(stack.length))
             joint.append(jnp.where(stack.inside.T, logs, 0).sum(1).T)
         has_gate = units.covariates is not None
@@ -150,7 +168,7 @@ def _of_groups(mixture, x, linear, statistics):
         prepare=prepare,
         coefficients=coefficients,
         sums=sums,
-        statistics=partial(_statistics, linear, statistics),
+        statistics=partial(_statistics, mixture, linear, statistics),
         terms=lambda params: linear.terms(params.components),
         rows=len(x),
         room=linear.room,

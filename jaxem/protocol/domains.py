@@ -60,6 +60,11 @@ class Domain:
         """The smallest number of units of a fit."""
         return self.components if self.least is None else self.least
 
+    @property
+    def classes(self) -> int:
+        """The columns of responsibilities that are given as a start, and labels from 0."""
+        return self.components
+
     def rows(self, x) -> float:
         """The rows of data in a unit, in the mean; padding included."""
         return 1

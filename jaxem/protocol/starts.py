@@ -41,7 +41,8 @@ class Start:
 
     def params(self, model, key, x, weights):
         """Params of `model` by an M-step at the initial responsibilities."""
-        k, points, labels = model.domain.components, model.embed(x), model.known_labels(x)
+        k = model.domain.components if self.random else model.domain.classes
+        points, labels = model.embed(x), model.known_labels(x)
         if labels is None:
             responsibilities = self.responsibilities(key, points, weights, k)
         else:

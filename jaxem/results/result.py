@@ -304,10 +304,10 @@ class Result(Fit):
         shape, still_batch = self.data_shape, self.shares_model
         if of_batch and np.ndim(status):
             shape = (np.shape(status)[0], *shape[1:])
-        elif of_batch:
+        elif np.ndim(status) == 0 and (of_batch or sizes is not None):
             known = sizes is not None and not is_traced(sizes)
-            shape, still_batch = (int(sizes) if known else shape[1], *shape[2:]), False
-            sizes = None
+            n, rest = shape[int(of_batch) :][0], shape[1 + int(of_batch) :]
+            shape, still_batch, sizes = (int(sizes) if known else n, *rest), False, None
         parts = part((self.restarts, self.gradient_ok, self.total_weight))
         restarts, ok, total = parts
         model = merge(numeric, self._structure)

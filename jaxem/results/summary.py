@@ -3,6 +3,8 @@
 import jax
 import numpy as np
 
+from jaxem.models.mixing import MixtureParams
+from jaxem.models.noise import NoiseMixtureParams
 from jaxem.results.printed import text
 
 MOST_COLUMNS = 24
@@ -14,7 +16,11 @@ def summary(result, names=None) -> str:
     if np.ndim(result.status):
         raise TypeError("a batch has no summary: result[i].summary() is that of one fit")
     k = result.model.domain.components
-    leaves = jax.tree_util.tree_flatten_with_path(result.params)[0]
+    params, noise = result.params, []
+    if isinstance(params, NoiseMixtureParams):
+        noise = ["", f"noise_weight {float(params.noise_weight):.6g}"]
+        params = MixtureParams(params.weights, params.components)
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     tables, left_out = [], []
     for path, leaf in leaves:
         title = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -28,6 +34,7 @@ def summary(result, names=None) -> str:
     lines = [text(result)]
     for title, headings, values in tables:
         lines += ["", title, *_table(headings, values.reshape(k, -1))]
+    lines += noise
     return "\n".join(lines + [""] * bool(left_out) + left_out)
 
 

@@ -129,6 +129,8 @@ class Problem:
             weights = _ones(jax.tree.leaves(x)[0].shape[0], dtype)
         else:
             x, weights, status = sanitize(model, x, weights, absent)
+        if plan.batched and model.informed is not None:
+            model = model.informed(x, weights)
         standard = standardized(model, x, weights)
         volume = jnp.asarray(standard.log_volume)
         units, total = standard.units, weights.sum()

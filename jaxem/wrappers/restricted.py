@@ -114,11 +114,18 @@ class Restricted(Wrapper):
     def __hash__(self):
         return hash((self.model, frozenset(self.fixed), self.tied))
 
-    informed = smooth_map = restricted = None
+    smooth_map = restricted = None
 
     @property
     def wrapped(self):
         return self.model
+
+    @property
+    def informed(self):
+        return None if self.model.informed is None else self._informed
+
+    def _informed(self, x, weights):
+        return Restricted(self.model.informed(x, weights), self.fixed, self.tied)
 
     def _defines(self, name):
         known = super()._defines(name)
@@ -135,7 +142,10 @@ class Restricted(Wrapper):
         plan = self._plan(params_shape)
 
         def units(x):
-            return standardized(self.model, x, jnp.ones(jax.tree.leaves(x)[0].shape[0])).units
+            weights = jnp.ones(jax.tree.leaves(x)[0].shape[0])
+            lacks = self.model.informed is not None
+            model = self.model.informed(x, weights) if lacks else self.model
+            return standardized(model, x, weights).units
 
         if jax.tree.leaves(jax.eval_shape(units, x)):
             plan.layout.require_columns(plan.group)
