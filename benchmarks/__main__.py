@@ -14,6 +14,7 @@ PARTS = {
     "fleet": ("fleet", "ragged", "restarts"),
     "incremental": ("incremental",),
     "lda": ("lda",),
+    "missing": ("missing",),
     "ragged": ("ragged",),
     "regression": ("regression",),
     "restarts": ("restarts",),

@@ -13,9 +13,10 @@ from jaxem.data.arrays import as_data
 from jaxem.data.batch import as_blocks, padded_length
 from jaxem.data.precision import lost_columns
 from jaxem.estimators.kmeans import Centres, Clusters
+from jaxem.families.degrees_of_freedom import information, tail_slope
 from jaxem.families.gamma import solve_shape
 from jaxem.families.normal.products import packed, pairs, products, unpacked
-from jaxem.families.student import information, tail_slope
+from jaxem.families.normal.structures import STRUCTURES
 from jaxem.gradient.krylov import krylov
 from jaxem.methods.acceleration import Chart
 from jaxem.methods.e_steps import parted, sampled
@@ -58,6 +59,7 @@ __all__ = [
     "POSITIVE",
     "REAL",
     "SIMPLEX",
+    "STRUCTURES",
     "TRUSTED",
     "Aitken",
     "Centres",

@@ -102,6 +102,8 @@ def graph(n, blocks, seed=0, inside=0.5, outside=0.05):
 
 
 REAL, COUNTS, CODES, POSITIVE, GROUP = _data()
+HOLES = np.where(np.random.default_rng(9).random((N, D)) < 0.2, np.nan, REAL)
+HOLES[3] = [np.nan, REAL[3, 1], np.nan]
 ONES = np.minimum(CODES, 1)
 MIXED = np.concatenate([REAL[:, :2], COUNTS[:, :1], CODES[:, :1]], axis=1)
 NORMAL_PRIOR = jaxem.NormalPrior(0.5, 0.1, 6.0, 2.0)
@@ -115,6 +117,7 @@ BANKS = {
     "normal-tied-map": Case(jaxem.Normal("tied", prior=NORMAL_PRIOR), REAL),
     "normal-diagonal-map": Case(jaxem.Normal("diagonal", prior=NORMAL_PRIOR), REAL),
     "normal-spherical-map": Case(jaxem.Normal("spherical", prior=NORMAL_PRIOR), REAL),
+    "normal-missing": Case(jaxem.Normal(missing=True), HOLES),
     "student-df": Case(jaxem.StudentT(df=5.0), REAL),
     "student": Case(jaxem.StudentT(), REAL),
     "student-tied": Case(jaxem.StudentT(covariance="tied"), REAL),

@@ -193,7 +193,8 @@ def as_weights(weights, n: int, dtype, name: str = "weights"):
 
 
 def is_clean(model, x) -> bool:
-    """Whether the data lie on the host and every value is in the model's support, in one pass."""
+    """Whether the data lie on the host and every value is in the model's support, and every unit
+    holds one, in one pass."""
     if not all(map(is_on_host, jax.tree.leaves(x))):
         return False
     x = jax.tree.map(np.asarray, x)
@@ -203,6 +204,9 @@ def is_clean(model, x) -> bool:
         for first in range(0, len(leaves[0]), count):
             chunk = over_units(lambda leaf: leaf[first : first + count], x)  # noqa: B023
             if not all(np.all(mask) for mask in jax.tree.leaves(model.domain.valid(chunk))):
+                return False
+            silent = model.domain.silent(chunk)
+            if silent is not None and np.any(silent):
                 return False
     return True
 

@@ -180,9 +180,9 @@ class Product(Bank):
     @property
     def domain(self):
         is_discrete = any(f.domain.discrete for f in self.families)
-        takes = sorted({field for f in self.families for field in f.domain.takes or ()})
+        takes = {field for f in self.families for field in f.domain.takes or ()} - {"noise"}
         words = "; ".join(self._words())
-        return ProductDomain(words, product=self, discrete=is_discrete, takes=tuple(takes))
+        return ProductDomain(words, product=self, discrete=is_discrete, takes=tuple(sorted(takes)))
 
     def _words(self):
         return [f"columns {list(c)}: {f.domain.words}" for _, f, c in self._parts()]

@@ -31,8 +31,9 @@ class Frame(NamedTuple):
         return (x - copies(self.location, x.shape[0])) / copies(self.scale, x.shape[0])
 
 
-def frame(x, weights, common: bool) -> Frame:
-    """The `Frame` of the data; one scale for all features if `common`.
+def frame(x, weights, common: bool, observed=None) -> Frame:
+    """The `Frame` of the data; one scale for all features if `common`. observed: which cells
+    (n, d) count, None for all; a feature of which none does has the location NaN.
 
     The location of a feature is its median, its scale the interquartile range over that of a
     standard normal, so that outliers set neither; both are estimated from at most `FRAME_UNITS`
@@ -42,13 +43,19 @@ def frame(x, weights, common: bool) -> Frame:
     Nothing here is differentiated: a fit does not depend on its units.
     """
     x, weights = stop_gradient((jnp.asarray(x), weights))
-    location, spread = middle(x, weights)
+    if observed is None:
+        location, spread = middle(x, weights)
+    else:
+        location, spread = middle_of_cells(x, weights, observed)
 
     def farthest(x, weights):
         present = (weights > 0)[:, None]
         return jnp.max(jnp.where(present, jnp.abs(x - location), 0), axis=0)
 
-    reach = over_rows(farthest, jnp.maximum, x, weights)
+    if observed is None:
+        reach = over_rows(farthest, jnp.maximum, x, weights)
+    else:
+        reach = farthest(jnp.where(observed, x, location), weights)
     scale = jnp.maximum(jnp.where(spread > 0, spread, reach), SMALLEST_PART * reach)
     varies = scale > 4 * jnp.finfo(x.dtype).eps * jnp.abs(location)
     magnitude = jnp.where(location != 0, jnp.abs(location), 1)
@@ -92,6 +99,22 @@ def middle(x, weights):
         first = rows.unit(x, rows.first(weights > 0))
         median, spread = jnp.where(count > 0, median, first), jnp.where(count > 0, spread, 0)
     return median, spread
+
+
+def middle_of_cells(x, weights, observed):
+    """The same for the observed cells (n, d) of every column."""
+    stride = -(-x.shape[0] // tuning.FRAME_UNITS)
+    is_present = observed & (weights > 0)[:, None]
+    sampled = rows.spaced(is_present, stride)
+    count = sampled.sum(0)
+    ordered = jnp.sort(jnp.where(sampled, rows.spaced(x, stride), jnp.inf), axis=0)
+    places = ((count - 1) * jnp.arange(1, 4)[:, None]) // 4
+    low, median, high = jnp.take_along_axis(ordered, jnp.maximum(places, 0), axis=0)
+    least = jnp.min(jnp.where(is_present, x, jnp.inf), axis=0)
+    least = jnp.where(jnp.isfinite(least), least, jnp.nan)
+    is_sampled = count > 0
+    spread = jnp.where(is_sampled, (high - low) / NORMAL_QUARTILES, 0)
+    return jnp.where(is_sampled, median, least), spread
 
 
 def over_rows(function, combine, x, weights):

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.lax import Precision
 
 from jaxem.data.data import of_components, of_rows, within_units
@@ -32,7 +33,10 @@ class KnownJacobian:
 
 def jacobian(mixture, params, x, weights):
     """∂M/∂θ at params, (P, P), in the order of `ravel_pytree`: of a `Mixture` over a separate bank,
-    with the weights (n,) of the units x."""
+    with the weights (n,) of the units x. Where statistics depend on params beside responsibilities,
+    column by column."""
+    if mixture.bank.domain.completes(of_components(x)):
+        return _by_columns(mixture, params, x, weights)
     bank, bank_params, k = mixture.components, params.components, mixture.k
     leaves, tree = jax.tree.flatten(bank_params)
     plain = of_components(x)
@@ -75,3 +79,15 @@ def jacobian(mixture, params, x, weights):
     order = [position[:, 0], *np.split(position[:, 1:], ends[:-1], axis=1)]
     order = np.concatenate([part.ravel() for part in order])
     return slope.reshape(order.size, order.size)[order][:, order]
+
+
+def _by_columns(mixture, params, x, weights):
+    """∂M/∂θ at params, (P, P), by a forward product through the EM map for every param."""
+    flat, unravel = ravel_pytree(params)
+
+    def em_map(flat):
+        at = unravel(flat)
+        q, _ = mixture.posterior(at, x)
+        return ravel_pytree(mixture.maximize(at, mixture.statistics(at, x, q, weights)))[0]
+
+    return jax.jacfwd(em_map)(flat)

@@ -8,12 +8,14 @@ import numpy as np
 
 from jaxem.data.data import (
     Data,
+    gate_of,
     given,
     labels_of,
     of_components,
     of_rows,
     shapes_of_components,
     with_components,
+    within_units,
 )
 from jaxem.data.grouped import Grouped
 from jaxem.models.noise import check_box
@@ -46,7 +48,23 @@ class MixtureDomain(Domain):
         return sum(r.shape[-3] * r.shape[-2] for r in parts) / x.rows.length.shape[-1]
 
     def observations(self, x):
-        return x.rows.observations() if isinstance(x, Grouped) else None
+        if isinstance(x, Grouped):
+            return x.rows.observations()
+        return self.bank.domain.observations(of_components(x))
+
+    def numbers(self, x):
+        inner = self.bank.domain.numbers(shapes_of_components(x))
+        others = [leaf for leaf in (gate_of(x), labels_of(x)) if leaf is not None]
+        return inner + sum(leaf.size for leaf in others)
+
+    def silent(self, x):
+        silent = self.bank.domain.silent(of_components(x))
+        if silent is None or not isinstance(x, Grouped):
+            return silent
+        return within_units(x, ~silent) == 0
+
+    def completes(self, x):
+        return self.bank.domain.completes(shapes_of_components(x))
 
     def examined(self, x):
         if not isinstance(x, Grouped):

@@ -12,7 +12,7 @@ from jaxem.data.grouped import Grouped
 from jaxem.numerics import tuning
 from jaxem.numerics.softmax import softmax_parts
 from jaxem.passes.linear import FusedPass
-from jaxem.protocol.capabilities import LinearBank, has
+from jaxem.protocol.capabilities import Fused, LinearBank, has
 
 SUM_OVER_UNITS = (((1,), (1,)), ((), ()))
 """The contraction of features and responsibilities over units. In this order the smaller factor is
@@ -24,6 +24,11 @@ def fused_pass(mixture, x, statistics):
     """The `FusedPass` of a mixture for data shaped like x, or None. statistics: the class of the
     mixture's statistics, of weights and components."""
     bank, data, mixing = mixture.bank, of_components(x), mixture.mixing
+    blocked = bank.fused(data) if has(bank, Fused) and not isinstance(x, Grouped) else None
+    if blocked is not None:
+        from jaxem.models.blocked_pass import blocked_pass  # other fits do not import it
+
+        return blocked_pass(mixture, x, blocked, statistics, with_labels)
     linear = bank.linear(data) if has(bank, LinearBank) else None
     if isinstance(x, Grouped):
         return _of_groups(mixture, x, linear, statistics)

@@ -388,3 +388,10 @@ took 65: XLA fuses more, and computes more anew)."""
 
 MAP_NUMBERS = 2**20
 """Numbers of a (w, k, l) block of documents in a step of the stationary map."""
+
+PATTERN_FEATURES, PATTERN_ROWS = 8, 4
+"""The most features for which all patterns of observed cells are told apart, and the fewest rows
+for each of them in the mean."""
+
+SWEPT_SMALL, SWEPT_LARGE = 4, 16
+"""`numerics.sweeps.are_unrolled`."""

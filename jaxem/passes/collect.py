@@ -64,7 +64,7 @@ def is_large(model, x) -> bool:
 
 def _numbers(model, x) -> int:
     """Units × features × components."""
-    return model.domain.components * sum(leaf.size for leaf in jax.tree.leaves(x))
+    return model.domain.components * model.domain.numbers(x)
 
 
 def chunk_rows(model, x) -> int:

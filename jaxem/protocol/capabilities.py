@@ -96,11 +96,23 @@ class Restrictable(Protocol):
         `Held`, or None where it has no closed form. The caller replaces fixed entries."""
 
 
+class Imputed(Protocol):
+    """Of banks: for missing cells from the observed ones."""
+
+    def completed(self, params, x) -> Any:
+        """E[x | observed cells, component] of every row under every component, (n, k, d)."""
+
+    def drawn(self, key, params, x, z) -> Any:
+        """Rows (n, d) with missing cells drawn given the observed ones, row i under component
+        z[i]."""
+
+
 class Fused(Protocol):
     """For faster passes over many units."""
 
     def fused(self, x) -> Any:
-        """A `passes.linear.FusedPass` for data shaped like x, or None."""
+        """A `passes.linear.FusedPass` for data shaped like x, of a bank a `passes.blocked.Blocked`;
+        or None."""
 
 
 class SmoothMap(Protocol):

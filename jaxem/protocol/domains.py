@@ -73,6 +73,20 @@ class Domain:
         """The observations in every unit, (n,) or (b, n) of a batch; None where each has one."""
         return None
 
+    def numbers(self, x) -> int:
+        """The numbers of one component in a pass over data shaped like x."""
+        return sum(leaf.size for leaf in jax.tree.leaves(x))
+
+    def silent(self, x):
+        """Which units hold no observed value, (n,): they are absent from a fit. None: no unit can
+        be one."""
+        return None
+
+    def completes(self, x) -> bool:
+        """Of a bank: whether the statistics of data shaped like x depend on params beside
+        responsibilities, as those of data with missing cells do."""
+        return False
+
     def with_variance(self, d: int):
         """The columns, of d, of which the model estimates a variance."""
         return list(range(d)) if self.variances else []

@@ -92,9 +92,11 @@ def responsibilities(model, numeric, params, x, structure, axes=None):
 
 
 @jax.jit
-def labels(r):
-    """The most probable component of every unit (n,), −1 where responsibilities (n, k) are NaN."""
-    return jnp.where(jnp.isnan(r).any(-1), -1, jnp.argmax(r, axis=-1))
+def labels(r, silent=None):
+    """The most probable component of every unit (n,), −1 where responsibilities (n, k) are NaN and
+    for silent units (n,), which hold no observed value."""
+    found = jnp.where(jnp.isnan(r).any(-1), -1, jnp.argmax(r, axis=-1))
+    return found if silent is None else jnp.where(silent, -1, found)
 
 
 @partial(jax.jit, static_argnums=2)

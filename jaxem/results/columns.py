@@ -56,6 +56,8 @@ def explain_collapse(x, labels, k: int, names) -> str:
     """
     rows = slice(0, None, max(1, x.shape[0] // tuning.EXPLAINED_UNITS))
     values, labels = np.asarray(x[rows], float), np.asarray(labels)[rows]
+    is_complete = ~np.isnan(values).any(1)
+    values, labels = values[is_complete], labels[is_complete]
     if len(values) < 2:
         return ""
     constant = np.ptp(values, axis=0) == 0

@@ -17,7 +17,7 @@ from jaxem.data.batch import (
     is_list,
 )
 from jaxem.data.grouped import unit_shape
-from jaxem.numerics.tree import is_traced
+from jaxem.numerics.tree import is_traced, merge
 from jaxem.protocol.model import name_of
 from jaxem.protocol.status import Status
 from jaxem.results import answers
@@ -99,6 +99,17 @@ def responsibilities(result, sets: DataSets) -> list:
         answers.responsibilities(args[0], numeric, params, block.x, args[1], axes)
         for block, numeric, params, axes in _asked(result, sets)
     ]
+
+
+def labels(result, sets: DataSets, responsibilities: list) -> list:
+    """The most probable component of every unit of every block, (b, n) each."""
+    found = []
+    for block, r in zip(sets.blocks, responsibilities, strict=True):
+        silent = None
+        if result.model.domain.silent(jax.tree.map(lambda a: a[0], block.x)) is not None:
+            silent = jax.vmap(result.model.domain.silent)(block.x)
+        found.append(answers.labels(r, silent))
+    return found
 
 
 def by_row(sets: DataSets, arrays: list):
@@ -183,3 +194,30 @@ def _require_sound_weights(blocks):
             explanation = explain_bad_weights(weights[:n])
             if explanation is not None:
                 raise ValueError(f"data set {i}: {explanation}")
+
+
+def part(result, index):
+    """The `Result` of one fit of a batch; a smaller batch for a slice or an array of indices."""
+    of_batch = result.shares_model and np.ndim(result.status) == 1  # the axis of a Batch, not vmap
+
+    def part(tree):
+        return jax.tree.map(lambda a: a[index], tree)
+
+    numeric = result._numeric if of_batch else part(result._numeric)
+    status, sizes = part((result.status, result.n_units))
+    shape, still_batch = result.data_shape, result.shares_model
+    if of_batch and np.ndim(status):
+        shape = (np.shape(status)[0], *shape[1:])
+    elif np.ndim(status) == 0 and (of_batch or sizes is not None):
+        known = sizes is not None and not is_traced(sizes)
+        n, rest = shape[int(of_batch) :][0], shape[1 + int(of_batch) :]
+        shape, still_batch, sizes = (int(sizes) if known else n, *rest), False, None
+    parts = part((result.restarts, result.gradient_ok, result.total_weight))
+    restarts, ok, total = parts
+    model = merge(numeric, result._structure)
+    found = type(result).of(
+        model, part(result.best_fit), restarts, shape, ok, total, sizes, still_batch
+    )
+    if result.own_data is None:
+        return found
+    return found.about(*(data_set_at(data, index) for data in result.own_data))

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.data.batch import data_set_at
 from jaxem.data.grouped import unit_shape
 from jaxem.data.options import as_key, integer
 from jaxem.data.precision import in_own_precision, on_host
@@ -113,8 +112,8 @@ class Result(Fit):
 
     @in_own_precision
     def predict(self, x):
-        """The most probable component of every unit, shape (n,); −1 where `predict_proba` is NaN.
-        With groups that of every row.
+        """The most probable component of every unit, shape (n,); −1 where `predict_proba` is NaN,
+        and for a unit without an observed value. With groups that of every row.
         Of a fleet: (b, n), or a list of (n_i,). Of `Sequences` the most probable path of states, a
         list of (t_i,). Raises TypeError as `predict_proba` does."""
         if defines(self.model, "smooth", "viterbi"):
@@ -122,9 +121,10 @@ class Result(Fit):
         if self.is_fleet:
             sets = fleet.data_sets(self, x)
             r = fleet.responsibilities(self, sets)
-            return fleet.by_row(sets, [answers.labels(one) for one in r])
+            return fleet.by_row(sets, fleet.labels(self, sets, r))
         x, _, names = totals.with_units(x)
-        return totals.of_rows(answers.labels(self._responsibilities(x)), names)
+        found = answers.labels(self._responsibilities(x), self.model.domain.silent(x))
+        return totals.of_rows(found, names)
 
     @in_own_precision
     def predict_response(self, x):
@@ -162,6 +162,19 @@ class Result(Fit):
                 f"{name_of(self.model)} does not define sample(key, params, n)"
             )
         return self.model.sample(key, self.params, n, **options)
+
+    @in_own_precision
+    def impute(self, x, draws=None, key=None):
+        """x with every missing cell replaced by its expectation given the observed ones, Σ_k
+        p(k | row)·E[cell | row, k]; of `Sequences` a list of (t_i, d), by smoothed states.
+
+        draws: an int m for m imputations drawn from that distribution instead, (m, n, d), of
+        `Sequences` a list of (m, t_i, d); they need a key. TypeError where the components take no
+        missing cells, or of a fleet.
+        """
+        from jaxem.results.imputed import impute
+
+        return impute(self, x, draws, key)
 
     @property
     def n_parameters(self) -> int:
@@ -294,29 +307,7 @@ class Result(Fit):
         """The `Result` of one fit of a batch; a smaller batch for a slice or an array of
         indices."""
         self._require_fleet("it cannot be indexed")
-        of_batch = self.shares_model and np.ndim(self.status) == 1  # the axis of a Batch, not vmap
-
-        def part(tree):
-            return jax.tree.map(lambda a: a[index], tree)
-
-        numeric = self._numeric if of_batch else part(self._numeric)
-        status, sizes = part((self.status, self.n_units))
-        shape, still_batch = self.data_shape, self.shares_model
-        if of_batch and np.ndim(status):
-            shape = (np.shape(status)[0], *shape[1:])
-        elif np.ndim(status) == 0 and (of_batch or sizes is not None):
-            known = sizes is not None and not is_traced(sizes)
-            n, rest = shape[int(of_batch) :][0], shape[1 + int(of_batch) :]
-            shape, still_batch, sizes = (int(sizes) if known else n, *rest), False, None
-        parts = part((self.restarts, self.gradient_ok, self.total_weight))
-        restarts, ok, total = parts
-        model = merge(numeric, self._structure)
-        result = Result.of(
-            model, part(self.best_fit), restarts, shape, ok, total, sizes, still_batch
-        )
-        if self.own_data is None:
-            return result
-        return result.about(*(data_set_at(data, index) for data in self.own_data))
+        return fleet.part(self, index)
 
     def __reduce__(self):
         parts = (self.data_shape, self.gradient_ok, self.total_weight)

@@ -256,9 +256,9 @@ jax.tree_util.register_pytree_node(Problem, _flatten, _unflatten)
 def sanitize(model, x, weights, absent: bool = False):
     """Data and weights in which every unit is valid, and a status.
 
-    A unit of weight 0 or outside the model's support gets weight 0 and the values of a unit that is
-    neither, by default the first, so that its own values, NaN included, enter no sum. absent:
-    whether valid units of weight 0 keep their values.
+    A unit of weight 0, without an observed value or outside the model's support gets weight 0 and
+    the values of a unit that is none of these, by default the first, so that its own values, NaN
+    included, enter no sum. absent: whether valid units of weight 0 keep their values.
     """
     n = jax.tree.leaves(x)[0].shape[0]
     valid = jnp.ones(n, bool)
@@ -266,6 +266,9 @@ def sanitize(model, x, weights, absent: bool = False):
         valid &= jnp.all(mask.reshape(n, -1), axis=1)
     if weights is None:
         weights = jnp.ones(n, float_dtype(x))
+    silent = model.domain.silent(x)
+    if silent is not None:
+        weights = jnp.where(silent, 0, weights)
     present = weights > 0
     is_wrong = jnp.any((present & ~valid) | ~((weights >= 0) & jnp.isfinite(weights)))
     total, (least, most) = jnp.where(present, weights, 0).sum(), total_range(weights.dtype)

@@ -66,6 +66,19 @@ class Diagonal(Structure):
         centred = centre(x, mean)
         return weighted_sums(weights, centred, jnp.square(centred))
 
+    def matrices(self, covariance, k, d):
+        """The covariances as matrices (k, d, d)."""
+        variances = self.by_feature(covariance, d)
+        return variances[..., None] * jnp.eye(d, dtype=covariance.dtype)
+
+    def by_feature(self, covariance, d):
+        """The variances (k, d) of all features."""
+        return jnp.broadcast_to(self.variances(covariance), (covariance.shape[0], d))
+
+    def gathered(self, second):
+        """Second moments (k, d, d), or (k, d) of the features alone, in the structure's shape."""
+        return jnp.diagonal(second, axis1=-2, axis2=-1) if second.ndim == 3 else second
+
     def outer(self, weights, v):
         return weights[:, None] * jnp.square(v)
 

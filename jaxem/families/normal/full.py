@@ -135,6 +135,14 @@ class Full(Structure):
             -1, mean_step.shape[-2]
         ), root_information * factor_step
 
+    def matrices(self, covariance, k, d):
+        """The covariances as matrices (k, d, d)."""
+        return covariance
+
+    def gathered(self, second):
+        """Second moments (k, d, d) in the structure's shape."""
+        return second
+
     def outer(self, weights, v):
         """weight · v vᵀ, for weights (k,)."""
         return weights[:, None, None] * v[:, :, None] * v[:, None, :]

@@ -7,6 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
+from jaxem.families.normal import incomplete
+from jaxem.families.normal.cells import Cells, with_rows
+from jaxem.families.normal.completing import Completing
+from jaxem.families.normal.domain import NormalDomain
 from jaxem.families.normal.gaussian import (
     NormalParams,
     NormalStatistics,
@@ -19,11 +23,9 @@ from jaxem.families.normal.structures import STRUCTURES
 from jaxem.families.units import Affine, frame
 from jaxem.numerics.tree import pytree
 from jaxem.passes.linear import roomy
-from jaxem.protocol import domains
 from jaxem.protocol.counts import is_empty, safe
 from jaxem.protocol.held import averaged
 from jaxem.protocol.hyperparameters import finite_number
-from jaxem.protocol.model import Bank
 from jaxem.protocol.priors import (
     NormalPrior,
     NormalWishartPrior,
@@ -34,8 +36,8 @@ from jaxem.protocol.spaces import REAL
 from jaxem.protocol.units import Standardized
 
 
-@pytree(static=("covariance",))
-class Normal(Bank):
+@pytree(static=("covariance", "missing"))
+class Normal(Completing):
     """Multivariate normal components.
 
     log p(x | k) = −½ (d log 2π + log |Σ_k| + (x − μ_k)ᵀ Σ_k⁻¹ (x − μ_k))
@@ -51,6 +53,12 @@ class Normal(Bank):
       floor: the smallest variance allowed, in squared units of the data. None: the square of the
         rounding error of values near the component's mean (`Limits`), which only a collapsed
         component reaches. The fit then has the status DEGENERATE.
+      missing: whether cells may be NaN: they are missing at random, and the density of a row is
+        that of its observed cells. A row without any is absent from a fit: its log density is 0.
+
+    Of `Data(x, noise=...)`, with noise (n, d), the known variances of the noise of every cell, or
+    (n, d, d), its covariance in every row, the params are those of the values without noise: x =
+    v + e with e ~ N(0, noise). Rows that are scored without noise are values of v.
 
     A feature that is the same in all units says nothing about components: its variance is the
     square of that value (1 where it is 0), or `floor`, and `fit` warns.
@@ -65,6 +73,7 @@ class Normal(Bank):
     covariance: str = "full"
     prior: NormalPrior | None = None
     floor: Any = None
+    missing: bool = False
     frame: Any = dataclasses.field(default=None, repr=False)  # set by `standardize` alone
     limits: Limits | None = dataclasses.field(default=None, repr=False)  # likewise
 
@@ -72,7 +81,13 @@ class Normal(Bank):
 
     @property
     def domain(self):
-        reals = domains.POINTS if self.structure.one_variance else domains.SPREAD_POINTS
+        reals = NormalDomain(
+            are_points=not self.missing,
+            variances=not self.structure.one_variance,
+            takes=("noise",),
+            missing=self.missing,
+            whole=self.structure.whole,
+        )
         return reals if self.prior is None else reals.also(self._check_prior)
 
     def _check_prior(self, x):
@@ -94,6 +109,8 @@ class Normal(Bank):
             )
         if self.floor is not None:
             finite_number(self.floor, "floor")
+        if not isinstance(self.missing, bool):
+            raise TypeError(f"missing must be True or False, got {self.missing!r:.40}")
 
     @property
     def separate(self):
@@ -107,28 +124,47 @@ class Normal(Bank):
         """The M-step for the given weights (n, k), about the weighted means of the components; of a
         structure with an M-step by repetition, one covariance for all components."""
         start = NormalParams(*self.middle(x, weights))
-        stats = self.statistics(start, x, None, weights)
+        stats = self._first_statistics(key, start, x, weights)
         if self.structure.joint:
             return self._maximize_jointly(start, stats, self.structure.begin)
         return self.maximize(start, stats)
 
     def middle(self, x, weights):
         """The weighted mean of the data for every component, and unit covariances."""
-        k, d = weights.shape[1], x.shape[1]
-        share = weights / safe(weights.sum(0))
-        mean = jnp.matmul(share.T, self._framed(x), precision=Precision.HIGHEST)
-        return mean, self.structure.unit(k, d, x.dtype)
+        if self.domain.completes(x):
+            mean = Cells.of(x).means(weights)
+        else:
+            share = weights / safe(weights.sum(0))
+            mean = jnp.matmul(share.T, self._framed(x), precision=Precision.HIGHEST)
+        return mean, self.structure.unit(*mean.shape, mean.dtype)
 
     def posterior(self, params, x):
+        if self.domain.completes(x):
+            cells = Cells.of(x)
+            covariance = self._covariances(params, cells)
+            return incomplete.posterior(params.mean, covariance, cells)
         distance, log_det = self.structure.quadratic(
             params.covariance, centre(self._framed(x), params.mean)
         )
         return None, -0.5 * (x.shape[1] * LOG_2PI + log_det[:, None] + distance).T
 
     def statistics(self, params, x, q, weights):
+        if self.domain.completes(x):
+            cells = Cells.of(x)
+            covariance = self._covariances(params, cells)
+            return self._completed(params.mean, covariance, cells, weights, q)
         return NormalStatistics(*self.structure.moments(weights.T, self._framed(x), params.mean))
 
+    def fused(self, x):
+        if not (self.missing and self.structure.whole) or dataclasses.is_dataclass(x):
+            return None
+        from jaxem.families.normal.patterns import blocked_form  # complete rows do not need it
+
+        return blocked_form(self, x)
+
     def linear(self, x):
+        if self.domain.completes(x):
+            return None
         return linear_form(self, x, self.structure.form, lambda params: params.covariance)
 
     def maximize(self, params, stats):
@@ -202,6 +238,8 @@ class Normal(Bank):
                 f"BayesianMixture takes no covariance {self.covariance!r}, whose parts have no "
                 'conjugate prior: use "VVV", "EEE", "VVI" or "VII"'
             )
+        if self.missing:
+            raise ValueError("BayesianMixture takes no missing=True: use Mixture, or complete rows")
         from jaxem.families.normal.wishart import NormalWishart  # a plain fit needs none
 
         return NormalWishart(self)
@@ -250,22 +288,28 @@ class Normal(Bank):
         return params.mean[z] + self.structure.colour(params.covariance, z, noise)
 
     def embed(self, x):
+        if self.domain.completes(x):
+            return Cells.of(x).filled()
         return self._framed(super().embed(x))
 
     def standardize(self, x, weights, copy=False):
         structure = self.structure
-        data_frame = frame(x, weights, structure.common_scale)
+        cells = Cells.of(x) if self.domain.completes(x) else None
+        rows, observed = (x, None) if cells is None else (cells.x, cells.observed)
+        data_frame = frame(rows, weights, structure.common_scale, observed)
         location, scale = data_frame.location, data_frame.scale
-        lazy = not (roomy(x) or copy)
+        lazy = not (roomy(x) or copy) and cells is None
         # Where no feature varies, all count, and every component has collapsed.
         varies = data_frame.varies | ~jnp.any(data_frame.varies)
+        if cells is not None and cells.noise is not None:
+            varies = jnp.ones_like(varies)
         floor, size = self.floor, jnp.ones_like(scale)
         if floor is not None:
             floor = size = floor / jnp.square(scale[0] if structure.common_scale else scale)
         limits = Limits(varies, structure.on_diagonal(jnp.where(varies, 0, size)))
         prior = self.prior
         if prior is not None:
-            spread = structure.as_scale(prior.scale, x.shape[1])
+            spread = structure.as_scale(prior.scale, rows.shape[1])
             prior = dataclasses.replace(
                 prior,
                 mean=(prior.mean - location) / scale,
@@ -274,6 +318,10 @@ class Normal(Bank):
         model = dataclasses.replace(
             self, prior=prior, floor=floor, limits=limits, frame=data_frame if lazy else None
         )
+        if cells is not None:
+            data = with_rows(x, *cells.standardize(data_frame))
+            log_volume = cells.log_volume(weights, scale)
+            return Standardized(model, data, Affine(location, scale), log_volume)
         data = x if lazy else data_frame.standardize(x)
         return Standardized(model, data, Affine(location, scale), jnp.log(scale).sum())
 

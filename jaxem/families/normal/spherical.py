@@ -57,6 +57,9 @@ class Spherical(Diagonal):
         count, first, second = super().moments(weights, x, mean)
         return count, first, second.sum(-1)
 
+    def gathered(self, second):
+        return super().gathered(second).sum(-1)
+
     def outer(self, weights, v):
         return super().outer(weights, v).sum(-1)
 

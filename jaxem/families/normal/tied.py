@@ -43,6 +43,12 @@ class Tied(Full):
         count, first, second = super().moments(weights, x, mean)
         return count, first, second.sum(0)
 
+    def matrices(self, covariance, k, d):
+        return jnp.broadcast_to(covariance, (k, *covariance.shape))
+
+    def gathered(self, second):
+        return second.sum(0)
+
     def outer(self, weights, v):
         return super().outer(weights, v).sum(0)
 
