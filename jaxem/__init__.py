@@ -45,20 +45,26 @@ if TYPE_CHECKING:
     from jaxem.data.sequences import Sequences
     from jaxem.families.autoregression import Autoregression, AutoregressionParams
     from jaxem.families.bernoulli import Bernoulli, BernoulliParams, BetaPosterior
+    from jaxem.families.beta import Beta, BetaParams
     from jaxem.families.categorical import Categorical, CategoricalParams
+    from jaxem.families.components import Components
     from jaxem.families.conjugate import DirichletPosterior
     from jaxem.families.exponential import Exponential, ExponentialParams
     from jaxem.families.exponential_family import ExponentialFamily
     from jaxem.families.factors import FactorParams, Factors
     from jaxem.families.gamma import Gamma, GammaParams
+    from jaxem.families.log_normal import LogNormal, LogNormalParams
     from jaxem.families.multinomial import Multinomial, MultinomialParams
+    from jaxem.families.negative_binomial import NegativeBinomial, NegativeBinomialParams
     from jaxem.families.normal.gaussian import NormalParams
     from jaxem.families.normal.normal import Normal
     from jaxem.families.normal.wishart import NormalPosterior
+    from jaxem.families.point_mass import PointMass
     from jaxem.families.poisson import GammaPosterior, Poisson, PoissonParams
     from jaxem.families.product import Product
     from jaxem.families.regression.regression import Regression, RegressionParams
     from jaxem.families.student import StudentT, StudentTParams
+    from jaxem.families.weibull import Weibull, WeibullParams
     from jaxem.models.bayesian import BayesianMixture, BayesianMixtureParams
     from jaxem.models.hmm.durations import DurationParams
     from jaxem.models.hmm.hmm import HMM, HMMParams
@@ -96,6 +102,16 @@ _LATER = {
     "Categorical": "families.categorical",
     "CategoricalParams": "families.categorical",
     "DirichletPosterior": "families.conjugate",
+    "Beta": "families.beta",
+    "BetaParams": "families.beta",
+    "LogNormal": "families.log_normal",
+    "LogNormalParams": "families.log_normal",
+    "Weibull": "families.weibull",
+    "WeibullParams": "families.weibull",
+    "NegativeBinomial": "families.negative_binomial",
+    "NegativeBinomialParams": "families.negative_binomial",
+    "Components": "families.components",
+    "PointMass": "families.point_mass",
     "Exponential": "families.exponential",
     "ExponentialParams": "families.exponential",
     "ExponentialFamily": "families.exponential_family",
@@ -151,6 +167,8 @@ __all__ = [
     "BayesianMixtureParams",
     "Bernoulli",
     "BernoulliParams",
+    "Beta",
+    "BetaParams",
     "BetaPosterior",
     "BetaPrior",
     "Blocks",
@@ -158,6 +176,7 @@ __all__ = [
     "CategoricalParams",
     "ChainPrior",
     "CoefficientPrior",
+    "Components",
     "Constrained",
     "Data",
     "Decay",
@@ -192,6 +211,8 @@ __all__ = [
     "Labelled",
     "Labels",
     "Lanes",
+    "LogNormal",
+    "LogNormalParams",
     "MeanField",
     "Mixture",
     "MixtureParams",
@@ -199,6 +220,8 @@ __all__ = [
     "Moments",
     "Multinomial",
     "MultinomialParams",
+    "NegativeBinomial",
+    "NegativeBinomialParams",
     "NoiseMixtureParams",
     "Normal",
     "NormalParams",
@@ -206,6 +229,7 @@ __all__ = [
     "NormalPrior",
     "NormalWishartPrior",
     "OnlineEM",
+    "PointMass",
     "Poisson",
     "PoissonParams",
     "Product",
@@ -230,6 +254,8 @@ __all__ = [
     "Tempered",
     "UniformNoise",
     "Variational",
+    "Weibull",
+    "WeibullParams",
     "check_model",
     "datasets",
     "fit",

@@ -233,6 +233,50 @@ GAMMA = Case(
 )
 
 
+def pair_case(name, bank, params, draw, data, density, kinds, mean):
+    """Independent columns with two (k, d) parameters."""
+    return Case(
+        name,
+        bank,
+        lambda rng: params(*draw(rng)),
+        data,
+        lambda p, x: density(p, x[:, None]).sum(-1),
+        params(*kinds),
+        mean,
+        18,
+    )
+
+
+LOG_NORMAL = pair_case(
+    "log-normal", jaxem.LogNormal(), jaxem.LogNormalParams,
+    lambda rng: (rng.normal(size=(K, D)), rng.uniform(0.1, 1, (K, D))),
+    lambda rng: rng.gamma(2, 1, (N, D)),
+    lambda p, x: stats.lognorm.logpdf(x, np.sqrt(p.variance), scale=np.exp(p.location)),
+    ("real", "positive"), lambda p: np.exp(p.location + p.variance / 2),
+)  # fmt: skip
+WEIBULL = pair_case(
+    "weibull", jaxem.Weibull(), jaxem.WeibullParams,
+    lambda rng: (rng.uniform(0.6, 3, (K, D)), rng.uniform(0.5, 4, (K, D))),
+    lambda rng: rng.gamma(2, 1, (N, D)),
+    lambda p, x: stats.weibull_min.logpdf(x, p.shape, scale=p.scale),
+    ("positive", "positive"), lambda p: p.scale * special.gamma(1 + 1 / p.shape),
+)  # fmt: skip
+BETA = pair_case(
+    "beta", jaxem.Beta(), jaxem.BetaParams,
+    lambda rng: (rng.uniform(0.5, 9, (K, D)), rng.uniform(0.5, 9, (K, D))),
+    lambda rng: rng.beta(2, 3, (N, D)),
+    lambda p, x: stats.beta.logpdf(x, p.a, p.b),
+    ("positive", "positive"), lambda p: p.a / (p.a + p.b),
+)  # fmt: skip
+NEGATIVE_BINOMIAL = pair_case(
+    "negative-binomial", jaxem.NegativeBinomial(), jaxem.NegativeBinomialParams,
+    lambda rng: (rng.uniform(0.5, 6, (K, D)), rng.uniform(0.2, 2, (K, D))),
+    lambda rng: rng.poisson(3 * rng.gamma(2, 0.5, (N, D))) * 1.0,
+    lambda p, x: stats.nbinom.logpmf(x, 1 / p.dispersion, 1 / (1 + p.mean * p.dispersion)),
+    ("positive", "positive"), lambda p: p.mean,
+)  # fmt: skip
+
+
 def product_case():
     """Columns of three types, out of order; the normal part has two columns."""
     parts = {"size": (GAMMA, [2]), "kind": (PADDED_CATEGORICAL, [4, 0, 3]), "n": (POISSON, [1])}
@@ -262,5 +306,6 @@ def product_case():
     )
 
 
-CASES = [*NORMALS.values(), STUDENT, POISSON, EXPONENTIAL, BERNOULLI, CATEGORICAL,
-         PADDED_CATEGORICAL, MULTINOMIAL, EACH, GAMMA, product_case()]  # fmt: skip
+CASES = [*NORMALS.values(), STUDENT, POISSON, EXPONENTIAL, BERNOULLI, CATEGORICAL, LOG_NORMAL,
+         PADDED_CATEGORICAL, MULTINOMIAL, EACH, GAMMA, WEIBULL, BETA,
+         NEGATIVE_BINOMIAL, product_case()]  # fmt: skip

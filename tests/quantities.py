@@ -39,7 +39,7 @@ def unknown(data):
 
 def separate(name):
     """Whether every leaf of the params has an axis of components."""
-    return "tied" not in name
+    return "tied" not in name and name != "components"
 
 
 def reordered(params):

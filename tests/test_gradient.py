@@ -37,12 +37,14 @@ def problem(name):
 
 def is_real(name):
     continuous = ("normal", "student", "exponential", "gamma", "each-mixture", "labelled")
+    continuous += ("log-normal", "weibull", "beta")
     return name.startswith(continuous)
 
 
 def rare(name):
     """Variants of a family that is tested without them."""
     variants = ("-map", "-df", "each-mixture", "-tied", "-diagonal", "-spherical", "labelled")
+    variants += ("log-normal", "weibull", "beta", "negative-binomial")
     variants += ("restricted", "product", "gamma")  # in test_restricted, test_gradient_slope too
     return name != "weights-map" and name.endswith(variants)
 

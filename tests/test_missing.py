@@ -100,13 +100,13 @@ def test_an_empty_row_changes_nothing():
 def test_errors_name_what_is_wrong():
     empty = HOLES.copy()
     empty[:, 1] = np.nan
-    with pytest.raises(ValueError, match=r"column 1 of the data .* has no observed value"):
+    with pytest.raises(ValueError, match="column 1 has no observed value"):
         jaxem.fit(MODEL, empty, key=0)
     with pytest.raises(ValueError, match=r"Normal\(missing=True\) takes NaN"):
         jaxem.fit(jaxem.Mixture(jaxem.Normal(), k=K), HOLES, key=0)
     infinite = HOLES.copy()
     infinite[7, 0] = np.inf
-    with pytest.raises(ValueError, match="finite numbers, and NaN for missing cells"):
+    with pytest.raises(ValueError, match="finite numbers, or NaN where a value is missing"):
         jaxem.fit(MODEL, infinite, key=0)
     with pytest.raises(ValueError, match="BayesianMixture takes no missing=True"):
         jaxem.fit(jaxem.BayesianMixture(jaxem.Normal(missing=True), k=K), HOLES, key=0)

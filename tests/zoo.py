@@ -105,6 +105,7 @@ REAL, COUNTS, CODES, POSITIVE, GROUP = _data()
 HOLES = np.where(np.random.default_rng(9).random((N, D)) < 0.2, np.nan, REAL)
 HOLES[3] = [np.nan, REAL[3, 1], np.nan]
 ONES = np.minimum(CODES, 1)
+FRACTIONS = np.random.default_rng(9).beta(1 + 5 * GROUP, 6 - 2 * GROUP, (D, N)).T
 MIXED = np.concatenate([REAL[:, :2], COUNTS[:, :1], CODES[:, :1]], axis=1)
 NORMAL_PRIOR = jaxem.NormalPrior(0.5, 0.1, 6.0, 2.0)
 
@@ -136,6 +137,10 @@ BANKS = {
     "exponential-map": Case(jaxem.Exponential(prior=jaxem.GammaPrior(2.0, 1.0)), POSITIVE),
     "gamma": Case(jaxem.Gamma(), POSITIVE),
     "gamma-map": Case(jaxem.Gamma(prior=jaxem.GammaConjugatePrior(2.0, 2.0, 0.4)), POSITIVE),
+    "log-normal": Case(jaxem.LogNormal(), POSITIVE),
+    "weibull": Case(jaxem.Weibull(), POSITIVE),
+    "beta": Case(jaxem.Beta(), FRACTIONS),
+    "negative-binomial": Case(jaxem.NegativeBinomial(), COUNTS),
     "product": Case(
         jaxem.Product(
             {
@@ -198,6 +203,15 @@ MODELS = {name: Case(jaxem.Mixture(bank, k=K), x) for name, (bank, x) in BANKS.i
     ),
     "labelled": Case(jaxem.Mixture(jaxem.Normal(), k=K), jaxem.Labelled(REAL, LABELS)),
 }
+
+MODELS["components"] = Case(
+    jaxem.Mixture(
+        jaxem.Components({"n": (jaxem.Poisson(), 1), "size": (jaxem.Normal("diagonal"), K - 1)}),
+        k=K,
+    ),
+    COUNTS,
+)
+"""Their params have no common axis of components."""
 
 REGRESSORS = np.random.default_rng(8).uniform(-1, 1, (N, 2))
 REGRESSIONS = {

@@ -193,8 +193,8 @@ def as_weights(weights, n: int, dtype, name: str = "weights"):
 
 
 def is_clean(model, x) -> bool:
-    """Whether the data lie on the host and every value is in the model's support, and every unit
-    holds one, in one pass."""
+    """Whether the data lie on the host, with every value in the support, and every unit has an
+    observed value, in one pass."""
     if not all(map(is_on_host, jax.tree.leaves(x))):
         return False
     x = jax.tree.map(np.asarray, x)
@@ -203,10 +203,10 @@ def is_clean(model, x) -> bool:
         count = max(1, tuning.CHECKED_NUMBERS * len(leaves[0]) // sum(leaf.size for leaf in leaves))
         for first in range(0, len(leaves[0]), count):
             chunk = over_units(lambda leaf: leaf[first : first + count], x)  # noqa: B023
-            if not all(np.all(mask) for mask in jax.tree.leaves(model.domain.valid(chunk))):
-                return False
-            silent = model.domain.silent(chunk)
-            if silent is not None and np.any(silent):
+            observed = model.domain.is_observed(chunk)
+            masks = [] if observed is None else [observed]
+            masks += jax.tree.leaves(model.domain.valid(chunk))
+            if not all(np.all(mask) for mask in masks):
                 return False
     return True
 

@@ -9,19 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.numerics.tree import is_traced
-
-
-def integer(value, name: str, least: int) -> int:
-    """`value` as an int, at most 2^31 − 1. TypeError or ValueError unless it is `least` or more."""
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise TypeError(
-            f"{name} must be an int of {least} or more, got {value!r}: pass a Python int"
-        ) from error
-    if isinstance(value, bool) or number < least:
-        raise ValueError(f"{name} must be an int of {least} or more, got {value!r}")
-    return min(number, np.iinfo(np.int32).max)
+from jaxem.protocol.hyperparameters import integer as integer
 
 
 def as_key(key):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import digamma
 
+from jaxem.families import cells
 from jaxem.families.conjugate import Conjugate
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
 from jaxem.numerics import divergence
@@ -22,21 +23,27 @@ class BernoulliParams:
     probs: Any
 
 
-@pytree
+@pytree(static=("missing",))
 class Bernoulli(ExponentialFamily):
     """log p(x | k) = Σ_d x log probs_kd + (1 − x) log(1 − probs_kd)
 
-    x: (n, d) of 0 and 1.  prior: a `BetaPrior` of every probability, or None.
+    x: (n, d) of 0 and 1.  prior: a `BetaPrior` of every probability, or None.  missing: whether a
+    cell that is NaN was not observed; it drops out.
     """
 
     prior: BetaPrior | None = None
+    missing: bool = False
 
     columns = 2
-    domain = domains.BITS
     _separate = True
 
     def __post_init__(self):
         require_kind(self, BetaPrior)
+        cells.require_flag(self.missing)
+
+    @property
+    def domain(self):
+        return cells.domain_of(domains.BITS, self.missing)
 
     def features(self, x):
         return jnp.concatenate([x, 1 - x], axis=1)
@@ -44,6 +51,9 @@ class Bernoulli(ExponentialFamily):
     def natural(self, params):
         p = params.probs
         return jnp.concatenate([log_or_impossible(p), log_or_impossible(1 - p)], axis=1)
+
+    def log_partitions(self, params):
+        return jnp.zeros_like(params.probs)
 
     def estimate(self, count, total):
         ones, zeros = jnp.split(total, 2, axis=1)
@@ -65,6 +75,10 @@ class Bernoulli(ExponentialFamily):
         p = params.probs[z]
         return jax.random.bernoulli(key, p).astype(p.dtype)
 
+    def embed(self, x):
+        points = super().embed(x)
+        return cells.filled_by_mean(points) if self.missing else points
+
 
 @pytree(eq=False)
 class BetaPosterior:
@@ -84,6 +98,9 @@ class BetaBernoulli(Conjugate):
         whole = digamma(params.a + params.b)
         return jnp.concatenate([digamma(params.a) - whole, digamma(params.b) - whole], axis=1)
 
+    def log_partitions(self, params):
+        return jnp.zeros_like(params.a)
+
     def estimate(self, count, total):
         ones, zeros = jnp.split(total, 2, axis=1)
         return BetaPosterior(ones + self._prior.a, zeros + self._prior.b)
@@ -94,8 +111,9 @@ class BetaBernoulli(Conjugate):
 
     def predictive(self, params, x):
         a, b = params.a, params.b
-        x = x[:, None]
-        return (jnp.log(jnp.where(x == 1, a, b)) - jnp.log(a + b)).sum(-1)
+        x, mask = self.filled(x)
+        each = jnp.log(jnp.where(x[:, None] == 1, a, b)) - jnp.log(a + b)
+        return cells.masked(mask, each).sum(-1)
 
     def sample(self, key, params, z):
         p = (params.a / (params.a + params.b))[z]

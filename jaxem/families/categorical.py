@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import digamma
 
+from jaxem.families import cells
 from jaxem.families.conjugate import Conjugate, DirichletPosterior
 from jaxem.families.exponential_family import ExponentialFamily, log_or_impossible, normalize
 from jaxem.numerics import divergence
@@ -26,29 +27,32 @@ class CategoricalParams:
     probs: Any
 
 
-@pytree(static=("levels",))
+@pytree(static=("levels", "missing"))
 class Categorical(ExponentialFamily):
     """log p(x | k) = Σ_d log probs[k, d, x_d]
 
     Args:
       levels: the number of codes, an int for all columns or a tuple with one entry a column.
       prior: a `DirichletPrior` of every probability vector, or None.
+      missing: whether a cell that is NaN was not observed; it drops out.
 
-    x: (n, d) codes 0 … levels − 1.
+    x: (n, d) codes 0 … levels − 1, floating-point numbers where cells are NaN.
     """
 
     levels: int | tuple[int, ...]
     prior: DirichletPrior | None = None
+    missing: bool = False
 
     _separate = True
 
     @property
     def domain(self):
-        return domains.codes(self.levels)
+        return cells.domain_of(domains.codes(self.levels), self.missing)
 
     def __post_init__(self):
         object.__setattr__(self, "levels", _levels(self.levels))
         require_kind(self, DirichletPrior)
+        cells.require_flag(self.missing)
 
     def features(self, x):
         codes = x[:, :, None] == jnp.arange(self.widest)
@@ -57,6 +61,12 @@ class Categorical(ExponentialFamily):
 
     def natural(self, params):
         return log_or_impossible(params.probs.reshape(params.probs.shape[0], -1))
+
+    def masks(self, mask, m):
+        return jnp.repeat(mask, m // mask.shape[1], axis=1)
+
+    def log_partitions(self, params):
+        return jnp.zeros(params.probs.shape[:2], params.probs.dtype)
 
     def estimate(self, count, total):
         counts = total.reshape(count.shape[0], -1, self.widest)
@@ -72,6 +82,9 @@ class Categorical(ExponentialFamily):
 
         def maximize(params, stats):
             total = averaged(rows, stats.total.reshape(k * d, v)).reshape(k, d * v)
+            if self.missing:
+                count = averaged(rows, stats.count.ravel()).reshape(k, d)
+                stats = stats._replace(count=count)
             return self.maximize(params, stats._replace(total=total))
 
         return maximize
@@ -96,7 +109,11 @@ class Categorical(ExponentialFamily):
         return k * sum(int(v) - 1 for v in self.per_column(d))
 
     def embed(self, x):
-        return self.features(x)
+        points = self.features(x)
+        if not self.missing:
+            return points
+        mask = self.masks(x == x, points.shape[1])
+        return cells.filled_by_mean(jnp.where(mask, points, jnp.nan))
 
     @property
     def widest(self):
@@ -127,6 +144,9 @@ class DirichletCategorical(Conjugate):
         a, is_level = params.concentration, self._is_level(params.concentration.shape[1])
         digamma_of_sum = digamma(jnp.where(is_level, a, 0).sum(-1, keepdims=True))
         return jnp.where(is_level, digamma(a) - digamma_of_sum, IMPOSSIBLE).reshape(a.shape[0], -1)
+
+    def log_partitions(self, params):
+        return jnp.zeros(params.concentration.shape[:2], params.concentration.dtype)
 
     def estimate(self, count, total):
         counts = total.reshape(count.shape[0], -1, self.family.widest)

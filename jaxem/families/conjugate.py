@@ -40,6 +40,17 @@ class Conjugate(ExponentialFamily):
     def maximize(self, params, stats):
         return self.estimate(stats.count, stats.total)
 
+    @property
+    def missing(self):
+        return self.family.missing
+
+    @property
+    def unobserved(self):
+        return self.family.unobserved
+
+    def masks(self, mask, m):
+        return self.family.masks(mask, m)
+
     def features(self, x):
         return self.family.features(x)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
+from jaxem.families import cells
 from jaxem.families.exponential_family import ExponentialFamily, Relative
 from jaxem.families.units import column_scale
 from jaxem.numerics.tree import pytree
@@ -23,24 +24,30 @@ class ExponentialParams:
     rate: Any
 
 
-@pytree
+@pytree(static=("missing",))
 class Exponential(ExponentialFamily):
     """log p(x | k) = Σ_d log rate_kd − rate_kd x
 
     x: (n, d), not negative.  prior: a `GammaPrior` of every rate, or None.  floor: the smallest
     mean allowed, in units of the data; None: so far below the data's mean that only a component of
     zeros reaches it, and the fit then has the status DEGENERATE.
+    missing: whether a cell that is NaN was not observed; it drops out.
     """
 
     prior: GammaPrior | None = None
     floor: Any = None
+    missing: bool = False
 
     columns = 1
-    domain = domains.NONNEGATIVE
     _separate = True
+
+    @property
+    def domain(self):
+        return cells.domain_of(domains.NONNEGATIVE, self.missing)
 
     def __post_init__(self):
         require_kind(self, GammaPrior)
+        cells.require_flag(self.missing)
         if self.floor is not None:
             finite_number(self.floor, "floor")
 
@@ -50,8 +57,11 @@ class Exponential(ExponentialFamily):
     def log_partition(self, params):
         return -jnp.log(params.rate).sum(-1)
 
+    def log_partitions(self, params):
+        return -jnp.log(params.rate)
+
     def estimate(self, count, total):
-        events, time = count[:, None], total
+        events, time = cells.by_column(count), total
         if self.prior is not None:
             events = jnp.maximum(events + self.prior.shape - 1, 0)
             time = time + self.prior.rate
@@ -71,16 +81,20 @@ class Exponential(ExponentialFamily):
         return jax.random.exponential(key, rate.shape, rate.dtype) / rate
 
     def embed(self, x):
-        return jnp.log(jnp.maximum(x, 1e-3))
+        points = jnp.log(jnp.maximum(x, 1e-3))
+        return cells.filled_by_mean(points) if self.missing else points
 
     def standardize(self, x, weights):
-        scale = stop_gradient(column_scale(x, weights))
+        filled, mask = self.filled(x)
+        scale = stop_gradient(column_scale(filled, weights, mask))
         prior = self.prior
         if prior is not None:
             prior = GammaPrior(prior.shape, prior.rate / scale)
         floor = 8 * float(jnp.finfo(x.dtype).eps)
-        model = Exponential(prior, floor if self.floor is None else self.floor / scale)
-        return Standardized(Relative(model), x / scale, scale, jnp.log(scale).sum())
+        floor = floor if self.floor is None else self.floor / scale
+        model = Exponential(prior, floor, self.missing)
+        volume = cells.volume(jnp.log(scale), mask)
+        return Standardized(Relative(model), x / scale, scale, volume)
 
     def inward(self, scale, params):
         return ExponentialParams(params.rate * scale)

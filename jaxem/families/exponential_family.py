@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
+from jaxem.families import cells
 from jaxem.numerics.tree import pytree
 from jaxem.passes.linear import Linear, roomy
 from jaxem.protocol.counts import is_empty, keep_empty, safe
@@ -17,7 +18,7 @@ from jaxem.protocol.wrapper import Wrapper
 
 
 class MeanStatistics(NamedTuple):
-    """Σw (k,) and Σw·φ(x) (k, m)."""
+    """Σw (k,), or by column (k, d) where cells may be missing, and Σw·φ(x) (k, m)."""
 
     count: Any
     total: Any
@@ -30,10 +31,21 @@ class ExponentialFamily(Bank):
     `log_partition(params) -> (k,)`, `base_measure(x) -> (n,)` (0 by default) and
     `estimate(count (k,), total (k, m)) -> params`, the maximum likelihood estimate, or the maximum
     a posteriori one, from Σw and Σw·φ(x).
+
+    A family of independent columns takes missing cells where it has a field `missing` and defines
+    `log_partitions(params) -> (k, d)`, whose sum is A_k; `count` of `estimate` is then (k, d). Its
+    features of missing cells count as 0, and masks of the cells are further features, with −A by
+    column as coefficients.
     """
 
     columns = 0
     """The number of features on which an entry of params (k, d) depends alone; 0: on others too."""
+
+    missing = False
+    """Whether a cell that is NaN was not observed."""
+
+    unobserved = 0.0
+    """The value that features are computed of in missing cells."""
 
     def features(self, x):
         """φ(x), shape (n, m); the data themselves by default."""
@@ -47,9 +59,18 @@ class ExponentialFamily(Bank):
         """A_k, shape (k,)."""
         return 0.0
 
+    def log_partitions(self, params):
+        """A of every column, shape (k, d)."""
+        raise NotImplementedError
+
     def base_measure(self, x):
-        """The terms of log p(x) that do not depend on params, shape (n,)."""
+        """The terms of log p(x) that do not depend on params, shape (n,). In missing cells x holds
+        `unobserved`."""
         return 0.0
+
+    def masks(self, mask, m):
+        """The mask (n, d) of the cells of m features, shape (n, m)."""
+        return jnp.tile(mask, (1, m // mask.shape[1]))
 
     def estimate(self, count, total):
         """params from the sums of weights and of weighted features; count is above 0."""
@@ -64,15 +85,57 @@ class ExponentialFamily(Bank):
         """A_k − A of `reference`."""
         return 0.0
 
-    def init(self, key, x, weights):
-        return self.maximize(None, self.statistics(None, x, None, weights))
+    def log_partitions_over(self, params, reference):
+        """`log_partitions` less those of `reference`, shape (k, d)."""
+        raise NotImplementedError
 
-    def posterior(self, params, x):
+    def filled(self, x):
+        """x with `unobserved` in missing cells, and the mask (n, d) or None."""
+        mask = cells.observed(x, self.missing)
+        return cells.masked(mask, x, self.unobserved), mask
+
+    def _features(self, x):
+        """The features, and the masks of the cells where they may be missing."""
+        x, mask = self.filled(x)
+        features = self.features(x)
+        if mask is None:
+            return features
+        features = jnp.where(self.masks(mask, features.shape[1]), features, 0)
+        return jnp.concatenate([features, mask.astype(features.dtype)], axis=1)
+
+    def _coefficients(self, params):
+        """The coefficients (k, m) of `_features`, and a constant (k,)."""
         eta = self.natural(params)
         eta = jnp.where(eta == -jnp.inf, IMPOSSIBLE, eta)
-        linear = _products(self.features(x), eta)
-        evidence = linear - self.log_partition(params)
-        base = jnp.asarray(self.base_measure(x))
+        if not self.missing:
+            return eta, -jnp.asarray(self.log_partition(params))
+        return jnp.concatenate([eta, -self.log_partitions(params)], axis=1), jnp.zeros(())
+
+    def _statistics(self, count, total, d):
+        """The statistics from Σw (k,) and Σw·`_features` (k, m) of d columns."""
+        if not self.missing:
+            return MeanStatistics(count, total)
+        return MeanStatistics(total[:, -d:], total[:, :-d])
+
+    def init(self, key, x, weights):
+        stats = self.statistics(None, x, None, weights)
+        if self.missing:  # where no cell of a component was observed, those of all components
+            stats = self._pooled(stats)
+        return self.maximize(None, stats)
+
+    def _pooled(self, stats):
+        is_lost = is_empty(stats.count)
+        of_features = self.masks(is_lost, stats.total.shape[1])
+        return MeanStatistics(
+            jnp.where(is_lost, stats.count.sum(0), stats.count),
+            jnp.where(of_features, stats.total.sum(0), stats.total),
+        )
+
+    def posterior(self, params, x):
+        eta, constant = self._coefficients(params)
+        linear = _products(self._features(x), eta)
+        evidence = linear + constant
+        base = jnp.asarray(self.base_measure(self.filled(x)[0]))
         evidence = evidence + (base[:, None] if base.ndim else base)
         evidence = jnp.where(linear <= IMPOSSIBLE / 1e6, -jnp.inf, evidence)
         return None, self.supported(x, evidence)
@@ -82,15 +145,19 @@ class ExponentialFamily(Bank):
         return self.domain.outside(x, evidence)
 
     def statistics(self, params, x, q, weights):
-        total = jnp.matmul(weights.T, self.features(x), precision=Precision.HIGHEST)
-        return MeanStatistics(weights.sum(0), total)
+        total = jnp.matmul(weights.T, self._features(x), precision=Precision.HIGHEST)
+        return self._statistics(weights.sum(0), total, x.shape[1])
 
     def _size_of_terms(self, params, stats):
         """For features that are not negative. An entry of η is a logarithm of a rounded number, so
         that its error is at least that of 1."""
         of_eta = self._sizes(self.natural(params), stats) + stats.total
-        of_partition = stats.count * jnp.abs(self.log_partition(params))
-        return of_eta.sum() + of_partition.sum()
+        return of_eta.sum() + self._sizes_of_partition(params, stats).sum()
+
+    def _sizes_of_partition(self, params, stats):
+        """Σw·|A|."""
+        of = self.log_partitions if self.missing else self.log_partition
+        return stats.count * jnp.abs(of(params))
 
     @staticmethod
     def _sizes(eta, stats):
@@ -98,20 +165,19 @@ class ExponentialFamily(Bank):
         return stats.total * jnp.where(eta <= IMPOSSIBLE / 1e6, 0, jnp.abs(eta))
 
     def linear(self, x):
-        size = jax.eval_shape(self.features, x).shape[1]
+        size = jax.eval_shape(self._features, x).shape[1]
+        d = x.shape[1] if self.missing else 0
 
         def features(columns):
-            rows = self.features(columns.T).T
+            rows = self._features(columns.T).T
             return jnp.concatenate([rows, jnp.ones((1, rows.shape[1]), rows.dtype)])
 
         def coefficients(params, level):
-            eta = self.natural(params)
-            eta = jnp.where(eta == -jnp.inf, IMPOSSIBLE, eta)
-            level = level - jnp.asarray(self.log_partition(params))
-            return jnp.concatenate([eta, level[:, None]], axis=1)
+            eta, constant = self._coefficients(params)
+            return jnp.concatenate([eta, (level + constant)[:, None]], axis=1)
 
         def base(x):
-            measure = jnp.asarray(self.base_measure(x))
+            measure = jnp.asarray(self.base_measure(self.filled(x)[0]))
             return measure if measure.ndim else None
 
         return Linear(
@@ -122,7 +188,7 @@ class ExponentialFamily(Bank):
             features=features,
             coefficients=coefficients,
             base=base,
-            statistics=lambda params, sums: MeanStatistics(sums[-1], sums[:-1].T),
+            statistics=lambda params, sums: self._statistics(sums[-1], sums[:-1].T, d),
             terms=lambda params: None,
             lowest=IMPOSSIBLE / 1e6,
         )
@@ -131,7 +197,8 @@ class ExponentialFamily(Bank):
         """The family without its base measure, which is in the log volume."""
         if type(self).posterior is not ExponentialFamily.posterior:
             return Standardized(self, x)
-        return Standardized(Relative(self), x, log_volume=-jnp.asarray(self.base_measure(x)))
+        base = jnp.asarray(self.base_measure(self.filled(x)[0]))
+        return Standardized(Relative(self), x, log_volume=-base)
 
     def inward(self, units, params):
         return params
@@ -156,7 +223,8 @@ class ExponentialFamily(Bank):
 
         def maximize(params, stats):
             total = stats.total.reshape(k, self.columns, d).swapaxes(1, 2).reshape(k * d, -1)
-            count = averaged(group, jnp.repeat(stats.count, d))
+            count = stats.count.ravel() if self.missing else jnp.repeat(stats.count, d)
+            count = averaged(group, count)
             updated = self.estimate(safe(count), averaged(group, total))
             updated = jax.tree.map(lambda leaf: leaf.reshape(k, d), updated)
             empty = is_empty(count).reshape(k, d)
@@ -215,6 +283,17 @@ class Relative(Wrapper, ExponentialFamily):
     def variational(self):
         return self
 
+    @property
+    def missing(self):
+        return self.family.missing
+
+    @property
+    def unobserved(self):
+        return self.family.unobserved
+
+    def masks(self, mask, m):
+        return self.family.masks(mask, m)
+
     def features(self, x):
         return self.family.features(x)
 
@@ -228,11 +307,16 @@ class Relative(Wrapper, ExponentialFamily):
             return self.family.log_partition(params)
         return self.family.log_partition_over(params, self.reference)
 
+    def log_partitions(self, params):
+        if self.reference is None:
+            return self.family.log_partitions(params)
+        return self.family.log_partitions_over(params, self.reference)
+
     def _size_of_terms(self, params, stats):
         if self.reference is None:
             return ExponentialFamily._size_of_terms(self, params, stats)
         # Differences of logarithms have the relative precision of η.
-        of_partition = stats.count * jnp.abs(self.log_partition(params))
+        of_partition = self._sizes_of_partition(params, stats)
         return self._sizes(self.natural(params), stats).sum() + of_partition.sum()
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision, stop_gradient
 
+from jaxem.families import cells
 from jaxem.families.units import column_scale
 from jaxem.numerics.special import inverse_minus_trigamma, log_minus_digamma, stirling_term
 from jaxem.numerics.tree import pytree
@@ -36,34 +37,44 @@ class GammaParams:
 
 
 class GammaStatistics(NamedTuple):
-    """Σw (k,), Σw·(r − 1) and Σw·(log r − r + 1) (k, d), r = x over the mean that params hold."""
+    """Σw (k,) or by column (k, d), Σw·(r − 1) and Σw·(log r − r + 1) (k, d), r = x over the mean
+    that params hold."""
 
     count: Any
     first: Any
     second: Any
 
 
-@pytree
+@pytree(static=("missing",))
 class Gamma(Bank):
     """log p(x | k) = Σ_d a log b − log Γ(a) + (a − 1) log x − b x, a = shape_kd, b = rate_kd
 
     x: (n, d), positive.  prior: a `GammaConjugatePrior`, or None.  The M-step solves
     log a − ψ(a) = log mean(x) − mean(log x) by Minka's generalised Newton iteration (2002).
-    Data are divided by the component's mean, so that narrow components lose no digits.
+    Data are divided by the component's mean, so that narrow components lose no digits. missing:
+    whether a cell that is NaN was not observed; it drops out.
     """
 
     prior: GammaConjugatePrior | None = None
     varies: Any = dataclasses.field(default=None, repr=False)  # set by `standardize` alone
+    missing: bool = False
 
-    domain = domains.SPREAD_POSITIVE
     _separate = True
 
     def __post_init__(self):
         require_kind(self, GammaConjugatePrior)
+        cells.require_flag(self.missing)
+
+    @property
+    def domain(self):
+        return cells.domain_of(domains.SPREAD_POSITIVE, self.missing)
 
     def init(self, key, x, weights):
-        share = weights.sum(1) / weights.sum()
-        mean = jnp.matmul(share, x, precision=Precision.HIGHEST)
+        if self.missing:
+            mean = cells.column_means(x, weights.sum(1), cells.observed(x, True))
+        else:
+            share = weights.sum(1) / weights.sum()
+            mean = jnp.matmul(share, x, precision=Precision.HIGHEST)
         rate = jnp.broadcast_to(1 / mean, (weights.shape[1], x.shape[1]))
         start = GammaParams(jnp.ones_like(rate), rate)
         return self.maximize(start, self.statistics(start, x, None, weights))
@@ -71,16 +82,18 @@ class Gamma(Bank):
     def posterior(self, params, x):
         _, excess = relative(params, x)
         shape = params.shape
-        density = (stirling_term(shape) + shape * excess).sum(-1)
+        mask = cells.observed(x, self.missing)
+        density = cells.masked(mask, stirling_term(shape) + shape * excess).sum(-1)
         return None, self.domain.outside(x, density - _logs(x)[:, None])
 
     def statistics(self, params, x, q, weights):
         moved, excess = relative(params, x)
-        w = weights[:, :, None]
-        return GammaStatistics(weights.sum(0), (w * moved).sum(0), (w * excess).sum(0))
+        mask = cells.observed(x, self.missing)
+        sums = (cells.sums(weights, mask, each) for each in (moved, excess))
+        return GammaStatistics(cells.counts(weights, mask), *sums)
 
     def maximize(self, params, stats):
-        mean, weight = params.shape / params.rate, stats.count[:, None]
+        mean, weight = params.shape / params.rate, cells.by_column(stats.count)
         first, second = stats.first, stats.second
         if self.prior is not None:
             pseudo, excess = self.prior.count, self.prior.mean / mean - 1
@@ -136,20 +149,24 @@ class Gamma(Bank):
         return jax.random.gamma(key, shape, dtype=shape.dtype) / params.rate[z]
 
     def embed(self, x):
-        return jnp.log(x)
+        return cells.filled_by_mean(jnp.log(x)) if self.missing else jnp.log(x)
 
     def standardize(self, x, weights):
-        scale = stop_gradient(column_scale(x, weights))
+        mask = cells.observed(x, self.missing)
+        filled = cells.masked(mask, x)
+        scale = stop_gradient(column_scale(filled, weights, mask))
         prior = self.prior
         if prior is not None:
             prior = GammaConjugatePrior(
                 prior.count, prior.mean / scale, prior.mean_log - jnp.log(scale)
             )
         present = (weights > 0)[:, None]
+        present = present if mask is None else present & mask
         highest = jnp.max(jnp.where(present, x, 0), axis=0)
         lowest = jnp.min(jnp.where(present, x, jnp.inf), axis=0)
         varies = highest > lowest * (1 + 4 * jnp.finfo(x.dtype).eps)
-        return Standardized(Gamma(prior, varies), x / scale, scale, jnp.log(scale).sum())
+        model = Gamma(prior, varies, self.missing)
+        return Standardized(model, x / scale, scale, cells.volume(jnp.log(scale), mask))
 
     def inward(self, scale, params):
         return GammaParams(params.shape, params.rate * scale)

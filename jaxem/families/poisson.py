@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision, digamma, lgamma, stop_gradient
 
+from jaxem.families import cells
 from jaxem.families.conjugate import Conjugate
 from jaxem.families.exponential_family import (
     ExponentialFamily,
@@ -30,34 +31,43 @@ class PoissonParams:
     rate: Any
 
 
-@pytree
+@pytree(static=("missing",))
 class Poisson(ExponentialFamily):
     """log p(x | k) = Σ_d x log rate_kd − rate_kd − log x!
 
-    x: (n, d) counts 0, 1, 2, …  prior: a `GammaPrior` of every rate, or None.
+    x: (n, d) counts 0, 1, 2, …  prior: a `GammaPrior` of every rate, or None.  missing: whether a
+    cell that is NaN was not observed; it drops out.
     """
 
     prior: GammaPrior | None = None
+    missing: bool = False
 
     columns = 1
-    domain = domains.COUNTS
     _separate = True
 
     def __post_init__(self):
         require_kind(self, GammaPrior)
+        cells.require_flag(self.missing)
+
+    @property
+    def domain(self):
+        return cells.domain_of(domains.COUNTS, self.missing)
 
     def posterior(self, params, x):
         """Column by column, so that large counts lose no digits."""
-        x_of, rate = x[:, None], params.rate
+        filled, mask = self.filled(x)
+        x_of, rate = filled[:, None], params.rate
         possible = (rate > 0) | (x_of == 0)
         each = log_poisson(x_of, jnp.where(possible, rate, 1))
-        evidence = jnp.where(possible, each, -jnp.inf).sum(-1)
+        evidence = jnp.where(possible, cells.masked(mask, each), -jnp.inf).sum(-1)
         return None, self.supported(x, evidence)
 
     def standardize(self, x, weights):
-        rate = stop_gradient(column_scale(x, weights))
-        volume = rate.sum() - self.base_measure(x)
-        volume = volume - jnp.matmul(x, jnp.log(rate), precision=Precision.HIGHEST)
+        filled, mask = self.filled(x)
+        rate = stop_gradient(column_scale(filled, weights, mask))
+        total = rate.sum() if mask is None else jnp.where(mask, rate, 0).sum(-1)
+        volume = total - self.base_measure(filled)
+        volume = volume - jnp.matmul(filled, jnp.log(rate), precision=Precision.HIGHEST)
         return Standardized(Relative(self, rate), x, log_volume=volume)
 
     def natural(self, params):
@@ -67,19 +77,26 @@ class Poisson(ExponentialFamily):
         return log_ratio(params.rate, reference)
 
     def log_partition_over(self, params, reference):
-        return (params.rate - reference).sum(-1)
+        return self.log_partitions_over(params, reference).sum(-1)
+
+    def log_partitions_over(self, params, reference):
+        return params.rate - reference
 
     def log_partition(self, params):
         return params.rate.sum(-1)
+
+    def log_partitions(self, params):
+        return params.rate
 
     def base_measure(self, x):
         return -lgamma(x + 1).sum(-1)
 
     def estimate(self, count, total):
+        count = cells.by_column(count)
         if self.prior is None:
-            return PoissonParams(total / count[:, None])
+            return PoissonParams(total / count)
         events = jnp.maximum(total + self.prior.shape - 1, 0)
-        return PoissonParams(events / (count[:, None] + self.prior.rate))
+        return PoissonParams(events / (count + self.prior.rate))
 
     def variational(self):
         return GammaPoisson(self)
@@ -90,7 +107,9 @@ class Poisson(ExponentialFamily):
 
     def _informed(self, x, weights, k):
         """With an exponential prior of rates, whose mean is that of the column."""
-        return Poisson(GammaPrior(1.0, 1 / column_scale(x, weights)))
+        filled, mask = self.filled(x)
+        scale = column_scale(filled, weights, mask)
+        return Poisson(GammaPrior(1.0, 1 / scale), self.missing)
 
     def spaces(self, params):
         return PoissonParams(POSITIVE)
@@ -105,7 +124,7 @@ class Poisson(ExponentialFamily):
         return jax.random.poisson(key, params.rate[z]).astype(params.rate.dtype)
 
     def embed(self, x):
-        return jnp.sqrt(x)
+        return cells.filled_by_mean(jnp.sqrt(x)) if self.missing else jnp.sqrt(x)
 
 
 @pytree(eq=False)
@@ -126,11 +145,14 @@ class GammaPoisson(Conjugate):
         return digamma(params.shape) - jnp.log(params.rate)
 
     def log_partition(self, params):
-        return (params.shape / params.rate).sum(-1)
+        return self.log_partitions(params).sum(-1)
+
+    def log_partitions(self, params):
+        return params.shape / params.rate
 
     def estimate(self, count, total):
         prior = self._prior
-        rate = jnp.broadcast_to(count[:, None] + prior.rate, total.shape)
+        rate = jnp.broadcast_to(cells.by_column(count) + prior.rate, total.shape)
         return GammaPosterior(total + prior.shape, rate)
 
     def log_prior(self, params):
@@ -140,9 +162,10 @@ class GammaPoisson(Conjugate):
     def predictive(self, params, x):
         """Negative binomial: log of the gamma mixture of Poissons."""
         a, b = params.shape, params.rate
+        x, mask = self.filled(x)
         x = x[:, None]
         each = lgamma(a + x) - lgamma(a) - lgamma(x + 1) - a * jnp.log1p(1 / b) - x * jnp.log1p(b)
-        return each.sum(-1)
+        return cells.masked(mask, each).sum(-1)
 
     def sample(self, key, params, z):
         mix, draw = jax.random.split(key)

@@ -223,6 +223,15 @@ class ProductDomain(domains.Matrix):
         parts = [(f.domain, c) for _, f, c in self.product._parts()]
         return sorted(c[i] for domain, c in parts for i in domain.with_variance(len(c)))
 
+    def is_observed(self, x):
+        if isinstance(x, dict) or takes_fields(x):
+            return None
+        parts = [f.domain.is_observed(x[..., c]) for _, f, c in self.product._parts()]
+        return None if any(p is None for p in parts) else functools.reduce(operator.or_, parts)
+
+    def observations(self, x):
+        return self.is_observed(x)
+
     def valid(self, x):
         if isinstance(x, dict):
             return {n: f.domain.valid(x[n]) for n, f, _ in self.product._parts()}

@@ -136,10 +136,16 @@ def over_rows(function, combine, x, weights):
     return jax.lax.scan(add, chunk(0), jnp.arange(1, -(-n // size)))[0]
 
 
-def column_scale(x, weights):
-    """The weighted mean of every column (d,), 1 where it is 0; without overflow or underflow."""
-    top = jnp.max(jnp.where((weights > 0)[:, None], x, 0), axis=0)
+def column_scale(x, weights, mask=None):
+    """The weighted mean of every column (d,), 1 where it is 0; without overflow or underflow. mask
+    (n, d): which cells count; None: all."""
+    present = (weights > 0)[:, None]
+    present = present if mask is None else present & mask
+    top = jnp.max(jnp.where(present, x, 0), axis=0)
     top = jnp.where(top > 0, top, 1)
-    return ((weights / weights.sum())[:, None] * (x / top)).sum(0) * top + jnp.where(
-        jnp.any((weights > 0)[:, None] & (x > 0), axis=0), 0, 1
-    )
+    if mask is None:
+        share = (weights / weights.sum())[:, None]
+    else:
+        total = jnp.where(mask, weights[:, None], 0).sum(0)
+        share = jnp.where(mask, weights[:, None] / jnp.where(total > 0, total, 1), 0)
+    return (share * (x / top)).sum(0) * top + jnp.where(jnp.any(present & (x > 0), axis=0), 0, 1)

@@ -20,7 +20,7 @@ from jaxem.data.data import (
 from jaxem.data.grouped import Grouped
 from jaxem.models.noise import check_box
 from jaxem.numerics.dependence import dependent
-from jaxem.protocol.domains import Domain, finite, whole
+from jaxem.protocol.domains import Domain, finite, require_count, whole
 from jaxem.protocol.model import name_of
 
 
@@ -47,6 +47,12 @@ class MixtureDomain(Domain):
         parts = [stored] if x.rows.place is None else stored
         return sum(r.shape[-3] * r.shape[-2] for r in parts) / x.rows.length.shape[-1]
 
+    def is_observed(self, x):
+        observed = self.bank.domain.is_observed(of_components(x))
+        if observed is None or not isinstance(x, Grouped):
+            return observed
+        return within_units(x, observed) > 0
+
     def observations(self, x):
         if isinstance(x, Grouped):
             return x.rows.observations()
@@ -56,12 +62,6 @@ class MixtureDomain(Domain):
         inner = self.bank.domain.numbers(shapes_of_components(x))
         others = [leaf for leaf in (gate_of(x), labels_of(x)) if leaf is not None]
         return inner + sum(leaf.size for leaf in others)
-
-    def silent(self, x):
-        silent = self.bank.domain.silent(of_components(x))
-        if silent is None or not isinstance(x, Grouped):
-            return silent
-        return within_units(x, ~silent) == 0
 
     def completes(self, x):
         return self.bank.domain.completes(shapes_of_components(x))
@@ -154,6 +154,15 @@ class MixtureDomain(Domain):
         plain = shapes_of_components(x)
         if isinstance(plain, Data):
             self._require_taken(given(plain))
+        if (
+            self.noise is not None
+            and jax.eval_shape(self.bank.domain.is_observed, plain) is not None
+        ):
+            raise ValueError(
+                f"noise takes complete rows alone, and {name_of(self.bank)} has missing=True: leave "
+                "one of them out"
+            )
+        require_count(self.bank.domain, self.components, name_of(self.bank))
         self.bank.domain.check(plain, name_of(self.bank))
         n = jax.tree.leaves(x if isinstance(x, Grouped) else plain)[0].shape[:1]
         self.check_gate(x, n)

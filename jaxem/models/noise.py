@@ -213,9 +213,16 @@ def check_noise(mixture) -> None:
 
 
 def check_box(noise, x, weights) -> None:
-    """ValueError where the volume is from host data x, and a column of them is the same in all
-    rows with weights (n,) above 0, None for 1."""
-    if noise is None or noise.volume is not None or getattr(x, "ndim", 0) != 2:
+    """ValueError where host data x have missing cells, or the volume is from them and a column is
+    the same in all rows with weights (n,) above 0, None for 1."""
+    if noise is None or getattr(x, "ndim", 0) != 2:
+        return
+    if np.isnan(np.asarray(x)).any():
+        raise ValueError(
+            "noise=UniformNoise() takes complete rows, and the data have missing cells: their "
+            "density under the noise is not defined; impute them first, or leave noise out"
+        )
+    if noise.volume is not None:
         return
     rows = np.asarray(x) if weights is None else np.asarray(x)[np.asarray(weights) > 0]
     flat = np.flatnonzero(np.ptp(rows, axis=0) == 0) if len(rows) else []

@@ -37,7 +37,8 @@ class Domain:
     a row its density is conditional on. further: functions of x that raise where its shape is
     wrong. remedy: a function of NumPy values, some of them outside the support, that says how to
     recode them, "" where it does not know. takes: of a bank, the fields of `Data` that it takes
-    beside x; None: the data may be any tree. variances: whether the model estimates a variance of
+    beside x; None: the data may be any tree. counted: the number of components of a bank that has
+    so many and no other; else None. variances: whether the model estimates a variance of
     every column. are_points: whether k-means++ takes the units as they are, up to the scales of
     columns. discrete: whether a unit may have probability 0 under components that were estimated
     without it.
@@ -54,6 +55,7 @@ class Domain:
     least: int | None = None
     lags: int = 0
     takes: tuple[str, ...] | None = None
+    counted: int | None = None
 
     @property
     def fewest(self) -> int:
@@ -76,11 +78,6 @@ class Domain:
     def numbers(self, x) -> int:
         """The numbers of one component in a pass over data shaped like x."""
         return sum(leaf.size for leaf in jax.tree.leaves(x))
-
-    def silent(self, x):
-        """Which units hold no observed value, (n,): they are absent from a fit. None: no unit can
-        be one."""
-        return None
 
     def completes(self, x) -> bool:
         """Of a bank: whether the statistics of data shaped like x depend on params beside
@@ -192,6 +189,15 @@ def require_matrix(x, name: str) -> None:
         3: "for many data sets use jaxem.Batch",
     }.get(x.ndim, "reshape it to units by features")
     raise ValueError(f"{name} takes data of shape (n, d), got shape {tuple(x.shape)}: {remedy}")
+
+
+def require_count(domain, k: int, name: str) -> None:
+    """ValueError where a bank of this domain and name has another number of components than k."""
+    if domain.counted not in (None, k):
+        raise ValueError(
+            f"k is {k}, and {name} has {domain.counted} components, the sum of the counts of its "
+            f"parts: give k={domain.counted}, or other counts"
+        )
 
 
 def is_count(x):

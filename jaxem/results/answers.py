@@ -92,11 +92,12 @@ def responsibilities(model, numeric, params, x, structure, axes=None):
 
 
 @jax.jit
-def labels(r, silent=None):
-    """The most probable component of every unit (n,), −1 where responsibilities (n, k) are NaN and
-    for silent units (n,), which hold no observed value."""
-    found = jnp.where(jnp.isnan(r).any(-1), -1, jnp.argmax(r, axis=-1))
-    return found if silent is None else jnp.where(silent, -1, found)
+def labels(r, observed=None):
+    """The most probable component of every unit (n,), −1 where responsibilities (n, k) are NaN, or
+    where nothing of the unit was `observed` (n,); None: of all units something was."""
+    is_lost = jnp.isnan(r).any(-1)
+    is_lost = is_lost if observed is None else is_lost | ~observed
+    return jnp.where(is_lost, -1, jnp.argmax(r, axis=-1))
 
 
 @partial(jax.jit, static_argnums=2)

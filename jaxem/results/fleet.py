@@ -101,14 +101,12 @@ def responsibilities(result, sets: DataSets) -> list:
     ]
 
 
-def labels(result, sets: DataSets, responsibilities: list) -> list:
+def labels(result, sets: DataSets) -> list:
     """The most probable component of every unit of every block, (b, n) each."""
-    found = []
-    for block, r in zip(sets.blocks, responsibilities, strict=True):
-        silent = None
-        if result.model.domain.silent(jax.tree.map(lambda a: a[0], block.x)) is not None:
-            silent = jax.vmap(result.model.domain.silent)(block.x)
-        found.append(answers.labels(r, silent))
+    is_observed, found = result.model.domain.is_observed, []
+    for block, r in zip(sets.blocks, responsibilities(result, sets), strict=True):
+        has_all = is_observed(jax.tree.map(lambda a: a[0], block.x)) is None
+        found.append(answers.labels(r, None if has_all else jax.vmap(is_observed)(block.x)))
     return found
 
 

@@ -46,7 +46,7 @@ def _bank_of(result):
     for kind, name in parts.items():
         if isinstance(model, kind) and has(model.bank, Imputed):
             shape = jax.ShapeDtypeStruct((1, 1), jnp.result_type(float))
-            if jax.eval_shape(model.bank.domain.silent, shape) is not None:
+            if jax.eval_shape(model.bank.domain.is_observed, shape) is not None:
                 return model.bank, getattr(result.params, name)
     raise TypeError(
         f"{name_of(model)} takes no missing cells to impute: fit components that do, such as "

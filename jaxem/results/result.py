@@ -113,18 +113,17 @@ class Result(Fit):
     @in_own_precision
     def predict(self, x):
         """The most probable component of every unit, shape (n,); −1 where `predict_proba` is NaN,
-        and for a unit without an observed value. With groups that of every row.
+        and where all values of a unit are missing. With groups that of every row.
         Of a fleet: (b, n), or a list of (n_i,). Of `Sequences` the most probable path of states, a
         list of (t_i,). Raises TypeError as `predict_proba` does."""
         if defines(self.model, "smooth", "viterbi"):
             return fleet.paths(self, "viterbi", x)
         if self.is_fleet:
             sets = fleet.data_sets(self, x)
-            r = fleet.responsibilities(self, sets)
-            return fleet.by_row(sets, fleet.labels(self, sets, r))
+            return fleet.by_row(sets, fleet.labels(self, sets))
         x, _, names = totals.with_units(x)
-        found = answers.labels(self._responsibilities(x), self.model.domain.silent(x))
-        return totals.of_rows(found, names)
+        r, observed = self._responsibilities(x), self.model.domain.is_observed(x)
+        return totals.of_rows(answers.labels(r, observed), names)
 
     @in_own_precision
     def predict_response(self, x):

@@ -266,9 +266,9 @@ def sanitize(model, x, weights, absent: bool = False):
         valid &= jnp.all(mask.reshape(n, -1), axis=1)
     if weights is None:
         weights = jnp.ones(n, float_dtype(x))
-    silent = model.domain.silent(x)
-    if silent is not None:
-        weights = jnp.where(silent, 0, weights)
+    observed = model.domain.is_observed(x)
+    if observed is not None:
+        weights = jnp.where(observed, weights, jnp.where(weights > 0, 0, weights))
     present = weights > 0
     is_wrong = jnp.any((present & ~valid) | ~((weights >= 0) & jnp.isfinite(weights)))
     total, (least, most) = jnp.where(present, weights, 0).sum(), total_range(weights.dtype)

@@ -3,7 +3,6 @@
 import dataclasses
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxem.families.normal.cells import noise_of, rows_of
@@ -23,7 +22,6 @@ class NormalDomain(Matrix):
     """Rows (n, d), or `Data` of rows with noise. missing: whether cells may be NaN. whole: whether
     covariances are matrices."""
 
-    missing: bool = False
     whole: bool = False
 
     def numbers(self, x):
@@ -31,12 +29,9 @@ class NormalDomain(Matrix):
             return super().numbers(x)
         return COPIES * rows_of(x).shape[-1] * super().numbers(x)
 
-    def _mask(self, x):
-        return finite(x) | (x != x) if self.missing else finite(x)
-
     def valid(self, x):
         noise, x_rows = noise_of(x), rows_of(x)
-        mask = self._mask(x_rows)
+        mask = super().valid(x_rows)
         if noise is None:
             return mask if x is x_rows else dataclasses.replace(x, x=mask)
         is_missing = x_rows != x_rows
@@ -51,23 +46,12 @@ class NormalDomain(Matrix):
     def accepted(self, path, values):
         if path == ".noise":
             return "variances, finite numbers of 0 or more", ""
-        if self.missing:
-            return "finite numbers, and NaN for missing cells", ""
-        is_nan_alone = np.isfinite(values).all()
-        return self.words, "Normal(missing=True) takes NaN for missing cells" * bool(is_nan_alone)
+        words, remedy = super().accepted(path, values)
+        is_nan_alone = not self.missing and np.isfinite(values).all()
+        return words, "Normal(missing=True) takes NaN for missing cells" if is_nan_alone else remedy
 
-    def silent(self, x):
-        if not self.missing:
-            return None
-        x = rows_of(x)
-        return (x != x).all(1)
-
-    def observations(self, x):
-        """1 for rows with an observed cell, 0 for others."""
-        if not self.missing:
-            return None
-        x = rows_of(x)
-        return 1 - (x != x).all(-1) if isinstance(x, np.ndarray) else ~jnp.isnan(x).all(-1)
+    def is_observed(self, x):
+        return super().is_observed(rows_of(x))
 
     def completes(self, x):
         return self.missing or noise_of(x) is not None
@@ -87,16 +71,7 @@ class NormalDomain(Matrix):
     def check_values(self, x, weights):
         rows, noise = np.asarray(rows_of(x)), noise_of(x)
         present = slice(None) if weights is None else np.asarray(weights) > 0
-        if self.missing:
-            is_empty = np.isnan(rows[present]).all(0)
-            if is_empty.any() and is_empty.size:
-                columns = ", ".join(map(str, np.flatnonzero(is_empty)))
-                several = bool(is_empty.sum() > 1)
-                raise ValueError(
-                    f"column{'s' * several} {columns} of the data (counted from 0) "
-                    f"{'have' if several else 'has'} no observed value: leave "
-                    f"{'them' if several else 'it'} out"
-                )
+        super().check_values(rows, weights)
         if noise is not None and noise.ndim == 3:
             _check_matrices(np.asarray(noise)[present], ~np.isnan(rows[present]))
 

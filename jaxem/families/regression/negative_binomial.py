@@ -90,15 +90,11 @@ class NegativeBinomialResponse(PoissonResponse):
     def further(self, eta, dispersion, y, trials):
         """The first and second derivative by τ, K + (μ + y) v + B, and the size of the terms of the
         log density where they cancel."""
-        theta, mean, y = 1 / dispersion, jnp.exp(bounded(eta)), y[None]
-        u, v = mean * dispersion, y * dispersion
-        missing = theta * _minus_log1p(v)
-        missing = missing + theta * (log_minus_digamma(theta + y) - log_minus_digamma(theta))
-        missing = jnp.clip(missing, 0, y)  # Σ j/(θ + j)
-        of_sum = inverse_minus_trigamma(theta) - inverse_minus_trigamma(theta + y)
-        convex = jnp.clip(y * v / (1 + v) - missing + jnp.square(theta) * of_sum, 0, missing)
-        part = u / (1 + u)
-        across, below = (mean - y) * part / (1 + u), mean * _q(u)
+        mean, y = jnp.exp(bounded(eta)), y[None]
+        u = mean * dispersion
+        missing, convex = of_counts(1 / dispersion, y, 1)
+        part, below = of_mean(mean, dispersion)
+        across = (mean - y) * part / (1 + u)
         first = y * part - missing - below
         sizes = convex + (mean + y) * part / (1 + u) + below
         second, y = convex + across - below, y[0]
@@ -150,6 +146,26 @@ class NegativeBinomialResponse(PoissonResponse):
         theta = 1 / dispersion
         rate = jax.random.gamma(of_rate, theta, eta.shape, eta.dtype) / theta
         return jax.random.poisson(of_count, rate * jnp.exp(bounded(eta))).astype(eta.dtype)
+
+
+def of_counts(theta, y, axis):
+    """Σ_{j<y} j/(θ + j), and K = Σ_{j<y} jθ/(θ + j)². axis: that of units, where θ has size 1. The
+    special functions of θ and of θ + y are computed at once, which halves the time to compile."""
+    v = y / theta
+    both = jnp.concatenate([theta, theta + y], axis)
+    change_of_log, change_of_slope = (
+        jax.lax.slice_in_dim(each, 1, None, axis=axis) - jax.lax.slice_in_dim(each, 0, 1, axis=axis)
+        for each in (log_minus_digamma(both), inverse_minus_trigamma(both))
+    )
+    total = jnp.clip(theta * _minus_log1p(v) + theta * change_of_log, 0, y)
+    curvature = y * v / (1 + v) - total - jnp.square(theta) * change_of_slope
+    return total, jnp.clip(curvature, 0, total)
+
+
+def of_mean(mean, dispersion):
+    """u/(1 + u) and μ q(u)."""
+    u = mean * dispersion
+    return u / (1 + u), mean * _q(u)
 
 
 def safe_length(slope, curvature, most, rate):

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxem.data.sequences import Sequences
 from jaxem.numerics.tree import is_traced
-from jaxem.protocol.domains import Domain
+from jaxem.protocol.domains import Domain, require_count
 from jaxem.protocol.model import name_of
 
 
@@ -71,6 +71,7 @@ class SequencesDomain(Domain):
         rows = x.stored[1]
         rows = rows if x.place is not None else [rows]
         shape = jax.ShapeDtypeStruct((1, rows[0].shape[-1]), rows[0].dtype)
+        require_count(self.bank.domain, self.components, name_of(self.bank))
         self.bank.domain.check(shape, name_of(self.bank))
         has_inputs = x.stored[3] is not None
         if has_inputs != bool(self.inputs):
