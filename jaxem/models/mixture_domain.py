@@ -154,13 +154,11 @@ class MixtureDomain(Domain):
         plain = shapes_of_components(x)
         if isinstance(plain, Data):
             self._require_taken(given(plain))
-        if (
-            self.noise is not None
-            and jax.eval_shape(self.bank.domain.is_observed, plain) is not None
-        ):
+        has_missing = jax.eval_shape(self.bank.domain.is_observed, plain) is not None
+        if self.noise is not None and has_missing:
             raise ValueError(
-                f"noise takes complete rows alone, and {name_of(self.bank)} has missing=True: leave "
-                "one of them out"
+                f"noise takes complete rows alone, and {name_of(self.bank)} takes missing cells: "
+                "leave noise or missing=True out"
             )
         require_count(self.bank.domain, self.components, name_of(self.bank))
         self.bank.domain.check(plain, name_of(self.bank))
