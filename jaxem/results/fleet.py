@@ -17,7 +17,7 @@ from jaxem.data.batch import (
     is_list,
 )
 from jaxem.data.grouped import unit_shape
-from jaxem.numerics.tree import is_traced
+from jaxem.numerics.tree import is_traced, merge
 from jaxem.protocol.model import name_of
 from jaxem.protocol.status import Status
 from jaxem.results import answers
@@ -155,6 +155,32 @@ def table(result) -> dict[str, Any]:
     for name in ("log_likelihood", "n_iter", "objective"):
         columns[name] = np.atleast_1d(np.asarray(getattr(result, name)))
     return columns | {"bic": np.atleast_1d(np.asarray(result.bic()))}
+
+
+def part(result, index):
+    """The `Result` of one fit of a batch, or the smaller batch of a slice or an array of
+    indices."""
+    of_batch = result.shares_model and np.ndim(result.status) == 1  # the axis of a Batch, not vmap
+
+    def taken(tree):
+        return jax.tree.map(lambda a: a[index], tree)
+
+    numeric = result._numeric if of_batch else taken(result._numeric)
+    status, sizes = taken((result.status, result.n_units))
+    shape, still_batch = result.data_shape, result.shares_model
+    if of_batch and np.ndim(status):
+        shape = (np.shape(status)[0], *shape[1:])
+    elif of_batch:
+        known = sizes is not None and not is_traced(sizes)
+        shape, still_batch = (int(sizes) if known else shape[1], *shape[2:]), False
+        sizes = None
+    fits = taken((result.best_fit, result.restarts))
+    ends = taken((result.gradient_ok, result.total_weight))
+    model = merge(numeric, result._structure)
+    one = result.of(model, *fits, shape, *ends, sizes, still_batch)
+    if result.own_data is None:
+        return one
+    return one.about(*(data_set_at(data, index) for data in result.own_data))
 
 
 @jax.jit

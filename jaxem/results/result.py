@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.data.batch import data_set_at
 from jaxem.data.grouped import unit_shape
 from jaxem.data.options import as_key, integer
 from jaxem.data.precision import in_own_precision, on_host
@@ -18,6 +17,7 @@ from jaxem.protocol.capabilities import Sampled, defines, has
 from jaxem.protocol.model import name_of
 from jaxem.protocol.status import FitError, Status, sentence
 from jaxem.results import answers, fleet, printed, totals
+from jaxem.results.frames import as_frame
 from jaxem.solver.problem import Fit
 
 
@@ -38,7 +38,8 @@ class Result(Fit):
     of `Sequences` over the rows that are not missing, with groups over rows.
     data_shape: the shape of the data, of their first array where they are a tree; (b, n, ...) of a
     `Batch`, with n units in the longest data set. n_units: (b,), the units of every data set where
-    their numbers differ, else None. shares_model: whether the fits are those of a `Batch`.
+    their numbers differ, else None. shares_model: whether the fits are those of a `Batch`. trace: a
+    `Trace` of `fit(..., trace=True)`, else None.
 
     A pytree, so that it passes through `jit` and `vmap`. Methods that need data take them as an
     argument. The result of an eager `fit` has a reference to its own, for its `entropy` and `icl`,
@@ -53,6 +54,7 @@ class Result(Fit):
     total_weight: Any = None
     n_units: Any = None
     shares_model: bool = False
+    trace: Any = None
 
     @classmethod
     def of(
@@ -65,6 +67,7 @@ class Result(Fit):
         total_weight=None,
         n_units=None,
         shares_model: bool = False,
+        trace=None,
     ):
         """A result. gradient_ok None: whether the fit converged. total_weight None: the number of
         units."""
@@ -86,6 +89,7 @@ class Result(Fit):
             total_weight=total_weight,
             n_units=n_units,
             shares_model=bool(shares_model),
+            trace=trace,
         )
 
     @property
@@ -267,14 +271,7 @@ class Result(Fit):
     def to_dataframe(self):
         """A pandas data frame with a row for every data set of a batch: the name of its status,
         log_likelihood, n_iter, objective and bic. Raises ImportError where pandas is missing."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError(
-                "to_dataframe needs pandas, which is not installed: pip install pandas, or read "
-                "result.status, result.log_likelihood and result.bic()"
-            ) from error
-        return pandas.DataFrame(fleet.table(self))
+        return as_frame(fleet.table(self))
 
     def __len__(self):
         """The number of fits of a batch."""
@@ -294,33 +291,11 @@ class Result(Fit):
         """The `Result` of one fit of a batch; a smaller batch for a slice or an array of
         indices."""
         self._require_fleet("it cannot be indexed")
-        of_batch = self.shares_model and np.ndim(self.status) == 1  # the axis of a Batch, not vmap
-
-        def part(tree):
-            return jax.tree.map(lambda a: a[index], tree)
-
-        numeric = self._numeric if of_batch else part(self._numeric)
-        status, sizes = part((self.status, self.n_units))
-        shape, still_batch = self.data_shape, self.shares_model
-        if of_batch and np.ndim(status):
-            shape = (np.shape(status)[0], *shape[1:])
-        elif of_batch:
-            known = sizes is not None and not is_traced(sizes)
-            shape, still_batch = (int(sizes) if known else shape[1], *shape[2:]), False
-            sizes = None
-        parts = part((self.restarts, self.gradient_ok, self.total_weight))
-        restarts, ok, total = parts
-        model = merge(numeric, self._structure)
-        result = Result.of(
-            model, part(self.best_fit), restarts, shape, ok, total, sizes, still_batch
-        )
-        if self.own_data is None:
-            return result
-        return result.about(*(data_set_at(data, index) for data in self.own_data))
+        return fleet.part(self, index)
 
     def __reduce__(self):
         parts = (self.data_shape, self.gradient_ok, self.total_weight)
-        parts += (self.n_units, self.shares_model)
+        parts += (self.n_units, self.shares_model, self.trace)
         return Result.of, (self.model, self.best_fit, self.restarts, *parts)
 
     def __str__(self):

@@ -18,20 +18,23 @@ def is_long(work: int, steps: int, seconds: float = 1) -> bool:
     return steps * tuning.step_seconds(work) > seconds
 
 
-def run_in_slices(advance, queue, work: int, progress):
+def run_in_slices(advance, queue, work: int, progress, record=None):
     """Calls `advance(queue, budget)` until no state is RUNNING.
 
     Args:
       work: the cost of a round of steps, in units × features² × components.
       progress: the bar of `bar`, which the threads of a call may share.
+      record: a function of the states before and after a slice, which is then one round; or None.
     """
-    budget = max(1, int(tuning.SLICE_SECONDS / tuning.step_seconds(work)))
+    budget = max(1, int(tuning.SLICE_SECONDS / tuning.step_seconds(work))) if record is None else 1
     is_compiled, shown = False, 0
     while True:
         started = time.perf_counter()
-        queue = advance(queue, np.int32(min(budget, 2**30)))
+        before, queue = queue, advance(queue, np.int32(min(budget, 2**30)))
         threads.until_ready(queue.status)
         threads.check()
+        if record is not None:
+            record(before, queue)
         queue_status, n_iter = devices.fetched((queue.status, queue.n_iter))
         status = np.asarray(queue_status)
         seconds = time.perf_counter() - started
@@ -41,7 +44,7 @@ def run_in_slices(advance, queue, work: int, progress):
         shown = done
         if not np.any(status == Status.RUNNING):
             return queue
-        if is_compiled:  # the time of the first slice may include compilation
+        if is_compiled and record is None:  # the time of the first slice may include compilation
             budget = max(1, int(budget * min(4.0, max(0.25, tuning.SLICE_SECONDS / seconds))))
         is_compiled = True
 
