@@ -140,7 +140,7 @@ def fit(
         model, on_auto, options = moved((model, raw, options), mesh, auto)
         with jax.set_mesh(auto):
             result = fit(model, Batch(on_auto) if is_batch else on_auto, **options)
-        return moved(result, auto, mesh).about(raw, weights)
+        return moved(result, auto, mesh).about(raw, weights, column_names(data))
     model = adopt(model)
     if not isinstance(restarts, Restarts):
         restarts = integer(restarts, "restarts", 1)
@@ -185,7 +185,7 @@ def fit(
     )
     names = column_names(data)
     result = report(result, model, x, weights, tol, resolves_small_gains, names)
-    return result.about(data.data if is_batch else x, weights)
+    return result.about(data.data if is_batch else x, weights, names)
 
 
 def _fit_moments(model, moments, options):

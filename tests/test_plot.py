@@ -365,7 +365,7 @@ def test_coefficients():
 def test_topics():
     topics = np.random.default_rng(0).dirichlet(np.full(12, 0.3), size=5)
     words = [*"abcdefghijk", "internationalisation"]
-    result = fitted(jaxem.LDA(5), np.ones((7, 12)), jaxem.LDAParams(topics))
+    result = fitted(jaxem.LDA(5), np.ones((7, 12)), jaxem.LDAParams(topics, np.full(5, 0.1)))
     panels = plot.topics(result, words, n=4)
     assert panels.shape == (5,)
     for panel, topic in zip(panels, topics, strict=True):

@@ -73,6 +73,13 @@ class Selection:
         """The winner's `Result`; None where no fit is sound."""
         return None if self.winner is None else self.results[self.winner]
 
+    def to_dataframe(self):
+        """A pandas data frame with a row for every model: its name, k, n_parameters,
+        log_likelihood, score, the name of its status, and whether it was chosen. Raises ImportError
+        where pandas is missing."""
+        frame = printed.table_frame(self.table)
+        return frame.assign(chosen=[i == self.winner for i in range(len(self.table))])
+
     def save(self, path) -> None:
         """Writes the selection to a file for `jaxem.load`, as `Result.save` does.
 

@@ -180,7 +180,8 @@ def part(result, index):
     one = result.of(model, *fits, shape, *ends, sizes, still_batch)
     if result.own_data is None:
         return one
-    return one.about(*(data_set_at(data, index) for data in result.own_data))
+    sets = (data_set_at(data, index) for data in result.own_data)
+    return one.about(*sets, result.column_names)
 
 
 @jax.jit

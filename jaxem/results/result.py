@@ -223,8 +223,9 @@ class Result(Fit):
         return self.bic(x, weights) + 2 * self.entropy(x, weights)
 
     def summary(self, names=None) -> str:
-        """The params as a table with a row for each component: coefficients of regressions, means,
-        weights. names: of the columns of x. TypeError for a batch."""
+        """A page about the fit: the model, sizes, log-likelihood, criteria, how it and its restarts
+        ended, warnings, and the params as tables with a row for each component. names: of the
+        columns of x; None: those of a data frame that was fitted. TypeError for a batch."""
         from jaxem.results.summary import summary
 
         return summary(self, names)
@@ -303,10 +304,11 @@ class Result(Fit):
 
     __repr__ = __str__
 
-    def about(self, x, weights):
-        """This result of an eager fit, with a reference to the data x and the weights of the fit,
-        for what is computed from them when it is asked for. Other results have none."""
-        vars(self)["_data"] = (x, weights)
+    def about(self, x, weights, names=None):
+        """This result of an eager fit, with a reference to the data x, the weights of the fit and
+        the names of the columns, for what is computed from them when it is asked for. Other results
+        have none."""
+        vars(self).update(_data=(x, weights), _names=names)
         return self
 
     def on_host(self):
@@ -317,12 +319,19 @@ class Result(Fit):
 
     def like(self, other):
         """This result with the data of the other one."""
-        return self if other.own_data is None else self.about(*other.own_data)
+        if other.own_data is None:
+            return self
+        return self.about(*other.own_data, other.column_names)
 
     @property
     def own_data(self):
         """(data, weights) of `about`; None without them."""
         return vars(self).get("_data")
+
+    @property
+    def column_names(self) -> list[str] | None:
+        """The names of the columns of the data frame that was fitted; None without them."""
+        return vars(self).get("_names")
 
     @property
     def best_fit(self) -> Fit:

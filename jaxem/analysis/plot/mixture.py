@@ -52,7 +52,7 @@ def mixture(result, x, ax=None, *, columns=None, names=None):
         )
     points = _points(x)
     d = points.shape[1]
-    names = style.feature_names(x.x if isinstance(x, Data) else x, names, d)
+    names = style.feature_names(x, names, d, result)
     shown = _columns(columns, d)
     shares = np.asarray(result.predict_proba(x), float)
     components = np.flatnonzero(np.nansum(shares, 0) >= 1)

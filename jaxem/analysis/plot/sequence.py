@@ -37,7 +37,7 @@ def sequence(result, s, ax=None, *, column: int = 0, index: int = 0, names=None)
     if not 0 <= column < rows.shape[1]:
         raise ValueError(f"column must be from 0 to {rows.shape[1] - 1}, got {column}")
     given = s[index] if isinstance(s, list) else s
-    names = style.feature_names(given, names, rows.shape[1])
+    names = style.feature_names(given, names, rows.shape[1], result)
     values, time = rows[:, column], np.arange(t)
     ax = style.axes(ax, width=8.0, height=3.2)
     ax.plot(time, values, color=style.GREY, linewidth=0.7, zorder=1)

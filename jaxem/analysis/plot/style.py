@@ -88,13 +88,14 @@ def short(label, most: int = MOST_WORDS) -> str:
     return label if len(label) <= most else label[: most - 1] + "…"
 
 
-def feature_names(data, names, d: int) -> list[str]:
-    """The names of d columns: the given ones, those of a data frame, or x[0], x[1], …
+def feature_names(data, names, d: int, result) -> list[str]:
+    """The names of d columns: the given ones, those of a data frame that is drawn or that was
+    fitted, or x[0], x[1], …
 
     Raises ValueError where `names` are not d.
     """
     if names is None:
-        found = column_names(data)
+        found = column_names(data) or result.column_names
         return found if found is not None and len(found) == d else [f"x[{i}]" for i in range(d)]
     names = [str(name) for name in names]
     if len(names) != d:
