@@ -27,6 +27,7 @@ from jaxem.numerics.tree import is_traced
 from jaxem.protocol.starts import NAMED, Start
 from jaxem.protocol.status import MEANING, Status, collected_warnings, sentence, warn
 from jaxem.results.result import Result
+from jaxem.solver import host
 from jaxem.solver.restarts import Restarts
 from jaxem.solver.threads import in_threads
 
@@ -274,7 +275,14 @@ def _fit_all(names, models, x, key, init, options):
             raise
 
     jobs = [*padded_groups, *([i] for i in sorted(single_models))]
-    fitted = in_threads(fit_group, jobs)
+    with host.bar(len(models), host.MODELS, True, "jaxem.select") as bar:
+
+        def counted(group):
+            results = fit_group(group)
+            bar.update(len(group))
+            return results
+
+        fitted = in_threads(counted, jobs)
     pairs = zip(jobs, fitted, strict=True)
     by_model = {i: r for job, fits in pairs for i, r in zip(job, fits, strict=True)}
     return [by_model[i] for i in range(len(models))]

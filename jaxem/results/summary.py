@@ -184,6 +184,8 @@ def _headings(result, title, values, names):
             return ["intercept"] * (width - p) + of_columns
     if values.ndim == 2 and names is not None and len(names) == width:
         return [str(name) for name in names]
+    if values.shape[1:] == (len(names or ()),) * 2:
+        return [f"{a},{b}" for a in names for b in names]
     return [str(list(index)) for index in np.ndindex(values.shape[1:])]
 
 

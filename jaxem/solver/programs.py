@@ -179,7 +179,11 @@ def _climb_part(effort, cost, bar, numeric, x, weights, start, tol, max_iter, *,
         def record(before, queue):
             recorder.add(WATCH(effort, problems, x, before, queue, batched=batched))
 
-    queue = host.run_in_slices(advance_slice, queue, work, bar, record)
+    def objective(queue):
+        return float(END(effort, problems, x, queue, **form)[0].objective)
+
+    objective = None if batched or plan.spread is not None else objective
+    queue = host.run_in_slices(advance_slice, queue, work, bar, record, objective)
     best, every = END(effort, problems, x, queue, **form)
     threads.until_ready(best.status)
     return best, every
