@@ -344,7 +344,7 @@ def test_coefficients():
         names=[*names, "weights[0]"],
         estimates={"coefficients": estimates, "weights": np.array([0.6])},
         interval=lambda level: (
-            {"coefficients": estimates - level, "weights": np.array([0.5])},
+            {"coefficients": estimates - level, "weights": np.array([np.nan])},
             {"coefficients": estimates + 2 * level, "weights": np.array([0.8])},
         ),
     )
@@ -356,6 +356,9 @@ def test_coefficients():
     assert [label.get_text() for label in ax.get_yticklabels()] == names
     assert ax.get_xlabel() == "estimate and 90% interval"
     require_legible(ax.figure)
+    ax = plot.coefficients(given, of="weights")
+    np.testing.assert_array_equal(ax.lines[-2].get_xdata(), [0.6])
+    assert ax.lines[-2].get_markerfacecolor() == "white"
     with pytest.raises(TypeError, match="an object with names, estimates and interval"):
         plot.coefficients(two_normals())
     with pytest.raises(ValueError, match="no name contains 'dispersion'"):

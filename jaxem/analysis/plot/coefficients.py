@@ -5,17 +5,23 @@ import numpy as np
 
 from jaxem.analysis.plot import style
 
+MOST_ROWS = 60
+"""Estimates of which all can be read."""
+
 
 def coefficients(uncertainty, ax=None, *, level: float = 0.95, of: str = ""):
-    """Draws estimates with their confidence intervals, one row each; 0 is a grey line.
+    """Draws estimates with their confidence intervals, one row each; 0 is a grey line. An estimate
+    whose interval is not known (NaN) is a hollow point.
 
     Args:
       uncertainty: an object with `names`, a list of m names, `estimates`, and `interval(level)`,
-        which gives the lower and the upper ends: trees of arrays with m numbers in all.
+        which gives the lower and the upper ends: trees of arrays with m numbers in all, such as
+        the standard errors of a result.
       ax: matplotlib Axes; None: a new figure.  level: the coverage, between 0 and 1.
       of: draws those alone whose name contains this text, such as "coefficients".
 
-    Returns the Axes. Raises TypeError for other objects, ValueError where nothing is left to draw.
+    Returns the Axes. Raises TypeError for other objects, ValueError where nothing is left to draw
+    or more than 60 rows.
     """
     try:
         names, estimates = list(uncertainty.names), _flat(uncertainty.estimates)
@@ -34,13 +40,21 @@ def coefficients(uncertainty, ax=None, *, level: float = 0.95, of: str = ""):
     kept = [i for i, name in enumerate(names) if of in str(name)]
     if not kept:
         raise ValueError(f"no name contains {of!r}; they are {', '.join(map(str, names[:8]))}")
+    if len(kept) > MOST_ROWS:
+        raise ValueError(
+            f"there are {len(kept)} estimates, of which at most {MOST_ROWS} can be read: choose "
+            f'them by name, such as of="{str(names[kept[0]]).split("[")[0]}"'
+        )
     ax = style.axes(ax, height=1.1 + 0.27 * len(kept))
     place = np.arange(len(kept))
     centre = estimates[kept]
     spread = np.stack([centre - low[kept], high[kept] - centre])
-    spread = np.where(np.isfinite(spread), np.maximum(spread, 0), 0)
+    is_known = np.isfinite(spread).all(0)
+    spread = np.where(is_known, np.maximum(spread, 0), 0)
     options = {"fmt": "o", "capsize": 3, "markersize": 5, "linewidth": 1.4}
     ax.errorbar(centre, place, xerr=spread, color=style.COLOURS[0], **options)
+    options = {"markersize": 5, "markerfacecolor": "white", "color": style.COLOURS[0]}
+    ax.plot(centre[~is_known], place[~is_known], "o", **options)
     ax.axvline(0, color=style.GREY, linewidth=0.8, zorder=0)
     ax.set_yticks(place, [style.short(names[i], 40) for i in kept])
     ax.set_ylim(len(kept) - 0.4, -0.6)
