@@ -50,9 +50,10 @@ def coefficients(uncertainty, ax=None, *, level: float = 0.95, of: str = ""):
     centre = estimates[kept]
     spread = np.stack([centre - low[kept], high[kept] - centre])
     is_known = np.isfinite(spread).all(0)
-    spread = np.where(is_known, np.maximum(spread, 0), 0)
+    spread = np.maximum(spread[:, is_known], 0)
     options = {"fmt": "o", "capsize": 3, "markersize": 5, "linewidth": 1.4}
-    ax.errorbar(centre, place, xerr=spread, color=style.COLOURS[0], **options)
+    known = (centre[is_known], place[is_known])
+    ax.errorbar(*known, xerr=spread, color=style.COLOURS[0], **options)
     options = {"markersize": 5, "markerfacecolor": "white", "color": style.COLOURS[0]}
     ax.plot(centre[~is_known], place[~is_known], "o", **options)
     ax.axvline(0, color=style.GREY, linewidth=0.8, zorder=0)

@@ -31,6 +31,8 @@ def mixture(result, x, ax=None, *, columns=None, names=None):
     other components are drawn without ellipses. More columns: all pairs, with the columns by
     themselves on the diagonal. Components that hold less than one unit are left out.
 
+    The number of a component stands at the centre of its ellipses.
+
     Args:
       result: of one fit of a `Mixture` or a `BayesianMixture`.
       x: the data, (n, d), a data frame, or `Data`, of which x is drawn.
@@ -105,8 +107,10 @@ class _Drawn:
     """What the panels of one picture share.
 
     labels (n,): the component of every unit, -1 of those without; components: which are drawn;
-    shares (k,): their parts of the units; found: the `Ellipses`, or None.
+    shares (k,): their parts of the units; found: the `Ellipses`, or None; most: letters of a label.
     """
+
+    most = style.MOST_WORDS
 
     def __init__(self, result, model, points, labels, components, shares, found):
         self.result, self.model, self.points, self.labels = result, model, points, labels
@@ -139,10 +143,10 @@ class _Drawn:
                 ax.add_patch(
                     Ellipse(centre, *sizes, angle=angle, linewidth=width, zorder=3, **options)
                 )
-            ax.plot(*centre, marker="+", color=style.BLACK, markersize=9, zorder=4)
+            style.mark(ax, centre, str(j))
         ax.autoscale_view()
-        ax.set_xlabel(style.short(names[columns[0]]))
-        ax.set_ylabel(style.short(names[columns[1]]))
+        ax.set_xlabel(style.short(names[columns[0]], self.most))
+        ax.set_ylabel(style.short(names[columns[1]], self.most))
         return ax
 
     def one(self, ax, column, names):
@@ -159,7 +163,7 @@ class _Drawn:
         if densities is not None and len(self.components) > 1:
             total = densities.sum(1)
             ax.plot(grid, total, color=style.GREY, linewidth=3.5, label="sum", zorder=2)
-        ax.set_xlabel(style.short(names[column]))
+        ax.set_xlabel(style.short(names[column], self.most))
         ax.set_ylabel("probability" if self.is_discrete else "density")
         return ax
 
@@ -183,7 +187,7 @@ class _Drawn:
 
 def _pairs(drawn, ax, shown, names):
     """All pairs of columns below the diagonal of an array of Axes, one column on it."""
-    c = len(shown)
+    c, drawn.most = len(shown), 13
     panels = style.grid(ax, (c, c), 1.9, 1.8)
     for i, j in np.ndindex(c, c):
         panel = panels[i, j]
@@ -206,7 +210,8 @@ def _pairs(drawn, ax, shown, names):
             panel.tick_params(labelbottom=False)
         style.finish(panel)
     handles, labels = panels[1, 0].get_legend_handles_labels()
-    panels[0, c - 1].legend(handles, labels, frameon=False, loc="upper right", borderaxespad=0.0)
+    corner = {"loc": "upper right", "bbox_to_anchor": (1, 1)}
+    style.legend(panels[0, c - 1], handles=handles, labels=labels, **corner)
     return panels
 
 

@@ -36,12 +36,14 @@ def responsibilities(result, x, ax=None):
     label = shares.argmax(1)
     shares = shares[np.lexsort((-shares.max(1), label))]
     n, k = shares.shape
-    ax = style.axes(ax, width=6.5, height=1.3 + 0.3 * min(k, MOST_LABELS))
+    ax = style.axes(ax, width=6.5, height=1.3 + min(0.3 * k, 4))
     extent = (0, n, k - 0.5, -0.5)
     options = {"cmap": "Greys", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
     image = ax.imshow(_fewer(shares).T, aspect="auto", extent=extent, **options)
     ends = np.cumsum(np.bincount(label, minlength=k))[:-1]
-    ax.vlines(ends, -0.5, k - 0.5, color=style.COLOURS[1], linewidth=0.8, linestyle="--")
+    ax.vlines(
+        ends, -0.5, k - 0.5, color=style.COLOURS[1], linewidth=min(0.8, 6 / k), linestyle="--"
+    )
     ticks = np.arange(k)[:: -(-k // MOST_LABELS)]
     ax.set_yticks(ticks, [str(j) for j in ticks])
     ax.set_ylabel("component")

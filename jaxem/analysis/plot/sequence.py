@@ -5,13 +5,13 @@ import numpy as np
 from jaxem.analysis.plot import style
 from jaxem.data.sequences import Sequences
 
-STRIP = 0.05
-"""The height of the strip of states, as a part of the Axes."""
+STRIP = 0.035, 0.3
+"""The height of a state's row in the strip, and the most of all rows, as parts of the Axes."""
 
 
 def sequence(result, s, ax=None, *, column: int = 0, index: int = 0, names=None):
     """Draws one column of a series in time, with the state of every row on the most probable path:
-    each row in the look of its state, and a strip of the states below.
+    each row in the look of its state, and below a strip with a row for every state, 0 at the foot.
 
     Args:
       result: of one fit of a `HMM` or a `SemiMarkov`.
@@ -44,14 +44,17 @@ def sequence(result, s, ax=None, *, column: int = 0, index: int = 0, names=None)
     low, high = np.nanmin(values), np.nanmax(values)
     room = 0.06 * ((high - low) or 1.0)
     size = float(np.clip(4000 / t, 2, 18))
-    for state in np.unique(path):
+    states = np.unique(path)
+    height = min(STRIP[0], STRIP[1] / len(states))
+    for i, state in enumerate(states):
         look, here = style.look(state), path == state
         options = {"color": look.color, "marker": look.marker, "label": f"state {state}"}
         ax.scatter(time[here], values[here], s=size, zorder=2, **options)
         ax.broken_barh(
-            _runs(here), (0, STRIP), transform=ax.get_xaxis_transform(), color=look.color
+            _runs(here), (i * height, height), transform=ax.get_xaxis_transform(), color=look.color
         )
-    ax.set_ylim(low - room - (high - low + 2 * room) * 1.5 * STRIP, high + room)
+    strip = height * len(states)
+    ax.set_ylim(low - room - (high - low + 2 * room) * strip / (1 - strip), high + room)
     ax.set_xlim(-0.01 * t - 0.5, 1.01 * t)
     ax.set_xlabel("row")
     ax.set_ylabel(style.short(names[column]))

@@ -14,7 +14,7 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 GREY, BLACK = "0.6", "0.15"
 
 MOST_WORDS = 24
-"""Letters of the longest label; of a longer one the end is cut off."""
+"""Letters of the longest label."""
 
 
 class Look(NamedTuple):
@@ -77,15 +77,29 @@ def finish(ax):
 
 
 def legend(ax, **options):
-    """The legend of Axes: to their right, so that it covers nothing."""
+    """The legend of Axes: to their right, so that it covers nothing; its markers can be told apart
+    where those of the points are small."""
     options = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0.0} | options
-    return ax.legend(frameon=False, **options)
+    found = ax.legend(frameon=False, **options)
+    for handle in found.legend_handles:
+        if isinstance(handle, pyplot().matplotlib.collections.PathCollection):
+            handle.set_sizes([28])
+    return found
+
+
+def mark(ax, place, text: str) -> None:
+    """A short text at a point, with a white edge."""
+    from matplotlib.patheffects import withStroke
+
+    options = {"ha": "center", "va": "center", "fontweight": "bold", "color": BLACK, "zorder": 5}
+    label = ax.text(*place, text, clip_on=True, **options)
+    label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 
 
 def short(label, most: int = MOST_WORDS) -> str:
-    """A label of at most `most` letters."""
-    label = str(label)
-    return label if len(label) <= most else label[: most - 1] + "…"
+    """A label of at most `most` letters: of a longer one the middle is left out."""
+    label, end = str(label), most // 3
+    return label if len(label) <= most else f"{label[: most - 1 - end]}…{label[-end:]}"
 
 
 def feature_names(data, names, d: int, result) -> list[str]:
