@@ -23,6 +23,8 @@ def test_names_stay_with_a_result(result):
     assert result.column_names == NAMES
     assert jaxem.fit(MODEL, REAL, key=0, restarts=4).column_names is None
     assert jax.tree.map(lambda a: a, result).column_names is None
+    chosen = jaxem.select(FRAME, [MODEL], key=0, restarts=4)
+    assert chosen.best.column_names == NAMES
 
 
 def test_any_data_frame_with_columns_is_taken(result):

@@ -26,6 +26,7 @@ from jaxem.models.mixture import FiniteMixture
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.starts import NAMED, Start
 from jaxem.protocol.status import MEANING, Status, collected_warnings, sentence, warn
+from jaxem.results.columns import column_names
 from jaxem.results.result import Result
 from jaxem.solver import host
 from jaxem.solver.restarts import Restarts
@@ -196,6 +197,7 @@ def select(
     key = as_key(key)
     if not isinstance(restarts, Restarts):
         restarts = integer(restarts, "restarts", 1)
+    columns = column_names(x)
     if not isinstance(x, Batch):
         x, _, groups_of_rows = as_units(x)
         if groups_of_rows is not None:
@@ -204,6 +206,9 @@ def select(
     options |= {"tol": tol, "max_iter": max_iter}
     with collected_warnings() as texts:
         results = _fit_all(names, models, x, key, init, options)
+    for result in results:
+        if columns is not None and result.own_data is not None:
+            result.about(*result.own_data, columns)
     for text in dict.fromkeys(texts):
         if "did not converge" not in text:  # the table says which did not, in one warning
             warn(text, stacklevel=2)
