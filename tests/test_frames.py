@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from zoo import REAL, K
+from internals import adopt
+from zoo import REAL, Graph, K
 
 import jaxem
 
@@ -107,6 +108,15 @@ def test_shared_noise_of_as_many_columns_as_components():
     page = jaxem.Result.of(model, fit, every, (40, 3)).summary()
     assert rows_under(page, "components.noise, the same") == [[1.0, 2.0, 3.0]]
     assert "warnings\n  MAX_ITER: the iteration limit was reached first" in page
+
+
+def test_the_page_about_a_users_model():
+    params = {"shares": np.array([0.3, 0.7]), "links": np.array([[0.5, 0.1], [0.1, 0.4]])}
+    ends = {"log_likelihood": -1.0, "objective": -1.5, "n_iter": 3, "status": 1}
+    fit = jaxem.Fit(params, **{name: np.asarray(value) for name, value in ends.items()})
+    every = jax.tree.map(lambda a: np.asarray(a)[None], fit)
+    page = jaxem.Result.of(adopt(Graph(2)), fit, every, (1, 12, 12)).summary()
+    assert "objective" in page and "shares" in page and "0.7" in page
 
 
 def test_frames_of_optima_selections_and_fleets(result):

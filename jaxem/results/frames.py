@@ -1,7 +1,7 @@
 """Data frames of pandas, which is imported when one is asked for."""
 
 
-def as_frame(columns: dict, index=None):
+def as_frame(columns: dict):
     """A pandas data frame with these columns by name. ImportError where pandas is missing."""
     try:
         import pandas
@@ -9,4 +9,4 @@ def as_frame(columns: dict, index=None):
         raise ImportError(
             "to_dataframe needs pandas, which is not installed: pip install pandas"
         ) from error
-    return pandas.DataFrame(columns, index=index)
+    return pandas.DataFrame(columns)

@@ -123,7 +123,7 @@ def _have_components(result):
     the fit are not at hand to ask the bank, a leaf of k entries whose own numbers have no axis.
     """
     model = _unwrapped(result.model)
-    k, params = model.domain.components, result.params
+    k, params = result.model.domain.components, result.params
     found = jax.tree.map(lambda leaf: np.shape(leaf)[:1] == (k,), params)
     for kind, name in ((FiniteMixture, "components"), (Chained, "emissions")):
         if isinstance(model, kind):
