@@ -36,7 +36,7 @@ from jaxem.solver.lanes import Lanes
 from jaxem.solver.restarts import Restarts
 
 if TYPE_CHECKING:
-    from jaxem import datasets, topics
+    from jaxem import datasets, plot, topics
     from jaxem.analysis.batch_selection import BatchSelection
     from jaxem.analysis.free_energy import free_energy
     from jaxem.analysis.select import Row, Selection, select
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from jaxem.wrappers.each import Each
     from jaxem.wrappers.restricted import Restricted
 
-_MODULES = ("datasets", "model", "objective", "spaces", "topics")
+_MODULES = ("datasets", "model", "objective", "plot", "spaces", "topics")
 
 _LATER = {
     "BatchSelection": "analysis.batch_selection",
@@ -262,6 +262,7 @@ __all__ = [
     "free_energy",
     "kmeans",
     "load",
+    "plot",
     "select",
     "topics",
     "varimax",

@@ -44,16 +44,18 @@ from jaxem.protocol.wrapper import Wrapper
 from jaxem.results.columns import column_names
 from jaxem.results.report import report
 from jaxem.results.result import Result
+from jaxem.results.trace import trace_of
 from jaxem.solver.informed import informed
 from jaxem.solver.lanes import Lanes
 from jaxem.solver.problem import Plan
+from jaxem.solver.recording import recording
 from jaxem.solver.restarts import Restarts
 from jaxem.solver.stopping import CRITERIA, PATIENCE, Aitken
 from jaxem.wrappers.adopt import adopt
 
 OPTIONS = (
     *("key", "init", "restarts", "weights", "method"),
-    *("tol", "max_iter", "criterion", "lanes", "gradient"),
+    *("tol", "max_iter", "criterion", "lanes", "gradient", "trace"),
 )
 
 
@@ -71,6 +73,7 @@ def fit(
     criterion: str = "aitken",
     lanes: Lanes | int = Lanes(),  # noqa: B008 - frozen
     gradient: str = "implicit",
+    trace: bool = False,
     **unknown,
 ) -> Result:
     """Fits a model by EM: params = argmax Σ_i weights_i · log p(x_i | params) + log p(params).
@@ -100,6 +103,8 @@ def fit(
         optimum, from one linear solve; NaN where `result.gradient_ok` is False. "unrolled": the
         derivative of exactly max_iter steps, an int, also by the start; memory grows with
         max_iter. "one_step": of the last step alone, cheap and biased. "none": a TypeError.
+      trace: whether every step is recorded, in `result.trace`. The host then waits for each step,
+        so that a fit takes longer. Of one data set, outside of `jit`, `vmap` and `grad`.
 
     Returns:
       A `Result`. `result.status` says how the fit ended; nothing raises from inside a compiled fit.
@@ -116,7 +121,7 @@ def fit(
     is_batch = isinstance(data, Batch)
     raw = data.data if is_batch else data
     options = (key, init, restarts, weights, method, tol, max_iter, criterion, lanes, gradient)
-    options = dict(zip(OPTIONS, options, strict=True))
+    options = dict(zip(OPTIONS, (*options, trace), strict=True))
     if isinstance(data, Moments):
         return _fit_moments(model, data, options)
     if needs_float64(raw, is_batch) and not in_jit():
@@ -132,7 +137,7 @@ def fit(
         model, on_auto, options = moved((model, raw, options), mesh, auto)
         with jax.set_mesh(auto):
             result = fit(model, Batch(on_auto) if is_batch else on_auto, **options)
-        return moved(result, auto, mesh).about(raw, weights)
+        return moved(result, auto, mesh).about(raw, weights, column_names(data))
     model = adopt(model)
     if not isinstance(restarts, Restarts):
         restarts = integer(restarts, "restarts", 1)
@@ -141,6 +146,9 @@ def fit(
     if isinstance(method, type) or not callable(getattr(method, "evaluate", None)):
         raise TypeError(f"method must be jaxem.EM() or jaxem.OnlineEM(), got {method!r}")
     gradient.check(method, max_iter, restarts)
+    if trace and (is_batch or gradient.unrolls):
+        got = "a Batch, of which x[i] alone has one" if is_batch else 'gradient="unrolled"'
+        raise TypeError(f"trace=True records the climb of one data set, got {got}")
     limits = (1e-6 if tol is None else tolerance(tol), iteration_limit(max_iter))
     if isinstance(init, str):
         init = NAMED[one_of(init, "init", NAMED)]
@@ -160,16 +168,21 @@ def fit(
         warn_of_lost_digits(x)
         weights = weights if names is None else names.weights(weights)
         weights = checks.as_weights(weights, n, float_dtype(x))
-        result = _fit_one(model, x, n, weights, *call)
+        with recording(trace) as recorder:
+            result = _fit_one(model, x, n, weights, *call)
         model = result.model
     if is_traced(result):
+        if trace:
+            raise TypeError("trace=True needs the host, outside of jit, vmap and grad")
         return result
+    if trace:
+        result = dataclasses.replace(result, trace=trace_of(recorder, result.restarts))
     resolves_small_gains = (
         x is not None and isinstance(method, EM) and method.gains_from_steps(model, x)
     )
     names = column_names(data)
     result = report(result, model, x, weights, tol, resolves_small_gains, names)
-    return result.about(data.data if is_batch else x, weights)
+    return result.about(data.data if is_batch else x, weights, names)
 
 
 def _fit_moments(model, moments, options):

@@ -8,6 +8,7 @@ import jax.monitoring
 import jaxem
 from jaxem.analysis import padded_mixtures as padded
 from jaxem.analysis.free_energy import ascent, decompose
+from jaxem.analysis.plot.ellipses import ellipses
 from jaxem.data import arrays
 from jaxem.data.arrays import as_data
 from jaxem.data.batch import as_blocks, padded_length
@@ -87,6 +88,7 @@ __all__ = [
     "decompose",
     "domains",
     "durations",
+    "ellipses",
     "evaluate",
     "exp_digamma",
     "expectation",

@@ -24,7 +24,7 @@ def short_slices(monkeypatch):
     seen = []
 
     class Bar(slices._Silent):
-        def update(self, count):
+        def update(self, count, steps=None, objective=None):
             seen.append(count + (seen or [0])[-1])
 
     monkeypatch.setattr(tuning, "STEP_SECONDS", 1e-4)
@@ -90,6 +90,40 @@ def test_nobody_looks_on_and_nothing_is_printed(capsys):
     with slices.bar(10, slices.FITS, True) as bar:
         bar.update(3)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture
+def a_terminal(monkeypatch):
+    """A bar is shown at once, as to a user at a terminal."""
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(slices, "_can_be_seen", lambda: True)
+    monkeypatch.setattr(slices, "SECONDS_BEFORE_BAR", 0)
+
+
+def test_a_bar_says_fits_steps_and_objective(a_terminal, short_slices, monkeypatch, capsys):
+    monkeypatch.setattr(slices, "bar", lambda total, unit, wanted: slices._Bar(total, unit, "fit"))
+    monkeypatch.setattr(slices._Bar, "__init__", quick(slices._Bar.__init__))
+    result = jaxem.fit(MODEL, REAL, key=0, restarts=5)
+    shown = capsys.readouterr().err
+    assert "5/5" in shown and f"{result.restarts.n_iter.max()} steps" in shown
+    assert f"objective {float(result.objective):.7g}" in shown
+
+
+def quick(init):
+    """A bar that is drawn at every update."""
+
+    def changed(self, *args):
+        init(self, *args)
+        self.bar.mininterval = self.bar.miniters = 0
+
+    return changed
+
+
+def test_select_has_one_bar_of_its_models(a_terminal, monkeypatch, capsys):
+    monkeypatch.setattr(slices._Bar, "__init__", quick(slices._Bar.__init__))
+    jaxem.select(REAL, [MODEL], key=0, restarts=5)
+    shown = capsys.readouterr().err
+    assert "jaxem.select" in shown and "1/1" in shown and "jaxem.fit" not in shown
 
 
 @pytest.mark.parametrize("batched", [False, True])

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxem.analysis import printed
 from jaxem.protocol.status import Status
 from jaxem.results.result import Result
 
@@ -35,6 +36,15 @@ class BatchSelection:
         chosen = set(self.winner.tolist()) - {-1}
         fits = {j: jax.device_get(self.results[j]).like(self.results[j]) for j in chosen}
         return [None if j < 0 else fits[j][i] for i, j in enumerate(self.winner.tolist())]
+
+    def to_dataframe(self):
+        """A pandas data frame with a row for every data set and model, as that of a `Selection`,
+        with the number of the data set. Raises ImportError where pandas is missing."""
+        models = self.scores.shape[1]
+        chosen = [self.winner[row.data_set] == i % models for i, row in enumerate(self.table)]
+        frame = printed.table_frame(self.table).assign(chosen=chosen)
+        frame.insert(0, "data_set", [row.data_set for row in self.table])
+        return frame
 
     def __len__(self):
         """The number of data sets."""

@@ -11,6 +11,7 @@ from jaxem.models.hmm.semi_markov import SemiMarkov
 from jaxem.models.lda.lda import LDA
 from jaxem.models.mixture import Mixture
 from jaxem.protocol.status import Status
+from jaxem.results.frames import as_frame
 
 SOUND = (Status.CONVERGED, Status.MAX_ITER)
 """The statuses of fits whose likelihoods can be compared. Only such a fit can be chosen."""
@@ -109,6 +110,15 @@ def structure_lines(selection):
             cells = (score.get((name, k), "") for name in block)
             lines.append(f"{k:>3}" + "".join(f"{cell:>{width}}" for cell in cells))
     return [line.rstrip() for line in lines]
+
+
+def table_frame(table):
+    """The rows of a selection as a pandas data frame."""
+    columns = {"name": [row.name for row in table]}
+    columns |= {"k": [row.k for row in table], "n_parameters": [row.n_parameters for row in table]}
+    columns["log_likelihood"] = [row.log_likelihood for row in table]
+    columns["score"] = [row.score for row in table]
+    return as_frame(columns | {"status": [row.status.name for row in table]})
 
 
 def grid_lines(selection):

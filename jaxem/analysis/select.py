@@ -26,7 +26,9 @@ from jaxem.models.mixture import FiniteMixture
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.starts import NAMED, Start
 from jaxem.protocol.status import MEANING, Status, collected_warnings, sentence, warn
+from jaxem.results.columns import column_names
 from jaxem.results.result import Result
+from jaxem.solver import host
 from jaxem.solver.restarts import Restarts
 from jaxem.solver.threads import in_threads
 
@@ -75,6 +77,13 @@ class Selection:
     def best(self) -> Result | None:
         """The winner's `Result`; None where no fit is sound."""
         return None if self.winner is None else self.results[self.winner]
+
+    def to_dataframe(self):
+        """A pandas data frame with a row for every model: its name, k, n_parameters,
+        log_likelihood, score, the name of its status, and whether it was chosen. Raises ImportError
+        where pandas is missing."""
+        frame = printed.table_frame(self.table)
+        return frame.assign(chosen=[i == self.winner for i in range(len(self.table))])
 
     def save(self, path) -> None:
         """Writes the selection to a file for `jaxem.load`, as `Result.save` does.
@@ -198,6 +207,7 @@ def select(
     key = as_key(key)
     if not isinstance(restarts, Restarts):
         restarts = integer(restarts, "restarts", 1)
+    columns = column_names(x)
     if not isinstance(x, Batch):
         x, _, groups_of_rows = as_units(x)
         if groups_of_rows is not None:
@@ -206,6 +216,9 @@ def select(
     options |= {"tol": tol, "max_iter": max_iter}
     with collected_warnings() as texts:
         results = _fit_all(names, models, x, key, init, options)
+    for result in results:
+        if columns is not None and result.own_data is not None:
+            result.about(*result.own_data, columns)
     for text in dict.fromkeys(texts):
         if "did not converge" not in text:  # the table says which did not, in one warning
             warn(text, stacklevel=2)
@@ -255,7 +268,14 @@ def _fit_all(names, models, x, key, init, options):
             raise
 
     jobs = [*padded_groups, *([i] for i in sorted(single_models))]
-    fitted = in_threads(fit_group, jobs)
+    with host.bar(len(models), host.MODELS, True, "jaxem.select") as bar:
+
+        def counted(group):
+            results = fit_group(group)
+            bar.update(len(group))
+            return results
+
+        fitted = in_threads(counted, jobs)
     pairs = zip(jobs, fitted, strict=True)
     by_model = {i: r for job, fits in pairs for i, r in zip(job, fits, strict=True)}
     return [by_model[i] for i in range(len(models))]

@@ -97,11 +97,20 @@ def as_array(value, name: str, keep_integers: bool = False):
         )
     if not _is_real(array.dtype):
         raise TypeError(
-            f"{name} has dtype {array.dtype}: pass real numbers, with categories coded 0, 1, ..."
+            f"{name} has dtype {array.dtype}{_of_columns(value)}: pass real numbers, with "
+            "categories coded 0, 1, ..."
         )
     if keep_integers and array.dtype.kind in "biu":
         return _small_integers(array, name)
     return _cast(array)
+
+
+def _of_columns(frame) -> str:
+    """Which columns of a data frame hold no numbers, in words; "" for other values."""
+    if not hasattr(frame, "columns"):
+        return ""
+    found = [str(c) for c in frame.columns if not _is_real(np.asarray(frame[c]).dtype)]
+    return f" in column{'s' * (len(found) > 1)} " + ", ".join(map(repr, found)) if found else ""
 
 
 def _require_array_like(value, name):
@@ -235,9 +244,9 @@ def explain_bad_weights(weights) -> str | None:
     return None
 
 
-def explain_bad_input(model, x, weights) -> str:
+def explain_bad_input(model, x, weights, names=None) -> str:
     """A sentence on the values that made a fit end as BAD_INPUT or EMPTY: how many they are, and
-    the position of the first."""
+    the position of the first. names: of the columns of x, where it was a data frame."""
     n = jax.tree.leaves(x)[0].shape[0]
     weight = np.ones(n) if weights is None else np.asarray(weights)
     if (explanation := explain_bad_weights(weight)) is not None:
@@ -256,9 +265,11 @@ def explain_bad_input(model, x, weights) -> str:
             are_few = bool(is_wrong.reshape(n, -1).any(1).sum() <= n / 2)
             drop = "give such units weight 0 or remove them"
             remedies = [remedy] * bool(remedy) + [drop] * are_few
+            column = name in ("", ".x") and names and len(at) == 2 and f" in {names[at[1]]!r}"
             return (
                 f"data{name} holds {count} value{'s' * (count > 1)} outside the model's support, "
-                f"the first at index {at if len(at) > 1 else at[0]}: {leaf[at]}; it takes "
+                f"the first at index {at if len(at) > 1 else at[0]}{column or ''}: {leaf[at]}; it "
+                "takes "
                 f"{accepted}: " + (", or ".join(remedies) or "use a model that takes such data")
             )
     return "the data hold values outside the model's support"

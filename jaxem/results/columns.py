@@ -2,11 +2,19 @@
 
 import numpy as np
 
+from jaxem.data.batch import Batch
+from jaxem.data.data import Data
 from jaxem.numerics import tuning
 
 
 def column_names(data) -> list[str] | None:
-    """The names of the columns of a data frame; None where columns have only numbers."""
+    """The names of the columns of a data frame, of that in `Data`, or of all data sets of a
+    `Batch` where they are the same; None where columns have only numbers."""
+    if isinstance(data, Data):
+        data = data.x
+    if isinstance(data, Batch):
+        each = [column_names(one) for one in data.data] if isinstance(data.data, list) else [None]
+        return each[0] if all(names == each[0] for names in each) else None
     names = getattr(data, "columns", None)
     return None if names is None else [str(name) for name in names]
 

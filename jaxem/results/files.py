@@ -3,6 +3,7 @@
 import dataclasses
 
 from jaxem.numerics.storage import DAMAGE, decode, encode, read, write
+from jaxem.results.trace import Trace
 from jaxem.solver.problem import Fit
 from jaxem.wrappers.adopt import adopt
 
@@ -25,6 +26,7 @@ def save(result, path) -> None:
         content["model"] = encode(result.model, arrays)
     except ValueError:
         content["model"] = None
+    content["trace"] = None if result.trace is None else encode(vars(result.trace), arrays)
     content |= {"format": FORMAT, "data_shape": list(result.data_shape)}
     content |= {name: encode(getattr(result, name), arrays) for name in ENDS}
     write(path, content, arrays)
@@ -45,6 +47,7 @@ def load(path, model, find):
         restarts = decode(content["restarts"], arrays, find)
         saved = decode(content["model"], arrays, find)
         shape = tuple(content["data_shape"])
+        trace = decode(content.get("trace"), arrays, find)
         ends = [decode(content[name], arrays, find) for name in ENDS]
     except FileNotFoundError:
         raise
@@ -53,4 +56,4 @@ def load(path, model, find):
     if model is None and saved is None:
         raise ValueError(f"{path} was saved from a model of your own: call load(path, model=...)")
     model = saved if model is None else adopt(model)
-    return model, Fit(**fields), restarts, shape, None, *ends
+    return model, Fit(**fields), restarts, shape, None, *ends, trace and Trace(**trace)

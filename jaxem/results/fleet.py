@@ -166,6 +166,33 @@ def table(result) -> dict[str, Any]:
     return columns | {"bic": np.atleast_1d(np.asarray(result.bic()))}
 
 
+def part(result, index):
+    """The `Result` of one fit of a batch, or the smaller batch of a slice or an array of
+    indices."""
+    of_batch = result.shares_model and np.ndim(result.status) == 1  # the axis of a Batch, not vmap
+
+    def taken(tree):
+        return jax.tree.map(lambda a: a[index], tree)
+
+    numeric = result._numeric if of_batch else taken(result._numeric)
+    status, sizes = taken((result.status, result.n_units))
+    shape, still_batch = result.data_shape, result.shares_model
+    if of_batch and np.ndim(status):
+        shape = (np.shape(status)[0], *shape[1:])
+    elif np.ndim(status) == 0 and (of_batch or sizes is not None):
+        known = sizes is not None and not is_traced(sizes)
+        n, rest = shape[int(of_batch) :][0], shape[1 + int(of_batch) :]
+        shape, still_batch, sizes = (int(sizes) if known else n, *rest), False, None
+    fits = taken((result.best_fit, result.restarts))
+    ends = taken((result.gradient_ok, result.total_weight))
+    model = merge(numeric, result._structure)
+    one = result.of(model, *fits, shape, *ends, sizes, still_batch)
+    if result.own_data is None:
+        return one
+    sets = (data_set_at(data, index) for data in result.own_data)
+    return one.about(*sets, result.column_names)
+
+
 @jax.jit
 def _weighted(evidence, weights):
     return jnp.where(weights > 0, weights * evidence, 0).sum(1)
@@ -192,30 +219,3 @@ def _require_sound_weights(blocks):
             explanation = explain_bad_weights(weights[:n])
             if explanation is not None:
                 raise ValueError(f"data set {i}: {explanation}")
-
-
-def part(result, index):
-    """The `Result` of one fit of a batch; a smaller batch for a slice or an array of indices."""
-    of_batch = result.shares_model and np.ndim(result.status) == 1  # the axis of a Batch, not vmap
-
-    def part(tree):
-        return jax.tree.map(lambda a: a[index], tree)
-
-    numeric = result._numeric if of_batch else part(result._numeric)
-    status, sizes = part((result.status, result.n_units))
-    shape, still_batch = result.data_shape, result.shares_model
-    if of_batch and np.ndim(status):
-        shape = (np.shape(status)[0], *shape[1:])
-    elif np.ndim(status) == 0 and (of_batch or sizes is not None):
-        known = sizes is not None and not is_traced(sizes)
-        n, rest = shape[int(of_batch) :][0], shape[1 + int(of_batch) :]
-        shape, still_batch, sizes = (int(sizes) if known else n, *rest), False, None
-    parts = part((result.restarts, result.gradient_ok, result.total_weight))
-    restarts, ok, total = parts
-    model = merge(numeric, result._structure)
-    found = type(result).of(
-        model, part(result.best_fit), restarts, shape, ok, total, sizes, still_batch
-    )
-    if result.own_data is None:
-        return found
-    return found.about(*(data_set_at(data, index) for data in result.own_data))

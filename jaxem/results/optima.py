@@ -9,6 +9,7 @@ from jaxem.data.options import tolerance
 from jaxem.numerics.rounding import ROUNDING
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.status import Status
+from jaxem.results.frames import as_frame
 
 
 class Optimum(NamedTuple):
@@ -42,6 +43,20 @@ class Optima(tuple):
 
     def __getnewargs__(self):
         return tuple(self), self.unfinished
+
+    def to_dataframe(self):
+        """A pandas data frame with a row for every optimum, then one for every status of restarts
+        that did not converge: status, objective, count, share of all restarts, and the index of the
+        best restart; NaN and −1 where there is none. Raises ImportError where pandas is missing."""
+        total = sum(optimum.count for optimum in self) + sum(self.unfinished.values())
+        rows = [(Status.CONVERGED.name, *optimum) for optimum in self]
+        rows += [
+            (status.name, np.nan, count, count / total, -1)
+            for status, count in self.unfinished.items()
+        ]
+        names = ("status", "objective", "count", "share", "index")
+        columns = zip(*rows, strict=True) if rows else ((),) * len(names)
+        return as_frame({n: list(column) for n, column in zip(names, columns, strict=True)})
 
     def __repr__(self):
         lines = ["    objective  count   share  restart"]

@@ -37,7 +37,7 @@ def report(
         return _report_batch(result, tol)
     status = int(result.status)
     if status in (Status.BAD_INPUT, Status.EMPTY):
-        raise ValueError(checks.explain_bad_input(model, x, weights))
+        raise ValueError(checks.explain_bad_input(model, x, weights, names))
     is_requested = status == Status.MAX_ITER and (tol == 0 or int(result.n_iter) == 0)
     mean_field_model = factored(model) if status == Status.NONFINITE else None
     if mean_field_model is not None and not jax.jit(mean_field_model.exact)(result.params, x):

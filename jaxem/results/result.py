@@ -17,6 +17,7 @@ from jaxem.protocol.capabilities import Sampled, defines, has
 from jaxem.protocol.model import name_of
 from jaxem.protocol.status import FitError, Status, sentence
 from jaxem.results import answers, fleet, printed, totals
+from jaxem.results.frames import as_frame
 from jaxem.solver.problem import Fit
 
 
@@ -37,7 +38,8 @@ class Result(Fit):
     of `Sequences` over the rows that are not missing, with groups over rows.
     data_shape: the shape of the data, of their first array where they are a tree; (b, n, ...) of a
     `Batch`, with n units in the longest data set. n_units: (b,), the units of every data set where
-    their numbers differ, else None. shares_model: whether the fits are those of a `Batch`.
+    their numbers differ, else None. shares_model: whether the fits are those of a `Batch`. trace: a
+    `Trace` of `fit(..., trace=True)`, else None.
 
     A pytree, so that it passes through `jit` and `vmap`. Methods that need data take them as an
     argument. The result of an eager `fit` has a reference to its own, for its `entropy` and `icl`,
@@ -52,6 +54,7 @@ class Result(Fit):
     total_weight: Any = None
     n_units: Any = None
     shares_model: bool = False
+    trace: Any = None
 
     @classmethod
     def of(
@@ -64,6 +67,7 @@ class Result(Fit):
         total_weight=None,
         n_units=None,
         shares_model: bool = False,
+        trace=None,
     ):
         """A result. gradient_ok None: whether the fit converged. total_weight None: the number of
         units."""
@@ -85,6 +89,7 @@ class Result(Fit):
             total_weight=total_weight,
             n_units=n_units,
             shares_model=bool(shares_model),
+            trace=trace,
         )
 
     @property
@@ -231,8 +236,9 @@ class Result(Fit):
         return self.bic(x, weights) + 2 * self.entropy(x, weights)
 
     def summary(self, names=None) -> str:
-        """The params as a table with a row for each component: coefficients of regressions, means,
-        weights. names: of the columns of x. TypeError for a batch."""
+        """A page about the fit: the model, sizes, log-likelihood, criteria, how it and its restarts
+        ended, warnings, and the params as tables with a row for each component. names: of the
+        columns of x; None: those of a data frame that was fitted. TypeError for a batch."""
         from jaxem.results.summary import summary
 
         return summary(self, names)
@@ -279,14 +285,7 @@ class Result(Fit):
     def to_dataframe(self):
         """A pandas data frame with a row for every data set of a batch: the name of its status,
         log_likelihood, n_iter, objective and bic. Raises ImportError where pandas is missing."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError(
-                "to_dataframe needs pandas, which is not installed: pip install pandas, or read "
-                "result.status, result.log_likelihood and result.bic()"
-            ) from error
-        return pandas.DataFrame(fleet.table(self))
+        return as_frame(fleet.table(self))
 
     def __len__(self):
         """The number of fits of a batch."""
@@ -310,7 +309,7 @@ class Result(Fit):
 
     def __reduce__(self):
         parts = (self.data_shape, self.gradient_ok, self.total_weight)
-        parts += (self.n_units, self.shares_model)
+        parts += (self.n_units, self.shares_model, self.trace)
         return Result.of, (self.model, self.best_fit, self.restarts, *parts)
 
     def __str__(self):
@@ -318,10 +317,11 @@ class Result(Fit):
 
     __repr__ = __str__
 
-    def about(self, x, weights):
-        """This result of an eager fit, with a reference to the data x and the weights of the fit,
-        for what is computed from them when it is asked for. Other results have none."""
-        vars(self)["_data"] = (x, weights)
+    def about(self, x, weights, names=None):
+        """This result of an eager fit, with a reference to the data x, the weights of the fit and
+        the names of the columns, for what is computed from them when it is asked for. Other results
+        have none."""
+        vars(self).update(_data=(x, weights), _names=names)
         return self
 
     def on_host(self):
@@ -332,12 +332,19 @@ class Result(Fit):
 
     def like(self, other):
         """This result with the data of the other one."""
-        return self if other.own_data is None else self.about(*other.own_data)
+        if other.own_data is None:
+            return self
+        return self.about(*other.own_data, other.column_names)
 
     @property
     def own_data(self):
         """(data, weights) of `about`; None without them."""
         return vars(self).get("_data")
+
+    @property
+    def column_names(self) -> list[str] | None:
+        """The names of the columns of the data frame that was fitted; None without them."""
+        return vars(self).get("_names")
 
     @property
     def best_fit(self) -> Fit:

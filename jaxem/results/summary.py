@@ -1,11 +1,21 @@
-"""The params of a fit as a table with one row a component."""
+"""The page about a fit: sizes, likelihood, criteria, components, restarts, warnings."""
+
+import contextlib
+import dataclasses
 
 import jax
 import numpy as np
 
+from jaxem.data.data import of_components
+from jaxem.models.hmm.chained import Chained
 from jaxem.models.mixing import MixtureParams
+from jaxem.models.mixture import FiniteMixture
 from jaxem.models.noise import NoiseMixtureParams
+from jaxem.protocol.spaces import PositiveDefinite, Simplex
+from jaxem.protocol.status import MEANING, Status
+from jaxem.protocol.wrapper import Wrapper
 from jaxem.results.printed import text
+from jaxem.results.separation import explain_separation
 
 MOST_COLUMNS = 24
 """Columns of a leaf of params that are shown; of a larger one only its shape is."""
@@ -15,33 +25,160 @@ def summary(result, names=None) -> str:
     """See `Result.summary`."""
     if np.ndim(result.status):
         raise TypeError("a batch has no summary: result[i].summary() is that of one fit")
+    names = result.column_names if names is None else names
+    lines = [*text(result).split("\n")[:1], "", *_sizes(result), "", *_restarts(result)]
+    found = _warnings(result)
+    if found:
+        lines += ["", "warnings", *(f"  {sentence}" for sentence in found)]
+    return "\n".join([*lines, *_tables(result, names)])
+
+
+def _sizes(result) -> list[str]:
+    """Sizes, likelihood and criteria, one a line."""
+    n, total = result._shape_of_one[0], float(result.total_weight)
+    likelihood, objective = float(result.log_likelihood), float(result.objective)
+    rows = [("units", f"{n}")]
+    rows += [("total weight", f"{total:.6g}")] * (total != n)
+    with contextlib.suppress(NotImplementedError):
+        rows.append(("free parameters", f"{int(result.n_parameters)}"))
+    rows.append(("log-likelihood", f"{likelihood:.4f}"))
+    rows += [("objective", f"{objective:.4f}")] * (abs(objective - likelihood) > 1e-6 * abs(total))
+    for name, criterion in (
+        ("AIC", result.aic),
+        ("BIC", result.bic),
+        ("ICL", result.icl),
+        ("entropy", result.entropy),
+    ):
+        with contextlib.suppress(TypeError, NotImplementedError):
+            rows.append((name, f"{float(criterion()):.4f}"))
+    width, numbers = max(len(name) for name, _ in rows), max(len(value) for _, value in rows)
+    return [f"{name:<{width}}  {value:>{numbers}}" for name, value in rows]
+
+
+def _restarts(result) -> list[str]:
+    """How the fit ended, and the statuses of the restarts."""
+    status, steps = Status(int(result.status)), int(result.n_iter)
+    lines = [f"{status.name} after {steps} EM steps"]
+    ended = np.asarray(result.restarts.status).ravel()
+    if len(ended) > 1:
+        codes, counts = np.unique(ended, return_counts=True)
+        pairs = sorted(zip(counts, codes, strict=True), reverse=True)
+        listed = ", ".join(f"{count} {Status(int(code)).name}" for count, code in pairs)
+        lines.append(f"restarts: {listed}")
+        found = result.optima()
+        if found:
+            best = found[0]
+            lines.append(
+                f"the best optimum, {best.objective:.7g}, was found by {best.count} of {len(ended)}"
+            )
+    return lines
+
+
+def _warnings(result) -> list[str]:
+    """What a reader of the tables should know first."""
+    status, found = Status(int(result.status)), []
+    if status != Status.CONVERGED:
+        found.append(f"{status.name}: {MEANING[status]}")
+    ended = np.asarray(result.restarts.status).ravel()
+    optima = result.optima()
+    if len(ended) > 1 and optima and optima[0].count == 1:
+        found.append("one restart alone found the best optimum: more may find a better one")
+    if result.own_data is not None:
+        sentence = explain_separation(result, result.model, *result.own_data)
+        found += [sentence] * (sentence is not None)
+    return found
+
+
+def _tables(result, names) -> list[str]:
+    """The params: first the numbers that are one for every component, then a table a leaf with one
+    row a component, then leaves that all components share."""
     k = result.model.domain.components
     params, noise = result.params, []
     if isinstance(params, NoiseMixtureParams):
         noise = ["", f"noise_weight {float(params.noise_weight):.6g}"]
         params = MixtureParams(params.weights, params.components)
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    tables, left_out = [], []
-    for path, leaf in leaves:
+    of_each = jax.tree.leaves(_have_components(result, params))
+    single, tables, shared, left_out = [], [], [], []
+    for (path, leaf), is_of_each in zip(leaves, of_each, strict=True):
         title = jax.tree_util.keystr(path, simple=True, separator=".")
         values = np.asarray(leaf)
-        if values.shape[:1] != (k,):
-            left_out.append(f"{title} {values.shape}, the same for all components")
-        elif values.size // k > MOST_COLUMNS:
-            left_out.append(f"{title} {values.shape}")
+        if values.size > MOST_COLUMNS * (k if is_of_each else 1):
+            all_share = "" if is_of_each else ", the same for all components"
+            left_out.append(f"{title} {values.shape}{all_share}")
+        elif not is_of_each:
+            rows = values.reshape(-1, values.shape[-1]) if values.ndim else values[None, None]
+            headings = _headings(result, title, rows, names) if values.ndim else [""]
+            shared += ["", f"{title}, the same for all components", *_table(headings, rows, "row")]
+        elif values.ndim == 1:
+            single.append((title.rsplit(".", 1)[-1], values))
         else:
-            tables.append((title, _headings(result, title, values, names), values))
-    lines = [text(result)]
-    for title, headings, values in tables:
-        lines += ["", title, *_table(headings, values.reshape(k, -1))]
-    lines += noise
-    return "\n".join(lines + [""] * bool(left_out) + left_out)
+            headings = _headings(result, title, values, names)
+            tables += ["", title, *_table(headings, values.reshape(k, -1))]
+    lines = []
+    if single:
+        headings = [title for title, _ in single]
+        lines = ["", *_table(headings, np.stack([values for _, values in single], 1))]
+    return lines + tables + shared + noise + [""] * bool(left_out) + left_out
+
+
+def _have_components(result, params):
+    """Which leaves of params have a leading axis of components, a tree like params.
+
+    The axis of a bank's leaf is the one that grows with the number of components; where the data of
+    the fit are not at hand to ask the bank, a leaf of k entries whose own numbers have no axis.
+    """
+    model = _unwrapped(result.model)
+    k = result.model.domain.components
+    found = jax.tree.map(lambda leaf: np.shape(leaf)[:1] == (k,), params)
+    for kind, name in ((FiniteMixture, "components"), (Chained, "emissions")):
+        if isinstance(model, kind):
+            of_bank = _not_matrices(model.bank, vars(params)[name], vars(found)[name])
+            with contextlib.suppress(TypeError, ValueError, AttributeError, NotImplementedError):
+                of_bank = _grows(model.bank, _data_of_bank(result), k)
+            return dataclasses.replace(found, **{name: of_bank})
+    return found
+
+
+def _not_matrices(bank, params, found):
+    """`found` without the leaves that are one value of their space: a matrix for all components."""
+
+    def is_of_each(space, leaf, has_k):
+        own_axes = 2 if isinstance(space, PositiveDefinite) else isinstance(space, Simplex)
+        return has_k and np.ndim(leaf) > own_axes
+
+    return jax.tree.map(is_of_each, bank.spaces(params), params, found)
+
+
+def _data_of_bank(result):
+    """The data of the fit for its bank, or rows of the same width."""
+    data = None if result.own_data is None else of_components(result.own_data[0])
+    if data is None or not jax.tree_util.all_leaves([data]):
+        shape = (4, *result._shape_of_one[1:]) if data is None else None
+        return data if shape is None else jax.ShapeDtypeStruct(shape, np.float32)
+    return data
+
+
+def _grows(bank, x, k: int):
+    """Which leaves of the params of a bank have one entry more for one component more."""
+    n = jax.tree.leaves(x)[0].shape[0]
+
+    def shapes(k):
+        weights = jax.ShapeDtypeStruct((n, k), np.float32)
+        return jax.eval_shape(bank.init, jax.random.key(0), x, weights)
+
+    def grows(a, b):
+        return a.shape[:1] == (k,) and b.shape[:1] == (k + 1,)
+
+    return jax.tree.map(grows, shapes(k), shapes(k + 1))
+
+
+def _unwrapped(model):
+    return _unwrapped(model.wrapped) if isinstance(model, Wrapper) else model
 
 
 def _headings(result, title, values, names):
     """The names of the columns of a leaf (k, ...); of regressors x[0], x[1], … by default."""
-    if values.ndim == 1:
-        return [""]
     width = values[0].size
     if title.endswith("coefficients"):
         is_gate = title.startswith("gate")
@@ -53,10 +190,12 @@ def _headings(result, title, values, names):
             return ["intercept"] * (width - p) + of_columns
     if values.ndim == 2 and names is not None and len(names) == width:
         return [str(name) for name in names]
+    if values.shape[1:] == (len(names or ()),) * 2:
+        return [f"{a},{b}" for a in names for b in names]
     return [str(list(index)) for index in np.ndindex(values.shape[1:])]
 
 
-def _table(headings, values):
+def _table(headings, values, of="component"):
     """Lines of a table with a row for each component, in six digits."""
     cells = [[f"{value:.6g}" for value in row] for row in values.tolist()]
     columns = list(zip(*cells, strict=True))
@@ -64,7 +203,7 @@ def _table(headings, values):
     lines = []
     if any(headings):
         heads = "  ".join(h.rjust(w) for h, w in zip(headings, widths, strict=True))
-        lines.append(f"{'component':>9}  {heads}")
+        lines.append(f"{of:>9}  {heads}")
     for j, row in enumerate(cells):
         lines.append(f"{j:>9}  " + "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)))
     return lines

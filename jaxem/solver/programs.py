@@ -13,7 +13,7 @@ import numpy as np
 from jaxem.numerics import rows, tuning
 from jaxem.numerics.tree import in_jit, is_traced, merge, split
 from jaxem.protocol.status import HANDED_OVER
-from jaxem.solver import devices, host, parts, threads
+from jaxem.solver import devices, host, parts, recording, threads
 from jaxem.solver.axes import as_sets, best_of, canonical, typed
 from jaxem.solver.host import is_long
 from jaxem.solver.restarts import Restarts, continued, promising
@@ -25,6 +25,7 @@ from jaxem.solver.solve import (
     many,
     single,
     transformable,
+    watch,
 )
 
 
@@ -41,6 +42,8 @@ def search(numeric, x, weights, start, tol, max_iter, *, plan):
     first = plan._replace(restarts=restarts.count)
     every = _climb(numeric, x, weights, start, tol, screen, plan=first)[1]
     index, start = _promising(every, restarts.keep)
+    if recording.current() is not None:
+        recording.current().index = np.asarray(index)
     model, method, _ = merge(numeric, plan.structure)
     numeric, structure = split((model, method, None))
     second = plan._replace(structure=structure, given=True, restarts=restarts.keep)
@@ -83,6 +86,8 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
         plan = plan._replace(shards=devices.shards(x))
     size = sets if plan.batched else plan.restarts
     spread = devices.spread(args, plan.batched, size, seconds)
+    if recording.current() is not None:
+        spread, seconds, plan = None, 0, recording.one_step_a_slice(plan)
     count = parts.number_of_parts(size, seconds)
     if count > 1 and not (parts.are_ours(model, method, rule) and devices.on_default_device(args)):
         count = 1
@@ -149,7 +154,8 @@ def _climb_part(effort, cost, bar, numeric, x, weights, start, tol, max_iter, *,
     batched, restarts = plan.batched, plan.restarts
     fits = restarts * (jax.tree.leaves(x)[0].shape[0] if batched else 1)
     steps = plan.stopping.most(max_iter)
-    if not is_long(cost * fits, steps):
+    recorder = recording.current()
+    if recorder is None and not is_long(cost * fits, steps):
         if fits == 1 and not batched and plan.stopping.accelerates:
             return _climb_single(effort, *args, plan=plan)
         best, every = SOLVE(effort, *args, plan=plan, transformed=False)
@@ -166,7 +172,18 @@ def _climb_part(effort, cost, bar, numeric, x, weights, start, tol, max_iter, *,
     sets = jax.eval_shape(lambda x: problems.on(as_sets(x, batched)).data, x)
     width, steps = lane_plan(plan, problems.climbed, sets, fits)
     work = cost * (width * steps if fits > 1 else 1)
-    queue = host.run_in_slices(advance_slice, queue, work, bar)
+    record = None
+    if recorder is not None:
+        recorder.begin()
+
+        def record(before, queue):
+            recorder.add(WATCH(effort, problems, x, before, queue, batched=batched))
+
+    def objective(queue):
+        return float(END(effort, problems, x, queue, **form)[0].objective)
+
+    objective = None if batched or plan.spread is not None else objective
+    queue = host.run_in_slices(advance_slice, queue, work, bar, record, objective)
     best, every = END(effort, problems, x, queue, **form)
     threads.until_ready(best.status)
     return best, every
@@ -219,6 +236,12 @@ def _advance(problems, x, queue, ends, budget, *, batched, spread):
     """The next slice of a long climb."""
     with rows.sharded(problems.plan.shards):
         return advance(problems.on(as_sets(x, batched)), queue, ends, budget, spread)
+
+
+def _watch(problems, x, before, queue, *, batched):
+    """What is recorded of a slice of one step."""
+    with rows.sharded(problems.plan.shards):
+        return watch(problems.on(as_sets(x, batched)), before, queue)
 
 
 def _end(problems, x, queue, *, batched, spread):
@@ -307,6 +330,7 @@ EFFORTS = {
 SOLVE = Program(_solve, "plan", "transformed")
 BEGIN = Program(_begin, "plan")
 ADVANCE = Program(_advance, "batched", "spread")
+WATCH = Program(_watch, "batched")
 END = Program(_end, "batched", "spread")
 
 

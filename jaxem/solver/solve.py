@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxem.numerics.tree import merge, select
 from jaxem.passes.collect import unprepared
 from jaxem.protocol.status import HANDED_OVER, Status
-from jaxem.solver import lanes, loop
+from jaxem.solver import lanes, loop, recording
 from jaxem.solver.problem import Fit, Plan, Problem, finish
 
 
@@ -119,6 +119,22 @@ def end(problems: Problem, queue, spread=None) -> Fit:
         return over(lambda state: finish(problem, state), states, max(1, width // sets))
 
     return over(lambda args: close(*args), (problems, queue), width)
+
+
+def watch(problems: Problem, before, queue):
+    """The `recording.Step` (B, R) of the last round of unfinished states. before: the states before
+    it."""
+    sets, restarts = queue.status.shape
+    width, _ = lane_plan(problems.plan, problems.climbed, problems.data, sets * restarts)
+
+    def of_set(problem, before, states):
+        def of_one(pair):
+            before, state = pair
+            return recording.measured(problem, before.params, state, finish(problem, state))
+
+        return over(of_one, (before, states), max(1, width // sets))
+
+    return over(lambda args: of_set(*args), (problems, before, queue), width)
 
 
 def lane_plan(plan: Plan, model, x, count: int) -> tuple[int, int]:

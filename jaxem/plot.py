@@ -1,0 +1,1 @@
+from jaxem.analysis.plot import *  # noqa: F403 - a public path
