@@ -388,3 +388,6 @@ took 65: XLA fuses more, and computes more anew)."""
 
 MAP_NUMBERS = 2**20
 """Numbers of a (w, k, l) block of documents in a step of the stationary map."""
+
+DIRECTIONS, CURVATURE_NUMBERS = 64, 2**18
+"""The most directions of a block of second derivatives, and directions × numbers of a chunk."""

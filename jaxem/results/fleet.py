@@ -17,7 +17,7 @@ from jaxem.data.batch import (
     is_list,
 )
 from jaxem.data.grouped import unit_shape
-from jaxem.numerics.tree import is_traced
+from jaxem.numerics.tree import is_traced, merge
 from jaxem.protocol.model import name_of
 from jaxem.protocol.status import Status
 from jaxem.results import answers
@@ -183,3 +183,40 @@ def _require_sound_weights(blocks):
             explanation = explain_bad_weights(weights[:n])
             if explanation is not None:
                 raise ValueError(f"data set {i}: {explanation}")
+
+
+def frame(result):
+    """See `Result.to_dataframe`."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError(
+            "to_dataframe needs pandas, which is not installed: pip install pandas, or read "
+            "result.status, result.log_likelihood and result.bic()"
+        ) from error
+    return pandas.DataFrame(table(result))
+
+
+def part(result, index):
+    """`result[index]` of a batch."""
+    of_batch = result.shares_model and np.ndim(result.status) == 1  # the axis of a Batch, not vmap
+
+    def part(tree):
+        return jax.tree.map(lambda a: a[index], tree)
+
+    numeric = result._numeric if of_batch else part(result._numeric)
+    status, sizes = part((result.status, result.n_units))
+    shape, still_batch = result.data_shape, result.shares_model
+    if of_batch and np.ndim(status):
+        shape = (np.shape(status)[0], *shape[1:])
+    elif of_batch:
+        known = sizes is not None and not is_traced(sizes)
+        shape, still_batch = (int(sizes) if known else shape[1], *shape[2:]), False
+        sizes = None
+    restarts, ok, total = part((result.restarts, result.gradient_ok, result.total_weight))
+    model = merge(numeric, result._structure)
+    best = part(result.best_fit)
+    smaller = type(result).of(model, best, restarts, shape, ok, total, sizes, still_batch)
+    if result.own_data is None:
+        return smaller
+    return smaller.about(*(data_set_at(data, index) for data in result.own_data))

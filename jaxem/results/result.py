@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.data.batch import data_set_at
 from jaxem.data.grouped import unit_shape
 from jaxem.data.options import as_key, integer
 from jaxem.data.precision import in_own_precision, on_host
@@ -225,6 +224,33 @@ class Result(Fit):
 
         return summary(self, names)
 
+    def standard_errors(
+        self, x, weights=None, method="observed", cluster=None, of=None, pinv=False
+    ):
+        """Standard errors of all params, of maximum likelihood or, with a prior, of the largest
+        posterior density: an `Uncertainty`, whose `print` is a table.
+
+        Args:
+          x, weights: the data of the fit and their weights, which count as repetitions: the errors
+            are those of Σw units. With groups the unit is the group.
+          method: "observed": the inverse Hessian of the log-likelihood; "sandwich": robust where
+            the model is wrong, H⁻¹ (Σ w s sᵀ) H⁻¹ of the scores s of units, without n / (n − 1);
+            "empirical": (Σ w s sᵀ)⁻¹.
+          cluster: (n,), names of clusters of dependent units, whose scores are added up first.
+          of: a function params -> number or tree of arrays, whose errors are wanted instead, by the
+            delta method.
+          pinv: whether params that the data do not identify get errors by the pseudo-inverse.
+
+        Computed in float64. Entries on a bound (a weight or a probability of 0), of components
+        without weight, and those that the data do not identify have the error NaN, and `notes` say
+        so; the errors of all others are those with the former held there. Warns where the params
+        are no maximum. TypeError for a model without `spaces` or with a bound in place of the
+        likelihood, for a batch and under jit.
+        """
+        from jaxem.results.errors import standard_errors
+
+        return standard_errors(self, x, weights, method, cluster, of, pinv)
+
     @property
     @in_own_precision
     def separated(self):
@@ -267,14 +293,7 @@ class Result(Fit):
     def to_dataframe(self):
         """A pandas data frame with a row for every data set of a batch: the name of its status,
         log_likelihood, n_iter, objective and bic. Raises ImportError where pandas is missing."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError(
-                "to_dataframe needs pandas, which is not installed: pip install pandas, or read "
-                "result.status, result.log_likelihood and result.bic()"
-            ) from error
-        return pandas.DataFrame(fleet.table(self))
+        return fleet.frame(self)
 
     def __len__(self):
         """The number of fits of a batch."""
@@ -294,29 +313,7 @@ class Result(Fit):
         """The `Result` of one fit of a batch; a smaller batch for a slice or an array of
         indices."""
         self._require_fleet("it cannot be indexed")
-        of_batch = self.shares_model and np.ndim(self.status) == 1  # the axis of a Batch, not vmap
-
-        def part(tree):
-            return jax.tree.map(lambda a: a[index], tree)
-
-        numeric = self._numeric if of_batch else part(self._numeric)
-        status, sizes = part((self.status, self.n_units))
-        shape, still_batch = self.data_shape, self.shares_model
-        if of_batch and np.ndim(status):
-            shape = (np.shape(status)[0], *shape[1:])
-        elif of_batch:
-            known = sizes is not None and not is_traced(sizes)
-            shape, still_batch = (int(sizes) if known else shape[1], *shape[2:]), False
-            sizes = None
-        parts = part((self.restarts, self.gradient_ok, self.total_weight))
-        restarts, ok, total = parts
-        model = merge(numeric, self._structure)
-        result = Result.of(
-            model, part(self.best_fit), restarts, shape, ok, total, sizes, still_batch
-        )
-        if self.own_data is None:
-            return result
-        return result.about(*(data_set_at(data, index) for data in self.own_data))
+        return fleet.part(self, index)
 
     def __reduce__(self):
         parts = (self.data_shape, self.gradient_ok, self.total_weight)
