@@ -124,12 +124,17 @@ def _computed(result, x, weights, method, clusters, of, pinv) -> Uncertainty:
     names = entry_names(estimates)
     is_maximum = method == "empirical" or found.is_maximum
     reasons = {
-        "on a bound": _held(jacobian, found.kept) | (of is None) & _at_limit(spaces, params),
-        "not identified by these data": _depends(jacobian[:, found.kept] * found.scale,
-                                                 unidentified) & (not pinv),
-        "without a finite estimate, since their component is separated": _separated(
-            result, x, weights, names) if of is None else np.zeros(len(names), bool),
-    }  # fmt: skip
+        "on a bound": _held(jacobian, found.kept),
+        "not identified by these data": _depends(
+            jacobian[:, found.kept] * found.scale, unidentified
+        )
+        & (not pinv),
+    }
+    if of is None:
+        reasons["on a bound"] |= _at_limit(spaces, params)
+        reasons["without a finite estimate, since their component is separated"] = _separated(
+            result, x, weights, names
+        )
     bad = np.logical_or.reduce([*reasons.values(), np.full(len(names), not is_maximum)])
     jacobian = jacobian[:, found.kept]
     with np.errstate(invalid="ignore"):
