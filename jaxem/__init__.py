@@ -37,6 +37,7 @@ from jaxem.solver.restarts import Restarts
 if TYPE_CHECKING:
     from jaxem import datasets, topics
     from jaxem.analysis.batch_selection import BatchSelection
+    from jaxem.analysis.bootstrap import bootstrap
     from jaxem.analysis.free_energy import free_energy
     from jaxem.analysis.select import Row, Selection, select
     from jaxem.data.documents import Documents
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from jaxem.models.hmm.prior import ChainPrior
     from jaxem.models.hmm.semi_markov import SemiMarkov, SemiMarkovParams
     from jaxem.models.lda.lda import LDA, LDAParams
+    from jaxem.results.uncertainty import Uncertainty
     from jaxem.wrappers.each import Each
     from jaxem.wrappers.restricted import Restricted
 
@@ -70,6 +72,8 @@ _MODULES = ("datasets", "model", "objective", "spaces", "topics")
 
 _LATER = {
     "BatchSelection": "analysis.batch_selection",
+    "bootstrap": "analysis.bootstrap",
+    "Uncertainty": "results.uncertainty",
     "free_energy": "analysis.free_energy",
     "Each": "wrappers.each",
     "Restricted": "wrappers.restricted",
@@ -224,7 +228,9 @@ __all__ = [
     "StudentT",
     "StudentTParams",
     "Tempered",
+    "Uncertainty",
     "Variational",
+    "bootstrap",
     "check_model",
     "datasets",
     "fit",
