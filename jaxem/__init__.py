@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from jaxem import datasets, topics
     from jaxem.analysis.batch_selection import BatchSelection
     from jaxem.analysis.bootstrap import bootstrap
+    from jaxem.analysis.cross_validation import CrossValidation, cross_validate
     from jaxem.analysis.free_energy import free_energy
+    from jaxem.analysis.likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
     from jaxem.analysis.select import Row, Selection, select
     from jaxem.data.documents import Documents
     from jaxem.data.sequences import Sequences
@@ -73,6 +75,10 @@ _MODULES = ("datasets", "model", "objective", "spaces", "topics")
 _LATER = {
     "BatchSelection": "analysis.batch_selection",
     "bootstrap": "analysis.bootstrap",
+    "CrossValidation": "analysis.cross_validation",
+    "cross_validate": "analysis.cross_validation",
+    "LikelihoodRatioTest": "analysis.likelihood_ratio",
+    "likelihood_ratio_test": "analysis.likelihood_ratio",
     "Uncertainty": "results.uncertainty",
     "free_energy": "analysis.free_energy",
     "Each": "wrappers.each",
@@ -160,6 +166,7 @@ __all__ = [
     "ChainPrior",
     "CoefficientPrior",
     "Constrained",
+    "CrossValidation",
     "Data",
     "Decay",
     "DirichletPosterior",
@@ -193,6 +200,7 @@ __all__ = [
     "Labelled",
     "Labels",
     "Lanes",
+    "LikelihoodRatioTest",
     "MeanField",
     "Mixture",
     "MixtureParams",
@@ -232,10 +240,12 @@ __all__ = [
     "Variational",
     "bootstrap",
     "check_model",
+    "cross_validate",
     "datasets",
     "fit",
     "free_energy",
     "kmeans",
+    "likelihood_ratio_test",
     "load",
     "select",
     "topics",

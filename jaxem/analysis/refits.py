@@ -25,22 +25,15 @@ SOUND = (int(Status.CONVERGED), int(Status.MAX_ITER))
 """The statuses of refits that count."""
 
 
-def refits(model, x, weights, sets, starts, *, rule=None, restarts=1, tol=None, max_iter=2000):
+def refits(model, x, weights, sets, starts, *, given=True, restarts=1, tol=None, max_iter=2000):
     """The fits (b, r) of `model` to units x with each of the sets of weights: see
-    `solver.replicates.fits_by_weights`. rule: the start rule where starts are keys; else they are
-    params."""
-    given = rule is None and not _are_keys(starts)
+    `solver.replicates.fits_by_weights`. given: whether starts are params, not keys."""
     limits = 1e-6 if tol is None else tolerance(tol), iteration_limit(max_iter)
     plan = Plan(None, CRITERIA["aitken"], False, given, platform=tuning.platform())
     method, plan = hastened(suited(EM(), model, x), plan, limits, GRADIENTS["none"])
-    numeric, structure = split((model, method, rule))
+    numeric, structure = split((model, method, None))
     plan = plan._replace(structure=structure, restarts=restarts, entropy=False)
     return fits_by_weights(plan, numeric, x, weights, sets, starts, *limits)
-
-
-def _are_keys(starts) -> bool:
-    leaves = jax.tree.leaves(starts(0, 1))
-    return len(leaves) == 1 and jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key)
 
 
 def units_and_weights(x, weights):

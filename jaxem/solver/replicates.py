@@ -28,7 +28,8 @@ def fits_by_weights(plan, numeric, x, weights, weight_sets, starts, tol, max_ite
       plan: of one data set, not clean; its starts are params or keys.
       weight_sets: an iterable of arrays (b_i, n), NumPy, which may be drawn when they are asked
         for: see `slice_sizes`. Those of units of weight 0 are 0.
-      starts: a function of (first, after) -> starts (after − first, r, ...) of these sets.
+      starts: a function of (first, after) -> starts (after − first, r, ...) of these sets, params
+        or the data of keys, NumPy arrays.
     """
     n = jax.tree.leaves(x)[0].shape[0] if weights is None else len(weights)
     weights = np.ones(n) if weights is None else weights
@@ -73,7 +74,8 @@ def _fits(numeric, x, weights, sets, starts, tol, max_iter, *, plan):
         return replace(problem, weights=weights, total=weights.sum())
 
     sets = sets.astype(problem.weights.dtype)
-    size, restarts = len(sets), jax.tree.leaves(starts)[0].shape[1]
+    starts = starts if plan.given else jax.random.wrap_key_data(starts)
+    size, restarts = len(sets), plan.restarts
     model, data = problem.climbed, jax.tree.map(lambda a: a[None], problem.plain_data)
     width, steps = lane_plan(plan, model, data, size * restarts)
 
