@@ -616,8 +616,7 @@ def test_published_ladder_of_acidity():
     x, _, _ = read(case | {"columns": ["acidity"], "kind": "normal"})
     models = [jaxem.Mixture(jaxem.Normal("EII"), k) for k in (1, 2, 3)]
     first, second = (
-        jaxem.likelihood_ratio_test(x, *pair, 199, key=0)
-        for pair in itertools.pairwise(models)
+        jaxem.likelihood_ratio_test(x, *pair, 199, key=0) for pair in itertools.pairwise(models)
     )
     levels = [first.small, second.small, second.large]
     found = [float(result.log_likelihood) for result in levels]
