@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from jaxem.analysis.bootstrap import bootstrap
     from jaxem.analysis.cross_validation import CrossValidation, cross_validate
     from jaxem.analysis.free_energy import free_energy
+    from jaxem.analysis.goodness_of_fit import GoodnessOfFit, goodness_of_fit
     from jaxem.analysis.likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
     from jaxem.analysis.select import Row, Selection, select
     from jaxem.data.documents import Documents
@@ -77,6 +78,8 @@ _LATER = {
     "bootstrap": "analysis.bootstrap",
     "CrossValidation": "analysis.cross_validation",
     "cross_validate": "analysis.cross_validation",
+    "GoodnessOfFit": "analysis.goodness_of_fit",
+    "goodness_of_fit": "analysis.goodness_of_fit",
     "LikelihoodRatioTest": "analysis.likelihood_ratio",
     "likelihood_ratio_test": "analysis.likelihood_ratio",
     "Uncertainty": "results.uncertainty",
@@ -191,6 +194,7 @@ __all__ = [
     "GammaPrior",
     "GateParams",
     "GatedMixtureParams",
+    "GoodnessOfFit",
     "Gradient",
     "HMMParams",
     "Hard",
@@ -244,6 +248,7 @@ __all__ = [
     "datasets",
     "fit",
     "free_energy",
+    "goodness_of_fit",
     "kmeans",
     "likelihood_ratio_test",
     "load",

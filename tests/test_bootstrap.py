@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from statistics import NormalDist
 
 import jax
 import numpy as np
@@ -186,3 +187,25 @@ def test_refusals(fitted):
     with pytest.raises(TypeError, match="data sets are drawn as arrays of rows"):
         result = jaxem.fit(regression, data, key=0)
         jaxem.bootstrap(result, data, 9, key=0, kind="parametric")
+
+
+def test_tables_of_patterns():
+    """Independence of two bits has the χ² and G² of their table."""
+    counts = np.array([40.0, 15.0, 20.0, 25.0])
+    bits = np.array([[0.0, 0], [0, 1], [1, 0], [1, 1]])
+    one = jaxem.fit(jaxem.Mixture(jaxem.Bernoulli(), 1), bits, key=0, weights=counts)
+    found = jaxem.goodness_of_fit(one, bits, counts)
+    table = counts.reshape(2, 2)
+    expected = (table.sum(1, keepdims=True) * table.sum(0) / table.sum()).ravel()
+    np.testing.assert_allclose(found.expected, expected)
+    np.testing.assert_allclose(found.x_squared, ((counts - expected) ** 2 / expected).sum())
+    np.testing.assert_allclose(found.g_squared, 2 * (counts * np.log(counts / expected)).sum())
+    assert found.degrees_of_freedom == 1 and found.cells == 4 and np.isnan(found.entropy_r2)
+    # P(χ²₁ > x) = 2 P(z > √x).
+    tail = 2 * (1 - NormalDist().cdf(np.sqrt(found.x_squared)))
+    np.testing.assert_allclose(found.p_values[1], tail, rtol=1e-6)
+    rows = jaxem.goodness_of_fit(one, np.repeat(bits, counts.astype(int), 0))
+    np.testing.assert_allclose(rows.g_squared, found.g_squared)
+    assert "1 degrees of freedom" in str(found)
+    with pytest.raises(TypeError, match="no finite table of patterns"):
+        jaxem.goodness_of_fit(jaxem.fit(MODEL, X, key=0), X)

@@ -626,3 +626,18 @@ def test_published_ladder_of_acidity():
     assert first.p_value <= 0.01 and second.p_value > 0.05
     assert first.statistic == pytest.approx(2 * (found[1] - found[0]))
     assert (second.null_statistics > -1e-6).mean() > 0.9 and "p = " in str(second)
+
+
+@pytest.mark.parametrize(
+    ("name", "g_squared", "x_squared", "freedom"),
+    [("values-2", 2.719922, 2.719764, 6), ("carcinoma-3", 15.26171, 20.50336, 104)],
+)
+def test_published_goodness_of_fit(name, g_squared, x_squared, freedom):
+    """As poLCA prints them (its degrees of freedom are those of 118 rows for carcinoma)."""
+    case = FOUNDATION[name]
+    x, _, levels = read(case)
+    result = jaxem.fit(model_of(case, levels), x, key=1, restarts=32, tol=1e-12, max_iter=20_000)
+    found = jaxem.goodness_of_fit(result, x)
+    np.testing.assert_allclose(found.g_squared, g_squared, atol=2e-4)
+    np.testing.assert_allclose(found.x_squared, x_squared, atol=2e-3)
+    assert found.degrees_of_freedom == freedom and 0 < found.entropy_r2 < 1

@@ -122,6 +122,12 @@ class Uncertainty:
             ends[:, has_error] = np.quantile(draws[:, has_error], (tail, 1 - tail), axis=0)
         return tuple(unflat(self.estimates, end) for end in ends)
 
+    @property
+    def information(self) -> np.ndarray:
+        """The inverse of `covariance`, (m, m): for method "observed" the observed information on
+        the entries `coordinates`."""
+        return np.linalg.inv(self.covariance)
+
     def status_counts(self) -> dict[str, int]:
         """How many refits of a bootstrap ended with each status, by its name."""
         if self.statuses is None:
