@@ -14,7 +14,7 @@ from jaxem.solver.problem import Problem, finish
 from jaxem.solver.programs import Program
 from jaxem.solver.solve import lane_plan, over
 
-MOST_WEIGHTS = 2**22
+MOST_WEIGHTS = 2**20
 """The most weights, fits × units, of one call of the program."""
 
 
@@ -34,10 +34,14 @@ def fits_by_weights(plan, numeric, x, weights, weight_sets, starts, tol, max_ite
     n = jax.tree.leaves(x)[0].shape[0] if weights is None else len(weights)
     weights = np.ones(n) if weights is None else weights
     x = jax.tree.map(jnp.asarray, x)
-    found, first = [], 0
+    found, first, width = [], 0, None
     for sets in weight_sets:
-        count = _parts(plan, numeric, len(sets))
-        begun = starts(first, first + len(sets))
+        size = len(sets)
+        width = size if width is None else width
+        # The last ones are filled up, since a smaller call would be compiled again.
+        sets = np.concatenate([sets, *[sets[-1:]] * (width - size)]) if size < width else sets
+        count = _parts(plan, numeric, width)
+        begun = starts(first, first + width)
 
         def fit_part(part):
             sets, begun = part
@@ -47,8 +51,8 @@ def fits_by_weights(plan, numeric, x, weights, weight_sets, starts, tol, max_ite
 
         jobs = list(zip(parts.cut(sets, count), parts.cut(begun, count), strict=True))
         fits = threads.in_threads(fit_part, jobs)
-        found.append(jax.tree.map(lambda *a: np.concatenate(a)[: len(sets)], *fits))  # noqa: B023
-        first += len(sets)
+        found.append(jax.tree.map(lambda *a: np.concatenate(a)[:size], *fits))  # noqa: B023
+        first += size
     return jax.tree.map(lambda *a: np.concatenate(a), *found)
 
 
