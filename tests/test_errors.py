@@ -278,3 +278,36 @@ def test_every_model_has_errors_or_says_why(name):
     assert (errors[np.isfinite(errors)] >= 0).all()
     values = np.linalg.eigvalsh(found.covariance)
     assert (values > 0).all()
+
+
+@pytest.mark.slow
+def test_covariances_with_common_parts():
+    """VEI, Σ_k = λ_k diag(a) with |diag(a)| = 1, by its own coordinates."""
+    x = jnp.asarray(zoo.REAL)
+    result = jaxem.fit(jaxem.Mixture(jaxem.Normal("VEI"), 2), zoo.REAL, key=0, tol=1e-13)
+
+    def parts(v):
+        shape = jnp.append(v[9:11], -v[9:11].sum())
+        weights = jax.nn.softmax(jnp.append(v[:1], 0.0))
+        return weights, v[1:7].reshape(2, 3), jnp.exp(v[7:9, None] + shape)
+
+    def total(v):
+        weights, mean, variance = parts(v)
+        away = (x[:, None] - mean) ** 2 / variance + jnp.log(2 * jnp.pi * variance)
+        return jax.nn.logsumexp(jnp.log(weights) - 0.5 * away.sum(-1), axis=1).sum()
+
+    p = result.params
+    log = jnp.log(p.components.covariance)
+    v = jnp.concatenate(
+        [
+            jnp.log(p.weights[:1] / p.weights[1]),
+            p.components.mean.ravel(),
+            log.mean(1),
+            (log - log.mean(1, keepdims=True))[0, :2],
+        ]
+    )
+    inverse = jnp.linalg.inv(-jax.hessian(total)(v))
+    slope = jnp.concatenate([jax.jacobian(lambda v, i=i: parts(v)[i].ravel())(v) for i in range(3)])
+    expected = jnp.sqrt(jnp.diag(slope @ inverse @ slope.T))
+    found = result.standard_errors(zoo.REAL)
+    np.testing.assert_allclose(flat(found.errors), expected, rtol=1e-4)

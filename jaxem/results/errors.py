@@ -135,7 +135,10 @@ def _computed(result, x, weights, method, clusters, of, pinv) -> Uncertainty:
         reasons["without a finite estimate, since their component is separated"] = _separated(
             result, x, weights, names
         )
-    bad = np.logical_or.reduce([*reasons.values(), np.full(len(names), not is_maximum)])
+    bad = np.full(len(names), not is_maximum)
+    for why, which in reasons.items():  # the first reason of an entry alone
+        reasons[why] = which & ~bad if is_maximum else which
+        bad = bad | which
     jacobian = jacobian[:, found.kept]
     with np.errstate(invalid="ignore"):
         errors = np.sqrt(((jacobian @ covariance) * jacobian).sum(1))
