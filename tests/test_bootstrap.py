@@ -45,7 +45,7 @@ def test_replicates_are_fits_with_drawn_weights(fitted):
     at = [found.coordinates.index(name) for name in ("weights[0]", "components.mean[0, 0]")]
     np.testing.assert_allclose(found.covariance[np.ix_(at, at)], np.cov(values))
     assert len(found.coordinates) == fitted.n_parameters
-    low, high = found.interval(0.9)
+    low, high = found.interval(0.9, "percentile")
     np.testing.assert_allclose(
         [low.weights[0], high.weights[0]], np.quantile(values[0], (0.05, 0.95))
     )

@@ -50,7 +50,7 @@ def fits_to_draws(model, truth, n):
 @pytest.mark.parametrize("name", CASES)
 def test_intervals_cover(name):
     """Of 2,000 fits 93 to 97 % of the intervals of every param by the observed information, and by
-    a bootstrap of 199 refits; the standard error of a share is 0.5 %."""
+    a bootstrap of 99 refits; the standard error of a share is 0.5 %."""
     model, components, n = CASES[name]
     truth = jaxem.MixtureParams(jnp.array([0.4, 0.6]), components)
     data, fleet = fits_to_draws(model, truth, n)
@@ -59,7 +59,7 @@ def test_intervals_cover(name):
     for i, result in enumerate(fleet):
         found = {
             "observed": result.standard_errors(data[i]).interval(),
-            "bootstrap": jaxem.bootstrap(result, data[i], 199, key=i).interval(scale="natural"),
+            "bootstrap": jaxem.bootstrap(result, data[i], 99, key=i).interval(),
         }
         for method, (low, high) in found.items():
             covered[method].append((flat(low) <= flat(truth)) & (flat(truth) <= flat(high)))

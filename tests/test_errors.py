@@ -63,8 +63,12 @@ def test_errors_are_those_of_differences_of_the_density(fitted, by_differences, 
     found = fitted.standard_errors(X, method=method)
     order = [found.coordinates.index(name) for name in found.names if name != "weights[1]"]
     # Differences of step 1e-4 of slopes with rounding 1e-16·|ℓ|/1e-5 leave 1e-5 of a Hessian of 1.
-    np.testing.assert_allclose(found.covariance[np.ix_(order, order)], expected, rtol=2e-4,
-                               atol=2e-5 * np.abs(expected).max())  # fmt: skip
+    np.testing.assert_allclose(
+        found.covariance[np.ix_(order, order)],
+        expected,
+        rtol=2e-4,
+        atol=2e-5 * np.abs(expected).max(),
+    )
     errors = flat(found.errors)
     np.testing.assert_allclose(errors[0], errors[1], rtol=1e-9)  # of w and of 1 − w
     np.testing.assert_allclose(errors[1:], np.sqrt(np.diag(expected)), rtol=1e-4)
@@ -106,8 +110,9 @@ def test_functions_of_params_and_intervals(fitted):
     np.testing.assert_allclose(low.weights[0], expected, rtol=1e-5)
     np.testing.assert_allclose(low.weights[0], 1 - high.weights[1], rtol=1e-9)
     natural = found.interval(scale="natural")
-    np.testing.assert_allclose(natural[0].weights[0] + natural[1].weights[0],
-                               2 * fitted.params.weights[0])  # fmt: skip
+    np.testing.assert_allclose(
+        natural[0].weights[0] + natural[1].weights[0], 2 * fitted.params.weights[0]
+    )
     assert "weights[0]" in str(found) and "95%" in str(found)
     with pytest.raises(ValueError, match="level must be between 0 and 1"):
         found.interval(95)
@@ -185,10 +190,12 @@ def test_rotations_of_loadings_have_no_error_but_covariances_have_that_of_a_norm
     of_factors = result.standard_errors(x, of=implied)
     normal = jaxem.fit(jaxem.Mixture(jaxem.Normal(), k=1), x, key=0, tol=1e-13)
     of_normal = normal.standard_errors(x)
-    np.testing.assert_allclose(of_factors.estimates, normal.params.components.covariance[0],
-                               rtol=1e-5, atol=1e-5)  # fmt: skip
-    np.testing.assert_allclose(of_factors.errors, of_normal.errors.components.covariance[0],
-                               rtol=1e-4)  # fmt: skip
+    np.testing.assert_allclose(
+        of_factors.estimates, normal.params.components.covariance[0], rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        of_factors.errors, of_normal.errors.components.covariance[0], rtol=1e-4
+    )
 
 
 @dataclasses.dataclass(frozen=True)

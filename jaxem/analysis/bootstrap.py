@@ -31,6 +31,7 @@ from jaxem.protocol.capabilities import LocalPosterior, Sampled, has
 from jaxem.protocol.model import name_of
 from jaxem.protocol.status import Status, collected_warnings, warn
 from jaxem.protocol.wrapper import Wrapper
+from jaxem.results.errors import scales_of
 from jaxem.results.result import Result
 from jaxem.results.uncertainty import Uncertainty, entry_names, flat, rows, unflat
 from jaxem.solver.replicates import MOST_WEIGHTS, slice_sizes
@@ -81,8 +82,9 @@ def bootstrap(
         params = jax.tree.map(np.asarray, result.params)
         multiplicity = None
         if kind == "parametric":
-            found, statuses = _parametric(result.model, params, units, of_units, n, key,
-                                          tol, max_iter)  # fmt: skip
+            found, statuses = _parametric(
+                result.model, params, units, of_units, n, key, tol, max_iter
+            )
         else:
             sets, count = _weight_sets(kind, of_units, size, n, key)
             multiplicity = None if kind != "jackknife" else _repetitions(of_units, size)
@@ -93,8 +95,9 @@ def bootstrap(
                 )
 
             with collected_warnings():
-                fits = refits(result.model, units, of_units, sets(count), starts, tol=tol,
-                              max_iter=max_iter)  # fmt: skip
+                fits = refits(
+                    result.model, units, of_units, sets(count), starts, tol=tol, max_iter=max_iter
+                )
             found = jax.tree.map(lambda a: a[:, 0], fits.params)
             statuses = fits.status[:, 0]
     return _summary(kind, result.model, params, found, statuses, multiplicity)
@@ -138,9 +141,9 @@ def _weight_sets(kind, weights, size, n, key):
 
         return left_out, len(present)
     draws = generator(key)
-    return (lambda count: (
-        _drawn(kind, draws, weights, size, b) for b in slice_sizes(count, size)
-    )), n  # fmt: skip
+    return (
+        lambda count: (_drawn(kind, draws, weights, size, b) for b in slice_sizes(count, size))
+    ), n
 
 
 def _cut(items, size):
@@ -236,7 +239,7 @@ def _summary(kind, model, params, found, statuses, multiplicity):
         coordinates=tuple(names[i] for i in free),
         covariance=away[:, free].T @ away[:, free] * scale,
         jacobian=solved.T,
-        scales=("natural",) * len(names),
+        scales=scales_of(model.spaces(params), params),
         notes=tuple(notes),
         replicates=found,
         statuses=statuses,

@@ -100,8 +100,17 @@ def cross_validate(
     restarts = integer(restarts, "restarts", 1)
     if needs_float64(x):
         with float64():
-            return cross_validate(x, models, folds, key=key, weights=weights, repeats=repeats,
-                                  restarts=restarts, tol=tol, max_iter=max_iter)  # fmt: skip
+            return cross_validate(
+                x,
+                models,
+                folds,
+                key=key,
+                weights=weights,
+                repeats=repeats,
+                restarts=restarts,
+                tol=tol,
+                max_iter=max_iter,
+            )
     names, models = _named(models)
     units, of_units, n = units_and_weights(x, weights)
     base = np.ones(n) if of_units is None else np.asarray(of_units, float)
@@ -147,8 +156,17 @@ def _held_out(model, x, weights, sets, fold, key, restarts, tol, max_iter):
         return np.asarray(jax.random.key_data(keys))
 
     with collected_warnings():
-        fits = refits(model, x, weights, [sets], starts, given=False, restarts=restarts, tol=tol,
-                      max_iter=max_iter)  # fmt: skip
+        fits = refits(
+            model,
+            x,
+            weights,
+            [sets],
+            starts,
+            given=False,
+            restarts=restarts,
+            tol=tol,
+            max_iter=max_iter,
+        )
     best = jax.device_get(_best(fits))
     numeric, structure = split(model)
     repeats, n = fold.shape

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from jaxem.data.data import as_units
 from jaxem.data.options import one_of
 from jaxem.data.precision import float64
 from jaxem.models.bayesian import BayesianMixture
@@ -59,9 +60,9 @@ def standard_errors(result, x, weights, method, cluster, of, pinv) -> Uncertaint
             'cluster adds up scores, which method="observed" does not use: give method="sandwich"'
         )
     with tuning.full_products(), float64():
-        weights = totals.with_units(x, weights)[1]
+        _, n, names = as_units(x)
+        weights = weights if names is None else names.weights(weights)
         x = jax.tree.map(_in_float64, result._checked(x))
-        n = jax.tree.leaves(jax.eval_shape(result.model.posterior, result.params, x)[1])[0].shape[0]
         weights = totals.checked_weights(weights, n, np.dtype(float))
         return _computed(result, x, weights, method, _numbers(cluster, n), of, pinv)
 
@@ -117,7 +118,7 @@ def _computed(result, x, weights, method, clusters, of, pinv) -> Uncertainty:
     covariance, unidentified = found.covariance(method)
     jacobian = place.jacobian[chosen].T  # (p, m)
     spaces = result.model.spaces(params)
-    estimates, scales = params, _scales(spaces, params)
+    estimates, scales = params, scales_of(spaces, params)
     if of is not None:
         estimates, jacobian = _of_function(of, params, jacobian)
         scales = ("natural",) * len(jacobian)
@@ -146,12 +147,19 @@ def _computed(result, x, weights, method, clusters, of, pinv) -> Uncertainty:
     complaints = _complaints(result, found, is_maximum)
     if complaints:
         warn("; ".join(complaints) + ": fit again with a smaller tol, or from other starts", 5)
-    notes = [f"no error: {_listed(names, which)}: {why}" for why, which in reasons.items()
-             if which.any()] + complaints  # fmt: skip
+    notes = [
+        f"no error: {_listed(names, which)}: {why}" for why, which in reasons.items() if which.any()
+    ] + complaints
     return uncertainty(
         f"{method}, by clusters" if clusters[1] else method,
-        estimates, errors, names, scales, jacobian, covariance, notes,
-    )  # fmt: skip
+        estimates,
+        errors,
+        names,
+        scales,
+        jacobian,
+        covariance,
+        notes,
+    )
 
 
 def uncertainty(method, estimates, errors, names, scales, jacobian, covariance, notes, **more):
@@ -269,7 +277,7 @@ def _complaints(result, found, is_maximum):
     return complaints
 
 
-def _scales(spaces, params) -> tuple[str, ...]:
+def scales_of(spaces, params) -> tuple[str, ...]:
     """For every entry the scale of its interval."""
     found = []
     for space, leaf in zip(*map(jax.tree.leaves, (spaces, params)), strict=True):

@@ -55,7 +55,7 @@ class Uncertainty:
         scale: "natural": estimate ± z·error; "log" and "logit": the same of the logarithm or the
         log odds, for values above 0 or between 0 and 1, NaN for others; "percentile", of a
         bootstrap alone: the quantiles of the replicates. None: logit for probabilities, log for
-        values above 0, natural for all others; of a bootstrap percentile.
+        values above 0, natural for all others.
 
         Raises ValueError where level is not between 0 and 1, or for an unknown scale.
         """
@@ -64,8 +64,7 @@ class Uncertainty:
         known = (*SCALES, "percentile") if self.replicates is not None else SCALES
         if scale is not None:
             one_of(scale, "scale", known)
-        if scale == "percentile" or (scale is None and self.replicates is not None
-                                     and self.method != "jackknife"):  # fmt: skip
+        if scale == "percentile":
             return self._percentiles(level)
         value, error = flat(self.estimates), flat(self.errors)
         z = NormalDist().inv_cdf((1 + level) / 2)
