@@ -8,6 +8,7 @@ PARTS = {
     "cold": ("cold",),
     "compile": ("compile",),
     "default": ("default",),
+    "errors": ("errors",),
     "gradient": ("gradient",),
     "gpu": ("gpu",),
     "hmm": ("hmm",),

@@ -38,7 +38,11 @@ from jaxem.solver.restarts import Restarts
 if TYPE_CHECKING:
     from jaxem import datasets, plot, topics
     from jaxem.analysis.batch_selection import BatchSelection
+    from jaxem.analysis.bootstrap import bootstrap
+    from jaxem.analysis.cross_validation import CrossValidation, cross_validate
     from jaxem.analysis.free_energy import free_energy
+    from jaxem.analysis.goodness_of_fit import GoodnessOfFit, goodness_of_fit
+    from jaxem.analysis.likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
     from jaxem.analysis.select import Row, Selection, select
     from jaxem.analysis.varimax import varimax
     from jaxem.data.documents import Documents
@@ -71,6 +75,7 @@ if TYPE_CHECKING:
     from jaxem.models.hmm.prior import ChainPrior
     from jaxem.models.hmm.semi_markov import SemiMarkov, SemiMarkovParams
     from jaxem.models.lda.lda import LDA, LDAParams
+    from jaxem.results.uncertainty import Uncertainty
     from jaxem.wrappers.each import Each
     from jaxem.wrappers.restricted import Restricted
 
@@ -78,6 +83,14 @@ _MODULES = ("datasets", "model", "objective", "plot", "spaces", "topics")
 
 _LATER = {
     "BatchSelection": "analysis.batch_selection",
+    "bootstrap": "analysis.bootstrap",
+    "CrossValidation": "analysis.cross_validation",
+    "cross_validate": "analysis.cross_validation",
+    "GoodnessOfFit": "analysis.goodness_of_fit",
+    "goodness_of_fit": "analysis.goodness_of_fit",
+    "LikelihoodRatioTest": "analysis.likelihood_ratio",
+    "likelihood_ratio_test": "analysis.likelihood_ratio",
+    "Uncertainty": "results.uncertainty",
     "free_energy": "analysis.free_energy",
     "Each": "wrappers.each",
     "Restricted": "wrappers.restricted",
@@ -178,6 +191,7 @@ __all__ = [
     "CoefficientPrior",
     "Components",
     "Constrained",
+    "CrossValidation",
     "Data",
     "Decay",
     "DirichletPosterior",
@@ -202,6 +216,7 @@ __all__ = [
     "GammaPrior",
     "GateParams",
     "GatedMixtureParams",
+    "GoodnessOfFit",
     "Gradient",
     "HMMParams",
     "Hard",
@@ -211,6 +226,7 @@ __all__ = [
     "Labelled",
     "Labels",
     "Lanes",
+    "LikelihoodRatioTest",
     "LogNormal",
     "LogNormalParams",
     "MeanField",
@@ -252,15 +268,20 @@ __all__ = [
     "StudentT",
     "StudentTParams",
     "Tempered",
+    "Uncertainty",
     "UniformNoise",
     "Variational",
     "Weibull",
     "WeibullParams",
+    "bootstrap",
     "check_model",
+    "cross_validate",
     "datasets",
     "fit",
     "free_energy",
+    "goodness_of_fit",
     "kmeans",
+    "likelihood_ratio_test",
     "load",
     "plot",
     "select",

@@ -32,6 +32,7 @@ from jaxem.models.lda import posterior as lda_posterior
 from jaxem.models.lda import stationary as lda_stationary
 from jaxem.models.lda.lda import DocumentsDomain
 from jaxem.numerics import chain_forms, chains, segments, special, tuning
+from jaxem.numerics.assignment import assigned
 from jaxem.numerics.linalg import Factor, floored, is_floored, triangular_inverse
 from jaxem.numerics.softmax import normalize
 from jaxem.numerics.special import exp_digamma
@@ -78,6 +79,7 @@ __all__ = [
     "as_blocks",
     "as_data",
     "ascent",
+    "assigned",
     "capabilities",
     "chain_forms",
     "chains",

@@ -1,10 +1,12 @@
 """Published results, from the tables beside the repository (skipped where those are absent)."""
 
 import csv
+import itertools
 import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -555,3 +557,187 @@ def test_published_latent_class_regression():
     order = np.argsort(found[:, 0])
     np.testing.assert_allclose(found[order[[0, 2]]], case["params"]["gate"], atol=1e-4)
     assert result.n_parameters == 3 * 12 * 3 + 4
+    check_errors_of_the_election(result, x)
+
+
+ERRORS = {c["id"]: c for c in CASES if c["issue"] == "errors"}
+METHODS = {"observed": "observed", "opg": "empirical", "sandwich": "sandwich"}
+
+
+class Linkage(jaxem.Model):
+    """Cells 0 to 3 with probabilities 1/2 + t/4, (1 − t)/4, (1 − t)/4, t/4; the first is split."""
+
+    def init(self, key, x, weights):
+        return {"t": jnp.asarray(0.5)}
+
+    def log_joint(self, params, x):
+        t, cell = params["t"], x[:, 0]
+        other = jnp.where((cell == 0) | (cell == 3), t, 1 - t) / 4
+        return jnp.stack([jnp.where(cell == 0, jnp.log(0.5), -jnp.inf), jnp.log(other)], 1)
+
+    def statistics(self, params, x, q, weights):
+        linked = (x[:, 0] == 0) | (x[:, 0] == 3)
+        return jnp.stack([weights * q[:, 1] @ linked, weights * q[:, 1] @ ~linked])
+
+    def maximize(self, params, stats):
+        return {"t": stats[0] / stats.sum()}
+
+    def spaces(self, params):
+        return {"t": jaxem.spaces.UNIT}
+
+
+class ZeroInflated(jaxem.Model):
+    """Poisson counts, and zeros of another origin."""
+
+    def init(self, key, x, weights):
+        return {"zero": jnp.asarray(0.5), "rate": weights @ x[:, 0] / weights.sum() + 1}
+
+    def log_joint(self, params, x):
+        x, rate = x[:, 0], params["rate"]
+        counts = jax.scipy.special.xlogy(x, rate) - rate - jax.scipy.special.gammaln(x + 1)
+        zero = jnp.where(x == 0, jnp.log(params["zero"]), -jnp.inf)
+        return jnp.stack([zero, jnp.log1p(-params["zero"]) + counts], 1)
+
+    def statistics(self, params, x, q, weights):
+        q = q * weights[:, None]
+        return jnp.stack([*q.sum(0), q[:, 1] @ x[:, 0]])
+
+    def maximize(self, params, stats):
+        return {"zero": stats[0] / (stats[0] + stats[1]), "rate": stats[2] / stats[1]}
+
+    def spaces(self, params):
+        return {"zero": jaxem.spaces.UNIT, "rate": jaxem.spaces.POSITIVE}
+
+
+def test_published_errors_of_linkage():
+    """Louis (1982), Oakes (1999) and SEM give this observed information."""
+    case = ERRORS["linkage"]
+    cells, counts = np.arange(4.0)[:, None], np.array(case["inline"], float)
+    result = jaxem.fit(Linkage(), cells, key=0, weights=counts, tol=0, max_iter=40)
+    t = float(result.params["t"])
+    assert abs(t - case["params"]["theta"]) < case["params_tolerance"]
+    found = result.standard_errors(cells, counts)
+    np.testing.assert_allclose(
+        1 / found.covariance[0, 0], case["observed_information"], rtol=case["tolerance"]
+    )
+    expected = case["standard_errors"]["observed"]
+    np.testing.assert_allclose(found.errors["t"], expected, rtol=case["tolerance"])
+
+
+OF_MIXTURES = {
+    "deaths-errors": (jaxem.Mixture(jaxem.Poisson(), 2), ("weight", "rate1", "rate2")),
+    "waiting-errors": (
+        jaxem.Mixture(jaxem.Normal("diagonal"), 2),
+        ("weight", "mean1", "mean2", "sd1", "sd2"),
+    ),
+    "acidity-equal-errors": (
+        jaxem.Mixture(jaxem.Normal("EII"), 2),
+        ("weight", "mean1", "mean2", "variance"),
+    ),
+    "widows-errors": (ZeroInflated(), ("zero", "rate")),
+}
+
+
+@pytest.mark.parametrize("name", OF_MIXTURES)
+def test_published_errors(name):
+    case, (model, keys) = ERRORS[name], OF_MIXTURES[name]
+    x, weights, _ = read({"columns": ["acidity"]} | case)
+    result = jaxem.fit(model, x, key=0, restarts=4, weights=weights, tol=1e-13, max_iter=20_000)
+
+    def values(p):
+        if name == "widows-errors":
+            return [p["zero"], p["rate"]]
+        bank = p.components
+        location = bank.rate if name == "deaths-errors" else bank.mean
+        low = jnp.argmin(location[:, 0])
+        found = [p.weights[low], location[low, 0], location[1 - low, 0]]
+        if name == "waiting-errors":
+            found += [jnp.sqrt(bank.covariance[j, 0]) for j in (low, 1 - low)]
+        if name == "acidity-equal-errors":
+            found.append(bank.covariance[0])
+        return found
+
+    for published, method in METHODS.items():
+        found = result.standard_errors(x, weights, method=method, of=values)
+        expected = [case["standard_errors"][published][key] for key in keys]
+        # Printed to six digits after the point.
+        np.testing.assert_allclose(np.ravel(found.errors), expected, atol=1.1e-6, rtol=1e-5)
+    wanted = [case["params"][key] for key in keys]
+    np.testing.assert_allclose(np.ravel(found.estimates), wanted, atol=case["params_tolerance"])
+    if "bootstrap" in case:
+        # The error of an error from 999 draws of a normal is 1/√(2·999), 2.2 %, on both sides.
+        within = 3 * np.sqrt(2 / (2 * 999))
+        for kind, published in (("rows", "nonparametric"), ("parametric", "parametric")):
+            drawn = jaxem.bootstrap(result, x, 999, key=1, kind=kind)
+            p = drawn.errors
+            low = int(np.argmin(result.params.components.mean[:, 0]))
+            mean = p.components.mean[:, 0]
+            ours = [p.weights[0], mean[low], mean[1 - low], p.components.covariance[0]]
+            np.testing.assert_allclose(ours, case["bootstrap"][published], rtol=within)
+
+
+def test_published_errors_of_regressions():
+    case = ERRORS["npreg-normal-errors"]
+    bank, data = regression_of("npreg-normal-2")
+    result = jaxem.fit(jaxem.Mixture(bank, 2), data, key=1, restarts=16, tol=1e-13)
+    order = np.argsort(result.params.components.coefficients[:, 0])
+    for published, method in METHODS.items():
+        found = result.standard_errors(data, method=method).errors.components.coefficients[order]
+        np.testing.assert_allclose(found, case["standard_errors"][published], atol=1.1e-5)
+    # flexmix's point is not the maximum: its variance divides by n_k − 3.
+    observed = result.standard_errors(data).errors.components.coefficients[order]
+    np.testing.assert_allclose(
+        observed, case["published"], rtol=case["published_relative_tolerance"]
+    )
+
+
+def check_errors_of_the_election(result, x):
+    case = ERRORS["election-party-errors"]
+    found = np.asarray(result.params.gate.coefficients)
+    middle = int(np.argsort(found[:, 1])[1])
+    order = np.argsort(found[:, 0] - found[middle, 0])
+    others = np.array([j for j in order if j != middle])
+
+    def relative(p):
+        c = p.gate.coefficients
+        return (c - c[middle])[others]
+
+    for published, method in METHODS.items():
+        errors = result.standard_errors(x, method=method, of=relative).errors
+        np.testing.assert_allclose(
+            errors, case["standard_errors"][published], atol=case["params_tolerance"] / 10
+        )
+    all_params = result.standard_errors(x, method="empirical")
+    assert any("bound" in note for note in all_params.notes)  # items of probability 0
+    assert np.isfinite(all_params.errors.gate.coefficients).all()
+
+
+def test_published_ladder_of_acidity():
+    """Two components and not one, but not three: McLachlan (1987), at n = 199."""
+    case = ERRORS["acidity-ladder"]
+    x, _, _ = read(case | {"columns": ["acidity"], "kind": "normal"})
+    models = [jaxem.Mixture(jaxem.Normal("EII"), k) for k in (1, 2, 3)]
+    first, second = (
+        jaxem.likelihood_ratio_test(x, *pair, 199, key=0) for pair in itertools.pairwise(models)
+    )
+    levels = [first.small, second.small, second.large]
+    found = [float(result.log_likelihood) for result in levels]
+    np.testing.assert_allclose(found, case["log_likelihood"], atol=case["tolerance"])
+    assert first.p_value <= 0.01 and second.p_value > 0.05
+    assert first.statistic == pytest.approx(2 * (found[1] - found[0]))
+    assert (second.null_statistics > -1e-6).mean() > 0.9 and "p = " in str(second)
+
+
+@pytest.mark.parametrize(
+    ("name", "g_squared", "x_squared", "freedom"),
+    [("values-2", 2.719922, 2.719764, 6), ("carcinoma-3", 15.26171, 20.50336, 104)],
+)
+def test_published_goodness_of_fit(name, g_squared, x_squared, freedom):
+    """As poLCA prints them (its degrees of freedom are those of 118 rows for carcinoma)."""
+    case = FOUNDATION[name]
+    x, _, levels = read(case)
+    result = jaxem.fit(model_of(case, levels), x, key=1, restarts=32, tol=1e-12, max_iter=20_000)
+    found = jaxem.goodness_of_fit(result, x)
+    np.testing.assert_allclose(found.g_squared, g_squared, atol=2e-4)
+    np.testing.assert_allclose(found.x_squared, x_squared, atol=2e-3)
+    assert found.degrees_of_freedom == freedom and 0 < found.entropy_r2 < 1

@@ -11,6 +11,7 @@ import numpy as np
 from jaxem.analysis import printed, saved
 from jaxem.analysis.batch_selection import BatchSelection
 from jaxem.analysis.candidates import given_or_normals, named_models
+from jaxem.analysis.cross_validation import cross_validate
 from jaxem.analysis.padded_mixtures import fit_padded, groups
 from jaxem.analysis.printed import SOUND
 from jaxem.data.batch import Batch
@@ -32,7 +33,7 @@ from jaxem.solver import host
 from jaxem.solver.restarts import Restarts
 from jaxem.solver.threads import in_threads
 
-CRITERIA = ("bic", "aic", "icl", "bound")
+CRITERIA = ("bic", "aic", "icl", "bound", "cv")
 OPTIONS = (
     *("k", "covariance", "criterion", "key", "restarts"),
     *("weights", "init", "method", "tol", "max_iter"),
@@ -63,7 +64,7 @@ class Row(NamedTuple):
 class Selection:
     """Fitted models in the order given; `print` shows the table.
 
-    criterion: "bic", "aic", "icl" or "bound". table: a `Row` for every model. results: the
+    criterion: "bic", "aic", "icl", "bound" or "cv". table: a `Row` for every model. results: the
     `Result` of every model. winner: the index of the lowest score among sound fits, which are those
     that ended as CONVERGED or MAX_ITER; the first of equal scores; None where no fit is sound.
     """
@@ -138,7 +139,7 @@ def select(
     bic = −2·log-likelihood + n_parameters·log Σw; aic = −2·log-likelihood + 2·n_parameters;
     icl = bic + 2·entropy of the responsibilities. bound = −2·objective, for models whose objective
     is a lower bound on log p(x) with all params integrated out: `BayesianMixture`, and `LDA` with
-    inference="bayes".
+    inference="bayes". cv = −2·log-likelihood of units that a fit did not see: `cross_validate`.
 
     Args:
       x: the data, (n, d), or a tree of arrays with one leading unit axis; or a `Batch`, for each
@@ -149,7 +150,7 @@ def select(
       covariance: with k, structures of `Normal`, such as ("EII", "VVV"); None: mclust's 14. The
         table is then that of mclust, with the BIC of the opposite sign: lower is better.
       criterion: "bic" (Schwarz 1978), "aic" (Akaike 1974), "icl" (Biernacki, Celeux & Govaert
-        2000) or "bound".
+        2000), "bound", or "cv": ten folds, not of a `Batch`, and without init and method.
       key: a JAX key or an int, the same for every model.
       restarts: the number of restarts of each model, or a `Restarts` plan.
       weights: (n,), one per unit; 0 for an absent unit, 2 for one that counts twice. None: all 1.
@@ -214,6 +215,16 @@ def select(
             weights = groups_of_rows.weights(weights)
     options = {"restarts": restarts, "weights": weights, "method": method}
     options |= {"tol": tol, "max_iter": max_iter}
+    held_out = None
+    if criterion == "cv":
+        if isinstance(x, Batch) or init is not None or method != EM():
+            raise TypeError(
+                'criterion="cv" takes one data set, and neither init nor method: its fits have '
+                "other weights and the default start"
+            )
+        count = restarts.keep if isinstance(restarts, Restarts) else restarts
+        more = {"tol": tol, "max_iter": max_iter, "weights": weights, "restarts": count}
+        held_out = _held_out(x, models, key, more)
     with collected_warnings() as texts:
         results = _fit_all(names, models, x, key, init, options)
     for result in results:
@@ -230,11 +241,23 @@ def select(
         _row(name, model, result, criterion, x, weights)
         for name, model, result in zip(names, models, results, strict=True)
     )
+    if held_out is not None:
+        pairs = zip(table, held_out, strict=True)
+        table = tuple(row._replace(score=-2 * float(value)) for row, value in pairs)
     sound = [i for i, row in enumerate(table) if row.status in SOUND and math.isfinite(row.score)]
     winner = min(sound, key=lambda i: table[i].score, default=None)
     selection = Selection(criterion, table, tuple(results), winner)
     _warn_of_failed(selection, tol)
     return selection
+
+
+def _held_out(x, models, key, options):
+    """Σ w·log p of units under models that were fitted without their fold, (m,)."""
+    with collected_warnings():
+        found = cross_validate(x, models, key=key, **options)
+    weights = options["weights"]
+    total = found.scores.shape[-1] if weights is None else np.sum(weights, dtype=float)
+    return found.mean * total
 
 
 def _check_criterion(criterion, names, models) -> None:

@@ -24,7 +24,7 @@ from jaxem.protocol.hyperparameters import finite_number
 from jaxem.protocol.model import Bank
 from jaxem.protocol.priors import NormalPrior, require_kind
 from jaxem.protocol.restriction import by_rows
-from jaxem.protocol.spaces import ABOVE_ZERO, REAL, Reciprocal
+from jaxem.protocol.spaces import KNOWN, REAL, Reciprocal
 
 DF_RANGE = (0.1, 1e5)
 """The range of estimated degrees of freedom. The upper end is the normal limit: on n normal units
@@ -251,7 +251,7 @@ class StudentT(Bank):
         return maximize
 
     def spaces(self, params):
-        df = Reciprocal(*DF_RANGE) if self.df is None else ABOVE_ZERO
+        df = Reciprocal(*DF_RANGE) if self.df is None else KNOWN
         return StudentTParams(REAL, self._normal.structure.space, df)
 
     def whitened(self, params, step):

@@ -395,3 +395,6 @@ for each of them in the mean."""
 
 SWEPT_SMALL, SWEPT_LARGE = 4, 16
 """`numerics.sweeps.are_unrolled`."""
+
+DIRECTIONS, CURVATURE_NUMBERS = 64, 2**18
+"""The most directions of a block of second derivatives, and directions × numbers of a chunk."""

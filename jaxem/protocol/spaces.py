@@ -145,6 +145,13 @@ class Reciprocal(Positive):
         return jnp.square(leaf)
 
 
+class Known(Positive):
+    """Numbers above 0 that the model has by itself: no coordinate moves them."""
+
+    def bound(self, free):
+        return jax.lax.stop_gradient(super().bound(free))
+
+
 class UnitInterval(Space):
     """Numbers between 0 and 1."""
 
@@ -249,7 +256,7 @@ class Undeclared(Space):
 
 UNDECLARED = Undeclared()
 REAL, POSITIVE, UNIT = Space(), Positive(), UnitInterval()
-ABOVE_ZERO = Positive(zero=False)
+ABOVE_ZERO, KNOWN = Positive(zero=False), Known(zero=False)
 SIMPLEX, POSITIVE_DEFINITE = Simplex(), PositiveDefinite()
 
 
@@ -282,8 +289,20 @@ class Coordinates:
 
     def __init__(self, spaces, params):
         self.spaces = spaces
-        free = jax.tree.map(lambda space, leaf: space.free(leaf), spaces, params)
-        self.origin, self._unravel = ravel_pytree(free)
+        self._free = jax.tree.map(lambda space, leaf: space.free(leaf), spaces, params)
+        self.origin, self._unravel = ravel_pytree(self._free)
+
+    def of_entries(self, values):
+        """Values of the entries of params, a tree like params, for the coordinates that belong to
+        one entry each; ∞ for others."""
+
+        def of_leaf(space, value, free):
+            shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(free)]
+            if shapes == [jnp.shape(value)]:
+                return value
+            return jax.tree.map(lambda leaf: jnp.full(jnp.shape(leaf), jnp.inf, leaf.dtype), free)
+
+        return ravel_pytree(jax.tree.map(of_leaf, self.spaces, values, self._free))[0]
 
     def params(self, vector):
         """The params with the unconstrained coordinates `vector`."""

@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data.grouped import unit_shape
@@ -17,12 +16,13 @@ from jaxem.protocol.capabilities import Sampled, defines, has
 from jaxem.protocol.model import name_of
 from jaxem.protocol.status import FitError, Status, sentence
 from jaxem.results import answers, fleet, printed, totals
+from jaxem.results.criteria import Criteria
 from jaxem.results.frames import as_frame
 from jaxem.solver.problem import Fit
 
 
 @pytree(static=("_structure", "data_shape", "shares_model"), eq=False)
-class Result(Fit):
+class Result(Criteria, Fit):
     """The fields of the best restart's `Fit`, the `Fit` of all `restarts`, and the model.
 
     The result of a `Batch`, or of `jax.vmap` of a function that fits, is a fleet: every field has a
@@ -187,54 +187,6 @@ class Result(Fit):
         params = jax.tree.map(lambda leaf: leaf[first], self.params) if first else self.params
         return self.model.n_parameters(params)
 
-    @in_own_precision
-    def bic(self, x=None, weights=None, units: bool = False):
-        """−2·log-likelihood + n_parameters · log Σw; lower is better (Schwarz 1978).
-
-        Of `Sequences` Σw is over the rows that are not missing (as in depmixS4), with units=True
-        over the sequences; with groups over rows, with units=True over groups. x None: of the fit
-        itself with its weights. Else of data x with weights (n,), None for 1 whatever those of the
-        fit. Of a fleet (b,); x and weights are then those of every data set.
-        """
-        score, total = totals.score_and_weight(self, x, weights, units)
-        return -2 * score + self.n_parameters * jnp.log(total)
-
-    @in_own_precision
-    def aic(self, x=None, weights=None):
-        """−2·log-likelihood + 2·n_parameters; lower is better (Akaike 1974). x, weights: as in
-        `bic`."""
-        return -2 * totals.score_and_weight(self, x, weights)[0] + 2 * self.n_parameters
-
-    @in_own_precision
-    def entropy(self, x=None, weights=None):
-        """−Σ_i w_i Σ_k r_ik log r_ik: the entropy of the responsibilities, in nats. x, weights: as
-        in `bic`. The gradient through a fit of that without x is NaN.
-
-        Raises TypeError where the model has no finite latent variable.
-        """
-        if x is None:
-            totals.require_no_weights(weights)
-            if self.posterior_entropy is None and self.own_data is not None:
-                return self.entropy(*self.own_data)
-            if self.posterior_entropy is None:
-                raise TypeError(
-                    f"no entropy of responsibilities was computed in this fit of "
-                    f"{name_of(self.model)}, and its data are not known here: give them, "
-                    "entropy(x, weights)"
-                )
-            return self.posterior_entropy
-        if self.is_fleet:
-            return fleet.entropy(self, fleet.data_sets(self, x, weights))
-        x, weights, _ = totals.with_units(x, weights)
-        r = self._responsibilities(x)
-        return answers.entropy(r, totals.checked_weights(weights, r.shape[0], r.dtype))
-
-    @in_own_precision
-    def icl(self, x=None, weights=None):
-        """bic + 2·entropy; lower is better (Biernacki, Celeux & Govaert 2000). x, weights: as in
-        `bic`."""
-        return self.bic(x, weights) + 2 * self.entropy(x, weights)
-
     def summary(self, names=None) -> str:
         """A page about the fit: the model, sizes, log-likelihood, criteria, how it and its restarts
         ended, warnings, and the params as tables with a row for each component. names: of the
@@ -242,6 +194,33 @@ class Result(Fit):
         from jaxem.results.summary import summary
 
         return summary(self, names)
+
+    def standard_errors(
+        self, x, weights=None, method="observed", cluster=None, of=None, pinv=False
+    ):
+        """Standard errors of all params, of maximum likelihood or, with a prior, of the largest
+        posterior density: an `Uncertainty`, whose `print` is a table.
+
+        Args:
+          x, weights: the data of the fit and their weights, which count as repetitions: the errors
+            are those of Σw units. With groups the unit is the group.
+          method: "observed": the inverse Hessian of the log-likelihood; "sandwich": robust where
+            the model is wrong, H⁻¹ (Σ w s sᵀ) H⁻¹ of the scores s of units, without n / (n − 1);
+            "empirical": (Σ w s sᵀ)⁻¹.
+          cluster: (n,), names of clusters of dependent units, whose scores are added up first.
+          of: a function params -> number or tree of arrays, whose errors are wanted instead, by the
+            delta method.
+          pinv: whether params that the data do not identify get errors by the pseudo-inverse.
+
+        Computed in float64. Entries on a bound (a weight or a probability of 0), of components
+        without weight, and those that the data do not identify have the error NaN, and `notes` say
+        so; the errors of all others are those with the former held there. Warns where the params
+        are no maximum. TypeError for a model without `spaces` or with a bound in place of the
+        likelihood, for a batch and under jit.
+        """
+        from jaxem.results.errors import standard_errors
+
+        return standard_errors(self, x, weights, method, cluster, of, pinv)
 
     @property
     @in_own_precision

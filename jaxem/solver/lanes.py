@@ -66,7 +66,9 @@ class Lanes:
         return tuning.INTERVAL if floats < tuning.LONG_STEP else 1
 
 
-def run_lanes(queue, problems, ends, *, stopping, width: int, steps: int, budget=None, few=0):
+def run_lanes(
+    queue, problems, ends, *, stopping, width: int, steps: int, budget=None, few=0, problem_of=None
+):
     """Steps every state of the queue until it ends, or all lanes for `budget` times `steps` steps,
     or until at most `few` states are RUNNING.
 
@@ -76,12 +78,14 @@ def run_lanes(queue, problems, ends, *, stopping, width: int, steps: int, budget
       problems: a `Problem` with a leading axis of data sets.
       ends: (tol, max_iter) of every fit.
       width: the number of lanes.  steps: EM steps between two checks for finished lanes.
+      problem_of: from an entry of `problems` to its `Problem`, where these are other trees, such as
+        weights of data that all fits share; None: they are problems.
 
     Returns the queue.
     """
     count = queue.status.shape[0]
     sets = jax.tree.leaves(problems)[0].shape[0]
-    restarts, shared = count // sets, sets == 1
+    restarts, shared = count // sets, sets == 1 and problem_of is None
     running = queue.status == Status.RUNNING
     place = jnp.where(running, jnp.cumsum(running) - 1, count + 1)  # out of bounds: dropped
     order = jnp.full(count + 1, count).at[place].set(jnp.arange(count), mode="drop")
@@ -102,7 +106,9 @@ def run_lanes(queue, problems, ends, *, stopping, width: int, steps: int, budget
     shared_problem = problems_at(0).prepared() if shared else None
 
     def advance(state, lane_problems, end):
-        evaluation = (shared_problem if shared else lane_problems).evaluate(state)
+        problem = shared_problem if shared else lane_problems
+        problem = problem if problem_of is None else problem_of(problem)
+        evaluation = problem.evaluate(state)
         updated = loop.step(state, evaluation, *end, stopping)
         return select(state.status == Status.RUNNING, updated, state)
 

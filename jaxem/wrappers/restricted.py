@@ -315,8 +315,11 @@ class Reduced(Coordinates):
         place = np.zeros(plan.layout.size, int)
         place[free] = np.arange(len(free))
         self.place = place[plan.group]
-        self.full = inner.origin
+        self.full, self._of_free = inner.origin, free
         self.origin = self.full[free]
+
+    def of_entries(self, values):
+        return self.inner.of_entries(values)[self._of_free]
 
     def params(self, vector):
         full = self.full

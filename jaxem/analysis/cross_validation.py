@@ -1,0 +1,209 @@
+"""Models compared by the log-likelihood of data that they were not fitted to."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxem.analysis.printed import model_name
+from jaxem.analysis.refits import SOUND, generator, refits, require_concrete, units_and_weights
+from jaxem.data.options import as_key, integer
+from jaxem.data.precision import float64, needs_float64
+from jaxem.fit import informed, require_model
+from jaxem.numerics import tuning
+from jaxem.numerics.tree import split
+from jaxem.protocol.model import name_of
+from jaxem.protocol.status import collected_warnings, warn
+from jaxem.results.answers import scores
+from jaxem.solver.axes import best_of
+from jaxem.wrappers.adopt import adopt
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class CrossValidation:
+    """Held-out scores of m models; `print` shows a table.
+
+    names, models: in the order given. scores (m, repeats, n): log p of every unit under the model
+    fitted without its fold. mean (m,): their mean over units, with weights; higher is better; NaN
+    where a fit failed. error (m,): the standard error of the mean. difference_error (m,): that of
+    the difference of a model from the winner. statuses (m, repeats, folds): how the fits ended.
+    fold (repeats, n): the fold of every unit. winner: the index of the largest mean, or None.
+    """
+
+    names: tuple[str, ...]
+    models: tuple[Any, ...]
+    scores: np.ndarray
+    mean: np.ndarray
+    error: np.ndarray
+    difference_error: np.ndarray
+    statuses: np.ndarray
+    fold: np.ndarray
+    winner: int | None
+
+    @property
+    def best(self):
+        """The winner among the models; None where no model could be fitted."""
+        return None if self.winner is None else self.models[self.winner]
+
+    def __str__(self):
+        repeats, folds = self.statuses.shape[1:]
+        width = max(map(len, self.names))
+        times = f", {repeats} times" if repeats > 1 else ""
+        lines = [f"held-out log-likelihood a unit, {folds} folds{times}; higher is better", ""]
+        lines.append(f"{'':>{width}}{'mean':>12}{'error':>11}{'below best':>12}{'error':>11}")
+        top = np.nan if self.winner is None else self.mean[self.winner]
+        for i, name in enumerate(self.names):
+            cells = (self.mean[i], self.error[i], top - self.mean[i], self.difference_error[i])
+            text = "".join(f"{c:>{w}.5g}" for c, w in zip(cells, (12, 11, 12, 11), strict=True))
+            lost = int((~np.isin(self.statuses[i], SOUND)).sum())
+            mark = " *" if i == self.winner else ""
+            lines.append(f"{name:>{width}}{text}{mark}" + f"  {lost} fits failed" * bool(lost))
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def cross_validate(
+    x: Any,
+    models: Any,
+    folds: int = 10,
+    *,
+    key: Any,
+    weights: Any = None,
+    repeats: int = 1,
+    restarts: int = 8,
+    tol: float | None = None,
+    max_iter: int = 2000,
+) -> CrossValidation:
+    """Fits every model to all folds of the data but one, and scores the units of that fold.
+
+    Args:
+      x: the data; units are rows, or groups.  models: a list of models, or a dict of them by name.
+      folds: how many parts the units are cut into, at random, of equal size but for one unit; as
+        many as units leaves one out.
+      key: a JAX key or an int.  weights: (n,), which count as repetitions of a unit that stay
+        together; None: all 1.
+      repeats: how many times the units are cut anew.
+      restarts: the restarts of each fit.  tol, max_iter: as in `fit`.
+
+    All models see the same folds. The fits differ in their weights alone, so that they share the
+    data in one batch. A prior that a model takes from data is taken from all of them.
+
+    Raises ValueError or TypeError for data, models or options that cannot be used. Warns once where
+    fits failed: such a model has no score.
+    """
+    require_concrete("cross_validate", x, weights)
+    folds, repeats = integer(folds, "folds", 2), integer(repeats, "repeats", 1)
+    restarts = integer(restarts, "restarts", 1)
+    if needs_float64(x):
+        with float64():
+            return cross_validate(
+                x,
+                models,
+                folds,
+                key=key,
+                weights=weights,
+                repeats=repeats,
+                restarts=restarts,
+                tol=tol,
+                max_iter=max_iter,
+            )
+    names, models = _named(models)
+    units, of_units, n = units_and_weights(x, weights)
+    base = np.ones(n) if of_units is None else np.asarray(of_units, float)
+    present = np.flatnonzero(base > 0)
+    if folds > len(present):
+        raise ValueError(f"folds must be at most the number of units, {len(present)}, got {folds}")
+    key, draws = as_key(key), generator(key)
+    fold = np.full((repeats, n), -1)
+    for r in range(repeats):
+        fold[r, draws.permutation(present)] = np.arange(len(present)) % folds
+    sets = np.where(fold[:, None] == np.arange(folds)[:, None], 0, base).reshape(-1, n)
+    found = [
+        _held_out(adopt(model), units, of_units, sets, fold, key, restarts, tol, max_iter)
+        for model in models
+    ]
+    each, statuses = (np.stack(part) for part in zip(*found, strict=True))
+    return _compared(names, models, each, statuses.reshape(-1, repeats, folds), fold, base)
+
+
+def _named(models):
+    if isinstance(models, Mapping):
+        names, models = [str(name) for name in models], list(models.values())
+    else:
+        models = list(models) if hasattr(models, "__iter__") else [models]
+        names = [model_name(model) for model in models]
+    if not models:
+        raise ValueError("models are empty: pass at least one model")
+    for model in models:
+        require_model(model)
+    return tuple(names), tuple(models)
+
+
+def _held_out(model, x, weights, sets, fold, key, restarts, tol, max_iter):
+    """(log p of every unit (repeats, n), statuses (repeats · folds,))."""
+    model.domain.check(x, name_of(model))
+    if model.informed is not None:
+        model = informed(model, x, weights)
+    key = jax.random.key(key) if isinstance(key, np.uint32) else key
+
+    def starts(first, after):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(first, after))
+        keys = jax.vmap(lambda key: jax.random.split(key, restarts))(keys)
+        return np.asarray(jax.random.key_data(keys))
+
+    with collected_warnings():
+        fits = refits(
+            model,
+            x,
+            weights,
+            [sets],
+            starts,
+            given=False,
+            restarts=restarts,
+            tol=tol,
+            max_iter=max_iter,
+        )
+    best = jax.device_get(_best(fits))
+    numeric, structure = split(model)
+    repeats, n = fold.shape
+    folds, each = len(sets) // repeats, np.full((repeats, n), np.nan)
+    with tuning.full_products():
+        for i in range(len(sets)):
+            if best.status[i] not in SOUND:
+                continue
+            params = jax.tree.map(lambda a: a[i], best.params)  # noqa: B023
+            values = np.asarray(scores(numeric, params, x, structure), float)
+            out = fold[i // folds] == i % folds
+            each[i // folds, out] = values[out]
+    return each, best.status
+
+
+_best = jax.jit(partial(best_of, batched=True))
+
+
+def _compared(names, models, each, statuses, fold, base) -> CrossValidation:
+    """The `CrossValidation` of scores (m, repeats, n) of units with weights `base` (n,)."""
+    present, total = base > 0, base.sum()
+    of_units = each.mean(1)[:, present]  # (m, units): over repeats
+    weights = base[present]
+    mean = of_units @ weights / total
+
+    def error(values):
+        centre = values @ weights / total
+        away = np.square(values - centre[:, None]) @ weights / max(total - 1, 1)
+        return np.sqrt(away / total)
+
+    with np.errstate(invalid="ignore"):
+        is_scored = np.isfinite(mean)
+        winner = int(np.argmax(np.where(is_scored, mean, -np.inf))) if is_scored.any() else None
+        errors = error(of_units)
+        best = of_units[winner] if winner is not None else np.nan
+        difference = error(of_units - best)
+    failed = [name for name, s in zip(names, statuses, strict=True) if not np.isin(s, SOUND).all()]
+    if failed:
+        warn(f"fits of {', '.join(failed)} collapsed in some folds, so that there is no score", 3)
+    return CrossValidation(names, models, each, mean, errors, difference, statuses, fold, winner)

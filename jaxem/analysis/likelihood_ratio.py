@@ -1,0 +1,111 @@
+"""A test of a model against a larger one by the parametric bootstrap (McLachlan 1987)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxem.analysis.bootstrap import drawn_sets
+from jaxem.analysis.printed import model_name
+from jaxem.analysis.refits import SOUND, precision_of, require_concrete, units_and_weights
+from jaxem.data.batch import Batch
+from jaxem.data.options import as_key, integer
+from jaxem.fit import fit, require_model
+from jaxem.protocol.status import collected_warnings, warn
+from jaxem.results.result import Result
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LikelihoodRatioTest:
+    """A likelihood-ratio statistic and its distribution under the smaller model.
+
+    statistic: 2·(log-likelihood of the larger − of the smaller model). null_statistics: those of
+    data sets drawn from the smaller fit, (n − left_out,). p_value: (1 + how many of them are at
+    least the statistic) / (1 + n − left_out). small, large: both fits of the data. left_out: how
+    many drawn data sets do not count, since one of the two fits collapsed or failed.
+    """
+
+    statistic: float
+    p_value: float
+    null_statistics: np.ndarray
+    small: Result
+    large: Result
+    left_out: int = 0
+
+    def __str__(self):
+        count = len(self.null_statistics)
+        ends = np.quantile(self.null_statistics, (0.5, 0.95)) if count else (np.nan, np.nan)
+        lines = [
+            f"{model_name(self.small.model)} against {model_name(self.large.model)}",
+            f"statistic {self.statistic:.6g}, p = {self.p_value:.3g}",
+            f"{count} data sets drawn from the smaller fit: median {ends[0]:.4g}, 95% below "
+            f"{ends[1]:.4g}",
+        ]
+        lines += [f"{self.left_out} more do not count: a fit collapsed"] * bool(self.left_out)
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def likelihood_ratio_test(
+    x: Any,
+    small: Any,
+    large: Any,
+    n: int = 199,
+    *,
+    key: Any,
+    weights: Any = None,
+    restarts: int = 8,
+    tol: float | None = None,
+    max_iter: int = 2000,
+) -> LikelihoodRatioTest:
+    """Tests a model, such as a mixture of k components, against a larger one, such as k + 1.
+
+    The distribution of the statistic under the smaller model is not χ², where that model lies on a
+    bound of the larger one: it is that of n data sets drawn from the smaller fit, to which both
+    models are fitted again.
+
+    Args:
+      x: rows (n, d).  small, large: the models; the smaller one must be a case of the larger one.
+      n: the data sets drawn.  key: a JAX key or an int.
+      weights: of the rows, which count as repetitions: data sets of Σw rows are drawn.
+      restarts: the restarts of each fit.  tol, max_iter: as in `fit`.
+
+    Raises ValueError or TypeError as `fit` does, and where the smaller model draws no rows.
+    """
+    n, restarts = integer(n, "n", 1), integer(restarts, "restarts", 1)
+    require_concrete("likelihood_ratio_test", x, weights)
+    require_model(small)
+    require_model(large)
+    key = as_key(key)
+    options = {"restarts": restarts, "tol": tol, "max_iter": max_iter, "gradient": "none"}
+    fits = [fit(model, x, key=key, weights=weights, **options) for model in (small, large)]
+    statistic = 2 * float(fits[1].log_likelihood - fits[0].log_likelihood)
+    with precision_of(fits[0].params):
+        units, of_units, _ = units_and_weights(x, weights)
+        params, found = jax.tree.map(np.asarray, fits[0].params), []
+        drawn = drawn_sets(fits[0].model, params, units, of_units, n, key)
+        for number, data in enumerate(drawn):
+            # Other starts than those of the fits: the draws begin with the same keys.
+            again = int(np.random.default_rng([*_words(key), number]).integers(2**31))
+            with collected_warnings():
+                both = [fit(f.model, Batch(data), key=again, **options) for f in fits]
+            sound = np.all([np.isin(np.asarray(f.status), SOUND) for f in both], axis=0)
+            each = 2 * (np.asarray(both[1].log_likelihood, float) - both[0].log_likelihood)
+            found.append(each[sound & np.isfinite(each)])
+    null = np.concatenate(found)
+    if len(null) < n / 2:
+        warn(f"in {n - len(null)} of {n} drawn data sets a fit collapsed: use a prior", 3)
+    # A statistic below rounding is 0, as are those of the draws.
+    slack = 1e-9 * abs(float(fits[0].log_likelihood))
+    p_value = (1 + int((null >= statistic - slack).sum())) / (1 + len(null))
+    return LikelihoodRatioTest(statistic, p_value, null, *fits, left_out=n - len(null))
+
+
+def _words(key):
+    """A key as integers."""
+    if isinstance(key, np.uint32):
+        return [int(key)]
+    is_typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(key) if is_typed else key).ravel().tolist()
