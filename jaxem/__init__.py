@@ -36,6 +36,7 @@ from jaxem.solver.restarts import Restarts
 
 if TYPE_CHECKING:
     from jaxem import datasets, topics
+    from jaxem import sklearn as sklearn
     from jaxem.analysis.batch_selection import BatchSelection
     from jaxem.analysis.free_energy import free_energy
     from jaxem.analysis.select import Row, Selection, select
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
     from jaxem.wrappers.each import Each
     from jaxem.wrappers.restricted import Restricted
 
-_MODULES = ("datasets", "model", "objective", "spaces", "topics")
+_MODULES = ("datasets", "model", "objective", "sklearn", "spaces", "topics")
 
 _LATER = {
     "BatchSelection": "analysis.batch_selection",
@@ -250,7 +251,7 @@ def __getattr__(name: str):
 
 
 def __dir__():
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})
 
 
 def load(path, model=None) -> Result:
