@@ -97,9 +97,10 @@ def checked_weights(sample_weight, x):
     weights = check_array(sample_weight, **options)
     if weights.ndim != 1:
         raise ValueError(f"sample_weight must be 1D, got an array of shape {weights.shape}")
-    if len(weights) != len(x):
+    if len(weights) != x.shape[0]:
         raise ValueError(
-            f"sample_weight.shape == {weights.shape}, expected {(len(x),)}: give one weight a row"
+            f"sample_weight.shape == {weights.shape}, expected {(x.shape[0],)}: give one weight a "
+            "row"
         )
     if (weights < 0).any():
         raise ValueError("sample_weight must not be negative: weight 0 leaves a row out")
@@ -108,9 +109,9 @@ def checked_weights(sample_weight, x):
     return weights
 
 
-def precision_of(x):
-    """A context with x64 on for data in float64; the setting of JAX is as before after it."""
-    return float64() if x.dtype == np.float64 else contextlib.nullcontext()
+def precision_of(dtype):
+    """A context with x64 on for float64; the setting of JAX is as before after it."""
+    return float64() if dtype == np.float64 else contextlib.nullcontext()
 
 
 def padded_rows(n: int) -> int:
@@ -142,7 +143,12 @@ def fitted(model, x, weights, **options):
         weights = np.ones(n, leaves[0].dtype) if weights is None else weights
         weights = np.concatenate([weights, np.zeros(size - n, weights.dtype)])
     x = jax.tree.unflatten(tree, [padded(leaf, size) for leaf in leaves])
-    with precision_of(leaves[0]), collected_warnings() as texts:
+    return climbed(model, x, weights, leaves[0].dtype, **options)
+
+
+def climbed(model, x, weights, dtype, **options):
+    """`fitted` without padding; dtype: the precision."""
+    with precision_of(dtype), collected_warnings() as texts:
         return fit(model, x, weights=weights, **options).on_host(), texts
 
 
@@ -152,18 +158,27 @@ def _applied(function, numeric, params, x, structure):
 
 
 def by_rows(function, model, params, x):
-    """function(model, params, x), which has a leading axis of rows, as a NumPy array; in blocks, so
-    that memory is bounded. x: as in `fitted`."""
+    """function(model, params, x), which has a leading axis of rows, as a NumPy array. x: as in
+    `fitted`."""
     numeric, structure = split(model)
+
+    def of_block(block):
+        with precision_of(jax.tree.leaves(x)[0].dtype), tuning.full_products():
+            return np.asarray(_applied(function, numeric, params, block, structure))
+
+    return in_blocks(of_block, x)
+
+
+def in_blocks(function, x):
+    """function(x), which has a leading axis of rows, as a NumPy array; in padded blocks of rows, so
+    that memory is bounded. x: as in `fitted`."""
     leaves, tree = jax.tree.flatten(x)
     found = []
     for begin in range(0, len(leaves[0]), MOST_PADDED):
         block = [leaf[begin : begin + MOST_PADDED] for leaf in leaves]
         n = len(block[0])
-        size = padded_rows(n)
-        block = jax.tree.unflatten(tree, [padded(leaf, size) for leaf in block])
-        with precision_of(leaves[0]), tuning.full_products():
-            found.append(np.asarray(_applied(function, numeric, params, block, structure))[:n])
+        block = jax.tree.unflatten(tree, [padded(leaf, padded_rows(n)) for leaf in block])
+        found.append(np.asarray(function(block))[:n])
     return np.concatenate(found)
 
 
