@@ -14,19 +14,28 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator, parametrize_with_checks
 
 import jaxem
 import jaxem.sklearn as ours
 
-ESTIMATORS = [
-    ours.GaussianMixture(),
+OTHERS = [
     ours.BayesianGaussianMixture(),
     ours.KMeans(),
     ours.LatentDirichletAllocation(),
     ours.MixtureModel(),
-    ours.MixtureModel(jaxem.Mixture(jaxem.Regression(), k=1)),
+    ours.MixtureModel(jaxem.Mixture(jaxem.Regression(prior=jaxem.CoefficientPrior(1e-4)), k=1)),
 ]
+"""The estimators whose checks are all run by `pytest -m slow`: each compiles some 20 programs."""
+
+QUICK = (
+    *("check_get_params_invariance", "check_set_params", "check_estimator_cloneable"),
+    *("check_parameters_default_constructible", "check_no_attributes_set_in_init"),
+    *("check_estimators_unfitted", "check_estimator_sparse_tag", "check_fit_check_is_fitted"),
+    *("check_estimators_pickle", "check_n_features_in", "check_fit2d_predict1d"),
+)
+"""Those that are run by default: without fits, or of fits of 20 × 3 and 30 × 3."""
+
 KINDS = ["full", "tied", "diag", "spherical"]
 RNG = np.random.default_rng(7)
 X = RNG.normal(size=(120, 2)) @ [[1, 0.4], [0, 2]] + 4.0 * RNG.integers(2, size=(120, 1)) + 50
@@ -45,10 +54,39 @@ def known_failures(estimator):
     return {f"check_sample_weight_equivalence_{name}": reason for name in names}
 
 
+quietly = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings("ignore::jaxem.FitWarning"),
+]
+
+
+def quick_checks():
+    """A list of (estimator, check) of the checks in `QUICK`."""
+    found = []
+    for estimator in OTHERS:
+        for instance, check in estimator_checks_generator(estimator):
+            if check.func.__name__ in QUICK:
+                name = f"{type(estimator).__name__}-{check.func.__name__}"
+                found.append(pytest.param(instance, check, marks=quietly, id=name))
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@parametrize_with_checks([ours.GaussianMixture()])
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize(("estimator", "check"), quick_checks())
+def test_some_of_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.filterwarnings("ignore::jaxem.FitWarning")
-@parametrize_with_checks(ESTIMATORS, expected_failed_checks=known_failures)
-def test_scikit_learns_checks(estimator, check):
+@parametrize_with_checks(OTHERS, expected_failed_checks=known_failures)
+def test_all_of_scikit_learns_checks(estimator, check):
     check(estimator)
 
 
@@ -322,6 +360,8 @@ def test_any_mixture_is_an_estimator():
     assert estimator.model == jaxem.Mixture(jaxem.Normal("tied"), k=2)
     with pytest.raises(ValueError, match="Invalid parameter 'model__q'"):
         estimator.set_params(model__q=1)
+    with pytest.raises(ValueError, match="5 rows and the model 6 components"):
+        found.set_params(model__k=6).fit(COUNTS[:5])
     with pytest.raises(ValueError, match="counts"):
         found.fit(COUNTS - 100)
 
@@ -334,11 +374,12 @@ def test_regressions_regress_and_cluster():
     is_up = np.asarray(estimator.result_.params.components.coefficients)[:, 1] > 0
     apart = np.abs(Y) > 3
     assert (is_up[labels] == (SLOPE > 0))[apart].mean() > 0.95
-    assert (estimator.predict(x, Y) == labels).all()
+    assert (estimator.predict_components(x, Y) == labels).all()
     mean = np.asarray(estimator.result_.predict_response(jaxem.Data(x)))
     close(estimator.predict(x), mean)
     close(estimator.score(x, Y), 1 - np.square(Y - mean).sum() / np.square(Y - Y.mean()).sum())
     scores = estimator.result_.score_samples(jaxem.Data(x, Y))
-    close(estimator.score_samples(x, Y), scores)
+    close(estimator.log_likelihood(x, Y), scores)
+    assert not hasattr(estimator, "predict_proba")
     with pytest.raises(ValueError, match="y is needed"):
-        estimator.predict_proba(x)
+        estimator.responsibilities(x)

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.metrics import r2_score
 from sklearn.utils import RegressorTags, check_random_state
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from jaxem.data.data import Data
@@ -16,9 +17,10 @@ from jaxem.estimators.learn import support
 from jaxem.families.normal.normal import Normal
 from jaxem.methods.em import EM
 from jaxem.models.mixture import FiniteMixture, Mixture
-from jaxem.protocol.model import Bank
+from jaxem.protocol.model import Bank, name_of
 from jaxem.protocol.status import FitWarning, Status
 from jaxem.protocol.wrapper import Wrapper
+from jaxem.wrappers.adopt import adopt
 
 RULES = {
     "n_init": support.integer(1),
@@ -29,6 +31,10 @@ RULES = {
 
 NESTED = "model"
 """The argument whose fields are arguments as well, such as model__k."""
+
+
+def _is_density(estimator) -> bool:
+    return not estimator._is_regression()
 
 
 class MixtureModel(BaseEstimator):
@@ -45,9 +51,9 @@ class MixtureModel(BaseEstimator):
       random_state: an int, a `RandomState` or None.
 
     Where the components are regressions, the estimator is a regressor: `fit` needs y, `predict(X)`
-    is the mean of the response and `score` its R². With y, `predict(X, y)`, `predict_proba(X, y)`
-    and `score_samples(X, y)` are those of the rows with their responses, so that it is a clusterer
-    of rows by their line as well. Else y is ignored, and `predict` gives components.
+    is the mean of the response and `score` its R². `predict_components(X, y)`,
+    `responsibilities(X, y)` and `log_likelihood(X, y)` are those of the rows with their responses,
+    so that it is a clusterer as well. Else y is ignored, and `predict` gives components.
 
     Attributes after `fit`: result_, the `jaxem.Result` (its params, status, criteria); converged_,
     n_iter_, n_features_in_, feature_names_in_.
@@ -84,7 +90,7 @@ class MixtureModel(BaseEstimator):
         Raises ValueError or TypeError for arguments or data that cannot be used.
         """
         support.require(self, RULES)
-        options = {"dtype": [np.float64, np.float32]}
+        options = {"dtype": [np.float64, np.float32], "ensure_min_samples": 2}
         if self._is_regression():
             x, y = validate_data(self, X, y, y_numeric=True, **options)
             data = Data(x, np.asarray(y, x.dtype))
@@ -92,8 +98,15 @@ class MixtureModel(BaseEstimator):
             x = data = validate_data(self, X, **options)
         weights = support.checked_weights(sample_weight, x)
         random_state = check_random_state(self.random_state)
+        model = adopt(self._model())
+        model.domain.check(data, name_of(model))
+        if len(x) < model.domain.fewest:
+            raise ValueError(
+                f"data have {len(x)} rows and the model {model.domain.components} components: use "
+                f"k <= {len(x)}"
+            )
         result, texts = support.fitted(
-            self._model(),
+            model,
             data,
             weights,
             key=int(random_state.randint(2**31 - 1)),
@@ -113,42 +126,58 @@ class MixtureModel(BaseEstimator):
         return self
 
     def fit_predict(self, X, y=None, sample_weight=None):
-        """`fit`, then the most probable component of every row, given its y if used: (n,)."""
-        return self.fit(X, y, sample_weight)._components(*self._given(X, y))
+        """`fit`, then `predict_components(X, y)`, (n,)."""
+        return self.fit(X, y, sample_weight).predict_components(X, y)
 
-    def predict(self, X, y=None):
-        """The most probable component of every row of X, (n,); −1 outside the support of the model.
-        Of regressions the mean of the response, (n,), or with y (n,) components."""
-        x, y = self._given(X, y)
-        if self._is_regression() and y is None:
-            return support.in_blocks(self.result_.predict_response, Data(x))
-        return self._components(x, y)
+    def predict(self, X):
+        """The most probable component of every row of X, (n,), −1 outside the support of the model;
+        of regressions the mean of the response, (n,)."""
+        if not self._is_regression():
+            return self.predict_components(X)
+        data = Data(self._rows(X))
+        return support.in_blocks(self.result_.predict_response, data)
 
-    def predict_proba(self, X, y=None):
+    def predict_components(self, X, y=None):
+        """The most probable component of every row, (n,); −1 outside the support of the model.
+        Regressions need y (n,), the responses of the rows."""
+        data = self._given(X, y)
+        return support.in_blocks(self.result_.predict, data)
+
+    def responsibilities(self, X, y=None):
         """p(component | row), (n, k); a row is NaN outside the support. Regressions need y."""
-        x, y = self._given(X, y)
-        return support.in_blocks(self.result_.predict_proba, self._data(x, y))
+        data = self._given(X, y)
+        return support.in_blocks(self.result_.predict_proba, data)
 
-    def score_samples(self, X, y=None):
-        """log p(row) in nats, (n,), of regressions log p(y | x). Regressions need y."""
-        x, y = self._given(X, y)
-        return support.in_blocks(self.result_.score_samples, self._data(x, y))
+    def log_likelihood(self, X, y=None):
+        """log p(row) in nats, (n,); of regressions log p(y | x), which need y."""
+        data = self._given(X, y)
+        return support.in_blocks(self.result_.score_samples, data)
+
+    @available_if(_is_density)
+    def predict_proba(self, X):
+        """`responsibilities`, (n, k). Regressions do not have it."""
+        return self.responsibilities(X)
+
+    @available_if(_is_density)
+    def score_samples(self, X):
+        """`log_likelihood`, (n,). Regressions do not have it."""
+        return self.log_likelihood(X)
 
     def score(self, X, y=None, sample_weight=None):
-        """The weighted mean of `score_samples` in nats; of regressions R² of `predict(X)`."""
+        """The weighted mean of `log_likelihood` in nats; of regressions R² of `predict(X)`."""
         if self._is_regression():
             return r2_score(y, self.predict(X), sample_weight=sample_weight)
-        scores = self.score_samples(X).astype(float)
+        scores = self.log_likelihood(X).astype(float)
         return float(np.average(scores, weights=sample_weight))
 
     def bic(self, X, y=None):
         """−2·log-likelihood + parameters·log n of X (n, d), in nats; lower is better."""
-        scores = self.score_samples(X, y).astype(float)
+        scores = self.log_likelihood(X, y).astype(float)
         return float(-2 * scores.sum() + self.result_.n_parameters * math.log(len(scores)))
 
     def aic(self, X, y=None):
         """−2·log-likelihood + 2·parameters of X (n, d), in nats; lower is better."""
-        scores = self.score_samples(X, y).astype(float)
+        scores = self.log_likelihood(X, y).astype(float)
         return float(-2 * scores.sum() + 2 * self.result_.n_parameters)
 
     def sample(self, n_samples=1):
@@ -188,27 +217,26 @@ class MixtureModel(BaseEstimator):
         model = model.wrapped if wraps else model
         return isinstance(model, FiniteMixture) and "y" in (model.bank.domain.takes or ())
 
-    def _given(self, X, y):
-        """X and y, checked; y None where it is not used."""
+    def _rows(self, X):
+        """X, checked, in the precision of the fit."""
         check_is_fitted(self)
         dtype = jax.tree.leaves(self.result_.params)[0].dtype
-        x = validate_data(self, X, reset=False, dtype=dtype)
-        if y is None or not self._is_regression():
-            return x, None
-        y = np.asarray(y, dtype)
-        if y.shape != (len(x),):
-            raise ValueError(f"y must have shape {(len(x),)}, got {y.shape}: one response a row")
-        return x, y
+        return validate_data(self, X, reset=False, dtype=dtype)
 
-    def _data(self, x, y):
+    def _given(self, X, y):
+        """The data of the model. ValueError where regressions lack y, or it has another shape."""
+        x = self._rows(X)
         if not self._is_regression():
             return x
         if y is None:
-            raise ValueError("y is needed: the components of regressions depend on the response")
+            raise ValueError(
+                "y is needed: the components of regressions depend on the response; for the mean "
+                "of the response use predict(X)"
+            )
+        y = np.asarray(y, x.dtype)
+        if y.shape != (len(x),):
+            raise ValueError(f"y must have shape {(len(x),)}, got {y.shape}: one response a row")
         return Data(x, y)
-
-    def _components(self, x, y):
-        return support.in_blocks(self.result_.predict, self._data(x, y))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -1,5 +1,10 @@
 """The estimators of `jaxem.sklearn`."""
 
+import importlib.util
+
+if importlib.util.find_spec("sklearn") is None:
+    raise ImportError("jaxem.sklearn needs scikit-learn: pip install 'jaxem[sklearn]'")
+
 from jaxem.estimators.learn.bayesian import BayesianGaussianMixture
 from jaxem.estimators.learn.clusters import KMeans
 from jaxem.estimators.learn.documents import LatentDirichletAllocation
