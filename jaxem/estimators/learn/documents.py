@@ -14,10 +14,11 @@ from sklearn.utils.validation import check_is_fitted, check_non_negative, valida
 from jaxem.data.documents import Documents
 from jaxem.estimators.learn import support
 from jaxem.models.lda.domain import DocumentsDomain
-from jaxem.models.lda.lda import LDA, LDAParams
+from jaxem.models.lda.lda import LDA, LDALocal, LDAParams
 from jaxem.models.lda.posterior import LDAPosterior, converged_gamma
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import pytree
+from jaxem.passes.collect import Prepared, unprepared
 
 INITIAL_SHAPE = 100.0
 """Entries of components_ start as draws from gamma(shape 100, mean 1), as theirs."""
@@ -48,9 +49,21 @@ class AmountsDomain(DocumentsDomain):
 
 @pytree(static=("topics", "inference"))
 class AmountsLDA(LDA):
-    """`LDA` of amounts of words that need not be whole."""
+    """`LDA` of amounts of words that need not be whole, with scikit-learn's E-step in a fit: from a
+    cold start in every pass, at most `most` steps until the mean change of γ is below `tol`. A
+    document keeps the γ of the pass before where F is lower at the new one."""
+
+    tol: Any = 1e-3
+    most: Any = 100
 
     domain = AmountsDomain("amounts of words within the vocabulary, of 0 or more")
+
+    def improve_q(self, params, x, q, weights):
+        units = x.units if isinstance(x, Prepared) else self.arranged(x)
+        x = unprepared(x)
+        given = (weights, q.gamma, q.steps > 0, self.tol, self.most)
+        gamma, statistics, value = self.improved(params, x, units, *given)
+        return LDALocal(gamma, q.steps + 1), statistics, value
 
 
 class Expected(NamedTuple):
@@ -74,9 +87,9 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
     """Topics by variational Bayes, with the arguments, defaults and attributes of scikit-learn's
     `sklearn.decomposition.LatentDirichletAllocation`, whose place it takes.
 
-    From the same `random_state` the topics start as theirs do. Every E-step begins at an even or at
-    the last division of a document among topics, theirs at a random one; so fits agree with theirs
-    in their bound, not digit by digit. Beyond theirs: `sample_weight`.
+    From the same `random_state` the topics start as theirs do. Every E-step begins at an even
+    division of a document among topics, theirs at a random one: so bounds are close to theirs, and
+    topics are not equal digit by digit. Beyond theirs: `sample_weight`.
 
     Args:
       n_components: k, the number of topics.
@@ -87,8 +100,8 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
       evaluate_every: above 0, a fit ends when the perplexity changes by less than perp_tol in so
         many passes; else it takes max_iter passes.
       total_samples: the number of documents that `partial_fit` stands for.
-      mean_change_tol, max_doc_update_iter: of an E-step of "online", `partial_fit` and `transform`:
-        until the mean change of a document's γ is below it, at most so many steps.
+      mean_change_tol, max_doc_update_iter: an E-step ends when the mean change of a document's γ is
+        below the first, and after the second at the latest.
       n_jobs: without effect.  verbose: above 0 a line is printed after a fit.
       random_state: an int, a `RandomState` or None.
 
@@ -179,9 +192,9 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
         gamma = self._expected(self._checked(X, "transform")).gamma
         return gamma / gamma.sum(1, keepdims=True) if normalize else gamma
 
-    def fit_transform(self, X, y=None, *, normalize=True):
+    def fit_transform(self, X, y=None, sample_weight=None, *, normalize=True):
         """`fit`, then `transform` of X."""
-        return self.fit(X, y).transform(X, normalize=normalize)
+        return self.fit(X, y, sample_weight).transform(X, normalize=normalize)
 
     def score(self, X, y=None):
         """A lower bound on log p(X), in nats, with the divergence of the topics. y: ignored."""
@@ -238,7 +251,8 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
 
     def _model(self):
         alpha, eta = float(self.doc_topic_prior_), float(self.topic_word_prior_)
-        return AmountsLDA(len(self.components_), alpha, eta, "bayes")
+        limits = {"tol": float(self.mean_change_tol), "most": int(self.max_doc_update_iter)}
+        return AmountsLDA(len(self.components_), alpha, eta, "bayes", **limits)
 
     def _params(self):
         mass = self.components_.sum(1)
