@@ -204,6 +204,16 @@ def test_weights_are_repetitions(dtype):
     close(one.score(x, sample_weight=WEIGHTS), -one.inertia_, rtol=tolerance)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_count_in_a_start(kind):
+    """max_iter=0 returns the start, without a warning; that of one component is not random."""
+    repeated = np.repeat(X, WEIGHTS.astype(int), 0)
+    options = {"covariance_type": kind, "max_iter": 0}
+    one = ours.GaussianMixture(**options).fit(X, sample_weight=WEIGHTS)
+    other = mixture.GaussianMixture(**options).fit(repeated)
+    same_attributes(one, other, NORMAL)
+
+
 @pytest.mark.parametrize("init", ["k-means++", "random", X[:3]], ids=["++", "random", "given"])
 def test_kmeans_is_that_of_scikit_learn(init):
     for tol in (0, 0.05):

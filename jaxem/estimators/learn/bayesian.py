@@ -46,7 +46,7 @@ class BayesianGaussianMixture(GaussianEstimator):
         reg_covar on its diagonal where it is singular.
 
     Attributes after `fit`: those of `GaussianMixture`, with lower_bound_ the evidence lower bound
-    of all rows in nats (theirs lacks its constants, and divides by nothing as well);
+    of all rows in nats (theirs lacks its constants);
     weight_concentration_, of a process a pair; mean_precision_ (k,), degrees_of_freedom_ (k,), tied
     a number; and the priors with an underscore at the end. covariances_ are inverses of expected
     precisions.

@@ -44,18 +44,17 @@ RULES = {
 }
 
 
-def moments(x, resp, reg_covar, kind):
+def moments(x, resp, weights, reg_covar, kind):
     """The M-step of scikit-learn: counts (k,), means (k, d) and covariances with the ridge, in
-    float64; resp (n, k): responsibilities times weights."""
+    float64; resp (n, k): responsibilities times weights (n,), which may be None for 1."""
     x, resp = np.asarray(x, float), np.asarray(resp, float)
     count = resp.sum(0) + 10 * np.finfo(float).eps
     means = resp.T @ x / count[:, None]
     d = x.shape[1]
     if kind == "tied":
-        total = resp.sum(1)
-        # As theirs, from the moments of all rows: a row may have no component.
-        covered = np.ones_like(total) if not np.all(total > 0) else total
-        second = (covered[:, None] * x).T @ x - (count * means.T) @ means
+        # As theirs, from all rows: those of a start by few rows have no component.
+        weighted = x if weights is None else weights[:, None] * x
+        second = weighted.T @ x - (count * means.T) @ means
         return count, means, second / count.sum() + reg_covar * np.eye(d)
     if kind == "full":
         centred = (x - mean for mean in means)
@@ -221,7 +220,8 @@ class GaussianEstimator(DensityMixin, BaseEstimator):
         if len(given) == GIVEN_PARTS:
             return self._start(None, given)
         resp = self._responsibilities(x, weights, random_state)
-        return self._start(moments(x, resp, self.reg_covar, self.covariance_type), given)
+        found = moments(x, resp, weights, self.reg_covar, self.covariance_type)
+        return self._start(found, given)
 
     def _tolerance(self, x, weights):
         """tol in nats per unit of weight."""
