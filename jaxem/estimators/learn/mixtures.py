@@ -197,7 +197,8 @@ class MixtureModel(BaseEstimator):
         Returns self. ValueError for other names."""
         plain = {name: value for name, value in params.items() if "__" not in name}
         super().set_params(**plain)
-        for name in params.keys() - plain.keys():
+        deep = params.keys() - plain.keys()
+        for name in sorted(deep, key=lambda name: (name.count("__"), name)):  # outer ones first
             known = nested(self.model, NESTED)
             if name not in known:
                 raise ValueError(
