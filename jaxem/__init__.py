@@ -37,6 +37,7 @@ from jaxem.solver.restarts import Restarts
 
 if TYPE_CHECKING:
     from jaxem import datasets, plot, topics
+    from jaxem import sklearn as sklearn
     from jaxem.analysis.batch_selection import BatchSelection
     from jaxem.analysis.bootstrap import bootstrap
     from jaxem.analysis.cross_validation import CrossValidation, cross_validate
@@ -79,7 +80,7 @@ if TYPE_CHECKING:
     from jaxem.wrappers.each import Each
     from jaxem.wrappers.restricted import Restricted
 
-_MODULES = ("datasets", "model", "objective", "plot", "spaces", "topics")
+_MODULES = ("datasets", "model", "objective", "plot", "sklearn", "spaces", "topics")
 
 _LATER = {
     "BatchSelection": "analysis.batch_selection",
@@ -304,7 +305,7 @@ def __getattr__(name: str):
 
 
 def __dir__():
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})
 
 
 def load(path, model=None) -> Result:

@@ -24,7 +24,7 @@ FLOORS = (
 )
 """The folders of the package from the ground up; imports go down only, or stay in their folder."""
 
-SHIMS = {"datasets", "model", "objective", "plot", "spaces", "topics"}
+SHIMS = {"datasets", "model", "objective", "plot", "sklearn", "spaces", "topics"}
 """Public paths at the top of the package that only pass names on."""
 
 FLOOR_OF = {folder: i for i, floor in enumerate(FLOORS) for folder in floor}

@@ -207,7 +207,7 @@ class Clusters:
                 f"X has {x.shape[1]} features, but the centres have {width}: pass the columns of "
                 "the fit"
             )
-        return _assigned(jnp.asarray(x), self.centres).labels
+        return assign(jnp.asarray(x), self.centres).labels
 
     @property
     def params(self):
@@ -266,7 +266,7 @@ def kmeans(x, k: int, *, key=None, init=None, restarts=1, weights=None, max_iter
     x, n = checks.as_data(x)
     weights = checks.as_weights(weights, n, x.dtype)
     weights = jnp.ones(n, x.dtype) if weights is None else jnp.asarray(weights)
-    assigned = _assigned(jnp.asarray(x), result.params)
+    assigned = assign(jnp.asarray(x), result.params)
     unit, scaled, is_used = _sum_of_squares(assigned, weights, model.k)
     if is_traced((unit, scaled)):
         total = unit * (unit * scaled)
@@ -299,7 +299,7 @@ class Assigned(NamedTuple):
 
 
 @jax.jit
-def _assigned(x, centres) -> Assigned:
+def assign(x, centres) -> Assigned:
     """The nearest centres of units, in units of the arithmetic that neither overflow nor underflow
     whatever the scale of x.
 

@@ -51,8 +51,7 @@ def wishart(df, log_det, prior_df, prior_log_det, trace, steps):
     d, half = len(steps), df / 2
     prior_df = jnp.asarray(prior_df, df.dtype)
     divergence = prior_df / 2 * (d * jnp.log(df) + log_det - prior_log_det) + trace / 2
-    for step in steps:
-        a, c = half - step / 2, (prior_df - step) / 2
-        divergence += stirling_term(a) + gammaln(c) - c * jnp.log(a) - step / 2
-        divergence -= (df - prior_df) / 2 * log_minus_digamma(a)
-    return divergence
+    step = jnp.asarray(steps, df.dtype).reshape(d, *(1,) * df.ndim)
+    a, c = half - step / 2, (prior_df - step) / 2
+    terms = stirling_term(a) + gammaln(c) - c * jnp.log(a) - step / 2
+    return divergence + (terms - (df - prior_df) / 2 * log_minus_digamma(a)).sum(0)

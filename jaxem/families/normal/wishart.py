@@ -196,8 +196,9 @@ class NormalWishart(Bank):
     def _level(self, params):
         """E[log p(x | k)] minus the normal log density at `params`, (k,)."""
         d, df = params.mean.shape[1], params.df
-        each = [jnp.log1p(-j / df) - log_minus_digamma((df - j) / 2) for j in self._steps(d)]
-        return 0.5 * (sum(each) - d / params.mean_precision)
+        step = jnp.asarray(self._steps(d), df.dtype).reshape(d, *(1,) * df.ndim)
+        each = jnp.log1p(-step / df) - log_minus_digamma((df - step) / 2)
+        return 0.5 * (each.sum(0) - d / params.mean_precision)
 
 
 def _as_normal(params):

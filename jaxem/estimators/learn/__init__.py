@@ -1,0 +1,1 @@
+"""scikit-learn estimators over `fit`; `jaxem.sklearn` names the public ones."""

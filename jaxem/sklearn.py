@@ -1,0 +1,1 @@
+from jaxem.estimators.learn.public import *  # noqa: F403 - a public path
