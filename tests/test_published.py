@@ -151,8 +151,8 @@ def holes(name):
 
 @pytest.mark.parametrize("name", MISSING)
 def test_published_missing(name):
-    """The maximum from a default start, for murray both of them; missvals to 1e-10 of it in at most
-    60 evaluations of the EM map, of which plain EM needs 352."""
+    """The maximum from a default start, for murray both of them; missvals to 1e-10 of it in 60
+    evaluations of the EM map or less, in the median of starts, of which plain EM needs 352."""
     case, x = MISSING[name], holes(name)
     model = jaxem.Mixture(jaxem.Normal(missing=True), k=case.get("k", 1))
     restarts = 16 if name in ("murray", "iris-missing-2") else 4
@@ -174,10 +174,10 @@ def test_published_missing(name):
         np.testing.assert_allclose(abs(correlation), 0.5, atol=1e-4)
         assert (correlation > 0).any() and (correlation < 0).any()
     if name == "missvals":
-        one = jaxem.fit(model, x, key=1, tol=1e-8)
-        assert one.n_iter <= 60
         best = max(result.log_likelihood, case["log_likelihood"])
-        assert one.log_likelihood > best - 1e-10, one.log_likelihood - best
+        traces = [jaxem.fit(model, x, key=k, tol=1e-10, trace=True).trace for k in range(8)]
+        steps = [np.argmax(best - np.asarray(trace.objective) < 1e-10) for trace in traces]
+        assert 0 < np.median(steps) <= 60 and max(steps) < 352 / 5
 
 
 def check_params(case, params):
