@@ -112,7 +112,7 @@ def test_published_structure(name):
         assert abs(result.bic() + case["bic_mclust"]) < 2 * case["tolerance"]
 
 
-NOISY = [c["id"] for c in CASES if c["kind"] == "normal+uniform"]
+NOISY = [c["id"] for c in CASES if c.get("kind") == "normal+uniform"]
 
 
 @pytest.mark.parametrize("name", NOISY)
@@ -149,7 +149,12 @@ def holes(name):
     return np.where((4 * row + column) % 7 == 0, np.nan, x)
 
 
-@pytest.mark.parametrize("name", MISSING)
+SELDOM_MISSING = ("iris-missing-2",)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SELDOM_MISSING)) for n in MISSING]
+)
 def test_published_missing(name):
     """The maximum from a default start, for murray both of them; missvals to 1e-10 of it in 60
     evaluations of the EM map or less, in the median of starts, of which plain EM needs 352."""
@@ -638,7 +643,13 @@ OF_MIXTURES = {
 }
 
 
-@pytest.mark.parametrize("name", OF_MIXTURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name == "acidity-equal-errors"))
+        for name in OF_MIXTURES
+    ],
+)
 def test_published_errors(name):
     case, (model, keys) = ERRORS[name], OF_MIXTURES[name]
     x, weights, _ = read({"columns": ["acidity"]} | case)
@@ -712,6 +723,7 @@ def check_errors_of_the_election(result, x):
     assert np.isfinite(all_params.errors.gate.coefficients).all()
 
 
+@pytest.mark.slow
 def test_published_ladder_of_acidity():
     """Two components and not one, but not three: McLachlan (1987), at n = 199."""
     case = ERRORS["acidity-ladder"]

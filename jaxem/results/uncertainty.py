@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxem.data.options import one_of
 from jaxem.protocol.status import Status
+from jaxem.results.frames import as_frame
 
 SCALES = ("natural", "log", "logit")
 
@@ -79,16 +80,9 @@ class Uncertainty:
     def to_dataframe(self, level: float = 0.95):
         """A pandas data frame with a row for every entry, by name: estimate, error, lower and upper
         of `interval(level)`. Raises ImportError where pandas is missing."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError(
-                "to_dataframe needs pandas, which is not installed: pip install pandas, or read "
-                "names, estimates, errors and interval()"
-            ) from error
         columns = {"estimate": flat(self.estimates), "error": flat(self.errors)}
         columns |= dict(zip(("lower", "upper"), map(flat, self.interval(level)), strict=True))
-        return pandas.DataFrame(columns, index=list(self.names))
+        return as_frame(columns, list(self.names))
 
     def __str__(self):
         value, error = flat(self.estimates), flat(self.errors)
