@@ -52,6 +52,12 @@ def search(numeric, x, weights, start, tol, max_iter, *, plan):
     return _winner(every, plan.batched), every
 
 
+def fleet_effort(seconds: float) -> str:
+    """The compiler options of many fits that take so many seconds, by estimate."""
+    is_small = tuning.platform() == "cpu" and seconds < tuning.SMALL_FLEET
+    return "fleet" if is_small else "full"
+
+
 def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     """The best `Fit` and the fits of all restarts, with compiler options by the size of the
     problem.
@@ -76,8 +82,8 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
         effort = "tiny" if cost * plan.restarts <= tuning.TINY_WORK else "less"
         effort = "full" if n_rows * features * k >= tuning.CHUNKED else effort
     seconds = min(max_iter, tuning.USUAL_STEPS) * tuning.step_seconds(cost * fits)
-    if plan.batched and tuning.platform() == "cpu" and seconds < tuning.SMALL_FLEET:
-        effort = "fleet"
+    if plan.batched:
+        effort = fleet_effort(seconds)
     if not plan.batched:
         if plan.restarts == 1 and (rule is None or rule.random):
             x, weights = devices.with_sharded_units(args, n_rows * features * k)

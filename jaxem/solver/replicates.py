@@ -11,7 +11,7 @@ from jaxem.numerics import tuning
 from jaxem.numerics.tree import merge
 from jaxem.solver import lanes, parts, threads
 from jaxem.solver.problem import Problem, finish
-from jaxem.solver.programs import Program
+from jaxem.solver.programs import Program, fleet_effort
 from jaxem.solver.solve import lane_plan, over
 
 MOST_WEIGHTS = 2**20
@@ -41,11 +41,12 @@ def fits_by_weights(plan, numeric, x, weights, weight_sets, starts, tol, max_ite
         # The last ones are filled up, since a smaller call would be compiled again.
         sets = np.concatenate([sets, *[sets[-1:]] * (width - size)]) if size < width else sets
         count = _parts(plan, numeric, width)
+        effort = _effort(plan, numeric, x, width, max_iter)
         begun = starts(first, first + width)
 
-        def fit_part(part):
+        def fit_part(part, effort=effort):
             sets, begun = part
-            fits = FITS("full", numeric, x, weights, sets, begun, tol, max_iter, plan=plan)
+            fits = FITS(effort, numeric, x, weights, sets, begun, tol, max_iter, plan=plan)
             threads.until_ready(fits)
             return jax.device_get(fits)
 
@@ -69,6 +70,16 @@ def _parts(plan, numeric, fits) -> int:
     if tuning.platform() != "cpu" or threads.is_inside() or not is_ours:
         return 1
     return max(1, min(threads.cores(), fits // tuning.PART_FITS))
+
+
+def _effort(plan, numeric, x, sets, max_iter) -> str:
+    """The compiler options for so many sets of weights."""
+    model, _, _ = merge(numeric, plan.structure)
+    leaves = jax.tree.leaves(x)
+    n = leaves[0].shape[0]
+    features = sum(leaf.size for leaf in leaves) // n
+    work = n * features**2 * model.domain.components * sets * plan.restarts
+    return fleet_effort(min(max_iter, tuning.USUAL_STEPS) * tuning.step_seconds(work))
 
 
 def _fits(numeric, x, weights, sets, starts, tol, max_iter, *, plan):
