@@ -127,6 +127,12 @@ class Beta(Bank):
         sums = (cells.sums(weights, mask, each) for each in relative(params, x))
         return BetaStatistics(cells.counts(weights, mask), *sums)
 
+    def _size_of_terms(self, params, stats):
+        a, b = params.a, params.b
+        levels = jnp.abs(stirling_term(jnp.stack([a, b, a + b]))).sum(0)
+        count = stats.count if stats.count.ndim == 2 else stats.count[:, None]
+        return (a * jnp.abs(stats.lower) + b * jnp.abs(stats.upper) + count * levels).sum()
+
     def linear(self, x):
         """log x, log(1 − x), x, masks where cells may be missing, and 1."""
         d, missing = x.shape[1], self.missing

@@ -23,15 +23,14 @@ def coefficients(uncertainty, ax=None, *, level: float = 0.95, of: str = ""):
     Returns the Axes. Raises TypeError for other objects, ValueError where nothing is left to draw
     or more than 60 rows.
     """
-    try:
-        names, estimates = list(uncertainty.names), _flat(uncertainty.estimates)
-        low, high = map(_flat, uncertainty.interval(level))
-    except AttributeError as error:
+    if not all(hasattr(uncertainty, name) for name in ("names", "estimates", "interval")):
         raise TypeError(
             "plot.coefficients draws estimates with intervals, an object with names, estimates and "
             f"interval(level), got {type(uncertainty).__name__}: of a fit take "
             "result.standard_errors(x)"
-        ) from error
+        )
+    names, estimates = list(uncertainty.names), _flat(uncertainty.estimates)
+    low, high = map(_flat, uncertainty.interval(level))
     if not len(names) == len(estimates) == len(low) == len(high):
         raise ValueError(
             f"got {len(names)} names, {len(estimates)} estimates and intervals of {len(low)} and "

@@ -5,6 +5,7 @@ import numpy as np
 from jaxem.analysis.batch_selection import BatchSelection
 from jaxem.analysis.plot import style
 from jaxem.analysis.printed import SOUND
+from jaxem.analysis.select import Selection
 
 LINEAR = 10.0
 """The difference of a criterion up to which its scale is linear."""
@@ -26,12 +27,11 @@ def selection(selection, ax=None):
     """
     if isinstance(selection, BatchSelection):
         return _chosen(selection, ax)
-    try:
-        table, winner, criterion = selection.table, selection.winner, selection.criterion
-    except AttributeError as error:
+    if not isinstance(selection, Selection):
         raise TypeError(
             f"plot.selection draws what jaxem.select returns, got {type(selection).__name__}"
-        ) from error
+        )
+    table, winner, criterion = selection.table, selection.winner, selection.criterion
     if winner is None:
         raise ValueError("no fit of this selection is sound, so that there is nothing to compare")
     lowest = table[winner].score
