@@ -11,18 +11,21 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxem.analysis.printed import SOUND
 from jaxem.analysis.refits import (
-    SOUND,
     generator,
     precision_of,
     refits,
     require_concrete,
+    require_result,
     units_and_weights,
 )
 from jaxem.data.arrays import as_array
 from jaxem.data.batch import Batch
+from jaxem.data.data import labels_of
 from jaxem.data.options import as_key, integer, one_of
 from jaxem.fit import fit
+from jaxem.models.mixing import MixtureParams
 from jaxem.models.mixture import Mixture
 from jaxem.numerics.assignment import assigned
 from jaxem.numerics.ranks import independent
@@ -30,7 +33,7 @@ from jaxem.numerics.tree import is_floating
 from jaxem.protocol.capabilities import LocalPosterior, Sampled, has
 from jaxem.protocol.model import name_of
 from jaxem.protocol.status import Status, collected_warnings, warn
-from jaxem.protocol.wrapper import Wrapper
+from jaxem.results.component_axes import have_components
 from jaxem.results.errors import scales_of
 from jaxem.results.result import Result
 from jaxem.results.uncertainty import Uncertainty, entry_names, flat, rows, unflat
@@ -77,6 +80,7 @@ def bootstrap(
     n = integer(n, "n", 2)
     require_concrete("bootstrap", result, x, weights)
     _check(result, kind, key)
+    result._checked(x)
     with precision_of(result.params):
         units, of_units, size = units_and_weights(x, weights)
         params = jax.tree.map(np.asarray, result.params)
@@ -100,10 +104,11 @@ def bootstrap(
                 )
             found = jax.tree.map(lambda a: a[:, 0], fits.params)
             statuses = fits.status[:, 0]
-    return _summary(kind, result.model, params, found, statuses, multiplicity)
+    return _summary(kind, result, params, found, statuses, multiplicity)
 
 
 def _check(result, kind, key) -> None:
+    require_result(result, "bootstrap(result, x)")
     if result.is_fleet:
         raise TypeError("a batch is resampled fit by fit: jaxem.bootstrap(result[i], x[i])")
     if has(result.model, LocalPosterior) or not is_floating(result.params):
@@ -181,13 +186,20 @@ def _parametric(model, params, x, weights, n, key, tol, max_iter):
 
 def drawn_sets(model, params, x, weights, n, key):
     """n data sets drawn from the model with the number of units of the fit, as arrays (b_i, units,
-    d) of which one is in memory at once.
+    d) of which one is in memory at once. Cells are missing where they are in x.
 
-    TypeError where the model draws nothing, or no arrays of rows."""
+    TypeError where the model draws nothing, or no arrays of rows, ValueError where x has missing
+    cells and weights."""
     if not has(model, Sampled) or not hasattr(x, "ndim") or x.ndim != 2:
         raise TypeError(
             f"data sets are drawn as arrays of rows, which {name_of(model)} with data of type "
             f'{type(x).__name__} does not draw by itself: use kind="rows"'
+        )
+    is_missing = np.isnan(np.asarray(x))
+    if is_missing.any() and weights is not None:
+        raise ValueError(
+            "drawn data sets have the missing cells of x, row by row, which rows with weights do "
+            "not give: leave the weights out, repeating rows, or resample rows"
         )
     units = x.shape[0] if weights is None else max(1, round(float(np.sum(weights, dtype=float))))
     key = as_key(key)
@@ -201,18 +213,20 @@ def drawn_sets(model, params, x, weights, n, key):
 
     for begin in range(0, n, each):
         data = draw(np.arange(begin, min(n, begin + each)), params)
-        yield as_array(np.asarray(data), "draws")
+        data = np.asarray(data)
+        data = np.where(is_missing, np.nan, data) if is_missing.any() else data
+        yield as_array(data, "draws")
 
 
-def _summary(kind, model, params, found, statuses, multiplicity):
+def _summary(kind, result, params, found, statuses, multiplicity):
     """The `Uncertainty` of replicates."""
     statuses = np.asarray(statuses)
     values = rows(found)
     used = np.isin(statuses, SOUND) & np.isfinite(values).all(1)
-    order = _labels(model, params, found, used)
+    order = _labels(result, found, used)
     relabelled = None
     if order is not None:
-        found = _permuted(model, found, order)
+        found = _permuted(result, found, order)
         relabelled = float((order != np.arange(order.shape[1])).any(1)[used].mean())
         values = rows(found)
     names, estimate = entry_names(params), flat(params)
@@ -239,7 +253,7 @@ def _summary(kind, model, params, found, statuses, multiplicity):
         coordinates=tuple(names[i] for i in free),
         covariance=away[:, free].T @ away[:, free] * scale,
         jacobian=solved.T,
-        scales=scales_of(model.spaces(params), params),
+        scales=scales_of(result.model.spaces(params), params),
         notes=tuple(notes),
         replicates=found,
         statuses=statuses,
@@ -261,15 +275,22 @@ def _notes(statuses, used, relabelled):
     return notes
 
 
-def _labels(model, params, found, used):
+def _labels(result, found, used):
     """The component (b, k) of each replicate that belongs to every component of the fit; None where
     components cannot be exchanged."""
-    plain = model.wrapped if isinstance(model, Wrapper) else model
-    if not isinstance(plain, Mixture) or isinstance(model, Wrapper) or plain.gate is not None:
+    model, params = result.model, result.params
+    if not isinstance(model, Mixture) or model.gate is not None or _has_known_labels(result):
         return None
-    k = plain.k
-    pairs = zip(*map(jax.tree.leaves, (params, found)), strict=True)
-    pairs = [(a.reshape(k, -1), b.reshape(len(b), k, -1)) for a, b in pairs if a.shape[:1] == (k,)]
+    has_axis = _have_components(result)
+    k = model.k
+    if not any(jax.tree.leaves(has_axis)):
+        return None  # every component has a family of its own
+    pairs = [(np.asarray(params.weights), np.asarray(found.weights))]
+    leaves = zip(
+        *map(jax.tree.leaves, (has_axis, params.components, found.components)), strict=True
+    )
+    pairs += [(np.asarray(a), np.asarray(b)) for is_of_each, a, b in leaves if is_of_each]
+    pairs = [(a.reshape(k, -1), b.reshape(len(b), k, -1)) for a, b in pairs]
     fitted = np.concatenate([a for a, _ in pairs], 1).astype(float)
     each = np.concatenate([b for _, b in pairs], 2).astype(float)
     each = np.where(np.isfinite(each), each, 0)
@@ -285,12 +306,23 @@ def _labels(model, params, found, used):
     return assigned(cost)
 
 
-def _permuted(model, found, order):
+def _has_known_labels(result) -> bool:
+    return result.own_data is not None and labels_of(result.own_data[0]) is not None
+
+
+def _have_components(result):
+    """Which leaves of the params of the bank of a mixture have an axis of components."""
+    params = result.params
+    return have_components(result, MixtureParams(params.weights, params.components)).components
+
+
+def _permuted(result, found, order):
     """Replicates with their components in another order (b, k)."""
-    k, place = model.k, np.arange(len(order))[:, None]
+    place = np.arange(len(order))[:, None]
 
-    def permuted(leaf):
-        return leaf[place, order] if leaf.shape[1:2] == (k,) else leaf
+    def permuted(is_of_each, leaf):
+        return leaf[place, order] if is_of_each else leaf
 
-    components = jax.tree.map(permuted, found.components)
-    return dataclasses.replace(found, components=components, weights=permuted(found.weights))
+    components = jax.tree.map(permuted, _have_components(result), found.components)
+    weights = np.asarray(found.weights)[place, order]
+    return dataclasses.replace(found, components=components, weights=weights)

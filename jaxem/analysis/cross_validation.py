@@ -1,24 +1,31 @@
 """Models compared by the log-likelihood of data that they were not fitted to."""
 
 import dataclasses
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxem.analysis.printed import model_name
-from jaxem.analysis.refits import SOUND, generator, refits, require_concrete, units_and_weights
+from jaxem.analysis.candidates import named_models
+from jaxem.analysis.printed import SOUND
+from jaxem.analysis.refits import (
+    generator,
+    refits,
+    require_concrete,
+    require_one_data_set,
+    units_and_weights,
+)
+from jaxem.data.arrays import explain_bad_input, is_clean
 from jaxem.data.options import as_key, integer
 from jaxem.data.precision import float64, needs_float64
-from jaxem.fit import informed, require_model
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import split
 from jaxem.protocol.model import name_of
 from jaxem.protocol.status import collected_warnings, warn
 from jaxem.results.answers import scores
 from jaxem.solver.axes import best_of
+from jaxem.solver.informed import informed
 from jaxem.wrappers.adopt import adopt
 
 
@@ -111,8 +118,12 @@ def cross_validate(
                 tol=tol,
                 max_iter=max_iter,
             )
-    names, models = _named(models)
+    require_one_data_set(x, "cross_validate")
+    names, models = named_models(models)
     units, of_units, n = units_and_weights(x, weights)
+    models = [adopt(model) for model in models]
+    for model in models:
+        _check_values(model, units, of_units)
     base = np.ones(n) if of_units is None else np.asarray(of_units, float)
     present = np.flatnonzero(base > 0)
     if folds > len(present):
@@ -123,29 +134,35 @@ def cross_validate(
         fold[r, draws.permutation(present)] = np.arange(len(present)) % folds
     sets = np.where(fold[:, None] == np.arange(folds)[:, None], 0, base).reshape(-1, n)
     found = [
-        _held_out(adopt(model), units, of_units, sets, fold, key, restarts, tol, max_iter)
+        _held_out(model, units, of_units, sets, fold, key, restarts, tol, max_iter)
         for model in models
     ]
     each, statuses = (np.stack(part) for part in zip(*found, strict=True))
-    return _compared(names, models, each, statuses.reshape(-1, repeats, folds), fold, base)
+    observed = models[0].domain.is_observed(units)
+    base = base if observed is None else np.where(np.asarray(observed), base, 0)
+    statuses = statuses.reshape(-1, repeats, folds)
+    return _compared(tuple(names), tuple(models), each, statuses, fold, base)
 
 
-def _named(models):
-    if isinstance(models, Mapping):
-        names, models = [str(name) for name in models], list(models.values())
-    else:
-        models = list(models) if hasattr(models, "__iter__") else [models]
-        names = [model_name(model) for model in models]
-    if not models:
-        raise ValueError("models are empty: pass at least one model")
-    for model in models:
-        require_model(model)
-    return tuple(names), tuple(models)
+def _check_values(model, x, weights):
+    """ValueError where values lie outside the support of a model."""
+    model.domain.check(x, name_of(model))
+    if not is_clean(model, x):
+        is_absent = np.zeros(len(jax.tree.leaves(x)[0])) if weights is None else weights == 0
+        observed = model.domain.is_observed(x)
+        valid = [np.asarray(m).reshape(len(m), -1).all(1) for m in _masks(model, x)]
+        wrong = ~np.all(valid, axis=0) & ~np.asarray(is_absent, bool)
+        if wrong.any() and (observed is None or np.any(wrong & np.asarray(observed))):
+            raise ValueError(explain_bad_input(model, x, weights))
+    model.domain.check_values(jax.tree.map(np.asarray, x), weights)
+
+
+def _masks(model, x):
+    return jax.tree.leaves(model.domain.valid(jax.tree.map(np.asarray, model.domain.examined(x))))
 
 
 def _held_out(model, x, weights, sets, fold, key, restarts, tol, max_iter):
     """(log p of every unit (repeats, n), statuses (repeats · folds,))."""
-    model.domain.check(x, name_of(model))
     if model.informed is not None:
         model = informed(model, x, weights)
     key = jax.random.key(key) if isinstance(key, np.uint32) else key
@@ -205,5 +222,8 @@ def _compared(names, models, each, statuses, fold, base) -> CrossValidation:
         difference = error(of_units - best)
     failed = [name for name, s in zip(names, statuses, strict=True) if not np.isin(s, SOUND).all()]
     if failed:
-        warn(f"fits of {', '.join(failed)} collapsed in some folds, so that there is no score", 3)
+        warn(
+            f"fits of {', '.join(failed)} did not end soundly in some folds, so that there is no score",
+            3,
+        )
     return CrossValidation(names, models, each, mean, errors, difference, statuses, fold, winner)

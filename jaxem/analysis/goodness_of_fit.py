@@ -7,12 +7,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxem.analysis.refits import precision_of, require_concrete, units_and_weights
+from jaxem.analysis.refits import (
+    precision_of,
+    require_concrete,
+    require_result,
+    units_and_weights,
+)
 from jaxem.families.bernoulli import Bernoulli
 from jaxem.families.categorical import Categorical
 from jaxem.models.mixture import FiniteMixture
 from jaxem.protocol.model import name_of
-from jaxem.protocol.wrapper import Wrapper
+from jaxem.results.component_axes import unwrapped
 from jaxem.results.result import Result
 
 
@@ -76,6 +81,7 @@ def goodness_of_fit(result: Result, x: Any, weights: Any = None) -> GoodnessOfFi
     TypeError for other models, for a batch, and under jit.
     """
     require_concrete("goodness_of_fit", result, x, weights)
+    require_result(result, "goodness_of_fit(result, x)")
     if result.is_fleet:
         raise TypeError("a batch is tested fit by fit: jaxem.goodness_of_fit(result[i], x[i])")
     with precision_of(result.params):
@@ -84,11 +90,16 @@ def goodness_of_fit(result: Result, x: Any, weights: Any = None) -> GoodnessOfFi
         rows = np.asarray(rows)
         base = np.ones(n) if of_units is None else np.asarray(of_units, float)
         rows, base = rows[base > 0], base[base > 0]
+        if np.isnan(np.asarray(rows, float)).any():
+            raise ValueError(
+                "the table of patterns needs complete rows, and x has missing cells: give the "
+                "complete rows alone, or use jaxem.cross_validate"
+            )
         patterns, place = np.unique(rows, axis=0, return_inverse=True)
         counts = np.bincount(place.ravel(), base, minlength=len(patterns))
         total = counts.sum()
         expected = total * np.exp(np.asarray(result.score_samples(patterns), float))
-        k = result.model.domain.components
+        k = result.model.domain.classes
         entropy = float(result.entropy(rows, base))
     away = np.square(counts - expected) / expected
     return GoodnessOfFit(
@@ -105,7 +116,7 @@ def goodness_of_fit(result: Result, x: Any, weights: Any = None) -> GoodnessOfFi
 
 def _levels(model, x) -> list[int]:
     """The number of values of every column."""
-    plain = model.wrapped if isinstance(model, Wrapper) else model
+    plain = unwrapped(model)
     bank = plain.components if isinstance(plain, FiniteMixture) else None
     if not isinstance(bank, (Bernoulli, Categorical)) or not hasattr(x, "ndim"):
         raise TypeError(

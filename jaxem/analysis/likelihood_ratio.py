@@ -7,8 +7,13 @@ import jax
 import numpy as np
 
 from jaxem.analysis.bootstrap import drawn_sets
-from jaxem.analysis.printed import model_name
-from jaxem.analysis.refits import SOUND, precision_of, require_concrete, units_and_weights
+from jaxem.analysis.printed import SOUND, model_name
+from jaxem.analysis.refits import (
+    precision_of,
+    require_concrete,
+    require_one_data_set,
+    units_and_weights,
+)
 from jaxem.data.batch import Batch
 from jaxem.data.options import as_key, integer
 from jaxem.fit import fit, require_model
@@ -76,11 +81,20 @@ def likelihood_ratio_test(
     """
     n, restarts = integer(n, "n", 1), integer(restarts, "restarts", 1)
     require_concrete("likelihood_ratio_test", x, weights)
-    require_model(small)
-    require_model(large)
+    require_one_data_set(x, "likelihood_ratio_test")
+    for model, name in ((small, "small"), (large, "large")):
+        _require_model(model, name)
     key = as_key(key)
     options = {"restarts": restarts, "tol": tol, "max_iter": max_iter, "gradient": "none"}
     fits = [fit(model, x, key=key, weights=weights, **options) for model in (small, large)]
+    counts = [int(f.n_parameters) for f in fits]
+    if counts[0] >= counts[1]:
+        raise ValueError(
+            f"small has {counts[0]} free parameters and large {counts[1]}: the smaller model comes "
+            "first, likelihood_ratio_test(x, small, large)"
+        )
+    if not all(int(f.status) in SOUND for f in fits):
+        warn("a fit of the data did not end soundly, so that the statistic says nothing", 2)
     statistic = 2 * float(fits[1].log_likelihood - fits[0].log_likelihood)
     with precision_of(fits[0].params):
         units, of_units, _ = units_and_weights(x, weights)
@@ -101,6 +115,15 @@ def likelihood_ratio_test(
     slack = 1e-9 * abs(float(fits[0].log_likelihood))
     p_value = (1 + int((null >= statistic - slack).sum())) / (1 + len(null))
     return LikelihoodRatioTest(statistic, p_value, null, *fits, left_out=n - len(null))
+
+
+def _require_model(model, name):
+    try:
+        require_model(model)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must be a model: likelihood_ratio_test(x, small, large); {error}"
+        ) from None
 
 
 def _words(key):

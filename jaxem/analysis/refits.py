@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data.arrays import as_weights, explain_bad_weights
+from jaxem.data.batch import Batch
 from jaxem.data.data import as_units
 from jaxem.data.options import as_key, iteration_limit, tolerance
 from jaxem.data.precision import float64, is_beyond_float32
@@ -16,13 +17,10 @@ from jaxem.methods.em import EM
 from jaxem.methods.suited import suited
 from jaxem.numerics import tuning
 from jaxem.numerics.tree import float_dtype, is_traced, split
-from jaxem.protocol.status import Status
+from jaxem.results.result import Result
 from jaxem.solver.problem import Plan
 from jaxem.solver.replicates import fits_by_weights
 from jaxem.solver.stopping import CRITERIA
-
-SOUND = (int(Status.CONVERGED), int(Status.MAX_ITER))
-"""The statuses of refits that count."""
 
 
 def refits(model, x, weights, sets, starts, *, given=True, restarts=1, tol=None, max_iter=2000):
@@ -61,6 +59,18 @@ def generator(key) -> np.random.Generator:
         return np.random.default_rng(int(key))
     data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     return np.random.default_rng(np.asarray(data).ravel().tolist())
+
+
+def require_result(result, call: str) -> None:
+    """TypeError unless the first argument is the result of a fit. call: how it is called."""
+    if not isinstance(result, Result):
+        raise TypeError(f"the result of a fit comes first, jaxem.{call}, got {result!r:.60}")
+
+
+def require_one_data_set(x, name: str) -> None:
+    """TypeError for a `Batch`."""
+    if isinstance(x, Batch):
+        raise TypeError(f"{name} takes one data set, got a Batch: call it for each of them")
 
 
 def require_concrete(name, *trees) -> None:

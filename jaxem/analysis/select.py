@@ -254,10 +254,16 @@ def select(
 def _held_out(x, models, key, options):
     """Σ w·log p of units under models that were fitted without their fold, (m,)."""
     with collected_warnings():
-        found = cross_validate(x, models, key=key, **options)
+        found = cross_validate(x, models, _folds(x, options["weights"]), key=key, **options)
     weights = options["weights"]
     total = found.scores.shape[-1] if weights is None else np.sum(weights, dtype=float)
     return found.mean * total
+
+
+def _folds(x, weights) -> int:
+    """Ten, or as many as there are units."""
+    units = as_units(x)[1] if weights is None else int((np.asarray(weights) > 0).sum())
+    return max(2, min(10, units))
 
 
 def _check_criterion(criterion, names, models) -> None:
@@ -268,6 +274,11 @@ def _check_criterion(criterion, names, models) -> None:
             raise TypeError(
                 f'criterion="bound" compares models with a posterior of their params, such as '
                 f'jaxem.BayesianMixture, and {name} is none: use "bic"'
+            )
+        if criterion == "cv" and isinstance(model, BayesianMixture):
+            raise TypeError(
+                f'{name} integrates over its params, and criterion="cv" refits params: use '
+                'criterion="bound"'
             )
         if criterion != "bound" and isinstance(model, BayesianMixture):
             raise TypeError(

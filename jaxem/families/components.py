@@ -50,6 +50,11 @@ class Components(Bank):
                     f"part {name!r} must be a pair of a bank of rows and the number of its "
                     f"components, such as (jaxem.Gamma(), 2), got {part!r:.60}"
                 )
+            if part[0].domain.missing:
+                raise ValueError(
+                    f"part {name!r} has missing=True, and a row with a missing cell belongs to no "
+                    "support: Components take complete rows"
+                )
         self.names = tuple(parts)
         self.families = tuple(family for family, _ in parts.values())
         self.counts = tuple(

@@ -274,6 +274,9 @@ class StudentT(Bank):
         precision = jax.random.gamma(mix, df / 2, dtype=df.dtype) / (df / 2)
         return params.mean[z] + (normal - params.mean[z]) / jnp.sqrt(precision)[:, None]
 
+    def embed(self, x):
+        return self._normal.embed(x)
+
     def completed(self, params, x):
         return self._normal.completed(self._as_normal(params), x)
 

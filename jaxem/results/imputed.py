@@ -48,10 +48,20 @@ def _bank_of(result):
             shape = jax.ShapeDtypeStruct((1, 1), jnp.result_type(float))
             if jax.eval_shape(model.bank.domain.is_observed, shape) is not None:
                 return model.bank, getattr(result.params, name)
+    if _takes_missing(result):
+        raise TypeError(
+            f"{name_of(model)} takes missing cells, and its components do not say what is expected "
+            "of them: impute is of jaxem.Normal and jaxem.StudentT components"
+        )
     raise TypeError(
         f"{name_of(model)} takes no missing cells to impute: fit components that do, such as "
         "jaxem.Normal(missing=True)"
     )
+
+
+def _takes_missing(result) -> bool:
+    shape = jax.ShapeDtypeStruct((1, *result._shape_of_one[1:]), jnp.result_type(float))
+    return jax.eval_shape(result.model.domain.is_observed, shape) is not None
 
 
 @jax.jit

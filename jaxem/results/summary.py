@@ -1,19 +1,14 @@
 """The page about a fit: sizes, likelihood, criteria, components, restarts, warnings."""
 
 import contextlib
-import dataclasses
 
 import jax
 import numpy as np
 
-from jaxem.data.data import of_components
-from jaxem.models.hmm.chained import Chained
 from jaxem.models.mixing import MixtureParams
-from jaxem.models.mixture import FiniteMixture
 from jaxem.models.noise import NoiseMixtureParams
-from jaxem.protocol.spaces import PositiveDefinite, Simplex
 from jaxem.protocol.status import MEANING, Status
-from jaxem.protocol.wrapper import Wrapper
+from jaxem.results.component_axes import have_components
 from jaxem.results.printed import text
 from jaxem.results.separation import explain_separation
 
@@ -98,7 +93,7 @@ def _tables(result, names) -> list[str]:
         noise = ["", f"noise_weight {float(params.noise_weight):.6g}"]
         params = MixtureParams(params.weights, params.components)
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    of_each = jax.tree.leaves(_have_components(result, params))
+    of_each = jax.tree.leaves(have_components(result, params))
     single, tables, shared, left_out = [], [], [], []
     for (path, leaf), is_of_each in zip(leaves, of_each, strict=True):
         title = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -120,61 +115,6 @@ def _tables(result, names) -> list[str]:
         headings = [title for title, _ in single]
         lines = ["", *_table(headings, np.stack([values for _, values in single], 1))]
     return lines + tables + shared + noise + [""] * bool(left_out) + left_out
-
-
-def _have_components(result, params):
-    """Which leaves of params have a leading axis of components, a tree like params.
-
-    The axis of a bank's leaf is the one that grows with the number of components; where the data of
-    the fit are not at hand to ask the bank, a leaf of k entries whose own numbers have no axis.
-    """
-    model = _unwrapped(result.model)
-    k = result.model.domain.components
-    found = jax.tree.map(lambda leaf: np.shape(leaf)[:1] == (k,), params)
-    for kind, name in ((FiniteMixture, "components"), (Chained, "emissions")):
-        if isinstance(model, kind):
-            of_bank = _not_matrices(model.bank, vars(params)[name], vars(found)[name])
-            with contextlib.suppress(TypeError, ValueError, AttributeError, NotImplementedError):
-                of_bank = _grows(model.bank, _data_of_bank(result), k)
-            return dataclasses.replace(found, **{name: of_bank})
-    return found
-
-
-def _not_matrices(bank, params, found):
-    """`found` without the leaves that are one value of their space: a matrix for all components."""
-
-    def is_of_each(space, leaf, has_k):
-        own_axes = 2 if isinstance(space, PositiveDefinite) else isinstance(space, Simplex)
-        return has_k and np.ndim(leaf) > own_axes
-
-    return jax.tree.map(is_of_each, bank.spaces(params), params, found)
-
-
-def _data_of_bank(result):
-    """The data of the fit for its bank, or rows of the same width."""
-    data = None if result.own_data is None else of_components(result.own_data[0])
-    if data is None or not jax.tree_util.all_leaves([data]):
-        shape = (4, *result._shape_of_one[1:]) if data is None else None
-        return data if shape is None else jax.ShapeDtypeStruct(shape, np.float32)
-    return data
-
-
-def _grows(bank, x, k: int):
-    """Which leaves of the params of a bank have one entry more for one component more."""
-    n = jax.tree.leaves(x)[0].shape[0]
-
-    def shapes(k):
-        weights = jax.ShapeDtypeStruct((n, k), np.float32)
-        return jax.eval_shape(bank.init, jax.random.key(0), x, weights)
-
-    def grows(a, b):
-        return a.shape[:1] == (k,) and b.shape[:1] == (k + 1,)
-
-    return jax.tree.map(grows, shapes(k), shapes(k + 1))
-
-
-def _unwrapped(model):
-    return _unwrapped(model.wrapped) if isinstance(model, Wrapper) else model
 
 
 def _headings(result, title, values, names):

@@ -27,7 +27,7 @@ def fits_by_weights(plan, numeric, x, weights, weight_sets, starts, tol, max_ite
     Args:
       plan: of one data set, not clean; its starts are params or keys.
       weight_sets: an iterable of arrays (b_i, n), NumPy, which may be drawn when they are asked
-        for: see `slice_sizes`. Those of units of weight 0 are 0.
+        for: see `slice_sizes`. Units of weight 0, and those without an observed value, stay absent.
       starts: a function of (first, after) -> starts (after − first, r, ...) of these sets, params
         or the data of keys, NumPy arrays.
     """
@@ -88,7 +88,7 @@ def _fits(numeric, x, weights, sets, starts, tol, max_iter, *, plan):
     def with_weights(weights):
         return replace(problem, weights=weights, total=weights.sum())
 
-    sets = sets.astype(problem.weights.dtype)
+    sets = jnp.where(problem.weights > 0, sets.astype(problem.weights.dtype), 0)
     starts = starts if plan.given else jax.random.wrap_key_data(starts)
     size, restarts = len(sets), plan.restarts
     model, data = problem.climbed, jax.tree.map(lambda a: a[None], problem.plain_data)

@@ -7,7 +7,7 @@ from jaxem.analysis.plot.ellipses import ellipses
 from jaxem.data.data import Data
 from jaxem.models.mixture import FiniteMixture
 from jaxem.protocol.model import name_of
-from jaxem.protocol.wrapper import Wrapper
+from jaxem.results.component_axes import unwrapped
 
 LEVELS = (0.5, 0.95)
 """The mass within the two ellipses of a component."""
@@ -46,7 +46,7 @@ def mixture(result, x, ax=None, *, columns=None, names=None):
     more than 6 columns to draw.
     """
     style.require_one(result, "plot.mixture")
-    model = _unwrapped(result.model)
+    model = unwrapped(result.model)
     if not isinstance(model, FiniteMixture):
         raise TypeError(
             f"plot.mixture draws a Mixture or a BayesianMixture, got {name_of(model)}: for states "
@@ -70,10 +70,6 @@ def mixture(result, x, ax=None, *, columns=None, names=None):
         style.legend(ax)
         return style.finish(ax)
     return _pairs(drawn, ax, shown, names)
-
-
-def _unwrapped(model):
-    return _unwrapped(model.wrapped) if isinstance(model, Wrapper) else model
 
 
 def _points(x) -> np.ndarray:
@@ -118,7 +114,8 @@ class _Drawn:
         self.is_discrete = model.components.domain.discrete
 
     def label(self, j: int) -> str:
-        return f"component {j}: {self.shares[j]:.0%}"
+        name = f"component {j}" if j < self.model.k else "noise"
+        return f"{name}: {self.shares[j]:.0%}"
 
     def pair(self, ax, columns, names):
         """Points and ellipses in two columns."""
@@ -135,7 +132,8 @@ class _Drawn:
             if j < 0:
                 options = {"color": style.GREY, "marker": "x", "label": "outside the support"}
             ax.scatter(*rows.T, s=size, alpha=0.6, linewidths=0.5, **options)
-        for j in self.components if self.found is not None else ():
+        drawn = [j for j in self.components if j < self.model.k]
+        for j in drawn if self.found is not None else ():
             look, centre = style.look(j), self.found.location[j, columns]
             for level, width in zip(LEVELS, (1.8, 1.0), strict=True):
                 *sizes, angle = self.found.ellipse(j, columns, level)
@@ -157,7 +155,8 @@ class _Drawn:
         ax.hist(values, bins=bins, density=True, color="0.88", edgecolor="0.7", linewidth=0.5)
         densities = self._densities(column, grid)
         line = {"markevery": 1 if self.is_discrete else GRID // 8, "markersize": 4}
-        for j in self.components if densities is not None else ():
+        known = 0 if densities is None else densities.shape[1]
+        for j in self.components[self.components < known]:
             look = style.look(j)
             ax.plot(grid, densities[:, j], **look._asdict(), label=self.label(j), zorder=3, **line)
         if densities is not None and len(self.components) > 1:
@@ -172,7 +171,7 @@ class _Drawn:
         if self.points.shape[1] > 1:
             if self.found is None:
                 return None
-            weights = self.shares
+            weights = self.shares[: self.model.k]
             each = [self.found.density(j, column, grid) for j in range(len(weights))]
             return weights * np.stack(each, 1)
         if self.model.gate is not None:

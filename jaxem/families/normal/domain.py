@@ -45,7 +45,7 @@ class NormalDomain(Matrix):
 
     def accepted(self, path, values):
         if path == ".noise":
-            return "variances, finite numbers of 0 or more", ""
+            return "variances, finite numbers of 0 or more", "give variances, not their logarithms"
         words, remedy = super().accepted(path, values)
         is_nan_alone = not self.missing and np.isfinite(values).all()
         return words, "Normal(missing=True) takes NaN for missing cells" if is_nan_alone else remedy
