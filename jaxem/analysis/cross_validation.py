@@ -222,8 +222,5 @@ def _compared(names, models, each, statuses, fold, base) -> CrossValidation:
         difference = error(of_units - best)
     failed = [name for name, s in zip(names, statuses, strict=True) if not np.isin(s, SOUND).all()]
     if failed:
-        warn(
-            f"fits of {', '.join(failed)} did not end soundly in some folds, so that there is no score",
-            3,
-        )
+        warn(f"fits of {', '.join(failed)} failed in some folds: they have no score", 3)
     return CrossValidation(names, models, each, mean, errors, difference, statuses, fold, winner)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxem.analysis import printed, saved
 from jaxem.analysis.batch_selection import BatchSelection
 from jaxem.analysis.candidates import given_or_normals, named_models
-from jaxem.analysis.cross_validation import cross_validate
+from jaxem.analysis.held_out import held_out_scores
 from jaxem.analysis.padded_mixtures import fit_padded, groups
 from jaxem.analysis.printed import SOUND
 from jaxem.data.batch import Batch
@@ -224,7 +224,7 @@ def select(
             )
         count = restarts.keep if isinstance(restarts, Restarts) else restarts
         more = {"tol": tol, "max_iter": max_iter, "weights": weights, "restarts": count}
-        held_out = _held_out(x, models, key, more)
+        held_out = held_out_scores(x, models, key, more)
     with collected_warnings() as texts:
         results = _fit_all(names, models, x, key, init, options)
     for result in results:
@@ -249,21 +249,6 @@ def select(
     selection = Selection(criterion, table, tuple(results), winner)
     _warn_of_failed(selection, tol)
     return selection
-
-
-def _held_out(x, models, key, options):
-    """Σ w·log p of units under models that were fitted without their fold, (m,)."""
-    with collected_warnings():
-        found = cross_validate(x, models, _folds(x, options["weights"]), key=key, **options)
-    weights = options["weights"]
-    total = found.scores.shape[-1] if weights is None else np.sum(weights, dtype=float)
-    return found.mean * total
-
-
-def _folds(x, weights) -> int:
-    """Ten, or as many as there are units."""
-    units = as_units(x)[1] if weights is None else int((np.asarray(weights) > 0).sum())
-    return max(2, min(10, units))
 
 
 def _check_criterion(criterion, names, models) -> None:
