@@ -209,3 +209,33 @@ def test_tables_of_patterns():
     assert "1 degrees of freedom" in str(found)
     with pytest.raises(TypeError, match="no finite table of patterns"):
         jaxem.goodness_of_fit(jaxem.fit(MODEL, X, key=0), X)
+
+
+def test_rows_without_a_value_stay_absent_in_refits():
+    """The jackknife of the mean of observed cells is its closed form, and blank rows are in no
+    held-out mean."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(5, 2, size=(60, 2))
+    x[rng.random(x.shape) < 0.2] = np.nan
+    x[:9] = np.nan
+    model = jaxem.Mixture(jaxem.Normal("diagonal", missing=True), 1)
+    result = jaxem.fit(model, x, key=0)
+    found = jaxem.bootstrap(result, x, kind="jackknife")
+    mean = np.nanmean(x, 0)
+    np.testing.assert_allclose(found.replicates.components.mean[:, 0].mean(0), mean, rtol=1e-3)
+    with_blank, without = (
+        jaxem.cross_validate(part, [model], 51, key=0, restarts=1) for part in (x, x[9:])
+    )
+    assert with_blank.mean[0] == pytest.approx(without.mean[0], abs=3 * without.error[0])
+
+
+def test_components_of_other_families_keep_their_places():
+    rng = np.random.default_rng(1)
+    x = np.where(rng.random((150, 1)) < 0.4, 0, rng.poisson(4, (150, 1))).astype(float)
+    parts = {"zero": (jaxem.PointMass(0.0), 1), "n": (jaxem.Poisson(), 1)}
+    result = jaxem.fit(jaxem.Mixture(jaxem.Components(parts), 2), x, key=0)
+    found = jaxem.bootstrap(result, x, n=99, key=1)
+    assert found.relabelled is None
+    errors = result.standard_errors(x).errors.weights
+    # The standard deviation of 99 draws has a relative error of 1 / sqrt(2 * 98).
+    np.testing.assert_allclose(found.errors.weights, errors, rtol=4.5 / np.sqrt(196))

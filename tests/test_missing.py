@@ -312,3 +312,17 @@ def test_student_t_is_at_a_maximum():
     slope = jax.jit(jax.grad(lambda p: model.log_prob(p, jnp.asarray(x)).sum()))(result.params)
     for leaf in jax.tree.leaves(slope.components):
         np.testing.assert_allclose(leaf, 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("structure", ["full", "spherical"])
+def test_student_t_starts_at_observed_cells(structure):
+    """On two groups far apart it is likelier than the normal fit, which is a case of it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 2)) + 6 * rng.integers(2, size=(120, 1))
+    x = np.where(rng.random(x.shape) < 0.3, np.nan, x)
+    banks = (jaxem.Normal(structure, missing=True), jaxem.StudentT(None, structure, missing=True))
+    normal, student = (
+        float(jaxem.fit(jaxem.Mixture(bank, 2), x, key=0, restarts=2).log_likelihood)
+        for bank in banks
+    )
+    assert student > normal - 1e-2  # the normal limit is 1e5 degrees of freedom
