@@ -321,8 +321,8 @@ class StudentT(Bank):
 
     @property
     def _normal(self):
-        own = {"missing": self.missing, "limits": self.limits}
-        return Normal(self.covariance, self.prior, self.floor, **own)
+        options = {"missing": self.missing, "limits": self.limits}
+        return Normal(self.covariance, self.prior, self.floor, **options)
 
     @staticmethod
     def _as_normal(params):

@@ -186,11 +186,11 @@ def part(result, index):
     fits = taken((result.best_fit, result.restarts))
     ends = taken((result.gradient_ok, result.total_weight))
     model = merge(numeric, result._structure)
-    one = result.of(model, *fits, shape, *ends, sizes, still_batch)
+    smaller = result.of(model, *fits, shape, *ends, sizes, still_batch)
     if result.own_data is None:
-        return one
+        return smaller
     sets = (data_set_at(data, index) for data in result.own_data)
-    return one.about(*sets, result.column_names)
+    return smaller.about(*sets, result.column_names)
 
 
 @jax.jit

@@ -97,10 +97,10 @@ def information(curvature_at, origin, margins, kinds, gauge, *, is_degenerate) -
         values, vectors, is_null = result.spectrum(matrix)
         along = vectors.T @ (scale * np.asarray(found.gradient, float)[kept])
         safe = np.where(is_null | (values <= 0), np.inf, values)
-        here = float(np.sqrt(np.sum(along**2 / safe)))
-        distance = here if distance is None else distance
+        length = float(np.sqrt(np.sum(along**2 / safe)))
+        distance = length if distance is None else distance
         unsure = ~_in_span(vectors, basis) & (values < UNCERTAIN)
-        if not unsure.any() or here < NULL or count == MOST_STEPS or not np.isfinite(here):
+        if not unsure.any() or length < NULL or count == MOST_STEPS or not np.isfinite(length):
             break
         step = vectors @ (along / np.maximum(np.abs(values), UNCERTAIN / 10))
         step = step / max(1.0, np.linalg.norm(step))

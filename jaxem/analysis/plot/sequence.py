@@ -47,11 +47,14 @@ def sequence(result, s, ax=None, *, column: int = 0, index: int = 0, names=None)
     states = np.unique(path)
     height = min(STRIP[0], STRIP[1] / len(states))
     for i, state in enumerate(states):
-        look, here = style.look(state), path == state
+        look, is_state = style.look(state), path == state
         options = {"color": look.color, "marker": look.marker, "label": f"state {state}"}
-        ax.scatter(time[here], values[here], s=size, zorder=2, **options)
+        ax.scatter(time[is_state], values[is_state], s=size, zorder=2, **options)
         ax.broken_barh(
-            _runs(here), (i * height, height), transform=ax.get_xaxis_transform(), color=look.color
+            _runs(is_state),
+            (i * height, height),
+            transform=ax.get_xaxis_transform(),
+            color=look.color,
         )
     strip = height * len(states)
     ax.set_ylim(low - room - (high - low + 2 * room) * strip / (1 - strip), high + room)

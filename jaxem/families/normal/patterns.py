@@ -60,16 +60,16 @@ def blocked_form(bank, x) -> Blocked | None:
         count, first, second = FORM.moments(mean, flat)
         count, first = count.reshape(2**d, k), first.reshape(2**d, k, d)
         matrix = jnp.moveaxis(all_swept(params)[0], -1, 0)  # (p, k, d, d)
-        seen = observed.T[:, None]
-        rows, columns = seen[..., None], seen[..., None, :]
+        is_observed = observed.T[:, None]
+        rows, columns = is_observed[..., None], is_observed[..., None, :]
         slopes = jnp.where(rows, jnp.eye(d, dtype=matrix.dtype), jnp.where(columns, matrix, 0))
         spread = jnp.where(rows | columns, 0, matrix)
         if bank.limits is not None:
             varies = bank.limits.varies
             spread = jnp.where(varies[:, None] & varies, spread, 0)
-        first = jnp.where(seen, first, 0)
+        first = jnp.where(is_observed, first, 0)
         second = jnp.where(rows & columns, second.reshape(2**d, k, d, d), 0)
-        count = jnp.where(seen.any(-1), count, 0)
+        count = jnp.where(is_observed.any(-1), count, 0)
         first = jnp.einsum("pkij,pkj->ki", slopes, first, precision=Precision.HIGHEST)
         second = jnp.einsum("pkij,pkjl->pkil", slopes, second, precision=Precision.HIGHEST)
         second = jnp.einsum("pkil,pkml->kim", second, slopes, precision=Precision.HIGHEST)
