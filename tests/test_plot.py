@@ -233,7 +233,8 @@ def test_responsibilities():
     for j, half in enumerate(np.array_split(inside, 2)):
         darkness = [1 - part.mean() for part in np.array_split(half, 16, axis=1)]
         expected = [part[:, j].mean() for part in np.array_split(image, 16)]
-        np.testing.assert_allclose(darkness, expected, atol=0.12)
+        # A cell has n / 16 units, of which those at its two ends may be drawn in another cell.
+        np.testing.assert_allclose(darkness, expected, atol=2 * 16 / len(FAITHFUL))
 
 
 def test_many_units_share_columns():

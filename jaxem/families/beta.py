@@ -136,7 +136,7 @@ class Beta(Bank):
     def linear(self, x):
         """log x, log(1 − x), x, masks where cells may be missing, and 1."""
         d, missing = x.shape[1], self.missing
-        one = (4 if missing else 3) * d
+        constant = (4 if missing else 3) * d
 
         def columns(x):
             x, mask = self._inside(x)
@@ -159,7 +159,7 @@ class Beta(Bank):
 
         def statistics(params, sums):
             log, log_rest, total = (sums[i * d : (i + 1) * d].T for i in range(3))
-            count = sums[3 * d : one].T if missing else sums[one]
+            count = sums[3 * d : constant].T if missing else sums[constant]
             column, (mean, rest) = cells.by_column(count), means(params)
             first = total - column * mean
             lower = log - column * jnp.log(mean) - first / mean
@@ -175,7 +175,15 @@ class Beta(Bank):
             return None if self.relative else -_logs(*self._inside(x))
 
         return Linear(
-            one + 1, one, roomy(x), columns, features, coefficients, base, statistics, terms
+            constant + 1,
+            constant,
+            roomy(x),
+            columns,
+            features,
+            coefficients,
+            base,
+            statistics,
+            terms,
         )
 
     def maximize(self, params, stats):

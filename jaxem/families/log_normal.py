@@ -96,7 +96,7 @@ class LogNormal(Bank):
     def linear(self, x):
         """Squares and values of log x, masks where cells may be missing, and 1."""
         d, missing = x.shape[1], self.missing
-        one = (3 if missing else 2) * d
+        constant = (3 if missing else 2) * d
 
         def columns(x):
             y, mask = self._logarithms(x)
@@ -119,7 +119,7 @@ class LogNormal(Bank):
 
         def statistics(params, sums):
             squares, total = sums[:d].T, sums[d : 2 * d].T
-            count = sums[2 * d : one].T if missing else sums[one]
+            count = sums[2 * d : constant].T if missing else sums[constant]
             column, location = cells.by_column(count), params.location
             first = total - column * location
             second = squares - location * (2 * first + column * location)
@@ -132,7 +132,15 @@ class LogNormal(Bank):
             return None if self.logs else -self._logarithms(x)[0].sum(-1)
 
         return Linear(
-            (one + 1), one, roomy(x), columns, features, coefficients, base, statistics, terms
+            constant + 1,
+            constant,
+            roomy(x),
+            columns,
+            features,
+            coefficients,
+            base,
+            statistics,
+            terms,
         )
 
     def maximize(self, params, stats):

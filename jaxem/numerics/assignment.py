@@ -35,10 +35,10 @@ def assigned(cost):
 def _exchanged(cost):
     order = np.arange(len(cost))
     while True:
-        now = cost[np.arange(len(cost)), order]
+        assigned_cost = cost[np.arange(len(cost)), order]
         swapped = cost[np.arange(len(cost))[:, None], order[None, :]]
-        gain = now[:, None] + now[None, :] - swapped - swapped.T
+        gain = assigned_cost[:, None] + assigned_cost[None, :] - swapped - swapped.T
         i, j = np.unravel_index(gain.argmax(), gain.shape)
-        if gain[i, j] <= 1e-12 * np.abs(now).sum():
+        if gain[i, j] <= 1e-12 * np.abs(assigned_cost).sum():
             return order
         order[[i, j]] = order[[j, i]]

@@ -27,13 +27,13 @@ def sequence(result, s, ax=None, *, column: int = 0, index: int = 0, names=None)
     sequences = s if isinstance(s, Sequences) else Sequences(s)
     if not 0 <= index < len(sequences):
         raise ValueError(f"index must be from 0 to {len(sequences) - 1}, got {index}")
-    one = sequences[index : index + 1]
-    path = result.predict(one)
+    sequence_drawn = sequences[index : index + 1]
+    path = result.predict(sequence_drawn)
     if not isinstance(path, list):
         raise TypeError("plot.sequence draws states in time, of jaxem.HMM or jaxem.SemiMarkov")
-    path, t = np.asarray(path[0]), int(np.asarray(one.length)[0])
-    rows = np.asarray(one.rows, float)[0, :t]
-    rows = np.where(np.asarray(one.observed)[0, :t, None], rows, np.nan)
+    path, t = np.asarray(path[0]), int(np.asarray(sequence_drawn.length)[0])
+    rows = np.asarray(sequence_drawn.rows, float)[0, :t]
+    rows = np.where(np.asarray(sequence_drawn.observed)[0, :t, None], rows, np.nan)
     if not 0 <= column < rows.shape[1]:
         raise ValueError(f"column must be from 0 to {rows.shape[1] - 1}, got {column}")
     given = s[index] if isinstance(s, list) else s
