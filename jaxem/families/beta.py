@@ -128,10 +128,18 @@ class Beta(Bank):
         return BetaStatistics(cells.counts(weights, mask), *sums)
 
     def _size_of_terms(self, params, stats):
+        """The terms of log u − (u − 1) are as large as |u − 1|, whose sum is at most
+        √(2 Σw · S) + S, S that of their difference (by Cauchy's inequality)."""
         a, b = params.a, params.b
         levels = jnp.abs(stirling_term(jnp.stack([a, b, a + b]))).sum(0)
         count = stats.count if stats.count.ndim == 2 else stats.count[:, None]
-        return (a * jnp.abs(stats.lower) + b * jnp.abs(stats.upper) + count * levels).sum()
+
+        def of_logarithms(total):
+            total = jnp.abs(total)
+            return 2 * (jnp.sqrt(2 * count * total) + total)
+
+        of_both = a * of_logarithms(stats.lower) + b * of_logarithms(stats.upper)
+        return (of_both + count * levels).sum()
 
     def linear(self, x):
         """log x, log(1 − x), x, masks where cells may be missing, and 1."""

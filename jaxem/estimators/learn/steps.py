@@ -93,7 +93,7 @@ def with_ridge(structure, stats, ridge):
     return stats._replace(second=stats.second + added)
 
 
-@pytree(static=("covariance",))
+@pytree(static=("covariance", "missing"))
 class RidgedNormal(Normal):
     """`Normal` with scikit-learn's ridge: M-steps add `ridge` to the diagonal of every covariance.
 
