@@ -10,4 +10,4 @@ def as_frame(columns: dict, index=None):
         raise ImportError(
             "to_dataframe needs pandas, which is not installed: pip install pandas"
         ) from error
-    return pandas.DataFrame(columns, index=index)
+    return pandas.DataFrame(columns, **({} if index is None else {"index": index}))
