@@ -2,7 +2,7 @@
 
 All rotations of a round act on disjoint pairs of axes. The axes are kept in two halves whose
 entries are the pairs; a fixed permutation after every round brings every pair together once a
-sweep. An odd number of axes is padded with one that stays. All is elementwise: XLA's own routines
+sweep. Of an odd number of axes one rests in every round. All is elementwise: XLA's own routines
 for a CPU may wait for each other for ever (see `numerics.triangular`).
 """
 
@@ -18,6 +18,9 @@ from jaxem.numerics.triangular import cholesky, times, triangular_inverse
 
 EIGEN_SWEEPS, COMMON_SWEEPS = 15, 100
 """The most sweeps. Those of one matrix converge quadratically, those of common axes linearly."""
+
+QUICK_SWEEPS = 8
+"""Sweeps within which nearly all common axes are exact to rounding errors."""
 
 
 @jax.custom_jvp
@@ -184,37 +187,27 @@ def _swept(matrices, axes, angles, tolerance, most: int, volumes: bool = False):
     angles(p, q, off) -> (the angle, and what remains to be gained, both (..., m)), for m pairs with
     diagonal entries p, q and the entry `off` of the pair, all (..., k, m); with `volumes` there is
     a fourth argument, the mean logarithm of the diagonals (..., k). Sweeps end when nothing above
-    `tolerance` (...) remains, or after `most`.
+    `tolerance` (...) remains, or after `most`. After `QUICK_SWEEPS` the tolerance doubles with every
+    sweep: where convergence is that slow, the next M-step begins from these axes.
     """
     d = matrices.shape[-1]
-    size = d + d % 2
-    is_padded = size > d
-    if is_padded:
-        padding = [(0, 0)] * (matrices.ndim - 2) + [(0, 1)] * 2
-        matrices = jnp.pad(matrices, padding)
-        axes = jnp.pad(axes, [(0, 0)] * (axes.ndim - 1) + [(0, 1)])
-    after, is_pair_in = _schedule(size, is_padded)
+    middle = d // 2
+    after = _schedule(d)
 
-    def half(array, axis):
-        return jnp.split(array, 2, axis=axis)
+    def parts(array, axis):
+        return jnp.split(array, [middle, 2 * middle], axis=axis)
 
     def one_round(i, carry):
         matrices, axes, remaining = carry
-        top, bottom = half(matrices, -2)
-        (pp, pq), (_, qq) = half(top, -1), half(bottom, -1)
-        p, q, off = diagonal(pp), diagonal(qq), diagonal(pq)
-        is_pair = is_pair_in[i]
-        p, q, off = jnp.where(is_pair, p, 1), jnp.where(is_pair, q, 1), jnp.where(is_pair, off, 0)
-        given = ()
-        if volumes:
-            values = diagonal(matrices)
-            given = (jnp.log(jnp.where(values > 0, values, 1)).sum(-1) / d,)
-        angle, gain = angles(p, q, off, *given)
+        top, bottom, _ = parts(matrices, -2)
+        (pp, pq, _), (_, qq, _) = parts(top, -1), parts(bottom, -1)
+        given = (jnp.log(diagonal(matrices)).mean(-1),) if volumes else ()
+        angle, gain = angles(diagonal(pp), diagonal(qq), diagonal(pq), *given)
         c, s = jnp.cos(angle), jnp.sin(angle)
 
         def rotated(array, c, s, axis):
-            first, second = half(array, axis)
-            return jnp.concatenate([c * first + s * second, c * second - s * first], axis)
+            first, second, rest = parts(array, axis)
+            return jnp.concatenate([c * first + s * second, c * second - s * first, rest], axis)
 
         matrices = rotated(matrices, c[..., None, None, :], s[..., None, None, :], -1)
         matrices = rotated(matrices, c[..., None, :, None], s[..., None, :, None], -2)
@@ -225,33 +218,37 @@ def _swept(matrices, axes, angles, tolerance, most: int, volumes: bool = False):
     def sweep(carry):
         count, matrices, axes, _ = carry
         state = (matrices, axes, jnp.zeros(axes.shape[:-2], axes.dtype))
-        state = jax.lax.fori_loop(0, size - 1, one_round, state)
+        state = jax.lax.fori_loop(0, d - 1 + d % 2, one_round, state)
         return count + 1, *state
 
     def is_unfinished(carry):
-        return (carry[0] < most) & jnp.any(carry[3] > tolerance)
+        count, remaining = carry[0], carry[3]
+        slow = jnp.exp2(jnp.maximum(count - QUICK_SWEEPS, 0).astype(axes.dtype))
+        return (count < most) & jnp.any(remaining > slow * tolerance)
 
     start = (0, matrices, axes, jnp.full(axes.shape[:-2], jnp.inf, axes.dtype))
     _, matrices, axes, _ = jax.lax.while_loop(is_unfinished, sweep, start)
-    return matrices[..., :d, :d], axes[..., :, :d]
+    return matrices, axes
 
 
-def _schedule(size: int, is_padded: bool):
-    """(the permutation of the axes after every round, whether the pair i of round r is one (r, i)).
+def _schedule(d: int):
+    """The permutation of the axes after every round, in which pairs are i and d // 2 + i.
 
-    The first axis stays and the others go round, as in a tournament. The padding is the last one.
+    The axes go round a circle, as in a tournament. One that is left over rests; where none is, the
+    first stays at its place.
     """
-    middle, order = size // 2, np.arange(size)
-    if size == 2:
-        return order, jnp.ones((1, 1), bool)
-    after = np.concatenate([[0, middle], order[1 : middle - 1], order[middle + 1 :], [middle - 1]])
-    is_pair = np.ones((size - 1, middle), bool)
-    at = order
-    for pairs in is_pair:
-        if is_padded:
-            pairs[np.flatnonzero(at == size - 1) % middle] = False
-        at = at[after]
-    return after, jnp.asarray(is_pair)
+    middle = d // 2
+    order = np.arange(d)
+    if d == 2:
+        return order
+    if d % 2 == 0:
+        return np.concatenate(
+            [[0, middle], order[1 : middle - 1], order[middle + 1 :], [middle - 1]]
+        )
+    circle = np.concatenate([[d - 1], order[:middle], order[middle : d - 1][::-1]])
+    after = np.empty(d, int)
+    after[circle] = np.roll(circle, 1)
+    return after
 
 
 def assembled(axes, values):
