@@ -35,6 +35,8 @@ if not SHIPPED:  # before JAX is imported; workers of xdist inherit it
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
+from tests.seldom import is_seldom  # noqa: E402
+
 gc.set_threshold(50_000, 20, 20)  # the garbage collector takes 7% of the time of the suite
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_traceback_in_locations_limit", 0)  # tracebacks cost 5% of the time to lower
@@ -57,6 +59,13 @@ left = 0
 def pytest_configure(config):
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Sessions(), "jaxem-sessions")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item):
+    """Seldom cases (`tests/seldom.py`) are slow tests."""
+    if is_seldom(item):
+        item.add_marker("slow")
 
 
 @pytest.hookimpl(trylast=True)
