@@ -187,8 +187,8 @@ def _swept(matrices, axes, angles, tolerance, most: int, volumes: bool = False):
     angles(p, q, off) -> (the angle, and what remains to be gained, both (..., m)), for m pairs with
     diagonal entries p, q and the entry `off` of the pair, all (..., k, m); with `volumes` there is
     a fourth argument, the mean logarithm of the diagonals (..., k). Sweeps end when nothing above
-    `tolerance` (...) remains, or after `most`. After `QUICK_SWEEPS` the tolerance doubles with every
-    sweep: where convergence is that slow, the next M-step begins from these axes.
+    `tolerance` (...) remains, or after `most`. After `QUICK_SWEEPS` every sweep doubles the
+    tolerance: where convergence is that slow, the next M-step begins from these axes.
     """
     d = matrices.shape[-1]
     middle = d // 2
