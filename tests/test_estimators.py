@@ -412,6 +412,31 @@ def test_any_mixture_is_an_estimator():
         found.fit(COUNTS - 100)
 
 
+def test_missing_cells_and_the_rows_of_a_result():
+    """The data are padded with rows that the result does not count."""
+    x = COUNTS.copy()
+    x[::5, 0] = np.nan
+    model = jaxem.Mixture(jaxem.Poisson(missing=True), k=2)
+    found = ours.MixtureModel(model, random_state=0).fit(x[:100])
+    result = found.result_
+    assert result.data_shape == (100, 2)
+    assert result.summary().split("\n")[2].split() == ["units", "100"]
+    close(result.entropy(), result.entropy(x[:100]))
+    close(result.bic(), found.bic(x[:100]))
+    close(found.score_samples(x), result.score_samples(x))
+    assert np.isfinite(found.score_samples(x)).all() and found.predict(x).min() == 0
+    for model in (jaxem.Mixture(jaxem.Poisson(), k=2), None):
+        with pytest.raises(ValueError, match="Input X contains NaN"):
+            ours.MixtureModel(model).fit(x)
+    parts = {"a": (jaxem.Poisson(missing=True), [0]), "b": (jaxem.Poisson(), [1])}
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        ours.MixtureModel(jaxem.Mixture(jaxem.Product(parts), k=2)).fit(x[:, ::-1])
+    with pytest.raises(ValueError, match="Input X contains infinity"):
+        found.predict(x + np.inf)
+    with pytest.raises(TypeError, match=r"got the class: write Mixture\(\.\.\."):
+        ours.MixtureModel(jaxem.Mixture).fit(x)
+
+
 def test_regressions_regress_and_cluster():
     x = X[:, :1] - 50
     estimator = ours.MixtureModel(jaxem.Mixture(jaxem.Regression(), k=2), n_init=4, random_state=0)
