@@ -262,7 +262,7 @@ def test_names_of_weights():
     assert errors.names[:3] == names and "noise_weight" in str(errors)
     np.testing.assert_array_equal(errors.errors.shares > 0, True)
     wrong = jaxem.NoiseMixtureParams(np.full(3, 0.3), 0.1, found.params.components)
-    with pytest.raises(ValueError, match="init.weights and noise_weight must have shape"):
+    with pytest.raises(ValueError, match=r"init\.weights and noise_weight must have shape"):
         jaxem.fit(MODEL, X, init=wrong)
 
 
