@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from internals import assigned, compilations
+from scipy import stats
 
 import jaxem
 
@@ -142,6 +143,12 @@ def test_the_likelihood_ratio_of_one_component_too_many():
     assert found.p_value == 1 / 40 and found.left_out == 0
     expected = 2 * (found.large.log_likelihood - found.small.log_likelihood)
     np.testing.assert_allclose(found.statistic, expected)
+    assert found.unconverged == 0 and "converge" not in str(found)
+    options = {"weights": weights, "restarts": 2, "max_iter": 2}
+    with pytest.warns(jaxem.FitWarning) as caught:
+        found = jaxem.likelihood_ratio_test(counts, *models, 39, key=0, **options)
+    assert any("in 39 of 39 drawn data sets a fit did not" in str(w.message) for w in caught)
+    assert found.unconverged == 39 and "39 of those that count have a fit" in str(found)
 
 
 def test_held_out_scores_are_those_of_fits_without_the_fold():
@@ -164,6 +171,48 @@ def test_held_out_scores_are_those_of_fits_without_the_fold():
     assert chosen.best is chosen.results[1] and "CV, lower is better" in str(chosen)
     plain = jaxem.cross_validate(X, list(models.values()), key=0, restarts=2)
     np.testing.assert_allclose([row.score for row in chosen.table], -2 * len(X) * plain.mean)
+
+
+def test_a_unit_without_density_has_the_score_of_minus_infinity():
+    """Where one unit alone has a count, its rate is 0 in the other folds."""
+    x = np.column_stack([np.arange(20) % 5, np.arange(20) == 7]).astype(float)
+    models = {
+        "free": jaxem.Mixture(jaxem.Poisson(), 1),
+        "prior": jaxem.Mixture(jaxem.Poisson(prior=jaxem.GammaPrior(2.0, 1.0)), 1),
+    }
+    options = {"folds": 4, "key": 0, "restarts": 1}
+    with pytest.warns(jaxem.FitWarning) as caught:
+        found = jaxem.cross_validate(x, models, **options)
+    fold = found.fold[0, 7]
+    assert [str(w.message) for w in caught if "the density is 0" in str(w.message)] == [
+        f"the density is 0 of 1 unit in fold {fold} under free, fitted to the other folds, so that "
+        "the score is -inf: give the components a prior, or use fewer folds"
+    ]
+    assert found.mean[0] == -np.inf and np.isnan(found.error[0]) and found.winner == 1
+    np.testing.assert_array_equal(np.flatnonzero(found.scores[0, 0] == -np.inf), [7])
+    np.testing.assert_array_equal(found.impossible(0)[fold], [[0, 7]])
+    assert f"density 0 of 1 unit in fold {fold}" in str(found).split("\n")[3]
+    assert np.isfinite([found.mean[1], found.error[1]]).all() and not found.impossible(1)
+    with pytest.warns(jaxem.FitWarning, match="density is 0"):
+        found = jaxem.cross_validate(x, {"free": models["free"]}, **options)
+    assert found.best is None
+
+
+def test_folds_of_sequences():
+    rng = np.random.default_rng(0)
+    sequences = [rng.normal(size=(length, 1)) for length in rng.integers(4, 9, size=9)]
+    models = [jaxem.HMM(jaxem.Normal("diagonal"), k) for k in (1, 2)]
+    found = jaxem.cross_validate(
+        jaxem.Sequences(sequences), models, 3, key=0, restarts=2, max_iter=50
+    )
+    fold = found.fold[0]
+    for i in range(3):
+        rows = np.concatenate([s for s, f in zip(sequences, fold, strict=True) if f != i])
+        scale = rows.std()
+        each = [stats.norm.logpdf(s, rows.mean(), scale).sum() for s in sequences]
+        np.testing.assert_allclose(found.scores[0, 0, fold == i], np.array(each)[fold == i])
+    np.testing.assert_allclose(found.mean, found.scores[:, 0].mean(1))
+    assert np.isfinite(found.mean).all() and (np.bincount(fold) == 3).all()
 
 
 def test_refusals(fitted):

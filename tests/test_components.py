@@ -114,6 +114,29 @@ def test_poisson_beside_a_normal():
     np.testing.assert_allclose(p["size"].mean[0, 0], x[80:].mean(), rtol=1e-4)
 
 
+def test_a_summary_has_the_params_of_every_component():
+    rng = np.random.default_rng(2)
+    x = np.r_[rng.normal(0, 1, (40, 2)), rng.normal(9, 1, (40, 2)), 40 + rng.gumbel(size=(40, 2))]
+    parts = {"one": (jaxem.Normal("spherical"), 1), "two": (jaxem.Normal("tied"), 2)}
+    result = jaxem.fit(jaxem.Mixture(jaxem.Components(parts), k=3), x, key=0)
+    lines = [line.split() for line in [*result.summary().split("\n"), ""]]
+
+    def table(title):
+        start = lines.index(title.split()) + 2
+        return np.array(lines[start : lines.index([], start)])
+
+    p = result.params.components
+    np.testing.assert_allclose(table("components.one.mean")[0].astype(float)[0], 0)
+    found = table("components.two.mean").astype(float)
+    np.testing.assert_array_equal(found[:, 0], [1, 2])  # the numbers of the components
+    np.testing.assert_allclose(found[:, 1:], p["two"].mean, rtol=1e-5)
+    shared = table("components.two.covariance, the same for components 1 to 2").astype(float)
+    np.testing.assert_allclose(shared[:, 1:], p["two"].covariance, rtol=1e-5)
+    assert "the same for all components" not in result.summary()
+    single = lines[lines.index(["components.one.covariance"]) + 1]
+    np.testing.assert_allclose(float(single[1]), p["one"].covariance[0], rtol=1e-5)
+
+
 def test_states_of_a_chain_are_of_different_families():
     x = hurdle_data(120)
     result = jaxem.fit(jaxem.HMM(HURDLE, k=3), jaxem.Sequences([x[:70], x[70:]]), key=0)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import zoo
+from scipy.special import gammaln
 
 import jaxem
 
@@ -133,6 +134,44 @@ def test_offsets_and_float32_keep_the_digits(fitted):
     found = low.standard_errors(small)
     assert found.errors.weights.dtype == np.float64
     np.testing.assert_allclose(flat(found.errors), expected, rtol=0.02)  # tol is 1e-6 a unit
+
+
+def test_initial_probabilities_of_a_stationary_chain_are_a_function_of_its_transitions():
+    """Against the Hessian of the log-likelihood by differences, and the delta method."""
+    rng = np.random.default_rng(0)
+    stays, rows = np.array([0.8, 0.6]), []
+    state = rng.integers(2, size=20)
+    for _ in range(15):
+        rows.append(rng.poisson(np.array([1.0, 8.0])[state]))
+        state = np.where(rng.uniform(size=20) < stays[state], state, 1 - state)
+    counts = np.stack(rows, 1).astype(float)
+    x = jaxem.Sequences([row[:, None] for row in counts])
+    model = jaxem.HMM(jaxem.Poisson(), 2, initial="stationary")
+    result = jaxem.fit(model, x, key=0, tol=1e-13)
+
+    def initial(v):
+        return np.array([1 - v[1], 1 - v[0]]) / (2 - v[0] - v[1])
+
+    def log_likelihood(v):
+        transition = np.array([[v[0], 1 - v[0]], [1 - v[1], v[1]]])
+        density = counts[..., None] * np.log(v[2:]) - v[2:] - gammaln(counts + 1)[..., None]
+        alpha, total = initial(v) * np.exp(density[:, 0]), 0.0
+        for t in range(1, counts.shape[1]):
+            total += np.log(alpha.sum(1))
+            alpha = alpha / alpha.sum(1, keepdims=True) @ transition * np.exp(density[:, t])
+        return np.sum(total + np.log(alpha.sum(1)))
+
+    p = result.params
+    v = np.concatenate([np.diagonal(p.transition), np.ravel(p.emissions.rate)])
+    np.testing.assert_allclose(log_likelihood(v), result.log_likelihood, rtol=1e-12)
+    hessian = differences(lambda u: differences(log_likelihood, u, 1e-4), v, 1e-4)
+    covariance, slope = np.linalg.inv(-hessian), differences(initial, v, 1e-6)[:, 0]
+    found = result.standard_errors(x)
+    errors = np.sqrt(np.diag(covariance))
+    expected = [np.sqrt(slope @ covariance @ slope)] * 2 + np.repeat(errors[:2], 2).tolist()
+    # Differences of slopes with rounding 1e-13/1e-4 leave 1e-5 of a Hessian of 1.
+    np.testing.assert_allclose(flat(found.errors), [*expected, *errors[2:]], rtol=1e-4)
+    assert not found.notes and len(found.coordinates) == result.n_parameters
 
 
 def test_a_bound_has_no_error_and_the_others_have_theirs():

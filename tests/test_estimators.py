@@ -104,12 +104,18 @@ NORMAL = ("weights_", "means_", "covariances_", "precisions_", "precisions_chole
 @pytest.mark.parametrize("reg_covar", [0, 0.05])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gaussian_mixture_is_that_of_scikit_learn(kind, reg_covar):
-    """With x64 off outside, from their start, in float64; and the setting of JAX is untouched."""
+    """With x64 off outside, from their start, in float64; and the setting of JAX is untouched. With
+    a ridge a fit may go on where theirs ends: then they take as many steps."""
     options = {"covariance_type": kind, "reg_covar": reg_covar, "random_state": 1}
     with jax.enable_x64(False):
         for init in ("kmeans", "random"):
             theirs = mixture.GaussianMixture(2, init_params=init, **options).fit(X)
             found = ours.GaussianMixture(2, init_params=init, **options).fit(X)
+            more = found.n_iter_ - theirs.n_iter_
+            assert more == 0 or (more > 0 and reg_covar)
+            if more:
+                with pytest.warns(ConvergenceWarning):
+                    theirs.set_params(tol=0, max_iter=found.n_iter_).fit(X).converged_ = True
             same_attributes(found, theirs, NORMAL)
             assert found.means_.dtype == np.float64 and found.converged_ and theirs.converged_
             assert not jax.config.jax_enable_x64
@@ -170,6 +176,37 @@ def test_bayesian_mixture_takes_the_steps_of_scikit_learn(kind):
     same_attributes(found, theirs, priors)
     close(found.predict_proba(X), theirs.predict_proba(X), atol=1e-7)
     close(found.score(X), theirs.score(X))
+
+
+def step_gain(fitted, x):
+    """What one further M-step of scikit-learn gains: Σ w' KL(N' ‖ N) + KL(w' ‖ w), in nats."""
+    parts = {"weights": "weights", "means": "means", "precisions": "precisions"}
+    start = {f"{name}_init": vars(fitted)[f"{part}_"] for name, part in parts.items()}
+    after = mixture.GaussianMixture(4, reg_covar=fitted.reg_covar, max_iter=1, **start)
+    with warnings.catch_warnings(action="ignore"):
+        after.fit(x)
+    away, product = after.means_ - fitted.means_, fitted.precisions_ @ after.covariances_
+    distance = np.einsum("ki,kij,kj->k", away, fitted.precisions_, away)
+    each = distance + np.trace(product, axis1=1, axis2=2) - 3 - np.linalg.slogdet(product)[1]
+    return after.weights_ @ (each / 2 + np.log(after.weights_ / fitted.weights_))
+
+
+def test_no_fit_ends_where_the_objective_with_a_ridge_turns():
+    """There its change is below tol far from a fixed point: scikit-learn ends there."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(m, s, (100, 3)) for m, s in ((0, 1), (1.5, 0.5), (3, 0.8))])
+    options, short = {"n_components": 4, "reg_covar": 0.1}, x / 20
+    for seed in range(3):
+        found, theirs = (
+            m.GaussianMixture(4, reg_covar=0.01, random_state=seed).fit(short)
+            for m in (ours, mixture)
+        )
+        assert found.converged_ and step_gain(found, short) < found.tol
+        assert theirs.converged_ and step_gain(theirs, short) > theirs.tol
+    # The bound of this fit turns at step 50, where means are off by as much as 1.4.
+    found = ours.BayesianGaussianMixture(random_state=1, **options).fit(x)
+    theirs = mixture.BayesianGaussianMixture(random_state=1, tol=1e-9, max_iter=999, **options)
+    assert found.converged_ and np.abs(found.means_ - theirs.fit(x).means_).max() < 1e-3
 
 
 def test_the_bound_of_a_bayesian_mixture_is_whole():
@@ -373,6 +410,31 @@ def test_any_mixture_is_an_estimator():
         found.set_params(model__k=6).fit(COUNTS[:5])
     with pytest.raises(ValueError, match="counts"):
         found.fit(COUNTS - 100)
+
+
+def test_missing_cells_and_the_rows_of_a_result():
+    """The data are padded with rows that the result does not count."""
+    x = COUNTS.copy()
+    x[::5, 0] = np.nan
+    model = jaxem.Mixture(jaxem.Poisson(missing=True), k=2)
+    found = ours.MixtureModel(model, random_state=0).fit(x[:100])
+    result = found.result_
+    assert result.data_shape == (100, 2)
+    assert result.summary().split("\n")[2].split() == ["units", "100"]
+    close(result.entropy(), result.entropy(x[:100]))
+    close(result.bic(), found.bic(x[:100]))
+    close(found.score_samples(x), result.score_samples(x))
+    assert np.isfinite(found.score_samples(x)).all() and found.predict(x).min() == 0
+    for model in (jaxem.Mixture(jaxem.Poisson(), k=2), None):
+        with pytest.raises(ValueError, match="Input X contains NaN"):
+            ours.MixtureModel(model).fit(x)
+    parts = {"a": (jaxem.Poisson(missing=True), [0]), "b": (jaxem.Poisson(), [1])}
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        ours.MixtureModel(jaxem.Mixture(jaxem.Product(parts), k=2)).fit(x[:, ::-1])
+    with pytest.raises(ValueError, match="Input X contains infinity"):
+        found.predict(x + np.inf)
+    with pytest.raises(TypeError, match=r"got the class: write Mixture\(\.\.\."):
+        ours.MixtureModel(jaxem.Mixture).fit(x)
 
 
 def test_regressions_regress_and_cluster():

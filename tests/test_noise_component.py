@@ -238,12 +238,32 @@ def test_noise_may_vanish_and_restrictions_hold():
     plain = fit(jaxem.Mixture(jaxem.Normal(), K), x=apart)
     assert found.converged and found.params.noise_weight < 1e-9
     assert abs(found.log_likelihood - plain.log_likelihood) < 1e-6
-    held = fit(jaxem.Restricted(MODEL, {"shares[2]": 0.3}))
+    held = fit(jaxem.Restricted(MODEL, {"noise_weight": 0.3}))
     assert held.converged and held.params.noise_weight == 0.3
     assert held.n_parameters == 5 * K + K - 1 and held.model.model.noise.volume > 0
+    even = fit(jaxem.Restricted(MODEL, tied="weights"))
+    assert even.converged and even.params.weights[0] == even.params.weights[1]
+    assert abs(even.params.weights.sum() + even.params.noise_weight - 1) < 1e-12
+    with pytest.raises(
+        ValueError, match=r"no entry of the params.*weights \(2,\), noise_weight \(\)"
+    ):
+        fit(jaxem.Restricted(MODEL, {"shares[2]": 0.3}))
+    with pytest.raises(ValueError, match="fixed: weights and noise_weight must sum to 1"):
+        fit(jaxem.Restricted(MODEL, {"weights": [0.5, 0.3], "noise_weight": 0.3}))
     prior = fit(dataclasses.replace(MODEL, prior=jaxem.DirichletPrior(5.0)))
     r = np.asarray(prior.predict_proba(X))
     np.testing.assert_allclose(prior.params.shares, (r.sum(0) + 4) / (N + 12), atol=1e-6)
+
+
+def test_names_of_weights():
+    found = fit()
+    errors = found.standard_errors(X)
+    names = ("weights[0]", "weights[1]", "noise_weight")
+    assert errors.names[:3] == names and "noise_weight" in str(errors)
+    np.testing.assert_array_equal(errors.errors.shares > 0, True)
+    wrong = jaxem.NoiseMixtureParams(np.full(3, 0.3), 0.1, found.params.components)
+    with pytest.raises(ValueError, match=r"init\.weights and noise_weight must have shape"):
+        jaxem.fit(MODEL, X, init=wrong)
 
 
 def test_float32():

@@ -35,9 +35,11 @@ class CrossValidation:
 
     names, models: in the order given. scores (m, repeats, n): log p of every unit under the model
     fitted without its fold. mean (m,): their mean over units, with weights; higher is better; NaN
-    where a fit failed. error (m,): the standard error of the mean. difference_error (m,): that of
-    the difference of a model from the winner. statuses (m, repeats, folds): how the fits ended.
-    fold (repeats, n): the fold of every unit. winner: the index of the largest mean, or None.
+    where a fit failed, and −∞ where a unit has the density 0 under the model of the other folds:
+    `impossible` says in which. error (m,): the standard error of the mean, NaN beside such a mean.
+    difference_error (m,): that of the difference of a model from the winner. statuses (m, repeats,
+    folds): how the fits ended. fold (repeats, n): the fold of every unit, −1 of weight 0. winner:
+    the index of the largest finite mean, or None.
     """
 
     names: tuple[str, ...]
@@ -52,8 +54,14 @@ class CrossValidation:
 
     @property
     def best(self):
-        """The winner among the models; None where no model could be fitted."""
+        """The winner among the models; None where no model has a finite mean."""
         return None if self.winner is None else self.models[self.winner]
+
+    def impossible(self, i: int) -> dict:
+        """{fold: the units (repeat, unit) (j, 2) of it that have the density 0 under model i}."""
+        found = np.argwhere((self.scores[i] == -np.inf) & (self.fold >= 0))
+        folds = self.fold[tuple(found.T)]
+        return {int(f): found[folds == f] for f in np.unique(folds)}
 
     def __str__(self):
         repeats, folds = self.statuses.shape[1:]
@@ -67,7 +75,11 @@ class CrossValidation:
             text = "".join(f"{c:>{w}.5g}" for c, w in zip(cells, (12, 11, 12, 11), strict=True))
             lost = int((~np.isin(self.statuses[i], SOUND)).sum())
             mark = " *" if i == self.winner else ""
-            lines.append(f"{name:>{width}}{text}{mark}" + f"  {lost} fits failed" * bool(lost))
+            text += mark + f"  {lost} fits failed" * bool(lost)
+            impossible = self.impossible(i)
+            if impossible:
+                text += f"  density 0 of {_units_in_folds(impossible)}"
+            lines.append(f"{name:>{width}}{text}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -88,7 +100,8 @@ def cross_validate(
     """Fits every model to all folds of the data but one, and scores the units of that fold.
 
     Args:
-      x: the data; units are rows, or groups.  models: a list of models, or a dict of them by name.
+      x: the data; units are rows, groups or sequences.
+      models: a list of models, or a dict of them by name.
       folds: how many parts the units are cut into, at random, of equal size but for one unit; as
         many as units leaves one out.
       key: a JAX key or an int.  weights: (n,), which count as repetitions of a unit that stay
@@ -100,7 +113,7 @@ def cross_validate(
     data in one batch. A prior that a model takes from data is taken from all of them.
 
     Raises ValueError or TypeError for data, models or options that cannot be used. Warns once where
-    fits failed: such a model has no score.
+    fits failed: such a model has no score; and once where units have the density 0: a score of −∞.
     """
     require_concrete("cross_validate", x, weights)
     folds, repeats = integer(folds, "folds", 2), integer(repeats, "repeats", 1)
@@ -214,7 +227,7 @@ def _compared(names, models, each, statuses, fold, base) -> CrossValidation:
         away = np.square(values - centre[:, None]) @ weights / max(total - 1, 1)
         return np.sqrt(away / total)
 
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # −∞ less −∞ has no error
         is_scored = np.isfinite(mean)
         winner = int(np.argmax(np.where(is_scored, mean, -np.inf))) if is_scored.any() else None
         errors = error(of_units)
@@ -223,4 +236,21 @@ def _compared(names, models, each, statuses, fold, base) -> CrossValidation:
     failed = [name for name, s in zip(names, statuses, strict=True) if not np.isin(s, SOUND).all()]
     if failed:
         warn(f"fits of {', '.join(failed)} failed in some folds: they have no score", 3)
-    return CrossValidation(names, models, each, mean, errors, difference, statuses, fold, winner)
+    found = CrossValidation(names, models, each, mean, errors, difference, statuses, fold, winner)
+    impossible = [(name, found.impossible(i)) for i, name in enumerate(names)]
+    said = [f"{_units_in_folds(units)} under {name}" for name, units in impossible if units]
+    if said:
+        warn(
+            f"the density is 0 of {'; of '.join(said)}, fitted to the other folds, so that the "
+            "score is -inf: give the components a prior, or use fewer folds",
+            3,
+        )
+    return found
+
+
+def _units_in_folds(impossible) -> str:
+    """Of `impossible`, such as "2 units in folds 0, 3"."""
+    count = sum(map(len, impossible.values()))
+    folds = ", ".join(map(str, list(impossible)[:6])) + ", ..." * (len(impossible) > 6)
+    many = "s" * (len(impossible) > 1)
+    return f"{count} unit{'s' * (count > 1)} in fold{many} {folds}"

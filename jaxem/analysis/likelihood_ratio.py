@@ -17,8 +17,11 @@ from jaxem.analysis.refits import (
 from jaxem.data.batch import Batch
 from jaxem.data.options import as_key, integer
 from jaxem.fit import fit, require_model
-from jaxem.protocol.status import collected_warnings, warn
+from jaxem.protocol.status import Status, collected_warnings, warn
 from jaxem.results.result import Result
+
+LIMITED = 0.05
+"""The part of the drawn data sets without convergence from which a warning says so."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -28,7 +31,8 @@ class LikelihoodRatioTest:
     statistic: 2·(log-likelihood of the larger − of the smaller model). null_statistics: those of
     data sets drawn from the smaller fit, (n − left_out,). p_value: (1 + how many of them are at
     least the statistic) / (1 + n − left_out). small, large: both fits of the data. left_out: how
-    many drawn data sets do not count, since one of the two fits collapsed or failed.
+    many drawn data sets do not count, since one of the two fits collapsed or failed. unconverged:
+    in how many of those that count a fit ended at max_iter.
     """
 
     statistic: float
@@ -37,6 +41,7 @@ class LikelihoodRatioTest:
     small: Result
     large: Result
     left_out: int = 0
+    unconverged: int = 0
 
     def __str__(self):
         count = len(self.null_statistics)
@@ -48,6 +53,8 @@ class LikelihoodRatioTest:
             f"{ends[1]:.4g}",
         ]
         lines += [f"{self.left_out} more do not count: a fit collapsed"] * bool(self.left_out)
+        if self.unconverged:
+            lines.append(f"{self.unconverged} of those that count have a fit that did not converge")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -98,7 +105,7 @@ def likelihood_ratio_test(
     statistic = 2 * float(fits[1].log_likelihood - fits[0].log_likelihood)
     with precision_of(fits[0].params):
         units, of_units, _ = units_and_weights(x, weights)
-        params, found = jax.tree.map(np.asarray, fits[0].params), []
+        params, found, limited = jax.tree.map(np.asarray, fits[0].params), [], 0
         drawn = drawn_sets(fits[0].model, params, units, of_units, n, key)
         for number, data in enumerate(drawn):
             # Other starts than those of the fits: the draws begin with the same keys.
@@ -107,14 +114,23 @@ def likelihood_ratio_test(
                 both = [fit(f.model, Batch(data), key=again, **options) for f in fits]
             sound = np.all([np.isin(np.asarray(f.status), SOUND) for f in both], axis=0)
             each = 2 * (np.asarray(both[1].log_likelihood, float) - both[0].log_likelihood)
-            found.append(each[sound & np.isfinite(each)])
+            counts = sound & np.isfinite(each)
+            found.append(each[counts])
+            ended = np.any([np.asarray(f.status) == Status.MAX_ITER for f in both], axis=0)
+            limited += int((ended & counts).sum())
     null = np.concatenate(found)
     if len(null) < n / 2:
         warn(f"in {n - len(null)} of {n} drawn data sets a fit collapsed: use a prior", 3)
+    if limited > LIMITED * n:
+        warn(
+            f"in {limited} of {n} drawn data sets a fit did not converge, so that their statistics "
+            "may be too small, or too large: give a larger max_iter",
+            3,
+        )
     # A statistic below rounding is 0, as are those of the draws.
     slack = 1e-9 * abs(float(fits[0].log_likelihood))
     p_value = (1 + int((null >= statistic - slack).sum())) / (1 + len(null))
-    return LikelihoodRatioTest(statistic, p_value, null, *fits, left_out=n - len(null))
+    return LikelihoodRatioTest(statistic, p_value, null, *fits, n - len(null), limited)
 
 
 def _require_model(model, name):

@@ -6,6 +6,7 @@ import jax
 
 from jaxem.methods.em import has_stationary_map
 from jaxem.methods.m_steps import Gradient
+from jaxem.numerics.paths import names_of_leaf
 from jaxem.numerics.tree import pytree
 from jaxem.protocol.capabilities import FiniteLatents, defines, has
 from jaxem.protocol.posterior import responsibilities_of, with_responsibilities
@@ -81,7 +82,7 @@ class Blocks:
     def _parts(self, model, params):
         """For every block, the model restricted to it, and whether its M-step has a closed form."""
         leaves = jax.tree_util.tree_leaves_with_path(params)
-        names = [jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in leaves]
+        names = [name for path, _ in leaves for name in names_of_leaf(path)]
         inside = [[n for n in names if _under(n, block)] for block in self.blocks]
         for name in names:
             count = sum(name in block for block in inside)

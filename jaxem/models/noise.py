@@ -14,6 +14,7 @@ from jax.lax import Precision, stop_gradient
 
 from jaxem.data.data import of_components, of_rows, rows_of_units
 from jaxem.models.mixing import ConstantWeights, MixtureParams
+from jaxem.numerics.paths import JoinedKey
 from jaxem.numerics.tree import CONSTRUCTORS, is_array, is_traced, pytree, register
 from jaxem.protocol.spaces import SIMPLEX
 from jaxem.protocol.units import Standardized, standardized
@@ -28,7 +29,8 @@ CONSISTENT = 1e-3
 @dataclasses.dataclass(frozen=True, init=False, eq=False, repr=False)
 class NoiseMixtureParams:
     """weights (k,) and noise_weight, a scalar, which sum to 1 together; components: the params of
-    the bank. In the pytree both are one leaf, shares (k + 1,), the noise last."""
+    the bank. In the pytree both are one leaf, shares (k + 1,), the noise last; tables, messages and
+    the paths of `Restricted` name them apart."""
 
     weights: Any
     noise_weight: Any
@@ -64,7 +66,8 @@ class NoiseMixtureParams:
         )
 
 
-register(NoiseMixtureParams, ("shares", "components"), ())
+KEYS = {"shares": JoinedKey("weights", "noise_weight")}
+register(NoiseMixtureParams, ("shares", "components"), (), KEYS)
 CONSTRUCTORS[NoiseMixtureParams] = lambda params: {
     f.name: getattr(params, f.name) for f in dataclasses.fields(params)
 }

@@ -34,13 +34,14 @@ def arguments(value):
     return None if known is None else known(value)
 
 
-def register(cls, data, static):
+def register(cls, data, static, keys=()):
     """Registers `cls` as a pytree, with the fields `data` as leaves and `static` as structure.
+    keys: from some of `data` to their keys in paths, where these are not the names.
 
     `register_dataclass` is not used: with it, trees of two types with equal fields are equal
     (jaxlib 0.10.2), and `jit` then calls the program of the one for the other.
     """
-    keys = tuple(jax.tree_util.GetAttrKey(n) for n in data)
+    keys = tuple(dict(keys).get(n, jax.tree_util.GetAttrKey(n)) for n in data)
     of_data, of_static = map(_getter, (data, static))
 
     def flatten(obj):

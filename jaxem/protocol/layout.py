@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.numerics.paths import names_of_leaf, values_of_leaf
 from jaxem.protocol.held import Held
 from jaxem.protocol.spaces import Positive, PositiveDefinite, Simplex, UnitInterval
 
@@ -26,7 +27,8 @@ class Layout:
 
     def __init__(self, params, spaces):
         leaves, self.tree = jax.tree_util.tree_flatten_with_path(params)
-        self.names = [jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in leaves]
+        self.paths = [path for path, _ in leaves]
+        self.names = [" and ".join(names_of_leaf(path)) for path in self.paths]
         self.values = [leaf for _, leaf in leaves]
         self.shapes = [np.shape(leaf) for leaf in self.values]
         self.spaces = jax.tree.leaves(spaces)
@@ -41,18 +43,21 @@ class Layout:
             yield name, space, entries
 
     def places(self, path: str):
-        """The flat indices of the entries that a path names, one array a leaf.
+        """The flat indices of the entries that a path names, one array a leaf, or value of a leaf.
 
         ValueError where it names none.
         """
         matched = re.fullmatch(r"([^\[\]]*)(?:\[([-\d\s:,]*)\])?", path)
-        known_leaves = ", ".join(f"{n} {s}" for n, s in zip(self.names, self.shapes, strict=True))
+        values = {}
+        for leaf_path, (_, _, entries) in zip(self.paths, self.leaves(), strict=True):
+            values |= values_of_leaf(leaf_path, entries)
+        known_leaves = ", ".join(f"{name} {entries.shape}" for name, entries in values.items())
         if not matched:
             raise ValueError(f"{path!r} is no path such as 'components.mean[0]' or 'weights'")
         name, index = matched.groups()
         leaves = [
             entries
-            for n, _, entries in self.leaves()
+            for n, entries in values.items()
             if not name or n == name or n.startswith(name + ".")
         ]
         try:

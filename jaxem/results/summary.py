@@ -8,7 +8,7 @@ import numpy as np
 from jaxem.models.mixing import MixtureParams
 from jaxem.models.noise import NoiseMixtureParams
 from jaxem.protocol.status import MEANING, Status
-from jaxem.results.component_axes import have_components
+from jaxem.results.component_axes import axes
 from jaxem.results.printed import text
 from jaxem.results.separation import explain_separation
 
@@ -93,28 +93,40 @@ def _tables(result, names) -> list[str]:
         noise = ["", f"noise_weight {float(params.noise_weight):.6g}"]
         params = MixtureParams(params.weights, params.components)
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    of_each = jax.tree.leaves(have_components(result, params))
+    of_leaves = jax.tree.leaves(axes(result, params))
     single, tables, shared, left_out = [], [], [], []
-    for (path, leaf), is_of_each in zip(leaves, of_each, strict=True):
+    for (path, leaf), axis in zip(leaves, of_leaves, strict=True):
         title = jax.tree_util.keystr(path, simple=True, separator=".")
-        values = np.asarray(leaf)
-        if values.size > MOST_COLUMNS * (k if is_of_each else 1):
-            all_share = "" if is_of_each else ", the same for all components"
-            left_out.append(f"{title} {values.shape}{all_share}")
+        values, components, is_of_each = np.asarray(leaf), axis.components, axis.is_leading
+        is_of_all = len(components) == k
+        if values.size > MOST_COLUMNS * (len(components) if is_of_each else 1):
+            left_out.append(
+                f"{title} {values.shape}{'' if is_of_each else _sharing(components, k)}"
+            )
         elif not is_of_each:
             rows = values.reshape(-1, values.shape[-1]) if values.ndim else values[None, None]
             headings = _headings(result, title, rows, names) if values.ndim else [""]
-            shared += ["", f"{title}, the same for all components", *_table(headings, rows, "row")]
-        elif values.ndim == 1:
+            table = _table(headings, rows, "row")
+            shared += ["", title + _sharing(components, k), *table]
+        elif values.ndim == 1 and is_of_all:
             single.append((title.rsplit(".", 1)[-1], values))
         else:
-            headings = _headings(result, title, values, names)
-            tables += ["", title, *_table(headings, values.reshape(k, -1))]
+            rows = values.reshape(len(components), -1)
+            headings = _headings(result, title, values, names) if values.ndim > 1 else [""]
+            tables += ["", title, *_table(headings, rows, first=components.start)]
     lines = []
     if single:
         headings = [title for title, _ in single]
         lines = ["", *_table(headings, np.stack([values for _, values in single], 1))]
     return lines + tables + shared + noise + [""] * bool(left_out) + left_out
+
+
+def _sharing(components, k) -> str:
+    """Which components share a leaf, for its title."""
+    if len(components) == k:
+        return ", the same for all components"
+    first, last = components[0], components[-1]
+    return "" if first == last else f", the same for components {first} to {last}"
 
 
 def _headings(result, title, values, names):
@@ -135,8 +147,8 @@ def _headings(result, title, values, names):
     return [str(list(index)) for index in np.ndindex(values.shape[1:])]
 
 
-def _table(headings, values, of="component"):
-    """Lines of a table with a row for each component, in six digits."""
+def _table(headings, values, of="component", first=0):
+    """Lines of a table with a row for each component, the first of this number, in six digits."""
     cells = [[f"{value:.6g}" for value in row] for row in values.tolist()]
     columns = list(zip(*cells, strict=True))
     widths = [max(len(h), *map(len, column)) for h, column in zip(headings, columns, strict=True)]
@@ -144,6 +156,6 @@ def _table(headings, values, of="component"):
     if any(headings):
         heads = "  ".join(h.rjust(w) for h, w in zip(headings, widths, strict=True))
         lines.append(f"{of:>9}  {heads}")
-    for j, row in enumerate(cells):
+    for j, row in enumerate(cells, first):
         lines.append(f"{j:>9}  " + "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)))
     return lines

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxem.data.options import one_of
+from jaxem.numerics.paths import names_of_entries
 from jaxem.protocol.status import Status
 from jaxem.results.frames import as_frame
 
@@ -155,9 +156,7 @@ def entry_names(tree) -> tuple[str, ...]:
     """The names of the entries of a tree, such as "components.mean[0, 1]"."""
     found = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        title = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
-        for index in np.ndindex(np.shape(leaf)):
-            found.append(f"{title}[{', '.join(map(str, index))}]" if index else title)
+        found += names_of_entries(path, np.shape(leaf))
     return tuple(found)
 
 

@@ -33,7 +33,8 @@ class BayesianGaussianMixture(GaussianEstimator):
 
     Args:
       n_components: the most components, k.  covariance_type: "full", "tied", "diag" or "spherical".
-      tol: the fit ends when the bound, in nats of all rows, changes by less than this in a step.
+      tol: the fit ends when the bound, in nats of all rows, changes by less than this in a step;
+        with a ridge the M-step must gain less as well, since the bound may turn elsewhere.
       reg_covar: a ridge, in squared units of the data, that every step adds to the scatter of a
         component, times its count: such a step is no ascent of the bound; 0: exact.
       max_iter, n_init, init_params, random_state, warm_start, verbose, verbose_interval,

@@ -20,7 +20,8 @@ class GaussianMixture(GaussianEstimator):
     `sklearn.mixture.GaussianMixture`, whose place it takes.
 
     From the same `random_state` it starts as theirs does, takes the same steps and stops by the
-    same rule. Beyond theirs: `sample_weight`, `accelerator`, all `n_init` starts in one program.
+    same rule, but where a ridge makes the likelihood turn: theirs ends there, and this goes on.
+    Beyond theirs: `sample_weight`, `accelerator`, all `n_init` starts in one program.
 
     Args:
       n_components: k, an int of 1 or more.

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from jaxem.data.data import Data
 from jaxem.estimators.learn import support
 from jaxem.families.normal.normal import Normal
+from jaxem.fit import require_model
 from jaxem.methods.em import EM
 from jaxem.models.mixture import FiniteMixture, Mixture
 from jaxem.protocol.model import Bank, name_of
@@ -84,21 +85,23 @@ class MixtureModel(BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X, y=None, sample_weight=None):
-        """Fits the model. X: (n, d), finite; y: (n,), the responses of regressions, else ignored;
-        sample_weight: (n,), one weight of 0 or more a row. Returns self.
+        """Fits the model. X: (n, d), finite, or NaN where the model takes missing cells; y: (n,),
+        the responses of regressions, else ignored; sample_weight: (n,), one weight of 0 or more a
+        row. Returns self.
 
         Raises ValueError or TypeError for arguments or data that cannot be used.
         """
         support.require(self, RULES)
+        require_model(self._model())
+        model = adopt(self._model())
         options = {"dtype": [np.float64, np.float32], "ensure_min_samples": 2}
         if self._is_regression():
             x, y = validate_data(self, X, y, y_numeric=True, **options)
             data = Data(x, np.asarray(y, x.dtype))
         else:
-            x = data = validate_data(self, X, **options)
+            x = data = self._validated(model, X, **options)
         weights = support.checked_weights(sample_weight, x)
         random_state = check_random_state(self.random_state)
-        model = adopt(self._model())
         model.domain.check(data, name_of(model))
         if len(x) < model.domain.fewest:
             raise ValueError(
@@ -117,7 +120,10 @@ class MixtureModel(BaseEstimator):
             max_iter=self.max_iter,
             criterion=self.criterion,
         )
-        self.result_ = result
+        shape = jax.tree.leaves(data)[0].shape  # without the rows that were padded
+        names = vars(self).get("feature_names_in_")
+        names = None if names is None else [str(name) for name in names]
+        self.result_ = dataclasses.replace(result, data_shape=shape).about(data, weights, names)
         self.converged_ = bool(result.converged)
         self.n_iter_ = int(result.n_iter)
         support.warn_unless_converged(result)
@@ -222,7 +228,17 @@ class MixtureModel(BaseEstimator):
         """X, checked, in the precision of the fit."""
         check_is_fitted(self)
         dtype = jax.tree.leaves(self.result_.params)[0].dtype
-        return validate_data(self, X, reset=False, dtype=dtype)
+        if self._is_regression():
+            return validate_data(self, X, reset=False, dtype=dtype)
+        return self._validated(self.result_.model, X, reset=False, dtype=dtype)
+
+    def _validated(self, model, X, **options):
+        """X (n, d), checked as by scikit-learn, but for NaN where the model takes missing cells."""
+        x = validate_data(self, X, ensure_all_finite="allow-nan", **options)
+        is_missing = np.isnan(x)
+        if is_missing.any() and not np.asarray(model.domain.valid(x))[is_missing].all():
+            validate_data(self, X, **options)  # its message
+        return x
 
     def _given(self, X, y):
         """The data of the model. ValueError where regressions lack y, or it has another shape."""

@@ -1,7 +1,8 @@
 """The method of the Gaussian estimators: plain EM that stops as scikit-learn does, and the ridge.
 
 scikit-learn adds a ridge to the covariances in every M-step. The objective has no term for it, so
-that EM does not ascend it: it may fall, and its last change says when to stop.
+that EM does not ascend it: it may rise and then fall. Where it turns its change is 0 far from any
+fixed point, so that a change alone does not say when to stop.
 """
 
 import dataclasses
@@ -9,18 +10,25 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from jaxem.families.normal.gaussian import NormalParams
 from jaxem.families.normal.normal import Normal
 from jaxem.families.normal.wishart import NormalWishart
 from jaxem.methods.em import EM
+from jaxem.models.bayesian import BayesianMixture
+from jaxem.models.mixing import MixtureParams
+from jaxem.models.mixture import Mixture
 from jaxem.numerics.tree import pytree
+from jaxem.solver.recording import length
 
 
 class ChangeMemory(NamedTuple):
-    """inner: the memory of EM. objective: that of the step before. change: its last change."""
+    """inner: the memory of EM. objective: that of the step before. change: its last change, with a
+    ridge at least `gain`: the `gain_of_m_step` of the step that comes."""
 
     inner: Any
     objective: Any
     change: Any
+    gain: Any
 
 
 @pytree(static=("is_late", "is_ascent"))
@@ -29,7 +37,9 @@ class ByChange:
 
     is_late: whether the change of the step before counts, so that one more M-step is made after a
     change below tol: scikit-learn's GaussianMixture measures before its M-step. is_ascent: whether
-    every step is known to raise the objective, so that a fall is an error.
+    every step is known to raise the objective, so that a fall is an error. Where it is not, a
+    change counts as at least the `gain_of_m_step`, which is 0 at a fixed point alone. An ascent
+    gains that and more, so that the rule is the same there.
     """
 
     is_late: bool
@@ -52,17 +62,20 @@ class ByChange:
 
     def start(self, model, params, x, weights):
         low = jnp.asarray(-jnp.inf, weights.dtype)
-        return ChangeMemory(self.inner.start(model, params, x, weights), low, -low)
+        return ChangeMemory(self.inner.start(model, params, x, weights), low, -low, 0 * weights[0])
 
     def evaluate(self, model, params, x, weights, memory=()):
         """The `Evaluation` of plain EM, with the change that counts as its signal."""
         memory = memory or self.start(model, params, x, weights)
         found = self.inner.evaluate(model, params, x, weights, memory.inner)
-        change = found.objective - memory.objective
+        change, gain = found.objective - memory.objective, memory.gain
+        if not self.is_ascent:
+            change = jnp.maximum(jnp.abs(change), memory.gain)
+            gain = gain_of_m_step(model, params, found.proposal, weights)
         signal = found.signal._replace(gain=memory.change if self.is_late else change)
         if not self.is_ascent:
             signal = signal._replace(restarted=jnp.ones((), bool))
-        memory = ChangeMemory(found.memory, found.objective, change)
+        memory = ChangeMemory(found.memory, found.objective, change, gain)
         return found._replace(memory=memory, signal=signal)
 
     def map(self, model, params, x, weights, memory=()):
@@ -76,6 +89,27 @@ class ByChange:
     def log_likelihood(self, model, params, x, weights):
         """None: the objective stands for it."""
         return None
+
+
+def gain_of_m_step(model, params, proposal, weights):
+    """What an M-step from params to proposal gains of the function that it maximises, in nats.
+
+    To second order, where it is half the squared length of the step in standard errors of all
+    units; of a `BayesianMixture` with the means of its posterior as params.
+    """
+    if isinstance(model, BayesianMixture):
+        model = Mixture(model.bank.normal, model.k)
+        count = params.components.mean_precision
+        params, proposal = (_means(q.components) for q in (params, proposal))
+        total = count.sum()
+    else:
+        total = weights.sum()
+    return total / 2 * jnp.square(length(model, params, proposal))
+
+
+def _means(q):
+    shares = q.mean_precision / q.mean_precision.sum()
+    return MixtureParams(shares, NormalParams(q.mean, q.covariance))
 
 
 def with_ridge(structure, stats, ridge):

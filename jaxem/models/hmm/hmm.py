@@ -292,7 +292,10 @@ class HMM(Chained):
 
     def outward(self, units, params):
         if self.transitions is None:
-            return super().outward(units, params)
+            params = super().outward(units, params)
+            if self.initial == "free":
+                return params
+            return dataclasses.replace(params, initial=stationary(params.transition))
         params = super().outward(units[0], params)
         transition = self.transitions.rescaled(params.transition, 1 / units[1])
         return dataclasses.replace(params, transition=transition)
