@@ -4,6 +4,7 @@ picture."""
 import argparse
 import csv
 import importlib.util
+import os
 import pathlib
 import re
 import sys
@@ -52,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     made = Parser(
         prog="python -m jaxem",
-        description="Fits normal mixtures to the columns of a text file and chooses one by BIC. "
+        description="Fits normal mixtures to the columns of a text file and chooses one by BIC.\n"
         "Without a file: the demonstration, mixtures of Old Faithful.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -114,7 +115,7 @@ def structures(text: str, d: int) -> list[str]:
                 + suggestion(known, choices)
             )
         found.append(known if d > 1 else f"{known[0]}II")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found if d > 1 else sorted(found)))
 
 
 def fit_file(options) -> int:
@@ -270,6 +271,9 @@ def main(argv=None) -> int:
     options = command.parse_args(argv)
     try:
         return fit_file(options)
+    except BrokenPipeError:  # of `| head`: the flush at exit must not raise again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:
         command.error(str(error))
 

@@ -163,6 +163,13 @@ def test_columns_are_chosen(run, tmp_path):
     assert "no column 'C', only 'n', 'a, b', 'c'" in err
 
 
+def test_names_by_numpy(run, tmp_path):
+    """np.savetxt has a number sign before the names."""
+    np.savetxt(tmp_path / "x.txt", groups(), header="a b")
+    status, out, _ = run(tmp_path / "x.txt", *QUICK)
+    assert status == 0 and "fitted: 'a', 'b'\n" in out and "left out" not in out
+
+
 def test_names_of_rows_without_a_heading(run, tmp_path):
     """R's write.table has one name less than columns."""
     rows = [["a", "b"], *([f'"row {i}"', *row] for i, row in enumerate(groups()))]
@@ -230,6 +237,17 @@ def test_no_sound_fit_is_said(run, tmp_path):
     path.write_text("a,b\n1,2\n2,4\n3,6\n")
     status, out, err = run(path, "--k", "2", "--structures", "VVV", "--restarts", "1")
     assert status == 1 and "No fit is sound" in out and "note: 1 of 1 models" in err
+
+
+def test_the_demonstration(run, tmp_path, monkeypatch):
+    """Without arguments, with fewer models than users have."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("STRUCTURES", ("full",)), ("COMPONENTS", range(1, 3)), ("RESTARTS", 2)):
+        monkeypatch.setattr(f"jaxem.__main__.{name}", value)
+    status, out, _ = run()
+    assert status == 0 and "4 fits ended: 4 CONVERGED" in out
+    assert "* Normal('full'), k=2" in out and "-1130.26" in out
+    assert (tmp_path / "old_faithful.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_help_has_an_example(run):

@@ -103,7 +103,7 @@ def read_table(path, columns=None, header=None) -> Table:
 
 def _rows(path):
     """The lines of a file that hold rows, from 1, the cells of each row, and the separator."""
-    text = _text(path)
+    text = _text(path).removeprefix("#")  # before the names in a file of np.savetxt
     if not text.strip():
         raise TableError(f"{path} is empty")
     sample = text.splitlines()[:SAMPLED_LINES]
