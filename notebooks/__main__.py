@@ -19,7 +19,7 @@ import time
 FOLDER = pathlib.Path(__file__).parent
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?(?![\w.]*\w)", re.IGNORECASE)
-VOLATILE = re.compile(r"\b(seconds?|s|ms|minutes?|times|MB|MiB|steps)\b")
+VOLATILE = re.compile(r"\b(seconds?|s|ms|minutes?|times|MB|MiB|steps|evaluations|sweeps)\b")
 """Lines with such a word have figures that differ between machines."""
 
 COUNTS = "restarts: "
@@ -105,6 +105,12 @@ def store(path) -> None:
 def printed(outputs) -> str:
     """The text among the outputs of a cell."""
     return "".join("".join(o["text"]) for o in outputs if o["output_type"] == "stream")
+
+
+def is_volatile(cell) -> bool:
+    """Whether a cell has the tag "volatile": what it prints differs between machines, as do counts
+    of restarts by optimum, or between versions of Python, as does its documentation."""
+    return "volatile" in cell["metadata"].get("tags", ())
 
 
 def difference(stored: str, found: str) -> str:
