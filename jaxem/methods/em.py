@@ -72,12 +72,14 @@ class Evaluation(NamedTuple):
 
 class Expectation(NamedTuple):
     """The result of an E-step at params: q, F(q, params) per unit (n,), the state of the rule for q
-    after it, and `Signal.restarted`."""
+    after it, and `Signal.restarted`. spread: how many times larger than that of one evaluation of
+    log p the rounding error of F is."""
 
     q: Any
     value: Any
     memory: Any = ()
     restarted: Any = None
+    spread: float = 1.0
 
 
 @pytree
@@ -301,7 +303,8 @@ class EM:
             statistics = model.statistics(params, x, expectation.q, weights)
         else:
             statistics = Given(x, weights, expectation.q)
-        sums = Sums(statistics, *summed(weights, expectation.value))
+        evidence, magnitude = summed(weights, expectation.value)
+        sums = Sums(statistics, evidence, expectation.spread * magnitude)
         return sums, memory._replace(e_step=expectation.memory), expectation.restarted
 
     def update(self, model, params, sums, memory, restarted=None) -> Evaluation:

@@ -69,7 +69,8 @@ class MeanField(Exact):
     def expect(self, model, params, x, weights, memory):
         q, value = factored(model).ascended(params, x, memory.q, self.tol, self.sweeps)
         value = jnp.where(memory.exact, value, jnp.nan)
-        return Expectation(q, value, memory._replace(q=q))
+        spread = (1 + q.shape[1]) ** 0.5  # errors of as many evaluations of log p, at random signs
+        return Expectation(q, value, memory._replace(q=q), spread=spread)
 
     def infer(self, model, params, x, q=None):
         """(q (n, m, k), F (n,)) at given params: sweeps until q has converged. q: the first one, or

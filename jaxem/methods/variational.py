@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from jaxem.data.arrays import as_weights
 from jaxem.data.options import integers
 from jaxem.methods.em import Exact, Expectation
 from jaxem.methods.stationary import StationaryMap, summed_over
@@ -81,13 +82,15 @@ class Variational(Exact):
             q = with_responsibilities(model.posterior(params, x)[0], jax.nn.softmax(q, axis=-1))
         return Expectation(q, value, memory)
 
-    def infer(self, model, params, x, q=None):
+    def infer(self, model, params, x, q=None, weights=None):
         """(q, F per unit (n,)) after `steps` steps at given params.
 
-        q: the first one, a tree as of `init_q` or logits (n, k); None: the model's.
+        q: the first one, a tree as of `init_q` or logits (n, k); None: the model's. weights (n,):
+        as in `fit`, for a q that units share, such as an encoder; None: all 1.
         """
         model, x = adopt(model), jax.tree.map(jnp.asarray, x)
-        weights = jnp.ones(jax.tree.leaves(x)[0].shape[0])
+        n = jax.tree.leaves(x)[0].shape[0]
+        weights = jnp.ones(n) if weights is None else as_weights(weights, n, float_dtype(x))
         memory = self.start(model, params, x, weights)
         if q is not None:
             memory = memory._replace(q=q)

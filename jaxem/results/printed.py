@@ -36,13 +36,16 @@ def text(result) -> str:
 
 
 class _PrintedLeaf:
-    """A leaf of a model in print: an array is shown by its dtype and shape."""
+    """A leaf of a model in print: an array is shown by its dtype and shape, a user's model without
+    an address."""
 
     def __init__(self, leaf):
         self.leaf = leaf
 
     def __repr__(self):
         leaf = self.leaf
+        if type(leaf).__repr__ is object.__repr__:
+            return f"{type(leaf).__name__}()"
         if is_traced(leaf) or not isinstance(leaf, (np.ndarray, jax.Array)):
             return repr(leaf)
         if leaf.ndim:

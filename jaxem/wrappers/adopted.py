@@ -17,7 +17,12 @@ class Adopted(Wrapper):
     def wrapped(self):
         return self.inner
 
+    def __repr__(self):
+        return repr(self.inner)
+
 
 @pytree
 class AdoptedBank(Adopted, Bank):
     """A user's bank that does not inherit from `Bank`: its own functions, else the defaults."""
+
+    __repr__ = Adopted.__repr__

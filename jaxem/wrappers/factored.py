@@ -37,6 +37,7 @@ class Factored(Adopted):
     """A user's model with `latents(x)` and `log_joint(params, x, z)`, as a free energy."""
 
     log_joint = None
+    __repr__ = Adopted.__repr__
 
     def _defines(self, name):
         """All that the model defines but `posterior`: the best product gives only a bound on the
