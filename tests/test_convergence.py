@@ -130,6 +130,25 @@ def test_converged_is_true(bank, first):
     assert not broken
 
 
+@pytest.mark.filterwarnings("ignore:tol=1e-13 per unit is below the rounding")
+@pytest.mark.parametrize(("dtype", "apart"), [(np.float64, 1e-4), (np.float32, 0.01)])
+def test_nearly_collinear_columns_end_as_converged(dtype, apart):
+    """Condition numbers of 1e9 and 1e5: rounding errors of the objective grow with them."""
+    model = jaxem.Mixture(jaxem.Normal(), 2)
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(500, 3)) + 3 * rng.integers(2, size=(500, 1))
+        x = np.column_stack([x, x.sum(1) + apart * rng.normal(size=500)]).astype(dtype)
+        found = jaxem.fit(model, x, key=0, tol=1e-13, max_iter=3000)
+        assert found.converged
+        again = jaxem.fit(model, x.astype(float), init=found.params, tol=1e-9)
+        # The bound: 16 ε N (√κ + ε κ²), κ = tr R⁻¹ of each component.
+        eps, each = np.finfo(dtype).eps, np.asarray(found.params.components.covariance, float)
+        trace = np.trace(each * np.linalg.inv(each).swapaxes(1, 2), axis1=1, axis2=2)
+        bound = 16 * eps * 500 * (np.sqrt(trace) + eps * trace**2).max()
+        assert again.log_likelihood - found.log_likelihood < bound + 500 * 1e-9 < 5
+
+
 def test_a_rate_that_grows_from_a_false_zero_is_not_the_end():
     """Poisson 8004: a rate of 7e-14 grows by 0.6% a plain step, for 2,000 with no gain at all."""
     x = overlapping("poisson", 8004, n=200, spread=0.5)

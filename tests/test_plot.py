@@ -382,6 +382,43 @@ def test_topics():
     require_legible(panels[0].figure)
 
 
+def test_regressions_on_one_regressor():
+    rng = np.random.default_rng(0)
+    x, group = rng.uniform(0, 3, 60), rng.integers(2, size=60)
+    y = np.where(group, 1 + 2 * x, 20 - x) + 0.1 * rng.normal(size=60)
+    data = jaxem.Data(x[:, None], y)
+    lines = np.array([[1.0, 2.0], [20.0, -1.0]])
+    params = jaxem.RegressionParams(lines, np.array([0.01, 0.01]))
+    params = jaxem.MixtureParams(np.array([0.5, 0.5]), params)
+    result = fitted(jaxem.Mixture(jaxem.Regression(), 2), data.x, params)
+    ax = plot.mixture(result, data, names=["dose"])
+    for line, (level, slope) in zip(ax.lines, lines, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), level + slope * line.get_xdata(), rtol=1e-5)
+    for points, of_group in zip(ax.collections, (1, 0), strict=True):
+        rows = np.column_stack([x, y])[group == of_group]
+        np.testing.assert_allclose(points.get_offsets(), rows)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("dose", "y")
+    assert legend_of(ax) == [f"component {j}: {(group == 1 - j).mean():.0%}" for j in (0, 1)]
+    require_legible(ax.figure)
+    with pytest.raises(TypeError, match=r"one response .n,. of regressions over one regressor"):
+        plot.mixture(result, jaxem.Data(np.ones((5, 2)), np.ones(5)))
+    trials = np.full(60, 4.0)
+    params = jaxem.MixtureParams(
+        np.array([0.5, 0.5]), jaxem.RegressionParams(np.array([[0.0, 0.5], [0.0, -3.0]]), None)
+    )
+    model = jaxem.Mixture(jaxem.Regression("binomial"), 2)
+    ax = plot.mixture(
+        fitted(model, data.x, params), jaxem.Data(x[:, None], group * 2.0, trials=trials)
+    )
+    first = ax.lines[0]
+    expected = scipy.special.expit(0.5 * first.get_xdata())
+    np.testing.assert_allclose(first.get_ydata(), expected, rtol=1e-5)
+    assert ax.get_ylabel() == "y / trials"
+    chain = types.SimpleNamespace(status=1, model=jaxem.HMM(jaxem.Normal(), 2))
+    with pytest.raises(TypeError, match=r"got HMM: for states in time use plot\.sequence"):
+        plot.mixture(chain, FAITHFUL)
+
+
 def test_every_refusal_says_what_is_drawn():
     fleet = jax.tree.map(lambda a: np.asarray(a)[None], two_normals())
     for draw in (plot.mixture, plot.responsibilities, plot.sequence):

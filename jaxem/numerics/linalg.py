@@ -75,7 +75,13 @@ class Factor:
 
 
 def _unrolled_ldl(a):
-    """Pivots (..., d) and the unit lower triangle of the LDLᵀ factorisation of nested lists."""
+    """As `_ldl`, with the pivots as one array (..., d)."""
+    pivots, unit = _ldl(a)
+    return jnp.stack(pivots, axis=-1), unit
+
+
+def _ldl(a):
+    """The pivots and the unit lower triangle of the LDLᵀ factorisation of nested lists."""
     d = len(a)
     pivots, unit = [], [[None] * d for _ in range(d)]
     for j in range(d):
@@ -88,7 +94,7 @@ def _unrolled_ldl(a):
             for m in range(j):
                 value = value - unit[i][m] * (unit[j][m] * pivots[m])
             unit[i][j] = value / pivot
-    return jnp.stack(pivots, axis=-1), unit
+    return pivots, unit
 
 
 def pivot_rounding(d: int, dtype) -> float:
@@ -140,6 +146,32 @@ def lower_factor(covariance):
     zero = jnp.zeros_like(pivots[..., 0])
     rows = [jnp.stack([*unit[i][:i], zero + 1, *([zero] * (d - 1 - i))], axis=-1) for i in range(d)]
     return jnp.stack(rows, axis=-2) * jnp.sqrt(pivots)[..., None, :]
+
+
+def inverse_trace(covariance):
+    """tr R⁻¹ (...) of the correlation matrices R of (..., d, d): between the condition number of R
+    over d and d times it. 1/ε where a matrix is not positive definite."""
+    d = covariance.shape[-1]
+    if d <= tuning.unrolled_features():
+        trace = _unrolled_inverse_trace(entries(covariance))
+    else:
+        root = triangular_inverse(cholesky(covariance))
+        trace = (jnp.square(root).sum(-2) * diagonal(covariance)).sum(-1)
+    most = 1 / float(jnp.finfo(covariance.dtype).eps)
+    return jnp.where((trace > 0) & (trace < most), trace, most)
+
+
+def _unrolled_inverse_trace(a):
+    """Σ_j a_jj (A⁻¹)_jj of nested lists: with A = L D Lᵀ, (A⁻¹)_jj = Σ_i (L⁻¹)_ij² / D_i."""
+    d = len(a)
+    pivots, unit = _ldl(a)
+    trace = 0.0
+    for j in range(d):
+        column = {j: 1.0}
+        for i in range(j + 1, d):
+            column[i] = -sum(unit[i][m] * column[m] for m in range(j, i))
+        trace = trace + a[j][j] * sum(column[i] * column[i] / pivots[i] for i in range(j, d))
+    return trace
 
 
 def lower_solve(lower, b):

@@ -4,6 +4,7 @@ import numpy as np
 
 from jaxem.analysis.plot import style
 from jaxem.analysis.plot.ellipses import ellipses
+from jaxem.analysis.plot.lines import lines
 from jaxem.data.data import Data
 from jaxem.models.mixture import FiniteMixture
 from jaxem.protocol.model import name_of
@@ -29,21 +30,22 @@ def mixture(result, x, ax=None, *, columns=None, names=None):
     sum. Two columns: the points, each in the look of its most probable component, and the ellipses
     that hold 50% and 95% of the mass of every component, of `Normal`, `StudentT` and `Factors`;
     other components are drawn without ellipses. More columns: all pairs, with the columns by
-    themselves on the diagonal. Components that hold less than one unit are left out.
+    themselves on the diagonal. Regressions of one response on one regressor: the points, and the
+    mean of every component as a line. Components that hold less than one unit are left out.
 
     The number of a component stands at the centre of its ellipses.
 
     Args:
       result: of one fit of a `Mixture` or a `BayesianMixture`.
-      x: the data, (n, d), a data frame, or `Data`, of which x is drawn.
+      x: the data, (n, d), a data frame, or `Data`, of which x is drawn, and y where it has one.
       ax: matplotlib Axes; of more than two columns an array of c x c Axes. None: a new figure.
       columns: which columns to draw, c integers; None: all, at most 6.
       names: the names of all d columns, for the labels; None: those of a data frame, or x[0], …
 
     Returns the Axes, or an array (c, c) of Axes, those above the diagonal empty.
 
-    Raises TypeError for a batch, for another model, and for regressions; ValueError where there are
-    more than 6 columns to draw.
+    Raises TypeError for a batch, for another model, and for other regressions; ValueError where
+    there are more than 6 columns to draw.
     """
     style.require_one(result, "plot.mixture")
     model = unwrapped(result.model)
@@ -52,6 +54,8 @@ def mixture(result, x, ax=None, *, columns=None, names=None):
             f"plot.mixture draws a Mixture or a BayesianMixture, got {name_of(model)}: for states "
             "in time use plot.sequence"
         )
+    if isinstance(x, Data) and x.y is not None:
+        return lines(result, model, x, ax, names)
     points = _points(x)
     d = points.shape[1]
     names = style.feature_names(x, names, d, result)
@@ -73,12 +77,7 @@ def mixture(result, x, ax=None, *, columns=None, names=None):
 
 
 def _points(x) -> np.ndarray:
-    """The points (n, d) of data. TypeError where the data are regressors with responses."""
-    if isinstance(x, Data) and x.y is not None:
-        raise TypeError(
-            "plot.mixture draws points, and these data are regressors with responses: draw the "
-            "estimates by plot.coefficients, or y over a column with result.predict(data)"
-        )
+    """The points (n, d) of data."""
     points = np.asarray(x.x if isinstance(x, Data) else x, float)
     if points.ndim != 2:
         raise ValueError(f"x must have shape (n, d), got {points.shape}: for one column x[:, None]")
@@ -127,7 +126,7 @@ class _Drawn:
                 continue
             look = style.look(j)
             rows, count = np.unique(rows, axis=0, return_counts=True)
-            size = _marker_size(len(self.points)) * (count if self.is_discrete else 1)
+            size = style.marker_size(len(self.points)) * (count if self.is_discrete else 1)
             options = {"color": look.color, "marker": look.marker, "label": self.label(j)}
             if j < 0:
                 options = {"color": style.GREY, "marker": "x", "label": "outside the support"}
@@ -224,8 +223,3 @@ def _grid(values, is_discrete: bool):
     bins = np.histogram_bin_edges(values, "auto")
     bins = bins if len(bins) < 60 else np.linspace(low, high, 61)
     return np.linspace(low - margin, high + margin, GRID), bins
-
-
-def _marker_size(n: int) -> float:
-    """The area of a marker in points², smaller where there are many."""
-    return float(np.clip(4000 / n, 3, 20))

@@ -96,6 +96,11 @@ def mark(ax, place, text: str) -> None:
     label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 
 
+def marker_size(n: int) -> float:
+    """The area of a marker in points², smaller where there are many."""
+    return float(np.clip(4000 / n, 3, 20))
+
+
 def short(label, most: int = MOST_WORDS) -> str:
     """A label of at most `most` letters: of a longer one the middle is left out."""
     label, end = str(label), most // 3
