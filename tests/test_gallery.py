@@ -186,10 +186,12 @@ def test_emission():
     paths = rng.dirichlet(np.ones(30), 6).T * (rng.uniform(size=(30, 6)) < 0.5) + 0.01
     counts = rng.poisson(paths @ [400, 200, 0, 0, 100, 300.0]).astype(float)
     result = fit(MODELS["Emission"](), (counts, paths))
+    assert str(result).startswith("Emission(): 30 units")
     pixels = np.asarray(result.params)
     factor = (counts / (paths @ pixels)) @ paths / paths.sum(0)
     assert result.converged and counts.sum() * (factor.max() - 1) < 1e-4
     assert pixels @ paths.sum(0) == pytest.approx(counts.sum())
     wrong = pixels * 1.01 ** np.arange(6)
+    wrong *= counts.sum() / (wrong @ paths.sum(0))
     factor = (counts / (paths @ wrong)) @ paths / paths.sum(0)
     assert counts.sum() * (factor.max() - 1) > 1

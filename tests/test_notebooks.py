@@ -4,6 +4,7 @@ import pytest
 
 from notebooks.__main__ import NOTEBOOKS, code_cells, difference, is_volatile, printed, run
 
+
 def test_there_are_notebooks():
     assert NOTEBOOKS
 

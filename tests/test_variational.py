@@ -79,6 +79,27 @@ def test_a_free_energy_alone_reaches_the_exact_optimum(model):
     assert jax.tree.structure(q) == jax.tree.structure(model.init_q(r.params, x))
 
 
+class OneMean:
+    """One q for all units: the best one is the weighted mean."""
+
+    def init(self, key, x, weights):
+        return jnp.zeros((), x.dtype)
+
+    def init_q(self, params, x):
+        return jnp.zeros((), x.dtype)
+
+    def free_energy(self, params, x, q):
+        return -jnp.square(x[:, 0] - q) - params
+
+
+def test_a_q_that_units_share_takes_weights():
+    x, infer = np.array([[0.0], [4.0]]), jaxem.Variational(steps=20).infer
+    q, value = infer(OneMean(), np.zeros(()), x, weights=[1, 3])
+    assert np.allclose(q, 3) and np.allclose(value, [-9, -1])
+    with pytest.raises(ValueError, match="weights must have shape"):
+        infer(OneMean(), np.zeros(()), x, weights=np.ones(3))
+
+
 def test_it_goes_through_restarts_batches_and_vmap():
     x = np.stack([factors(), factors()[::-1] * 2])
     model = PPCA(amortised=True)
