@@ -31,6 +31,9 @@ COLUMNS = ["eruption (min)", "waiting (min)"]
 MCLUST = tuple(name for name in ALL_STRUCTURES if name.isupper())
 ALIASES = {"spherical": "VII", "diagonal": "VVI", "tied": "EEE", "full": "VVV"}
 FEW = "VII,VVI,EEE,VVV"
+MOST = 1000
+"""The largest number of components."""
+
 LARGEST = 1e18
 """Larger numbers, whose squares float32 can hardly hold, are fitted in float64."""
 
@@ -90,9 +93,9 @@ def sizes(text: str) -> list[int]:
     for part in text.split(","):
         ends = re.fullmatch(r"\s*(\d+)\s*(?::\s*(\d+)\s*)?", part)
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, 0)
-        if not 1 <= first <= last:
+        if not 1 <= first <= last <= MOST:
             raise argparse.ArgumentTypeError(
-                f"{text!r} is no number of components: give 3, 2,4 or 1:9, from 1 on"
+                f"{text!r} is no number of components: give 3, 2,4 or 1:9, from 1 to {MOST}"
             )
         found |= set(range(first, last + 1))
     return sorted(found)

@@ -178,7 +178,7 @@ def test_names_of_rows_without_a_heading(run, tmp_path):
     assert "left out: 'column 1' is not a number (line 2: 'row 0')" in out
 
 
-X = "a,b\n1.5,2\n2.5,4\n3.5,3\n"
+X = "a,b,word\n1.5,2,u\n2.5,4,v\n3.5,3,w\n"
 WRONG_FILES = {
     "empty": (b"\n \n", "is empty"),
     "latin-1": ("name,x\nJosé,1\n".encode("latin-1"), "is not text in UTF-8 (byte 11)"),
@@ -210,7 +210,9 @@ WRONG_ARGUMENTS = {
     "option": (("--key", "3"), "unrecognized arguments: --key"),
     "a folder that is not there": (("--save", "no/fit.npz"), "--save: there is no folder no"),
     "picture": (("--plot", "x.csv"), "--plot: 'x.csv' must end in one of"),
-    "text column": (("--columns", "c"), "has no column 'c', only 'a', 'b'"),
+    "k is vast": (("--k", "1:999999999"), "from 1 to 1000"),
+    "no column": (("--columns", "c"), "has no column 'c', only 'a', 'b', 'word'"),
+    "words": (("--columns", "a,word"), "column 'word' is not a number (line 2: 'u')"),
 }
 
 
