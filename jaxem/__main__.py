@@ -18,7 +18,7 @@ import numpy as np
 import jaxem
 from jaxem.analysis.plot.mixture import MOST_COLUMNS
 from jaxem.data.options import suggestion
-from jaxem.data.precision import needs_float64
+from jaxem.data.precision import float64, needs_float64
 from jaxem.data.text_files import read_table
 from jaxem.families.normal.structures import STRUCTURES as ALL_STRUCTURES
 
@@ -31,6 +31,12 @@ COLUMNS = ["eruption (min)", "waiting (min)"]
 MCLUST = tuple(name for name in ALL_STRUCTURES if name.isupper())
 ALIASES = {"spherical": "VII", "diagonal": "VVI", "tied": "EEE", "full": "VVV"}
 FEW = "VII,VVI,EEE,VVV"
+MOST = 1000
+"""The largest number of components."""
+
+LARGEST = 1e18
+"""Larger numbers, whose squares float32 can hardly hold, are fitted in float64."""
+
 NAMED_CELLS = 4
 """Empty cells and rows that are named; of more only their number is."""
 
@@ -87,9 +93,9 @@ def sizes(text: str) -> list[int]:
     for part in text.split(","):
         ends = re.fullmatch(r"\s*(\d+)\s*(?::\s*(\d+)\s*)?", part)
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, 0)
-        if not 1 <= first <= last:
+        if not 1 <= first <= last <= MOST:
             raise argparse.ArgumentTypeError(
-                f"{text!r} is no number of components: give 3, 2,4 or 1:9, from 1 on"
+                f"{text!r} is no number of components: give 3, 2,4 or 1:9, from 1 to {MOST}"
             )
         found |= set(range(first, last + 1))
     return sorted(found)
@@ -120,9 +126,9 @@ def structures(text: str, d: int) -> list[str]:
 
 def fit_file(options) -> int:
     """Prints the fit of a file. ValueError and OSError, in one sentence, where it has none."""
-    columns = (
-        next(csv.reader([options.columns], skipinitialspace=True)) if options.columns else None
-    )
+    columns = None
+    if options.columns:
+        columns = next(csv.reader([options.columns], skipinitialspace=True))
     require_outputs(options)
     table = read_table(options.file, columns, options.header)
     n, d = table.x.shape
@@ -133,13 +139,26 @@ def fit_file(options) -> int:
             f"{n} with values"
         )
     print("\n".join(described(options.file, table)), end="\n\n", flush=True)
-    missing = bool(np.isnan(table.x).any())
+    if needs_float64(table.x) or exceeds_float32(table.x):
+        with float64():
+            return fit_table(table, table.x, kinds, options)
+    return fit_table(table, table.x.astype(np.float32), kinds, options)
+
+
+def exceeds_float32(x) -> bool:
+    """Whether squares of numbers or of spreads are beyond the range of float32."""
+    spread = np.nanmax(x, axis=0) - np.nanmin(x, axis=0)
+    return bool(np.nanmax(abs(x)) > LARGEST or spread.min() < 1 / LARGEST)
+
+
+def fit_table(table, x, kinds, options) -> int:
+    """Prints the fits of x and writes the picture and the file. Returns the exit status."""
+    missing = bool(np.isnan(x).any())
     models = {
         f"Normal({kind!r}), k={k}": jaxem.Mixture(jaxem.Normal(kind, missing=missing), k)
         for kind in kinds
         for k in options.k
     }
-    x = table.x if needs_float64(table.x) else table.x.astype(np.float32)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", jaxem.FitWarning)
         selection = jaxem.select(x, models, key=options.seed, restarts=options.restarts)
@@ -151,7 +170,7 @@ def fit_file(options) -> int:
         return 1
     print(selection.best.summary(table.names))
     if options.plot:
-        drawn = draw(x, selection, options.plot, table.names)
+        drawn, d = draw(x, selection, options.plot, table.names), x.shape[1]
         part = f" (of {d} columns the {len(drawn)} in which components differ most)"
         print(f"\nPicture: {options.plot}{part * (len(drawn) < d)}")
     if options.save:
@@ -274,7 +293,9 @@ def main(argv=None) -> int:
     except BrokenPipeError:  # of `| head`: the flush at exit must not raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        command.error(f"{error.filename} cannot be written: {error.strerror}")
+    except ValueError as error:
         command.error(str(error))
 
 

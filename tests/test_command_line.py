@@ -178,7 +178,7 @@ def test_names_of_rows_without_a_heading(run, tmp_path):
     assert "left out: 'column 1' is not a number (line 2: 'row 0')" in out
 
 
-X = "a,b\n1.5,2\n2.5,4\n3.5,3\n"
+X = "a,b,word\n1.5,2,u\n2.5,4,v\n3.5,3,w\n"
 WRONG_FILES = {
     "empty": (b"\n \n", "is empty"),
     "latin-1": ("name,x\nJosé,1\n".encode("latin-1"), "is not text in UTF-8 (byte 11)"),
@@ -210,7 +210,9 @@ WRONG_ARGUMENTS = {
     "option": (("--key", "3"), "unrecognized arguments: --key"),
     "a folder that is not there": (("--save", "no/fit.npz"), "--save: there is no folder no"),
     "picture": (("--plot", "x.csv"), "--plot: 'x.csv' must end in one of"),
-    "text column": (("--columns", "c"), "has no column 'c', only 'a', 'b'"),
+    "k is vast": (("--k", "1:999999999"), "from 1 to 1000"),
+    "no column": (("--columns", "c"), "has no column 'c', only 'a', 'b', 'word'"),
+    "words": (("--columns", "a,word"), "column 'word' is not a number (line 2: 'u')"),
 }
 
 
@@ -248,6 +250,32 @@ def test_the_demonstration(run, tmp_path, monkeypatch):
     assert status == 0 and "4 fits ended: 4 CONVERGED" in out
     assert "* Normal('full'), k=2" in out and "-1130.26" in out
     assert (tmp_path / "old_faithful.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("unit", [1e-25, 1e25])
+def test_units_beyond_float32(unit, run, tmp_path):
+    """Masses of atoms and of planets in kilograms: the table is that in other units, shifted by
+    2 n d log(unit)."""
+    x = groups()
+    path = tmp_path / "x.csv"
+    np.savetxt(path, x * unit, delimiter=",")
+    status, out, err = run(path, *QUICK, "--save", tmp_path / "fit.npz")
+    assert status == 0 and not err and "k=2" in out.split("* ")[1]
+    result = jaxem.load(tmp_path / "fit.npz")
+    expected = jaxem.fit(jaxem.Mixture(jaxem.Normal("VVV"), 2), x, key=0, restarts=2)
+    assert abs(result.bic() - expected.bic() - 2 * x.size * np.log(unit)) < 1e-3
+    means = result.params.components.mean / unit
+    order = [np.argsort(m[:, 0]) for m in (means, expected.params.components.mean)]
+    np.testing.assert_allclose(
+        means[order[0]], expected.params.components.mean[order[1]], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_an_output_that_cannot_be_written(run, tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text(X)
+    err = refused(run(path, "--k", "1", "--save", tmp_path / f"{'x' * 300}.npz"))
+    assert "x.npz cannot be written: " in err
 
 
 def test_help_has_an_example(run):

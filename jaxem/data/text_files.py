@@ -66,16 +66,37 @@ def read_table(path, columns=None, header=None) -> Table:
     _require_rectangle(path, lines, rows)
     if header is None:
         header = _has_header(path, rows, separator)
-    heads = rows[0] if header else [""] * len(rows[0])
+    names = _names(path, rows, header)
     named = f"names in line {lines[0]}" if header else "no names of columns"
     if header:
         lines, rows = lines[1:], rows[1:]
-    if not rows:
+    chosen, reasons, comma = _chosen(path, lines, rows, names, separator, columns)
+    x, lines = np.stack(list(chosen.values()), axis=1), np.array(lines)
+    is_empty = np.isnan(x).all(axis=1)
+    form = f"{len(rows)} rows, {len(names)} column{'s' * (len(names) > 1)}"
+    form += f" separated by {SEPARATORS[separator]}" if separator else ""
+    form += ", decimal commas" if comma else ""
+    empty_lines, present = lines[is_empty].tolist(), ~is_empty
+    form += f", {named}"
+    return Table(x[present], list(chosen), lines[present], reasons, empty_lines, form)
+
+
+def _names(path, rows, header: bool) -> list[str]:
+    """The names of the columns. TableError where two are the same, or where no rows follow."""
+    heads = rows[0] if header else [""] * len(rows[0])
+    if header and len(rows) == 1:
         raise TableError(f"{path} has names of columns and no rows")
     names = [name or f"column {j + 1}" for j, name in enumerate(heads)]
     twice = [name for j, name in enumerate(names) if name in names[:j]]
     if twice:
         raise TableError(f"{path}: two columns are called {twice[0]!r}: give each its own name")
+    return names
+
+
+def _chosen(path, lines, rows, names, separator: str, columns):
+    """The values (n,) of columns of numbers by name, the reasons of the others, and whether there
+    are decimal commas. TableError where a column that was asked for is left out, or where all
+    are."""
     cells = list(zip(*rows, strict=True))
     wanted = range(len(names)) if columns is None else _places(path, columns, names)
     chosen, reasons, comma = {}, {}, False
@@ -91,14 +112,7 @@ def read_table(path, columns=None, header=None) -> Table:
     if not chosen:
         listed = "; ".join(f"{name!r} {reason}" for name, reason in reasons.items())
         raise TableError(f"{path} has no column to fit: {listed}")
-    x, lines = np.stack(list(chosen.values()), axis=1), np.array(lines)
-    is_empty = np.isnan(x).all(axis=1)
-    form = f"{len(rows)} rows, {len(names)} column{'s' * (len(names) > 1)}"
-    form += f" separated by {SEPARATORS[separator]}" if separator else ""
-    form += ", decimal commas" if comma else ""
-    empty_lines, present = lines[is_empty].tolist(), ~is_empty
-    form += f", {named}"
-    return Table(x[present], list(chosen), lines[present], reasons, empty_lines, form)
+    return chosen, reasons, comma
 
 
 def _rows(path):
