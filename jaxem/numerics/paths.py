@@ -1,21 +1,16 @@
 """Names of the leaves of trees, and of their entries, such as "components.mean[0, 1]"."""
 
-from dataclasses import dataclass
-
 import jax
 import numpy as np
 
 
-@dataclass(frozen=True)
-class JoinedKey:
+class JoinedKey(jax.tree_util.GetAttrKey):
     """The key of a leaf that holds two values side by side: along its last axis the entries of the
     array `first` and then, as the last one, the number `last`."""
 
-    first: str
-    last: str
-
-    def __str__(self):
-        return f".{self.first} and {self.last}"
+    def __init__(self, first: str, last: str):
+        super().__init__(f"{first} and {last}")
+        self.first, self.last = first, last
 
 
 def names_of_leaf(path) -> list[str]:
