@@ -208,12 +208,12 @@ def described(path, table) -> list[str]:
         reasons = (f"{name!r} {reason}" for name, reason in table.left_out.items())
         lines.append(f"left out: {'; '.join(reasons)}")
     if table.empty_lines:
-        some = few([f"line {line}" for line in table.empty_lines])
-        lines.append(f"rows without a value, left out: {some}")
+        listed = few([f"line {line}" for line in table.empty_lines])
+        lines.append(f"rows without a value, left out: {listed}")
     cells = np.argwhere(np.isnan(table.x))
     if len(cells):
-        some = few([f"line {table.lines[i]} {table.names[j]!r}" for i, j in cells])
-        lines.append(f"empty cells, fitted as missing at random: {some}")
+        listed = few([f"line {table.lines[i]} {table.names[j]!r}" for i, j in cells])
+        lines.append(f"empty cells, fitted as missing at random: {listed}")
     return lines
 
 
