@@ -309,7 +309,8 @@ def __dir__():
 
 
 def load(path, model=None) -> Result:
-    """Reads a result that `Result.save` wrote; `model` where it is not one of jaxem's own.
+    """Reads a result that `Result.save` wrote from the file `path`; `model` where the model is not
+    one of jaxem's own.
 
     A file of `Selection.save` or of the `save` of `kmeans` gives that object back.
 

@@ -100,7 +100,7 @@ def cross_validate(
     data in one batch. A prior that a model takes from data is taken from all of them.
 
     Raises ValueError or TypeError for data, models or options that cannot be used. Warns once where
-    fits failed: such a model has no score.
+    fits failed: such a model has no score. Source: Smyth 2000.
     """
     require_concrete("cross_validate", x, weights)
     folds, repeats = integer(folds, "folds", 2), integer(repeats, "repeats", 1)

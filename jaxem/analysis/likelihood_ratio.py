@@ -77,7 +77,8 @@ def likelihood_ratio_test(
       weights: of the rows, which count as repetitions: data sets of Σw rows are drawn.
       restarts: the restarts of each fit.  tol, max_iter: as in `fit`.
 
-    Raises ValueError or TypeError as `fit` does, and where the smaller model draws no rows.
+    Raises ValueError or TypeError as `fit` does, and where the smaller model draws no rows. Source:
+    McLachlan 1987.
     """
     n, restarts = integer(n, "n", 1), integer(restarts, "restarts", 1)
     require_concrete("likelihood_ratio_test", x, weights)

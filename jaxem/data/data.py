@@ -50,8 +50,8 @@ FIELDS = tuple(f.name for f in fields(Data))
 
 
 def Labelled(x, labels) -> Data:
-    """`Data` in which the component of some units is known: labels (n,), the component 0 … k−1 of a
-    unit, or −1 where it is unknown."""
+    """`Data(x, labels=labels)`: the component of some units is known. x: (n, d), or what the model
+    takes; labels: (n,), the component 0 … k−1 of a unit, or −1 where it is unknown."""
     return Data(x, labels=labels)
 
 

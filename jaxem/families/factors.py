@@ -93,7 +93,7 @@ class Factors(Bank):
     onto few points, the fit has the status DEGENERATE: use fewer factors or share the noise.
 
     Raises ValueError for another noise, a rank that is no int of 1 or more, or data of shape
-    (n, d) with d <= rank.
+    (n, d) with d <= rank, TypeError where shared_noise or shared_loadings is no bool.
     """
 
     rank: int

@@ -85,7 +85,8 @@ class StudentT(Bank):
     Without a prior S · (1 + 2τ), nearly uncorrelated with τ, is held fixed in that step; of
     a tied S the product with the geometric mean of the (1 + 2τ), weighted by counts.
 
-    Raises ValueError for another covariance, or a df or floor that is not a positive number.
+    Data: (n, d). Raises ValueError or TypeError for another covariance, prior or missing, or a df
+    or floor that is not a positive number. Source of the mixture: Peel & McLachlan 2000.
     """
 
     df: Any = None

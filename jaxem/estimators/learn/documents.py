@@ -193,7 +193,7 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
         return gamma / gamma.sum(1, keepdims=True) if normalize else gamma
 
     def fit_transform(self, X, y=None, sample_weight=None, *, normalize=True):
-        """`fit`, then `transform` of X."""
+        """`fit`, then `transform` of X with `normalize`."""
         return self.fit(X, y, sample_weight).transform(X, normalize=normalize)
 
     def score(self, X, y=None):

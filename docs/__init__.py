@@ -1,0 +1,1 @@
+"""The tool that builds the reference from docstrings."""

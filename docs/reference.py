@@ -1,0 +1,246 @@
+"""The reference, a page for each public module, from docstrings: `python -m docs.reference`.
+
+pdoc documents the names of `jaxem.__all__` and of the public modules, wherever they are defined.
+A method without a docstring has that of the protocol which it implements, and links to it.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib
+import inspect
+import itertools
+import pathlib
+import re
+import shutil
+import types
+import typing
+
+import pdoc.doc
+import pdoc.render
+
+import jaxem
+
+RETURNED = "jaxem.returned"
+"""The page of the classes that public functions return and nobody imports."""
+
+MODULES = ("jaxem", *(f"jaxem.{name}" for name in jaxem._MODULES), RETURNED)
+"""The public modules, and that page."""
+
+TEMPLATES = pathlib.Path(__file__).parent / "templates"
+
+
+@functools.cache
+def module_of(name: str) -> types.ModuleType:
+    """A public module, by its name; for `RETURNED` one that is made here."""
+    if name != RETURNED:
+        return importlib.import_module(name)
+    text = "What functions return: classes that no program has to import. The path is of this page."
+    module = types.ModuleType(RETURNED, text)
+    files = {
+        "analysis.check_model": ["Findings"],
+        "estimators.kmeans": ["Clusters"],
+        "methods.em": ["Evaluation", "Expectation", "Signal"],
+        "methods.stationary": ["StationaryMap"],
+        "models.bayesian": ["Elbo"],
+        "models.hmm.paths": ["Forecast"],
+        "passes.chunks": ["Sums"],
+        "passes.linear": ["FusedPass", "Linear"],
+        "protocol.units": ["Standardized"],
+        "results.optima": ["Optima", "Optimum"],
+        "results.trace": ["Trace"],
+    }
+    for file, classes in files.items():
+        source = importlib.import_module(f"jaxem.{file}")
+        vars(module).update((cls, getattr(source, cls)) for cls in classes)
+    module.__all__ = sorted(itertools.chain(*files.values()))
+    return module
+
+
+class Public(pdoc.doc.Module):
+    """The documentation of a public module: its public names, whichever file defines them."""
+
+    @functools.cached_property
+    def _member_objects(self):
+        names = getattr(self.obj, "__all__", None)
+        if names is None:
+            names = [name for name in vars(self.obj) if not name.startswith("_")]
+        values = {name: getattr(self.obj, name) for name in names}
+        return {k: v for k, v in values.items() if not isinstance(v, types.ModuleType)}
+
+    @functools.cached_property
+    def submodules(self):
+        return [read(name) for name in MODULES if name.startswith(f"{self.fullname}.")]
+
+    @functools.cached_property
+    def implementation(self) -> types.ModuleType:
+        """The module whose names a public path passes on; the module itself where it does not."""
+        if self.fullname == RETURNED:
+            return self.obj
+        found = re.match(r"from (\S+) import \*", inspect.getsource(self.obj))
+        return importlib.import_module(found.group(1)) if found else self.obj
+
+    @functools.cached_property
+    def docstring(self):
+        return inspect.getdoc(self.implementation) or ""
+
+    @functools.cached_property
+    def _var_docstrings(self):
+        return pdoc.doc.doc_ast.walk_tree(self.implementation).var_docstrings
+
+
+@functools.cache
+def read(name: str) -> Public:
+    """The documentation of a public module, by its name."""
+    module = Public(module_of(name))
+    for member in module.members.values():
+        if isinstance(member, pdoc.doc.Class):
+            _complete(member)
+        elif isinstance(member, pdoc.doc.Function):
+            member.signature = _plain(member.signature)
+    return module
+
+
+def functions(cls: pdoc.doc.Class) -> list:
+    """The public methods and properties of a class, also those without a docstring."""
+    return [
+        doc
+        for doc in cls.members.values()
+        if _is_written_here(cls, doc)
+        and not doc.name.startswith("_")
+        and (doc.kind == "function" or _is_property(inspect.getattr_static(cls.obj, doc.name, 0)))
+    ]
+
+
+def build(folder: pathlib.Path) -> None:
+    """Writes the reference to a folder, in place of what is there."""
+    pdoc.render.configure(docformat="google", show_source=False, template_directory=TEMPLATES)
+    modules = {name: read(name) for name in MODULES}
+    if folder.exists():
+        shutil.rmtree(folder)
+    for name, module in modules.items():
+        page = folder / f"{name.replace('.', '/')}.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(pdoc.render.html_module(module, modules), encoding="utf-8")
+    (folder / "index.html").write_text(pdoc.render.html_index(modules), encoding="utf-8")
+    (folder / "search.js").write_text(pdoc.render.search_index(modules), encoding="utf-8")
+
+
+@functools.cache
+def _places() -> dict:
+    """(module, name) of every public class."""
+    places = {}
+    for module in MODULES:
+        for name, value in Public(module_of(module))._member_objects.items():
+            if isinstance(value, type):
+                places.setdefault(value, (module, name))
+    return places
+
+
+@functools.cache
+def _capabilities() -> list[type]:
+    """The classes that name the functions of models."""
+    return [cls for cls in _places() if getattr(cls, "_is_protocol", False)]
+
+
+def _is_written_here(cls: pdoc.doc.Class, doc) -> bool:
+    """Whether a member of a class is written in jaxem: not by another package, not the default of a
+    field, and not what wrappers pass on, whose text is that of the wrapped model."""
+    value = inspect.getattr_static(cls.obj, doc.name, None)
+    if isinstance(value, types.FunctionType) and doc.name in _fields(cls.obj):
+        return False  # a default
+    function = getattr(value, "fget", value)
+    module = getattr(function, "__module__", None) or doc.taken_from[0]
+    is_passed_on = module == "jaxem.protocol.wrapper" and "<locals>" in function.__qualname__
+    names = doc.taken_from[0], module
+    return all(name.startswith("jaxem") for name in names) and not is_passed_on
+
+
+def _is_property(value) -> bool:
+    return isinstance(value, (property, functools.cached_property))
+
+
+def _complete(cls: pdoc.doc.Class) -> None:
+    """Sets signatures without what says nothing, and by `origin`, (module, class) or None, where
+    the text of every member stands: `own_members` here, `linked_members` at a public class."""
+    for doc in cls.members.values():
+        doc.origin = None
+        if isinstance(doc, pdoc.doc.Function):
+            hidden = _hidden(cls.obj) if doc.name == "__init__" else ()
+            doc.signature = _plain(doc.signature, hidden)
+        if doc.name.startswith("_"):
+            continue
+        bases = list(cls.obj.__mro__)
+        own = _docstring_in(cls.obj, doc.name)
+        others = [base for base in (*bases[1:], jaxem.Model, jaxem.Bank) if base in _places()]
+        if doc.name not in vars(cls.obj):
+            nearest = next((b for b in bases if doc.name in vars(b)), None)
+            own = nearest not in _places() and _docstring_in(nearest, doc.name)
+        others = [base for base in [*others, *_capabilities()] if _docstring_in(base, doc.name)]
+        if not own and others:
+            doc.origin = _places()[others[0]]
+            doc.docstring = doc.docstring or _docstring_in(others[0], doc.name)
+    for doc in cls.members.values():
+        is_named = doc.name == "__init__" or not doc.name.startswith("_")
+        has_text = doc.kind == "function" or bool(doc.docstring)
+        doc.on_page = is_named and has_text and _is_written_here(cls, doc)
+    originals = {(base.__module__, base.__qualname__) for base in _places()}
+    cls.bases = [base for base in cls.bases if base[:2] in originals]
+    on_page = [doc for doc in cls.members.values() if doc.on_page]
+    cls.own_members = [doc for doc in on_page if doc.origin is None]
+    cls.linked_members = [doc for doc in on_page if doc.origin is not None]
+
+
+def _docstring_in(cls, name: str) -> str:
+    """The docstring of an attribute in the class itself, or under its assignment."""
+    if cls is None:
+        return ""
+    value = vars(cls).get(name)
+    if isinstance(value, (classmethod, staticmethod)) or inspect.isroutine(value):
+        return getattr(value, "__doc__", None) or ""
+    if _is_property(value):
+        return value.__doc__ or ""
+    return pdoc.doc.doc_ast.walk_tree(cls).var_docstrings.get(name, "")
+
+
+def _fields(cls: type) -> dict:
+    """The fields of a dataclass by name."""
+    is_dataclass = dataclasses.is_dataclass(cls)
+    return {field.name: field for field in dataclasses.fields(cls)} if is_dataclass else {}
+
+
+def _hidden(cls: type) -> set[str]:
+    """The arguments of a constructor that are not for users: private, or left out of the repr."""
+    return {name for name, f in _fields(cls).items() if name.startswith("_") or not f.repr}
+
+
+def _plain(signature: inspect.Signature, hidden=()) -> inspect.Signature:
+    """A signature without the annotation `Any`, without the arguments `hidden`, and without
+    `**unknown`, by which functions refuse arguments."""
+    parameters = [
+        p.replace(annotation=_named(p.annotation))
+        for name, p in signature.parameters.items()
+        if name not in hidden and not (p.kind == p.VAR_KEYWORD and name == "unknown")
+    ]
+    returned = _named(signature.return_annotation)
+    return signature.replace(parameters=parameters, return_annotation=returned)
+
+
+def _named(annotation):
+    """An annotation with jaxem's classes by their public paths, those that are not public by their
+    names; none in place of `Any`."""
+    if annotation is typing.Any:
+        return inspect.Parameter.empty
+    if typing.get_origin(annotation) is list:
+        return list[tuple(map(_named, typing.get_args(annotation)))]
+    module = getattr(annotation, "__module__", "")
+    if not isinstance(annotation, type) or not module.startswith("jaxem."):
+        return annotation
+    place, name = _places().get(annotation, ("builtins", annotation.__name__))
+    return type(name, (), {"__module__": place, "__qualname__": name})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="builds the reference from docstrings")
+    parser.add_argument("folder", nargs="?", type=pathlib.Path, default="reference")
+    build(parser.parse_args().folder)
