@@ -98,7 +98,16 @@ def read(name: str) -> Public:
             _complete(member)
         elif isinstance(member, pdoc.doc.Function):
             member.signature = _plain(member.signature)
+        member.docstring = _one_a_line(member.docstring)
     return module
+
+
+def _one_a_line(docstring: str) -> str:
+    """A docstring in which no two arguments share a line: they are parted by two blanks."""
+    shared = re.compile(r"^( +)(\S.*?[.;])  (?=\w+(?:, \w+)*: )", re.M)
+    while shared.search(docstring):
+        docstring = shared.sub(r"\1\2\n\1", docstring)
+    return docstring
 
 
 def functions(cls: pdoc.doc.Class) -> list:
@@ -161,34 +170,41 @@ def _is_property(value) -> bool:
 
 
 def _complete(cls: pdoc.doc.Class) -> None:
-    """Sets signatures without what says nothing, and by `origin`, (module, class) or None, where
-    the text of every member stands: `own_members` here, `linked_members` at a public class."""
+    """Sets signatures without what says nothing, the nearest public class as the base, and by
+    `origin`, (module, class) or None, where the text of every member stands: that of
+    `own_members` here, that of `linked_members` at a public class."""
     for doc in cls.members.values():
-        doc.origin = None
         if isinstance(doc, pdoc.doc.Function):
             hidden = _hidden(cls.obj) if doc.name == "__init__" else ()
             doc.signature = _plain(doc.signature, hidden)
-        if doc.name.startswith("_"):
-            continue
-        bases = list(cls.obj.__mro__)
-        own = _docstring_in(cls.obj, doc.name)
-        others = [base for base in (*bases[1:], jaxem.Model, jaxem.Bank) if base in _places()]
-        if doc.name not in vars(cls.obj):
-            nearest = next((b for b in bases if doc.name in vars(b)), None)
-            own = nearest not in _places() and _docstring_in(nearest, doc.name)
-        others = [base for base in [*others, *_capabilities()] if _docstring_in(base, doc.name)]
-        if not own and others:
-            doc.origin = _places()[others[0]]
-            doc.docstring = doc.docstring or _docstring_in(others[0], doc.name)
-    for doc in cls.members.values():
+        source = None if doc.name.startswith("_") else _source(cls.obj, doc.name)
+        doc.origin = source and _places()[source]
+        if source is not None:
+            doc.docstring = doc.docstring or _docstring_in(source, doc.name)
         is_named = doc.name == "__init__" or not doc.name.startswith("_")
+        if doc.docstring.startswith(("Alias for field", "Create new instance")):
+            doc.docstring = ""  # of a named tuple
+        doc.docstring = _one_a_line(doc.docstring)
         has_text = doc.kind == "function" or bool(doc.docstring)
         doc.on_page = is_named and has_text and _is_written_here(cls, doc)
-    originals = {(base.__module__, base.__qualname__) for base in _places()}
-    cls.bases = [base for base in cls.bases if base[:2] in originals]
+    bases = [base for base in cls.obj.__mro__[1:] if base in _places()]
+    cls.bases = [(*_places()[base], base.__name__) for base in bases[:1]]
     on_page = [doc for doc in cls.members.values() if doc.on_page]
     cls.own_members = [doc for doc in on_page if doc.origin is None]
     cls.linked_members = [doc for doc in on_page if doc.origin is not None]
+
+
+def _source(cls: type, name: str):
+    """The public class that documents an attribute, None where that is the class itself or a base
+    of it that is not public."""
+    places, bases = _places(), cls.__mro__
+    defining = next((base for base in bases if name in vars(base)), None)
+    if (defining is cls or defining not in places) and _docstring_in(defining, name):
+        return None
+    others = [base for base in bases[1:] if base in places]
+    if issubclass(cls, jaxem.Model):
+        others += [jaxem.Model, jaxem.Bank, *_capabilities()]
+    return next((base for base in others if _docstring_in(base, name)), None)
 
 
 def _docstring_in(cls, name: str) -> str:

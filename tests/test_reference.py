@@ -32,6 +32,7 @@ VALUE = re.compile(
 
 YEAR = re.compile(r"\b(1[89]|20)\d\d\b")
 
+PATHS = set(reference.MODULES) - {"jaxem", reference.RETURNED}
 FOLDERS = "|".join(path.name for path in pathlib.Path(jaxem.__file__).parent.iterdir())
 
 ARRAYS = {"x", "X", "data", "weights", "sample_weight", "q", "labels", "loadings", "features"}
@@ -225,6 +226,8 @@ def has_origin(entry):
 def test_every_public_name_has_a_docstring():
     assert not [e.name for e in entries() if not e.doc or "Alias for field" in e.doc]
     assert all(reference.read(name).docstring for name in reference.MODULES)
+    listed = set(re.findall(r"`(?:jaxem\.)?(\w+)`", jaxem.__doc__))
+    assert listed == {*jaxem.__all__, *(name.partition(".")[2] for name in PATHS)}
 
 
 def test_every_argument_and_field_is_described():

@@ -103,8 +103,10 @@ def coherence(result, documents, n: int = 10, measure: str = "npmi"):
     document counts −1 in "npmi" and is left out of "umass".
 
     Args:
-      result: of one fit of `LDA`, with k topics.  documents: `Documents` in which words are
-      counted. n: the top words of each topic.  measure: "npmi" or "umass".
+      result: of one fit of `LDA`, with k topics.
+      documents: `Documents` in which words are counted.
+      n: the top words of each topic, an int.
+      measure: "npmi" or "umass".
 
     Raises ValueError for another measure or vocabulary.
     """
