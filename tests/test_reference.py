@@ -176,20 +176,39 @@ def functions_in(value):
     return [inspect.unwrap(value)]
 
 
-def raised(function):
-    """The names of the exceptions that the source of a function raises."""
+def parsed(function):
+    """The nodes of the source of a function of jaxem, or of this file."""
     if not function.__module__.startswith(("jaxem", __name__)):
-        return set()
+        return []
     try:
         source = inspect.getsource(function)
     except OSError:  # written by `dataclass`
-        return set()
-    tree = ast.parse(textwrap.dedent(source))
-    found = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc]
+        return []
+    return list(ast.walk(ast.parse(textwrap.dedent(source))))
+
+
+def called(function):
+    """The functions of jaxem that a function calls, as `name(...)` or `module.name(...)`."""
+    for node in parsed(function):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            first, _, name = ast.unparse(node.func).partition(".")
+            value = function.__globals__.get(first)
+            if name:
+                value = getattr(value, name, None) if isinstance(value, types.ModuleType) else None
+            if isinstance(value, types.FunctionType) and value.__module__.startswith("jaxem"):
+                yield inspect.unwrap(value)
+
+
+def raised(function):
+    """The names of the exceptions that a function raises, or one that it calls."""
+    nodes = [node for f in (function, *called(function)) for node in parsed(f)]
+    found = [node.exc for node in nodes if isinstance(node, ast.Raise) and node.exc]
     return {ast.unparse(e.func if isinstance(e, ast.Call) else e) for e in found}
 
 
 def unnamed_errors(entry):
+    if entry.linked:  # the text is that of the protocol
+        return set()
     return {
         error
         for function in functions_in(entry.value)

@@ -98,7 +98,8 @@ class Selection:
 
     @classmethod
     def load(cls, path, find) -> "Selection":
-        """The selection that `save` wrote to the file `path`. find: the public class of a name."""
+        """The selection that `save` wrote to the file `path`. find: the public class of a name.
+        ValueError where the file is damaged."""
         (criterion, rows, winner), results = saved.load(path, find)
         table = (Row(*row) for row in rows)
         table = tuple(row._replace(status=Status(row.status)) for row in table)

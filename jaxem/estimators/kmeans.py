@@ -184,7 +184,7 @@ class Clusters:
 
     def save(self, path) -> None:
         """Writes the clusters to the file `path` for `jaxem.load`, arrays as npz, structure as
-        JSON."""
+        JSON. ValueError for a field that is no array."""
         arrays = []
         fields = {f.name: encode(getattr(self, f.name), arrays) for f in dataclasses.fields(self)}
         write(path, {"kind": KIND, "fields": fields}, arrays)

@@ -49,7 +49,8 @@ class LogNormal(Bank):
       missing: whether a cell that is NaN was not observed; it drops out.
 
     x: (n, d), positive. A fit is that of `Normal("diagonal")` to log x, up to the Jacobian
-    −Σ log x. Source: Johnson, Kotz & Balakrishnan 1994, chapter 14.
+    −Σ log x. Raises TypeError or ValueError for another missing or floor. Source: Johnson, Kotz &
+    Balakrishnan 1994, chapter 14.
     """
 
     floor: Any = None

@@ -168,7 +168,8 @@ class EM:
 
     To fix, freeze or tie params, restrict the model with `jaxem.Restricted`.
 
-    Raises TypeError where the parts cannot be combined.
+    Raises TypeError where the parts cannot be combined, and `WrongReturn`, a TypeError, where a
+    function of a user's model returns another shape or dtype than it must.
     """
 
     e_step: Any = Exact()

@@ -82,7 +82,8 @@ class KMeansPlusPlus(Start):
 
     Each unit belongs to the nearest seed. Outliers are no seeds, and have responsibilities of 0.
     Where the components of some units are known, the mean of the known units of a component is its
-    seed. Source: Arthur & Vassilvitskii 2007.
+    seed. Raises ValueError, in `fit`, for a model whose units are no points in space. Source:
+    Arthur & Vassilvitskii 2007.
 
     Args:
       outliers: whether outliers may be seeds too, as for k-means, where an outlier deserves a
@@ -104,7 +105,8 @@ class RandomRows(Start):
     """Seeds drawn evenly from the units that differ from all earlier seeds.
 
     Each unit belongs to the nearest seed. Outliers are no seeds, and have responsibilities of 0.
-    Known components have seeds as in `KMeansPlusPlus`. Source: Forgy 1965.
+    Known components have seeds as in `KMeansPlusPlus`. Raises ValueError as there. Source: Forgy
+    1965.
     """
 
     def responsibilities(self, key, points, weights, k):

@@ -42,7 +42,8 @@ class Result(Criteria, Fit):
     `Trace` of `fit(..., trace=True)`, else None.
 
     A pytree, so that it passes through `jit` and `vmap`. Methods that need data take them as an
-    argument. The result of an eager `fit` has a reference to its own, for its `entropy` and `icl`,
+    argument, and raise ValueError or TypeError where these are not of the form that was fitted. The
+    result of an eager `fit` has a reference to its own, for its `entropy` and `icl`,
     which is lost in a transformation and in a copy; `save` writes the entropy.
     """
 

@@ -174,7 +174,9 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
         return self
 
     def partial_fit(self, X, y=None, sample_weight=None):
-        """One pass of "online" over X (n, v), continuing from the topics so far. Returns self."""
+        """One pass of "online" over X (n, v), continuing from the topics so far. Returns self.
+
+        Raises ValueError for weights or data that cannot be used."""
         support.require(self, RULES)
         is_first = not hasattr(self, "components_")
         x = self._checked(X, "partial_fit", reset=is_first)
