@@ -35,6 +35,16 @@ YEAR = re.compile(r"\b(1[89]|20)\d\d\b")
 PATHS = set(reference.MODULES) - {"jaxem", reference.RETURNED}
 FOLDERS = "|".join(path.name for path in pathlib.Path(jaxem.__file__).parent.iterdir())
 
+UNITS = re.compile(r"\b(nats|units?|standard errors?|probability|proportion|steps)\b")
+"""The units of a quantity."""
+
+MEASURED = {
+    *("log_likelihood", "objective", "evidence", "statistic", "score", "gain", "expected", "tol"),
+    *("mean", "covariance", "variance", "scale", "rate", "noise", "errors", "floor", "volume"),
+    *("reach", "nudge", "step"),
+}
+"""Names of arguments and fields that are quantities with a unit."""
+
 ARRAYS = {"x", "X", "data", "weights", "sample_weight", "q", "labels", "loadings", "features"}
 """Names of arguments that are arrays."""
 
@@ -258,6 +268,11 @@ def test_every_argument_and_field_is_described():
 
 def test_arrays_have_shapes():
     assert not [e.name for e in entries() if lacks_shapes(e)]
+
+
+def test_quantities_have_units():
+    measured = [e for e in entries() if e.kind != "method" and MEASURED & set(e.arguments)]
+    assert not [e.name for e in measured if not UNITS.search(e.text)]
 
 
 def test_errors_are_named():

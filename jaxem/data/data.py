@@ -40,7 +40,8 @@ class Data:
     def grouped(self) -> Grouped:
         """The data as a tree with one leading axis of groups, which can cross `jit`, `vmap` and
         `grad`; `fit` does the same to data with groups. TypeError where groups are None or
-        traced, ValueError where they are not (n,)."""
+        traced, ValueError where gate or labels have another number
+        of rows."""
         if self.groups is None:
             raise TypeError("data.groups is None: give jaxem.Data(x, groups=...)")
         return _grouped(self, "data")[0]

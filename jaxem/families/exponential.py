@@ -19,7 +19,7 @@ from jaxem.protocol.units import Standardized
 
 @pytree(eq=False)
 class ExponentialParams:
-    """rate (k, d), the inverse of the mean."""
+    """rate (k, d), the inverse of the mean, in inverse units of the data."""
 
     rate: Any
 

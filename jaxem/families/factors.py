@@ -40,7 +40,8 @@ MOMENTS = Full()
 @pytree(eq=False)
 class FactorParams:
     """mean (k, d); loadings (k, d, rank), or (d, rank) where they are shared; noise: variances
-    (k, d), or (k,) where the noise is spherical, without the axis k where it is shared."""
+    (k, d), or (k,) where the noise is spherical, without the axis k where it is shared. Mean and
+    loadings are in the units of the data, noise in their squares."""
 
     mean: Any
     loadings: Any

@@ -30,7 +30,8 @@ mean keeps half its digits."""
 
 @pytree(eq=False)
 class GammaParams:
-    """shape (k, d) and rate (k, d); the mean is shape/rate."""
+    """shape (k, d) and rate (k, d); the mean is shape/rate, so that rates are in inverse units of
+    the data."""
 
     shape: Any
     rate: Any

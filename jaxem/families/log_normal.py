@@ -25,7 +25,8 @@ ON_FLOOR = 1.001
 
 @pytree(eq=False)
 class LogNormalParams:
-    """location (k, d) and variance (k, d): mean and variance of log x."""
+    """location (k, d) and variance (k, d): mean and variance of log x, x in the units of the
+    data."""
 
     location: Any
     variance: Any

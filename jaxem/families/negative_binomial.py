@@ -32,7 +32,8 @@ FIRST_DISPERSIONS = (1e-3, 1e3)
 
 @pytree(eq=False)
 class NegativeBinomialParams:
-    """mean (k, d) and dispersion (k, d); the variance is mean + dispersion · mean²."""
+    """mean (k, d), a count per unit, and dispersion (k, d); the variance is mean + dispersion ·
+    mean²."""
 
     mean: Any
     dispersion: Any

@@ -26,7 +26,7 @@ from jaxem.protocol.units import Standardized
 
 @pytree(eq=False)
 class PoissonParams:
-    """rate (k, d), the mean count."""
+    """rate (k, d), the mean count per unit."""
 
     rate: Any
 
@@ -130,7 +130,7 @@ class Poisson(ExponentialFamily):
 
 @pytree(eq=False)
 class GammaPosterior:
-    """q(rate) = gamma(shape, rate), both (k, d)."""
+    """q(rate) = gamma(shape, rate), both (k, d); the mean shape/rate is a count per unit."""
 
     shape: Any
     rate: Any

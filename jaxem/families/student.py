@@ -43,7 +43,7 @@ COMMON = ("full", "tied", "diagonal", "spherical", "VVV", "EEE", "VVI", "VII")
 @pytree(eq=False)
 class StudentTParams:
     """mean (k, d); scale (k, d, d), but (d, d) tied, (k, d) diagonal, (k,) spherical; df (k,). The
-    covariance is scale · df/(df − 2)."""
+    covariance is scale · df/(df − 2). In the units of the data, scales in their squares."""
 
     mean: Any
     scale: Any

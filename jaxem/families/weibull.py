@@ -55,7 +55,7 @@ ROUNDINGS = 16
 
 @pytree(eq=False)
 class WeibullParams:
-    """shape (k, d) and scale (k, d)."""
+    """shape (k, d) and scale (k, d), scales in the units of the data."""
 
     shape: Any
     scale: Any

@@ -28,7 +28,8 @@ class NormalPrior:
     mean | Σ ~ N(`mean`, Σ/`kappa`);  Σ ~ inverse Wishart(`df`, `scale`), for diagonal and spherical
     covariances inverse gamma(df/2, scale/2) per variance. Shapes: mean (d,) or a scalar; scale
     (d, d) full and tied, (d,) diagonal, scalar spherical. For a tied covariance the inverse Wishart
-    is counted once and the normal k times. Source: Fraley & Raftery 2007.
+    is counted once and the normal k times. Mean and scale are in the units of the data, scales in
+    their squares. Source: Fraley & Raftery 2007.
 
     Raises ValueError where kappa or df is not above 0, or mean or scale not finite.
     """
@@ -92,7 +93,7 @@ class NormalWishartPrior:
     (tied), or with a diagonal or spherical scale. These are the updates of scikit-learn's
     BayesianGaussianMixture. With full covariances it is the same prior as a `NormalPrior`, under
     which the other structures are those of the covariances themselves. Shapes as there: mean (d,)
-    or a scalar, scale (d, d), (d,) or a scalar.
+    or a scalar, scale (d, d), (d,) or a scalar, in the same units.
 
     Raises ValueError where kappa or df is not above 0. Source: Bishop 2006, section 10.2.
     """
