@@ -12,7 +12,6 @@ import inspect
 import itertools
 import pathlib
 import re
-import shutil
 import types
 import typing
 
@@ -98,12 +97,19 @@ def read(name: str) -> Public:
             _complete(member)
         elif isinstance(member, pdoc.doc.Function):
             member.signature = _plain(member.signature)
-        member.docstring = _one_a_line(member.docstring)
+        member.docstring = _as_markdown(member.docstring)
     return module
 
 
-def _one_a_line(docstring: str) -> str:
-    """A docstring in which no two arguments share a line: they are parted by two blanks."""
+def _as_markdown(docstring: str) -> str:
+    """A docstring without lines that begin like an item of a list, and in which no two arguments,
+    which are parted by two blanks, share a line."""
+    docstring = re.sub(
+        r"^( *)(\+|\d+\.)(?=\s|$)",
+        lambda m: f"{m[1]}{m[2][:-1]}\\{m[2][-1]}",
+        docstring,
+        flags=re.M,
+    )
     shared = re.compile(r"^( +)(\S.*?[.;])  (?=\w+(?:, \w+)*: )", re.M)
     while shared.search(docstring):
         docstring = shared.sub(r"\1\2\n\1", docstring)
@@ -122,11 +128,9 @@ def functions(cls: pdoc.doc.Class) -> list:
 
 
 def build(folder: pathlib.Path) -> None:
-    """Writes the reference to a folder, in place of what is there."""
+    """Writes the pages of the reference to a folder."""
     pdoc.render.configure(docformat="google", show_source=False, template_directory=TEMPLATES)
     modules = {name: read(name) for name in MODULES}
-    if folder.exists():
-        shutil.rmtree(folder)
     for name, module in modules.items():
         page = folder / f"{name.replace('.', '/')}.html"
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +188,7 @@ def _complete(cls: pdoc.doc.Class) -> None:
         is_named = doc.name == "__init__" or not doc.name.startswith("_")
         if doc.docstring.startswith(("Alias for field", "Create new instance")):
             doc.docstring = ""  # of a named tuple
-        doc.docstring = _one_a_line(doc.docstring)
+        doc.docstring = _as_markdown(doc.docstring)
         has_text = doc.kind == "function" or bool(doc.docstring)
         doc.on_page = is_named and has_text and _is_written_here(cls, doc)
     bases = [base for base in cls.obj.__mro__[1:] if base in _places()]
@@ -244,11 +248,11 @@ def _plain(signature: inspect.Signature, hidden=()) -> inspect.Signature:
 
 def _named(annotation):
     """An annotation with jaxem's classes by their public paths, those that are not public by their
-    names; none in place of `Any`."""
-    if annotation is typing.Any:
-        return inspect.Parameter.empty
+    names; none in place of one with `Any`."""
     if typing.get_origin(annotation) is list:
         return list[tuple(map(_named, typing.get_args(annotation)))]
+    if "typing.Any" in str(annotation):
+        return inspect.Parameter.empty
     module = getattr(annotation, "__module__", "")
     if not isinstance(annotation, type) or not module.startswith("jaxem."):
         return annotation

@@ -53,15 +53,16 @@ NO_ORIGIN = {"Labelled", "check_model", "has", "load", "name_of", "top_words"}
 
 
 class Page(html.parser.HTMLParser):
-    """The anchors and the links of a page."""
+    """The anchors, links, text and tags of a page."""
 
     def __init__(self, text):
         super().__init__()
-        self.anchors, self.links, self.text = set(), [], []
+        self.anchors, self.links, self.text, self.tags = set(), [], [], set()
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
+        self.tags.add(tag)
         self.anchors.add(attributes.get("id"))
         if tag == "a" and "href" in attributes:
             self.links.append(attributes["href"])
@@ -100,6 +101,7 @@ def test_the_pages_have_every_public_name_and_no_broken_link(tmp_path):
     for page in pages.values():
         text = "".join(page.text)
         assert not re.search(r"\bat 0x[0-9a-f]+|/(home|usr|opt|tmp|root)/", text)
+        assert not page.tags & {"ol", "table"}  # no text was taken for a list or a table
         assert not re.search(rf"jaxem\.({FOLDERS})\.|unknown\)", text)
     (tmp_path / "jaxem.html").write_text('<a href="#nowhere"></a>')
     assert ("jaxem.html", "#nowhere") in set(broken(tmp_path))  # the test can fail
