@@ -1,4 +1,34 @@
-"""jaxem: Expectation-Maximization on JAX."""
+"""Expectation-Maximization on JAX: mixtures, chains, topics and other models, many fits at once.
+
+- Fits: `fit`, `Restarts`, `Lanes`, `kmeans`, `load`; their answers: `Result`, `Fit`, `Status`,
+  `FitError`, `FitWarning`, `Uncertainty`.
+- Data: `Batch`, `Data`, `Labelled`, `Documents`, `Moments`, `Sequences`, `jaxem.datasets`.
+- Models: `Mixture`, `BayesianMixture`, `HMM`, `SemiMarkov`, `LDA`; their parts: `SoftmaxGate`,
+  `UniformNoise`; models of models: `Each`, `Restricted`.
+- Banks of components: `Normal`, `StudentT`, `Factors`, `LogNormal`, `Gamma`, `Exponential`,
+  `Weibull`, `Beta`, `Poisson`, `NegativeBinomial`, `Bernoulli`, `Categorical`, `Multinomial`,
+  `PointMass`, `Regression`, `Autoregression`; banks of banks: `Product`, `Components`.
+- Your own models: `Model`, `Bank`, `ExponentialFamily`, `check_model`, `jaxem.model`,
+  `jaxem.spaces`.
+- Methods: `EM`, `OnlineEM` with `Decay`; rules for q: `Exact`, `Hard`, `Tempered`, `Incremental`,
+  `Stochastic`, `Constrained`, `Variational`, `MeanField`; rules for θ: `Gradient`, `Blocks`;
+  accelerators: `SQUAREM`, `Anderson`.
+- Starts: `KMeansPlusPlus`, `ElementalSubsets`, `RandomRows`, `RandomResponsibilities`,
+  `Responsibilities`, `Labels`.
+- Priors: `DirichletPrior`, `NormalPrior`, `NormalWishartPrior`, `GammaPrior`, `BetaPrior`,
+  `GammaConjugatePrior`, `CoefficientPrior`, `ChainPrior`.
+- Choice and checks: `select` with `Selection`, `BatchSelection` and `Row`, `cross_validate` with
+  `CrossValidation`, `likelihood_ratio_test` with `LikelihoodRatioTest`, `goodness_of_fit` with
+  `GoodnessOfFit`, `bootstrap`, `free_energy`, `jaxem.objective`, `varimax`, `jaxem.topics`,
+  `jaxem.plot`; estimators for scikit-learn: `jaxem.sklearn`.
+- Params: `MixtureParams`, `GatedMixtureParams`, `NoiseMixtureParams`, `GateParams`, `HMMParams`,
+  `SemiMarkovParams`, `DurationParams`, `LDAParams`, `NormalParams`, `StudentTParams`,
+  `FactorParams`, `LogNormalParams`, `GammaParams`, `ExponentialParams`, `WeibullParams`,
+  `BetaParams`, `PoissonParams`, `NegativeBinomialParams`, `BernoulliParams`, `CategoricalParams`,
+  `MultinomialParams`, `RegressionParams`, `AutoregressionParams`; posteriors:
+  `BayesianMixtureParams`, `NormalPosterior`, `GammaPosterior`, `BetaPosterior`,
+  `DirichletPosterior`.
+"""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -309,7 +339,8 @@ def __dir__():
 
 
 def load(path, model=None) -> Result:
-    """Reads a result that `Result.save` wrote; `model` where it is not one of jaxem's own.
+    """Reads a result that `Result.save` wrote from the file `path`; `model` where the model is not
+    one of jaxem's own.
 
     A file of `Selection.save` or of the `save` of `kmeans` gives that object back.
 

@@ -78,6 +78,8 @@ def fit(
 ) -> Result:
     """Fits a model by EM: params = argmax Σ_i weights_i · log p(x_i | params) + log p(params).
 
+    Sources: Dempster, Laird & Rubin 1977; Neal & Hinton 1998.
+
     Args:
       model: a `Mixture`, or any object with the five functions of `Model`.
       data: an array (n, d), or a tree of arrays with one leading unit axis, such as `Data` or

@@ -20,7 +20,7 @@ FLOORS = (
     ("fit",),
     ("analysis",),
     ("estimators", "__init__"),
-    ("__main__", "reference"),
+    ("__main__",),
 )
 """The folders of the package from the ground up; imports go down only, or stay in their folder."""
 
@@ -69,14 +69,14 @@ def folder(module):
 
 def may_import(name, other):
     if name in SHIMS or name == "__init__":
-        return other not in ("__main__", "reference")
+        return other != "__main__"
     if other in SHIMS:
         return False
     return folder(name) == folder(other) or FLOOR_OF[folder(other)] < FLOOR_OF[folder(name)]
 
 
-def test_the_top_of_the_package_is_four_files_and_shims():
-    top = {"fit", "__init__", "__main__", "reference"}
+def test_the_top_of_the_package_is_three_files_and_shims():
+    top = {"fit", "__init__", "__main__"}
     assert {name for name in FILES if "." not in name} == top | SHIMS
     for name in SHIMS:
         assert len(FILES[name].read_text().splitlines()) == 1

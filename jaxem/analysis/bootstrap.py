@@ -59,7 +59,7 @@ def bootstrap(
     """Standard errors and intervals from n refits, which all begin at the params of the fit.
 
     Args:
-      result: of one fit of x.  x: its data.  n: the number of refits.
+      result: of one fit of x.  x: its data, (n, d) or a tree of arrays.  n: the number of refits.
       key: a JAX key or an int; needed but for "jackknife".
       weights: those of the fit, which count as repetitions: Σw units are drawn. None: all 1.
       kind: "rows": units drawn with replacement; "bayesian": weights from a Dirichlet distribution;
@@ -74,7 +74,8 @@ def bootstrap(
       mixture are matched to those of the fit by the best permutation.
 
     Raises ValueError or TypeError for options or data that cannot be used, for a batch, and for
-    "parametric" where the model draws no arrays of rows.
+    "parametric" where the model draws no arrays of rows. Sources: Efron & Tibshirani 1993;
+    "bayesian": Rubin 1981.
     """
     one_of(kind, "kind", KINDS)
     n = integer(n, "n", 2)

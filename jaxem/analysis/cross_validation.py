@@ -114,6 +114,7 @@ def cross_validate(
 
     Raises ValueError or TypeError for data, models or options that cannot be used. Warns once where
     fits failed: such a model has no score; and once where units have the density 0: a score of −∞.
+    Source: Smyth 2000.
     """
     require_concrete("cross_validate", x, weights)
     folds, repeats = integer(folds, "folds", 2), integer(repeats, "repeats", 1)

@@ -11,12 +11,15 @@ from jaxem.protocol.model import name_of
 from jaxem.protocol.posterior import expectation, responsibilities_of
 from jaxem.wrappers.adopt import adopt
 
+__all__ = ["Ascent", "FreeEnergy", "ascent", "decompose", "free_energy"]
+
 
 class FreeEnergy(NamedTuple):
     """F and its terms in both decompositions, in nats; each a scalar.
 
     value: F(q, θ) = expected + entropy = evidence − divergence. expected: E_q[log p(x, z | θ)].
     entropy: H(q) = −E_q[log q]. evidence: log p(x | θ). divergence: KL(q ‖ p(z | x, θ)) ≥ 0.
+    Source: Neal & Hinton 1998.
     """
 
     value: Any
@@ -31,6 +34,7 @@ class Ascent(NamedTuple):
 
     gain: log p(x | θ₁) − log p(x | θ₀). expected: g(θ₁) − g(θ₀), where g is the expected log joint
     under q₀ = p(z | x, θ₀), which an M-step does not lower. divergence: KL(q₀ ‖ p(z | x, θ₁)) ≥ 0.
+    Source: Dempster, Laird & Rubin 1977.
     """
 
     gain: Any
@@ -49,7 +53,10 @@ def free_energy(model, params, x, q, weights=None):
         its own, per unit (n,).
       q: responsibilities (n, k), rows summing to 1, or what `model.posterior` returned; of several
         latent variables (`MeanField`) those of each, (n, m, k).
+      params, x: those of the model, as in `jaxem.model`.
       weights: (n,), or None for 1.
+
+    Raises NotImplementedError for a model with neither function.
     """
     model = adopt(model)
     if has(model, Bound) or has(model, LocalPosterior):
@@ -64,9 +71,13 @@ def free_energy(model, params, x, q, weights=None):
 def decompose(model, params, x, q, weights=None) -> FreeEnergy:
     """`free_energy` with its terms: expected log joint + entropy, and evidence − KL.
 
-    Each term is summed by itself, so that the two decompositions check each other. Arguments as in
-    `free_energy`. Source:
-    Neal & Hinton 1998, equations 7 and 8.
+    Each term is summed by itself, so that the two decompositions check each other.
+
+    Args:
+      model, params, x, weights: as in `free_energy`, of a model with a `log_joint`.
+      q: responsibilities (n, k), or what `model.posterior` returned.
+
+    Raises NotImplementedError as `free_energy` does. Source: Neal & Hinton 1998, equations 7 and 8.
     """
     q, model = responsibilities_of(q), adopt(model)
     joint = model.log_joint(params, x)
@@ -86,6 +97,7 @@ def ascent(model, before, after, x, weights=None) -> Ascent:
     Args:
       model: a model with `log_joint(params, x) -> (n, k)`.
       before, after: params θ₀, at whose posterior q₀ the expectation is taken, and any θ₁.
+      x: the data, (n, d) or a tree of arrays.
       weights: (n,), or None for 1.
 
     Source: Dempster, Laird & Rubin 1977, lemma 1 and theorem 1.

@@ -78,7 +78,8 @@ def goodness_of_fit(result: Result, x: Any, weights: Any = None) -> GoodnessOfFi
     Args:
       result: of one fit.  x: codes or bits (n, d).  weights: (n,), counts of rows; None: all 1.
 
-    TypeError for other models, for a batch, and under jit.
+    Returns a `GoodnessOfFit`. Raises TypeError for other models, for a batch, and under jit,
+    ValueError for missing cells. Source: Goodman 1974.
     """
     require_concrete("goodness_of_fit", result, x, weights)
     require_result(result, "goodness_of_fit(result, x)")

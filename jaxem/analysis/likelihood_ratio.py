@@ -28,11 +28,11 @@ LIMITED = 0.05
 class LikelihoodRatioTest:
     """A likelihood-ratio statistic and its distribution under the smaller model.
 
-    statistic: 2·(log-likelihood of the larger − of the smaller model). null_statistics: those of
-    data sets drawn from the smaller fit, (n − left_out,). p_value: (1 + how many of them are at
-    least the statistic) / (1 + n − left_out). small, large: both fits of the data. left_out: how
-    many drawn data sets do not count, since one of the two fits collapsed or failed. unconverged:
-    in how many of those that count a fit ended at max_iter.
+    statistic: 2·(log-likelihood of the larger − of the smaller model), in nats. null_statistics:
+    those of data sets drawn from the smaller fit, (n − left_out,). p_value: (1 + how many of them
+    are at least the statistic) / (1 + n − left_out). small, large: both fits of the data. left_out:
+    how many drawn data sets do not count, since one of the two fits collapsed or failed.
+    unconverged: in how many of those that count a fit ended at max_iter.
     """
 
     statistic: float
@@ -82,9 +82,11 @@ def likelihood_ratio_test(
       x: rows (n, d).  small, large: the models; the smaller one must be a case of the larger one.
       n: the data sets drawn.  key: a JAX key or an int.
       weights: of the rows, which count as repetitions: data sets of Σw rows are drawn.
-      restarts: the restarts of each fit.  tol, max_iter: as in `fit`.
+      restarts: the restarts of each fit.  tol, max_iter: as in `fit`, tol in nats per unit of
+      weight.
 
-    Raises ValueError or TypeError as `fit` does, and where the smaller model draws no rows.
+    Raises ValueError or TypeError as `fit` does, and where the smaller model draws no rows. Source:
+    McLachlan 1987.
     """
     n, restarts = integer(n, "n", 1), integer(restarts, "restarts", 1)
     require_concrete("likelihood_ratio_test", x, weights)

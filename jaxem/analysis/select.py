@@ -45,9 +45,10 @@ NAMED_IN_WARNING = 4
 class Row(NamedTuple):
     """One model of a `Selection`.
 
-    k: the number of components or topics, None where the model has none. n_parameters: None with
-    criterion="bound". score: the value of the criterion; lower is better. status: a `Status`.
-    data_set: its position in a `Batch`, else None.
+    name, model: as in the call. k: the number of components or topics, None where the model has
+    none. n_parameters: None with criterion="bound". log_likelihood: in nats. score: the value of
+    the criterion; lower is better. status: a `Status`. data_set: its position in a `Batch`, else
+    None.
     """
 
     name: str
@@ -65,8 +66,9 @@ class Selection:
     """Fitted models in the order given; `print` shows the table.
 
     criterion: "bic", "aic", "icl", "bound" or "cv". table: a `Row` for every model. results: the
-    `Result` of every model. winner: the index of the lowest score among sound fits, which are those
-    that ended as CONVERGED or MAX_ITER; the first of equal scores; None where no fit is sound.
+    `Result` of every model, a list of m. winner: the index of the lowest score among sound fits,
+    which are those that ended as CONVERGED or MAX_ITER; the first of equal scores; None where no
+    fit is sound.
     """
 
     criterion: str
@@ -87,7 +89,7 @@ class Selection:
         return frame.assign(chosen=[i == self.winner for i in range(len(self.table))])
 
     def save(self, path) -> None:
-        """Writes the selection to a file for `jaxem.load`, as `Result.save` does.
+        """Writes the selection to the file `path` for `jaxem.load`, as `Result.save` does.
 
         Raises ValueError where a model is not one of jaxem's own.
         """
@@ -96,7 +98,8 @@ class Selection:
 
     @classmethod
     def load(cls, path, find) -> "Selection":
-        """The selection that `save` wrote. find: the public class of a name."""
+        """The selection that `save` wrote to the file `path`. find: the public class of a name.
+        ValueError where the file is damaged."""
         (criterion, rows, winner), results = saved.load(path, find)
         table = (Row(*row) for row in rows)
         table = tuple(row._replace(status=Status(row.status)) for row in table)

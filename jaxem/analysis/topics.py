@@ -6,19 +6,31 @@ import numpy as np
 
 from jaxem.data.documents import Documents
 
+__all__ = ["coherence", "completed", "perplexity", "top_words", "transform"]
+
 MEASURES = ("npmi", "umass")
 
 
 def transform(result, documents):
-    """E[θ] (n, k) under the mean-field posterior: the share of every topic in each document."""
+    """E[θ] (n, k) under the mean-field posterior: the share of every topic in each document.
+
+    Args:
+      result: of one fit of `LDA`, with k topics.  documents: n `Documents`.
+
+    Raises ValueError where the documents have another vocabulary. Source: Blei, Ng & Jordan 2003.
+    """
     return result.predict_proba(documents)
 
 
 def top_words(result, n: int = 10, vocabulary=None):
     """The n most probable words of every topic, best first: a list of k lists.
 
-    vocabulary: a sequence of the words, such as `documents.terms`; None: words are given as their
-    column numbers.
+    Args:
+      result: of one fit of `LDA`, with k topics.  n: words of each topic, an int.
+      vocabulary: a sequence of the words, such as `documents.terms`; None: words are given as their
+        column numbers.
+
+    Raises ValueError for another number of words than that of the topics.
     """
     topics = np.asarray(result.params.topics)
     order = np.argsort(-topics, axis=1, kind="stable")[:, :n]
@@ -33,7 +45,14 @@ def top_words(result, n: int = 10, vocabulary=None):
 
 
 def completed(documents, key: int = 0):
-    """Two `Documents`: a random half of the tokens of each document, and the other half."""
+    """Two `Documents`: a random half of the tokens of each document, and the other half.
+
+    Args:
+      documents: n `Documents` with whole counts.  key: an int, which draws the halves.
+
+    Returns (first half, other half), n `Documents` each. Source: the document completion of
+    Wallach, Murray, Salakhutdinov & Mimno 2009.
+    """
     offsets, words, counts = documents.cells()
     counts = counts.astype(np.int64)
     rng = np.random.default_rng(key)
@@ -57,7 +76,11 @@ def perplexity(result, documents, key: int = 0) -> float:
     of the vocabulary. Infinite where a held-out word has probability 0 in every topic.
 
     Args:
+      result: of one fit of `LDA`.
       documents: `Documents` that were not part of the fit.  key: an int, which draws the halves.
+
+    Returns a number. Raises ValueError where the documents have another vocabulary. Source:
+    Wallach, Murray, Salakhutdinov & Mimno 2009.
     """
     observed, held_out = completed(documents, key)
     topic_shares = np.asarray(transform(result, observed), np.float64)
@@ -78,6 +101,14 @@ def coherence(result, documents, n: int = 10, measure: str = "npmi"):
     log((D_ij + 1) / D_j), where j is the more probable word (Mimno et al. 2011). D is the number
     and p the proportion of documents that hold both words, or one. A pair with a word that is in no
     document counts −1 in "npmi" and is left out of "umass".
+
+    Args:
+      result: of one fit of `LDA`, with k topics.
+      documents: `Documents` in which words are counted.
+      n: the top words of each topic, an int.
+      measure: "npmi" or "umass".
+
+    Raises ValueError for another measure or vocabulary.
     """
     if measure not in MEASURES:
         raise ValueError(

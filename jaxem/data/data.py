@@ -40,7 +40,8 @@ class Data:
     def grouped(self) -> Grouped:
         """The data as a tree with one leading axis of groups, which can cross `jit`, `vmap` and
         `grad`; `fit` does the same to data with groups. TypeError where groups are None or
-        traced."""
+        traced, ValueError where gate or labels have another number
+        of rows."""
         if self.groups is None:
             raise TypeError("data.groups is None: give jaxem.Data(x, groups=...)")
         return _grouped(self, "data")[0]
@@ -50,8 +51,8 @@ FIELDS = tuple(f.name for f in fields(Data))
 
 
 def Labelled(x, labels) -> Data:
-    """`Data` in which the component of some units is known: labels (n,), the component 0 … k−1 of a
-    unit, or −1 where it is unknown."""
+    """`Data(x, labels=labels)`: the component of some units is known. x: (n, d), or what the model
+    takes; labels: (n,), the component 0 … k−1 of a unit, or −1 where it is unknown."""
     return Data(x, labels=labels)
 
 

@@ -4,6 +4,8 @@ import numpy as np
 
 from jaxem.data.tables import IRIS, WINE
 
+__all__ = ["diabetes", "iris", "old_faithful", "patents", "seizures", "wine"]
+
 _ERUPTIONS = """
 3.6 1.8 3.333 2.283 4.533 2.883 4.7 3.6 1.95 4.35 1.833 3.917 4.2 1.75 4.7 2.167 1.75 4.8 1.6
 4.25 1.8 1.75 3.45 3.067 4.533 3.6 1.967 4.083 3.85 4.433 4.3 4.467 3.367 4.033 3.833 2.017

@@ -86,7 +86,8 @@ class Documents(SharedLeaves):
 
     @classmethod
     def of(cls, cells, vocabulary: int, terms=None):
-        """Documents of valid (offsets (n + 1,), words, counts), the compressed form of `cells`."""
+        """Documents of valid cells, (offsets (n + 1,), words, counts), over a vocabulary of so many
+        words; terms: the words, or None."""
         documents = object.__new__(cls)._pack(cells, vocabulary)
         documents.__dict__["terms"] = terms
         return documents

@@ -30,7 +30,7 @@ class Moments:
       covariance: (d, d), or a correlation matrix, which is the covariance of standardised rows. It
         may be singular, with a `FitWarning`.
       n: the number of rows, a number above 0.
-      mean: (d,); None: 0.
+      mean: (d,), in the units of the data, the covariance in their squares; None: 0.
       divisor: by what the sums of squares were divided, "n", as maximum likelihood does, or "n-1",
         as most software does.
 

@@ -115,7 +115,7 @@ class Sequences(SharedLeaves):
         return tuple(self.__dict__[name] for name in FIELDS)
 
     def replace(self, **changes):
-        """The same sequences with other fields."""
+        """The same sequences with other fields, changes."""
         return Sequences.of(*(changes.get(n, self.__dict__[n]) for n in FIELDS))
 
     def over_units(self, function):
@@ -214,7 +214,7 @@ class Sequences(SharedLeaves):
         return [Stack(*stack) for stack in zip(rows, observed, inputs, lengths, strict=True)]
 
     def to_units(self, values):
-        """Values (n, ...) of the sequences from a list of those of `stacks`."""
+        """Values (n, ...) of the sequences from `values`, a list of those of `stacks`."""
         if self.place is None or len(values) == 1:
             return values[0]
         return jnp.concatenate(values)[self.place]
@@ -237,7 +237,7 @@ class Sequences(SharedLeaves):
         return rows[0] if len(rows) == 1 else jnp.concatenate(rows)
 
     def split(self, values) -> list:
-        """Values (r, ...) of the rows of `flat` as those (m, t, ...) of `stacks`."""
+        """`values` (r, ...) of the rows of `flat` as those (m, t, ...) of `stacks`."""
         shapes = [stack.observed.shape for stack in self.stacks()]
         ends = np.cumsum([m * t for m, t in shapes])[:-1]
         parts = jnp.split(values, ends) if len(shapes) > 1 else [values]

@@ -183,7 +183,8 @@ class Clusters:
         return self.status == int(Status.CONVERGED)
 
     def save(self, path) -> None:
-        """Writes the clusters to a file for `jaxem.load`, arrays as npz, structure as JSON."""
+        """Writes the clusters to the file `path` for `jaxem.load`, arrays as npz, structure as
+        JSON. ValueError for a field that is no array."""
         arrays = []
         fields = {f.name: encode(getattr(self, f.name), arrays) for f in dataclasses.fields(self)}
         write(path, {"kind": KIND, "fields": fields}, arrays)

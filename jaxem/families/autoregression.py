@@ -23,7 +23,8 @@ LOG_2PI = math.log(2 * math.pi)
 @pytree(eq=False)
 class AutoregressionParams:
     """coefficients (k, m, d): of the constant, where there is one, and of the d features of the row
-    before, of the row before that, and so on; covariance (k, d, d), or (d, d) where it is shared.
+    before, of the row before that, and so on; covariance (k, d, d), or (d, d) where it is shared,
+    in squared units of the data.
     """
 
     coefficients: Any

@@ -85,8 +85,8 @@ class Beta(Bank):
       missing: whether a cell that is NaN was not observed; it drops out.
 
     x: (n, d), above 0 and below 1. The M-step is exact. A component of equal values has no largest
-    a + b: it is limited by rounding, and the fit is DEGENERATE. Source: Johnson, Kotz &
-    Balakrishnan 1995, chapter 25.
+    a + b: it is limited by rounding, and the fit is DEGENERATE. Raises TypeError where missing is
+    no bool. Source: Johnson, Kotz & Balakrishnan 1995, chapter 25.
     """
 
     missing: bool = False

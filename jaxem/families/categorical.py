@@ -36,7 +36,9 @@ class Categorical(ExponentialFamily):
       prior: a `DirichletPrior` of every probability vector, or None.
       missing: whether a cell that is NaN was not observed; it drops out.
 
-    x: (n, d) codes 0 … levels − 1, floating-point numbers where cells are NaN.
+    x: (n, d) codes 0 … levels − 1, floating-point numbers where cells are NaN. Raises TypeError for
+    another prior or levels that are no ints, ValueError for levels below 1. Source: the latent
+    class model of Goodman 1974.
     """
 
     levels: int | tuple[int, ...]
@@ -117,9 +119,11 @@ class Categorical(ExponentialFamily):
 
     @property
     def widest(self):
+        """The number of codes of the column that has most."""
         return self.levels if isinstance(self.levels, int) else max(self.levels)
 
     def per_column(self, d):
+        """The number of codes of each of d columns, an array (d,)."""
         return np.asarray((self.levels,) * d if isinstance(self.levels, int) else self.levels)
 
 

@@ -34,7 +34,7 @@ class Components(Bank):
 
     Every part has its own units of the arithmetic, whose log volumes are in its log density. Raises
     TypeError for a part that is no pair of a bank and a count, ValueError where the counts do not
-    sum to k.
+    sum to k. Sources: zero inflation, Lambert 1992; hurdles, Mullahy 1986.
     """
 
     def __init__(self, parts):
@@ -136,6 +136,7 @@ class Components(Bank):
         return sum(f.n_parameters(params[n]) for n, f, _, _ in self._parts())
 
     def sample(self, key, params, z):
+        """Rows (n, d), row i of component z[i]. NotImplementedError where a part draws none."""
         draws = None
         keys = jax.random.split(key, len(self.names))
         parts = zip(keys, self._parts(), strict=True)

@@ -19,7 +19,7 @@ from jaxem.protocol.units import Standardized
 
 @pytree(eq=False)
 class ExponentialParams:
-    """rate (k, d), the inverse of the mean."""
+    """rate (k, d), the inverse of the mean, in inverse units of the data."""
 
     rate: Any
 
@@ -31,7 +31,8 @@ class Exponential(ExponentialFamily):
     x: (n, d), not negative.  prior: a `GammaPrior` of every rate, or None.  floor: the smallest
     mean allowed, in units of the data; None: so far below the data's mean that only a component of
     zeros reaches it, and the fit then has the status DEGENERATE.
-    missing: whether a cell that is NaN was not observed; it drops out.
+    missing: whether a cell that is NaN was not observed; it drops out. Raises TypeError for another
+    prior, ValueError for a floor below 0. Source of the mixture: Hasselblad 1969.
     """
 
     prior: GammaPrior | None = None

@@ -36,6 +36,9 @@ class ExponentialFamily(Bank):
     `log_partitions(params) -> (k, d)`, whose sum is A_k; `count` of `estimate` is then (k, d). Its
     features of missing cells count as 0, and masks of the cells are further features, with −A by
     column as coefficients.
+
+    Functions that a family does not define raise NotImplementedError where they are needed. Source:
+    Dempster, Laird & Rubin 1977, section 2; Sundberg 1974.
     """
 
     columns = 0
@@ -52,15 +55,15 @@ class ExponentialFamily(Bank):
         return x
 
     def natural(self, params):
-        """η_k, shape (k, m)."""
+        """The natural parameters η_k of params, shape (k, m)."""
         raise NotImplementedError
 
     def log_partition(self, params):
-        """A_k, shape (k,)."""
+        """The log partition function A_k at params, shape (k,)."""
         return 0.0
 
     def log_partitions(self, params):
-        """A of every column, shape (k, d)."""
+        """A of every column at params, shape (k, d)."""
         raise NotImplementedError
 
     def base_measure(self, x):
@@ -73,7 +76,8 @@ class ExponentialFamily(Bank):
         return jnp.tile(mask, (1, m // mask.shape[1]))
 
     def estimate(self, count, total):
-        """params from the sums of weights and of weighted features; count is above 0."""
+        """Params from the sums of weights, count (k,), above 0, and of weighted features, total
+        (k, m)."""
         raise NotImplementedError
 
     def natural_over(self, params, reference):

@@ -40,7 +40,8 @@ MOMENTS = Full()
 @pytree(eq=False)
 class FactorParams:
     """mean (k, d); loadings (k, d, rank), or (d, rank) where they are shared; noise: variances
-    (k, d), or (k,) where the noise is spherical, without the axis k where it is shared."""
+    (k, d), or (k,) where the noise is spherical, without the axis k where it is shared. Mean and
+    loadings are in the units of the data, noise in their squares."""
 
     mean: Any
     loadings: Any
@@ -93,7 +94,7 @@ class Factors(Bank):
     onto few points, the fit has the status DEGENERATE: use fewer factors or share the noise.
 
     Raises ValueError for another noise, a rank that is no int of 1 or more, or data of shape
-    (n, d) with d <= rank.
+    (n, d) with d <= rank, TypeError where shared_noise or shared_loadings is no bool.
     """
 
     rank: int

@@ -25,7 +25,8 @@ ON_FLOOR = 1.001
 
 @pytree(eq=False)
 class LogNormalParams:
-    """location (k, d) and variance (k, d): mean and variance of log x."""
+    """location (k, d) and variance (k, d): mean and variance of log x, x in the units of the
+    data."""
 
     location: Any
     variance: Any
@@ -49,7 +50,8 @@ class LogNormal(Bank):
       missing: whether a cell that is NaN was not observed; it drops out.
 
     x: (n, d), positive. A fit is that of `Normal("diagonal")` to log x, up to the Jacobian
-    −Σ log x. Source: Johnson, Kotz & Balakrishnan 1994, chapter 14.
+    −Σ log x. Raises TypeError or ValueError for another missing or floor. Source: Johnson, Kotz &
+    Balakrishnan 1994, chapter 14.
     """
 
     floor: Any = None

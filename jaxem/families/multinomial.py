@@ -44,7 +44,9 @@ class Multinomial(ExponentialFamily):
       prior: a `DirichletPrior` of every probability vector, or None.
       trials: N of the rows that `sample` draws; nothing else uses it.
 
-    x: (n, v) counts; rows may differ in N.
+    x: (n, v) counts; rows may differ in N. Raises TypeError for another prior, TypeError or
+    ValueError for trials that are no int of 1 or more. Source of the mixture: Nigam, McCallum,
+    Thrun & Mitchell 2000.
     """
 
     prior: DirichletPrior | None = None
@@ -82,7 +84,8 @@ class Multinomial(ExponentialFamily):
         return log_or_impossible(params.probs)
 
     def natural_over(self, params, reference):
-        """Of probabilities divided by their sum, so that their rounding errors count little."""
+        """As in `ExponentialFamily`, of probabilities divided by their sum, so that their rounding
+        errors count little. reference: (v,) probabilities."""
         return log_ratio(params.probs, reference) - jnp.log1p(excess(params.probs))[:, None]
 
     def base_measure(self, x):
@@ -111,6 +114,7 @@ class Multinomial(ExponentialFamily):
         return 0.0 if self.prior is None else self.prior.log_density(params.probs)
 
     def sample(self, key, params, z):
+        """Counts (n, v) of `trials` draws each. ValueError without trials."""
         if self.trials is None:
             raise ValueError("to sample, give Multinomial(trials=N), the counts in a row")
         draws = operator.index(self.trials)

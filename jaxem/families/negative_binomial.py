@@ -32,7 +32,8 @@ FIRST_DISPERSIONS = (1e-3, 1e3)
 
 @pytree(eq=False)
 class NegativeBinomialParams:
-    """mean (k, d) and dispersion (k, d); the variance is mean + dispersion · mean²."""
+    """mean (k, d), a count per unit, and dispersion (k, d); the variance is mean + dispersion ·
+    mean²."""
 
     mean: Any
     dispersion: Any
@@ -58,7 +59,8 @@ class NegativeBinomial(Bank):
 
     x: (n, d) counts 0, 1, 2, …  The dispersion lies between 1e-8 and 1e8. Where the variance of a
     component is at most its mean, the likelihood rises to the Poisson limit, dispersion 0: the fit
-    ends CONVERGED at a dispersion that is too small to matter. Source: Lawless 1987.
+    ends CONVERGED at a dispersion that is too small to matter. Raises TypeError where missing is
+    no bool. Source: Lawless 1987.
     """
 
     missing: bool = False

@@ -26,7 +26,7 @@ from jaxem.protocol.units import Standardized
 
 @pytree(eq=False)
 class PoissonParams:
-    """rate (k, d), the mean count."""
+    """rate (k, d), the mean count per unit."""
 
     rate: Any
 
@@ -36,7 +36,8 @@ class Poisson(ExponentialFamily):
     """log p(x | k) = Σ_d x log rate_kd − rate_kd − log x!
 
     x: (n, d) counts 0, 1, 2, …  prior: a `GammaPrior` of every rate, or None.  missing: whether a
-    cell that is NaN was not observed; it drops out.
+    cell that is NaN was not observed; it drops out.  Raises TypeError for another prior. Source
+    of the mixture: Hasselblad 1969.
     """
 
     prior: GammaPrior | None = None
@@ -129,7 +130,7 @@ class Poisson(ExponentialFamily):
 
 @pytree(eq=False)
 class GammaPosterior:
-    """q(rate) = gamma(shape, rate), both (k, d)."""
+    """q(rate) = gamma(shape, rate), both (k, d); the mean shape/rate is a count per unit."""
 
     shape: Any
     rate: Any

@@ -27,8 +27,9 @@ class Product(Bank):
     Args:
       parts: {"name": (family, columns)}; columns are an int, a list of ints or a slice with ends.
 
-    Params, posterior and statistics are dicts by name. Raises ValueError where a column is used
-    twice or lies beyond the data.
+    x: (n, d). Params, posterior and statistics are dicts by name. Raises TypeError for parts that
+    are no banks, ValueError where a column is used twice or lies beyond the data. Source: Hunt &
+    Jorgensen 1999.
     """
 
     def __init__(self, parts):
@@ -72,8 +73,8 @@ class Product(Bank):
         return {n: q for n, (q, _) in parts.items()}, evidence
 
     def mean(self, params, x):
-        """E[y | x] of every row under every component, by part: each (n, k); x needs no y.
-        TypeError where a part has no `mean`."""
+        """E[y | x] at params of every row under every component, by part: each (n, k); no y is
+        needed. TypeError where a part has no `mean`."""
         for name, family, _ in self._parts():
             if not defines(family, "mean"):
                 raise TypeError(f"part {name!r}, {name_of(family)}, has no response to predict")
@@ -116,6 +117,7 @@ class Product(Bank):
         return all(f.separate for f in self.families)
 
     def predictive(self, params, x):
+        """log E_q[p(x | k)], (n, k), of parts that are variational banks."""
         return sum(f.predictive(params[n], part_of(x, n, f, c)) for n, f, c in self._parts())
 
     def spaces(self, params):
@@ -132,6 +134,7 @@ class Product(Bank):
         return jnp.any(jnp.stack(flags))
 
     def sample(self, key, params, z):
+        """Rows (n, d), row i of component z[i]. NotImplementedError where a part draws none."""
         for family in self.families:  # those without a distribution of their rows say so
             if not has(family, Sampled):
                 raise NotImplementedError(f"{name_of(family)} does not define sample")
@@ -152,7 +155,8 @@ class Product(Bank):
 
     def elemental(self, key, x, weights, k, group=None):
         """The sum of the distances of the parts that have them, each in units of its mean distance
-        to the nearest component. All parts draw the same units."""
+        to the nearest component. All parts draw the same units. group (n,): units of few groups
+        are drawn together."""
         total = 0.0
         for n, f, c in self._parts():
             if defines(f, "elemental"):
@@ -162,6 +166,7 @@ class Product(Bank):
         return total
 
     def separated(self, params, x, weights):
+        """Which components are separated in any part, booleans (k,)."""
         flags = [
             f.separated(params[n], part_of(x, n, f, c), weights)
             for n, f, c in self._parts()

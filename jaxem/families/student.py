@@ -43,7 +43,7 @@ COMMON = ("full", "tied", "diagonal", "spherical", "VVV", "EEE", "VVI", "VII")
 @pytree(eq=False)
 class StudentTParams:
     """mean (k, d); scale (k, d, d), but (d, d) tied, (k, d) diagonal, (k,) spherical; df (k,). The
-    covariance is scale · df/(df − 2)."""
+    covariance is scale · df/(df − 2). In the units of the data, scales in their squares."""
 
     mean: Any
     scale: Any
@@ -85,7 +85,8 @@ class StudentT(Bank):
     Without a prior S · (1 + 2τ), nearly uncorrelated with τ, is held fixed in that step; of
     a tied S the product with the geometric mean of the (1 + 2τ), weighted by counts.
 
-    Raises ValueError for another covariance, or a df or floor that is not a positive number.
+    Data: (n, d). Raises ValueError or TypeError for another covariance, prior or missing, or a df
+    or floor that is not a positive number. Source of the mixture: Peel & McLachlan 2000.
     """
 
     df: Any = None

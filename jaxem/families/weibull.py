@@ -55,7 +55,7 @@ ROUNDINGS = 16
 
 @pytree(eq=False)
 class WeibullParams:
-    """shape (k, d) and scale (k, d)."""
+    """shape (k, d) and scale (k, d), scales in the units of the data."""
 
     shape: Any
     scale: Any
@@ -83,8 +83,8 @@ class Weibull(Bank):
 
     x: (n, d), positive. The M-step is a Newton step that cannot lower the expected log-likelihood;
     its limit is the maximum. A component of equal values has no largest shape: the shape is limited
-    by the rounding error of logarithms, and the fit is DEGENERATE. Source: Johnson, Kotz &
-    Balakrishnan 1994, chapter 21.
+    by the rounding error of logarithms, and the fit is DEGENERATE. Raises TypeError where missing
+    is no bool. Source: Johnson, Kotz & Balakrishnan 1994, chapter 21.
     """
 
     missing: bool = False

@@ -25,8 +25,8 @@ class Blocks:
         paths. Every leaf is in exactly one.
       otherwise: the rule for blocks without a closed form.
 
-    Each block takes one pass over the data, or several by a gradient rule. Raises ValueError, in
-    `fit`, where a leaf is in no block or in two.
+    Each block takes one pass over the data, or several by a gradient rule. Raises TypeError for
+    blocks that are no paths, ValueError, in `fit`, where a leaf is in no block or in two.
     """
 
     blocks: Any
@@ -52,9 +52,11 @@ class Blocks:
         return self.otherwise.steady
 
     def stationary(self, model, closed):
+        """That of the rule `otherwise`."""
         return has_stationary_map(self.otherwise) and self.otherwise.stationary(model, closed)
 
     def start(self, model, params, x, weights):
+        """The state of the rule `otherwise` for every block, () for one with a closed form."""
         parts = self._parts(model, params)
         return tuple(
             () if exact else self.otherwise.start(part, params, x, weights) for part, exact in parts

@@ -33,6 +33,8 @@ class Constrained(Exact):
       features: φ, (k, m), m features of every component; or (n, k, m), of every unit and component.
       bound: (m,), per unit of weight. Some q must satisfy it; else the dual has no minimum.
       equal: whether expectations must equal the bound; else they may be below it.
+
+    Raises ValueError or TypeError for features or bounds of other shapes, or that are no numbers.
     """
 
     features: Any
@@ -58,7 +60,9 @@ class Constrained(Exact):
 
     @classmethod
     def sizes(cls, shares):
-        """The constraint that components hold exactly these shares (k,) of the total weight."""
+        """The constraint that components hold exactly these shares (k,) of the total weight.
+
+        Raises TypeError where shares are no array (k,)."""
         if not is_traced(shares) and np.asarray(shares).dtype.kind not in "fiu":
             raise TypeError(f"shares must be k numbers that sum to 1, got {shares!r:.60}")
         shares = jnp.asarray(shares, jnp.result_type(float))
@@ -75,7 +79,8 @@ class Constrained(Exact):
         return Expectation(with_responsibilities(q, r), value, multipliers)
 
     def project(self, joint, weights, initial=None):
-        """(q (n, k), F per unit (n,), multipliers (m,)) for log p(x, z | θ) (n, k)."""
+        """(q (n, k), F per unit (n,), multipliers (m,)) for joint, log p(x, z | θ) (n, k).
+        initial: multipliers (m,) to begin with, None for 0."""
         features, bound = (jnp.asarray(a, joint.dtype) for a in (self.features, self.bound))
         features = jnp.broadcast_to(features, (*joint.shape, bound.shape[0]))
         normalised_weights = weights / weights.sum()

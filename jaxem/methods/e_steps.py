@@ -188,6 +188,9 @@ class Incremental(Exact):
     Args:
       blocks: the number of blocks; units i, i + blocks, ... are in one block.
       sweeps: passes block by block in an evaluation.
+
+    Raises TypeError or ValueError where one is no int of 1 or more; `WrongReturn`, a TypeError, as
+    `EM` does.
     """
 
     blocks: int = 16

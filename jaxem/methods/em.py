@@ -51,10 +51,10 @@ class Signal(NamedTuple):
 class Evaluation(NamedTuple):
     """The result of one pass over the data at `params`.
 
-    proposal: the params to evaluate next, M(params) by exact EM. objective: log-likelihood + log
-    prior AT params, in nats. magnitude: Σ w·(|ℓ| + 1), to which the objective's rounding error is
-    proportional. memory: the state that the method carries to the next evaluation. accepted:
-    whether params are kept; None: always. signal: for the stopping rule.
+    proposal: the params to evaluate next, a tree, M(params) by exact EM. objective: log-likelihood
+    + log prior AT params, in nats. magnitude: Σ w·(|ℓ| + 1), to which the objective's rounding
+    error is proportional. memory: the state that the method carries to the next evaluation.
+    accepted: whether params are kept; None: always. signal: for the stopping rule.
     """
 
     proposal: Any
@@ -71,9 +71,12 @@ class Evaluation(NamedTuple):
 
 
 class Expectation(NamedTuple):
-    """The result of an E-step at params: q, F(q, params) per unit (n,), the state of the rule for q
-    after it, and `Signal.restarted`. spread: how many times larger than that of one evaluation of
-    log p the rounding error of F is."""
+    """The result of an E-step at params.
+
+    q: the distribution of the latent variables. value: F(q, params) per unit (n,), in nats. memory:
+    the state of the rule for q after it. restarted: as in `Signal`. spread: how many times
+    larger than that of one evaluation of log p the rounding error of F is.
+    """
 
     q: Any
     value: Any
@@ -85,6 +88,8 @@ class Expectation(NamedTuple):
 @pytree
 class Exact:
     """The exact maximiser of F over q (the posterior) or over θ (the model's own M-step).
+
+    Source: Dempster, Laird & Rubin 1977.
 
     Attributes of every rule: `steady`, whether the rule is the same map at every evaluation, which
     accelerators need. Attributes of a rule for q: `measures_evidence`, whether the objective that
@@ -108,7 +113,7 @@ class Exact:
         return ()
 
     def expect(self, model, params, x, weights, memory) -> Expectation:
-        """q at params, and F(q, params)."""
+        """q at params, and F(q, params) per unit (n,)."""
         return Expectation(*model.posterior(params, x))
 
     def onward(self, model, proposal, memory):
@@ -165,7 +170,8 @@ class EM:
 
     To fix, freeze or tie params, restrict the model with `jaxem.Restricted`.
 
-    Raises TypeError where the parts cannot be combined.
+    Raises TypeError where the parts cannot be combined, and `WrongReturn`, a TypeError, where a
+    function of a user's model returns another shape or dtype than it must.
     """
 
     e_step: Any = Exact()
@@ -308,7 +314,7 @@ class EM:
         return sums, memory._replace(e_step=expectation.memory), expectation.restarted
 
     def update(self, model, params, sums, memory, restarted=None) -> Evaluation:
-        """The M-step from what `collect` returned at params."""
+        """The M-step from sums and restarted, what `collect` returned at params."""
         magnitude = sums.magnitude
         if isinstance(self.m_step, Exact):
             proposal = maximized(model, params, sums.statistics)

@@ -27,7 +27,8 @@ class Gradient:
         (p, p) Hessian of all p parameters and shifts it where it is not positive definite.
       steps: steps in an M-step, each a few passes over the data.
 
-    Raises ValueError where steps is below 1. The model must define `log_joint`.
+    Raises ValueError where steps is below 1, TypeError for another transform. The model must define
+    `log_joint`.
     """
 
     transform: Any = None

@@ -43,7 +43,8 @@ class Variational(Exact):
         L-BFGS.
       steps: steps in an E-step, each of one or a few passes over the data.
 
-    Raises ValueError where steps is below 1. Source: Jordan, Ghahramani, Jaakkola & Saul 1999.
+    Raises ValueError where steps is below 1, TypeError for another transform. Source: Jordan,
+    Ghahramani, Jaakkola & Saul 1999.
     """
 
     transform: Any = None

@@ -136,7 +136,7 @@ class BayesianMixture(FiniteMixture):
         return BayesianMixture(inner, self.k, self.weights, self.concentration)
 
     def log_weights(self, params):
-        """E[log π], (k,)."""
+        """E[log π] at params, (k,)."""
         if self.weights == "dirichlet":
             return digamma(params.concentration) - digamma(params.concentration.sum())
         a, b = params.concentration
@@ -149,6 +149,7 @@ class BayesianMixture(FiniteMixture):
         )
 
     def assembled(self, count, components):
+        """Params from count (k,), the weight of every component, and the params of the bank."""
         prior = self._concentration
         if self.weights == "dirichlet":
             return BayesianMixtureParams(count + prior, components)
@@ -160,9 +161,9 @@ class BayesianMixture(FiniteMixture):
         return self.bank.log_prior(params.components) - self._divergence(params)
 
     def elbo(self, params, x, weights=None) -> Elbo:
-        """The bound at params, term by term, with the q(z) that maximises it.
+        """The bound at params, term by term, with the q(z) that maximises it: an `Elbo`, in nats.
 
-        weights: (n,), one per unit, or None for 1.
+        x: the data, (n, d). weights: (n,), one per unit, or None for 1.
         """
         x = jax.tree.map(jnp.asarray, x)
         n = jax.tree.leaves(x)[0].shape[0]
@@ -197,6 +198,7 @@ class BayesianMixture(FiniteMixture):
         return BayesianMixtureParams(concentration, self.bank.spaces(params.components))
 
     def n_parameters(self, params):
+        """Raises NotImplementedError: models are compared by their ELBO, `result.objective`."""
         raise NotImplementedError(
             "a BayesianMixture has no count of parameters: compare models by result.objective, the "
             "ELBO, which pays for them"

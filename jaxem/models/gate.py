@@ -51,7 +51,7 @@ class SoftmaxGate:
       prior: the precision of a normal prior with mean 0 of every slope, in the units of the
         covariates, a number or one for each covariate (g,); None: maximum likelihood.
 
-    Raises ValueError where prior is not above 0.
+    Raises ValueError where prior is not above 0. Source: Jacobs, Jordan, Nowlan & Hinton 1991.
     """
 
     intercept: bool = True
@@ -92,8 +92,8 @@ class SoftmaxGate:
         return jax.nn.softmax(logits, axis=1)
 
     def summed(self, coefficients):
-        """A function of targets r (o, k, n) and z (m, n): the `GateStatistics` of every unit, with
-        a last axis n."""
+        """At coefficients (k, m), a function of targets r (o, k, n) and z (m, n): the
+        `GateStatistics` of every unit, with a last axis n."""
 
         def statistics(r, z):
             p, count = self.probabilities(coefficients, z), r.sum(1)
@@ -134,8 +134,8 @@ class SoftmaxGate:
         )
 
     def maximize(self, coefficients, stats: GateStatistics, directions=None):
-        """The coefficients after a step that does not lower the expected log-likelihood. The
-        covariates must lie between −1 and 1.
+        """The coefficients (k, 1 + g) after a step from statistics `stats` that does not lower the
+        expected log-likelihood. The covariates must lie between −1 and 1.
 
         directions: (f, (k − 1)·m), the steps of which this one is a combination; None: all.
         """
@@ -170,7 +170,7 @@ class SoftmaxGate:
         return coefficients + step_length(apart)[:, None, None] * steps
 
     def log_prior(self, coefficients):
-        """That of the slopes, with its constant."""
+        """That of the slopes of coefficients (k, 1 + g), with its constant."""
         if self.prior is None:
             return 0.0
         ridge = self._precisions(coefficients.shape[-1], coefficients.dtype)
@@ -179,7 +179,7 @@ class SoftmaxGate:
         return jnp.sum(each)
 
     def rescaled(self, coefficients, scale):
-        """Coefficients of covariates that are divided by scale (g,)."""
+        """The coefficients (k, 1 + g) of covariates that are divided by scale (g,)."""
         ones = jnp.ones(1, scale.dtype)
         scale = jnp.concatenate([ones, scale]) if self.intercept else scale
         return coefficients * scale

@@ -140,12 +140,14 @@ class FiniteMixture(Model):
         return within_units(x, points) / jnp.reshape(rows_of_units(x, points.dtype), (-1, 1))
 
     def elemental(self, key, x, weights, k):
+        """That of the bank."""
         distances = self.bank.elemental(
             key, of_components(x), of_rows(x, weights), k, unit_of_rows(x)
         )
         return within_units(x, distances)
 
     def separated(self, params, x, weights):
+        """Those of the bank: booleans (k,)."""
         return self.bank.separated(params.components, of_components(x), of_rows(x, weights))
 
     def _defines(self, name):
@@ -263,7 +265,8 @@ class Mixture(FiniteMixture):
     steps of the gate at its responsibilities.
 
     Raises TypeError where components is not a bank, k not an int, gate not a gate or noise no
-    noise, ValueError where k < 1, and for a prior or noise beside a gate.
+    noise, ValueError where k < 1, and for a prior or noise beside a gate. Source: McLachlan &
+    Peel 2000.
     """
 
     components: Any
@@ -309,8 +312,7 @@ class Mixture(FiniteMixture):
         return dataclasses.replace(self, noise=volume_of_rows(self, rows, weights))
 
     def refined(self, key, x, responsibilities, weights):
-        """Those of the mixture with constant weights after some steps of EM; without a gate the
-        given ones."""
+        """Those of the mixture without the gate after some steps of EM; without a gate: given."""
         if self.gate is None or not self.closed(x):
             return responsibilities
         plain, data = Mixture(self.components, self.k), without_gate(x)

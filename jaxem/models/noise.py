@@ -44,17 +44,19 @@ class NoiseMixtureParams:
 
     @classmethod
     def of(cls, shares, components):
-        """Params from one leaf, shares (k + 1,)."""
+        """Params from one leaf, shares (k + 1,), and components, the params of the bank."""
         params = object.__new__(cls)
         params.__dict__.update(shares=shares, components=components)
         return params
 
     @property
     def weights(self):
+        """The weights of the components without the noise, (k,)."""
         return self.shares[..., :-1]
 
     @property
     def noise_weight(self):
+        """The weight of the noise, a scalar."""
         return self.shares[..., -1]
 
     def __repr__(self):

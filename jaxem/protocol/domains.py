@@ -102,7 +102,8 @@ class Domain:
         return x
 
     def substitute(self, x, is_usable):
-        """The number of a usable unit, whose values absent units get: the first of them."""
+        """The number of a usable unit of x, whose values absent units get: the first of those with
+        is_usable (n,)."""
         return rows.first(is_usable)
 
     def outside(self, x, evidence):

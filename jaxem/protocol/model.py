@@ -1,6 +1,30 @@
 """The protocol: five pure functions and a domain, their defaults, and banks of components.
 
 Axes everywhere: `n` units, `k` components, `d` features, `m` sufficient statistics of one unit.
+
+Arguments that functions of models, banks, rules and starts have in common:
+
+Args:
+  model: a `Model`, in the functions of rules for q and θ and of starts.
+  key: a JAX key.
+  params: the params of the model, a tree of arrays; of a bank with a leading axis k.
+  x: the data, an array (n, d) or a tree of arrays with one leading axis of units.
+  weights: (n,), one per unit, 0 or more; of a bank (n, k), one per unit and component.
+  q: the posterior, or another distribution of the latent variables, as `posterior` returns it; of a
+    finite latent variable (n, k), rows summing to 1.
+  stats: what `statistics` returns, a tree of arrays: sums over units.
+  z: (n,) integers, the component of every unit.
+  responsibilities: (n, k), rows summing to 1.
+  points: (n, e), the units as points in space, or None.
+  labels: (n,) integers, the known component of every unit, −1 where it is unknown.
+  k: the number of components, an int.
+  step: a step of params, a tree like params.
+  units: units of the arithmetic, from `standardize`: a tree of arrays.
+  held: which entries of params are fixed or tied, a tree like params.
+  closed: whether the model has an M-step in closed form.
+  memory: the state that a rule carries from one evaluation to the next, a tree of arrays.
+
+Log densities, log-likelihoods and objectives are in nats; params and data in the units of the data.
 """
 
 import jax
@@ -8,9 +32,47 @@ import jax.numpy as jnp
 
 from jaxem.numerics.softmax import normalize
 from jaxem.protocol import domains
-from jaxem.protocol.capabilities import defines
+from jaxem.protocol.capabilities import (
+    Bound,
+    Conjugate,
+    FiniteLatents,
+    Fused,
+    Imputed,
+    LinearBank,
+    LocalPosterior,
+    Metric,
+    Placed,
+    Restrictable,
+    Sampled,
+    SmoothMap,
+    Units,
+    defines,
+    has,
+)
 from jaxem.protocol.domains import Domain
 from jaxem.protocol.spaces import UNDECLARED
+
+__all__ = [
+    "IMPOSSIBLE",
+    "Bank",
+    "Bound",
+    "Conjugate",
+    "Domain",
+    "FiniteLatents",
+    "Fused",
+    "Imputed",
+    "LinearBank",
+    "LocalPosterior",
+    "Metric",
+    "Model",
+    "Placed",
+    "Restrictable",
+    "Sampled",
+    "SmoothMap",
+    "Units",
+    "has",
+    "name_of",
+]
 
 IMPOSSIBLE = -1e30
 """The value for log 0 in a matrix product, where −∞ · 0 would be NaN."""
@@ -22,9 +84,10 @@ class Model:
     Define `init`, and for finite latent variables `log_joint(params, x) -> (n, k)`, or `posterior`
     itself. Define `statistics` and `maximize` too; without them the M-step is by gradients. Where
     only a bound on the evidence can be computed, define `init`, `init_q` and `free_energy`. All
-    other functions have a default, or belong to a capability (`jaxem.protocol.capabilities`).
+    other functions have a default, or belong to a capability, such as `Sampled` (`jaxem.model`).
     Statistics must be additive over units and linear in the weights. A class need not inherit from
-    this one.
+    this one. Arguments have the same names and shapes in all functions: see `jaxem.model`.
+    Source: Dempster, Laird & Rubin 1977; Neal & Hinton 1998.
     """
 
     domain = Domain()
@@ -34,11 +97,14 @@ class Model:
     """A function (x, weights) -> the model with its missing prior set from the data, or None."""
 
     def init(self, key, x, weights):
-        """Params to start from, by a JAX key, the data and the weights (n,). Pure JAX."""
+        """Params to start from, by a JAX key, the data and the weights (n,). Pure JAX.
+
+        Raises NotImplementedError where the class does not define it."""
         raise NotImplementedError(f"{name_of(self)} must define init(key, x, weights)")
 
     def posterior(self, params, x):
-        """The E-step: q = argmax F, and F per unit (n,), which is log p(x | params)."""
+        """The E-step: q = argmax F, and F per unit (n,), which is log p(x | params). By default
+        from `log_joint`: NotImplementedError without one, TypeError for one of another shape."""
         if not defines(self, "log_joint"):
             raise NotImplementedError(
                 f"{name_of(self)} must define log_joint(params, x) or posterior(params, x)"
@@ -53,11 +119,15 @@ class Model:
         return normalize(joint)
 
     def statistics(self, params, x, q, weights):
-        """Expected sufficient statistics under q: additive over units, linear in weights (n,)."""
+        """Expected sufficient statistics under q: additive over units, linear in weights (n,).
+
+        Raises NotImplementedError where the class does not define it."""
         raise NotImplementedError(f"{name_of(self)} must define statistics(params, x, q, weights)")
 
     def maximize(self, params, stats):
-        """The M-step: argmax over params of E_q[log p(x, z | params)] + log_prior(params)."""
+        """The M-step: argmax over params of E_q[log p(x, z | params)] + log_prior(params).
+
+        Raises NotImplementedError where the class does not define it."""
         raise NotImplementedError(f"{name_of(self)} must define maximize(params, stats)")
 
     def known_labels(self, x):
@@ -134,7 +204,8 @@ class Bank(Model):
         return vars(type(self)).get("_separate", False)
 
     def embed(self, x):
-        """Points (n, e) for the Euclidean distances of k-means++, or None where there are none."""
+        """x as points (n, e) for the Euclidean distances of k-means++, or None where there are
+        none."""
         return jnp.asarray(x, jnp.result_type(float)) if hasattr(x, "ndim") else None
 
 

@@ -28,7 +28,10 @@ class NormalPrior:
     mean | Σ ~ N(`mean`, Σ/`kappa`);  Σ ~ inverse Wishart(`df`, `scale`), for diagonal and spherical
     covariances inverse gamma(df/2, scale/2) per variance. Shapes: mean (d,) or a scalar; scale
     (d, d) full and tied, (d,) diagonal, scalar spherical. For a tied covariance the inverse Wishart
-    is counted once and the normal k times. Source: Fraley & Raftery 2007.
+    is counted once and the normal k times. Mean and scale are in the units of the data, scales in
+    their squares. Source: Fraley & Raftery 2007.
+
+    Raises ValueError where kappa or df is not above 0, or mean or scale not finite.
     """
 
     mean: Any
@@ -89,7 +92,10 @@ class NormalWishartPrior:
     a covariance structure restricts what is sought among their posteriors: one for all components
     (tied), or with a diagonal or spherical scale. These are the updates of scikit-learn's
     BayesianGaussianMixture. With full covariances it is the same prior as a `NormalPrior`, under
-    which the other structures are those of the covariances themselves. Shapes as there.
+    which the other structures are those of the covariances themselves. Shapes as there: mean (d,)
+    or a scalar, scale (d, d), (d,) or a scalar, in the same units.
+
+    Raises ValueError where kappa or df is not above 0. Source: Bishop 2006, section 10.2.
     """
 
     mean: Any
@@ -104,7 +110,11 @@ class NormalWishartPrior:
 
 @pytree
 class GammaPrior:
-    """rate ~ gamma(`shape`, `rate`), for every rate of a Poisson or exponential family."""
+    """rate ~ gamma(`shape`, `rate`), for every rate of a Poisson or exponential family.
+
+    Both are scalars or (d,); the rate in the units of the data. Raises ValueError where one is not
+    above 0. Source: DeGroot 1970, chapter 9.
+    """
 
     shape: Any
     rate: Any
@@ -113,14 +123,19 @@ class GammaPrior:
         above_zero(self, "shape", "rate")
 
     def log_density(self, value):
-        """The sum of a·log b − log Γ(a) + (a−1) log value − b·value over all entries."""
+        """The sum of a·log b − log Γ(a) + (a−1) log value − b·value over all entries of value
+        (k, d)."""
         a, b = jnp.asarray(self.shape, value.dtype), jnp.asarray(self.rate, value.dtype)
         return jnp.sum(a * jnp.log(b) - gammaln(a) + safe_xlogy(a - 1, value) - b * value)
 
 
 @pytree
 class BetaPrior:
-    """probability ~ beta(`a`, `b`), for every probability of a Bernoulli family."""
+    """probability ~ beta(`a`, `b`), for every probability of a Bernoulli family.
+
+    Both are scalars or (d,). Raises ValueError where one is not above 0. Source: DeGroot 1970,
+    chapter 9.
+    """
 
     a: Any
     b: Any
@@ -129,7 +144,7 @@ class BetaPrior:
         above_zero(self, "a", "b")
 
     def log_density(self, value):
-        """The sum of the log beta density over all entries."""
+        """The sum of the log beta density over all entries of value (k, d)."""
         a, b = jnp.asarray(self.a, value.dtype), jnp.asarray(self.b, value.dtype)
         logs = safe_xlogy(a - 1, value) + safe_xlog1py(b - 1, -value)
         return jnp.sum(logs - betaln(a, b))
@@ -137,7 +152,11 @@ class BetaPrior:
 
 @pytree
 class DirichletPrior:
-    """A probability vector ~ symmetric Dirichlet(`concentration`)."""
+    """A probability vector ~ symmetric Dirichlet(`concentration`).
+
+    concentration: a scalar; 1 for a uniform density. Raises ValueError where it is an array or not
+    above 0. Source: DeGroot 1970, chapter 9.
+    """
 
     concentration: Any
 
@@ -149,10 +168,10 @@ class DirichletPrior:
             )
 
     def log_density(self, probs, levels=None):
-        """The sum of the log density over all vectors (..., v).
+        """The sum of the log density over all vectors, probs (..., v).
 
         `levels`, an integer array that broadcasts to (...), gives the length of vectors padded with
-        zeros; the padding is left out.
+        zeros; the padding is left out. Raises ValueError for a concentration that is an array.
         """
         v = probs.shape[-1]
         levels = jnp.asarray(v if levels is None else levels, jnp.int32)
@@ -171,7 +190,8 @@ class GammaConjugatePrior:
 
     log density = `count` · (shape·log rate − log Γ(shape) + (shape−1)·`mean_log` − rate·`mean`),
     proper when mean_log < log mean, and without its normalising constant, which has no closed form.
-    Source: Diaconis & Ylvisaker 1979 for the construction.
+    All three are scalars or (d,), count in units of weight. Raises ValueError for others. Source:
+    Diaconis & Ylvisaker 1979 for the construction.
     """
 
     count: Any
@@ -187,6 +207,7 @@ class GammaConjugatePrior:
             )
 
     def log_density(self, shape, rate):
+        """The sum over all entries of shape and rate (k, d), without the normalising constant."""
         per_unit = shape * jnp.log(rate) - gammaln(shape) + (shape - 1) * self.mean_log
         return jnp.sum(self.count * (per_unit - rate * self.mean))
 
@@ -196,7 +217,8 @@ class CoefficientPrior:
     """A normal prior of the coefficients of a regression, independent, for every component.
 
     coefficient_j ~ N(`mean`_j, 1/`precision`_j). Shapes: both broadcast to (1 + p,), with the
-    intercept first where there is one, in the units of the data. A precision of 0: no prior.
+    intercept first where there is one, in the units of the data. A precision of 0: no prior. Raises
+    ValueError where a precision is below 0. Source: as ridge regression, Hoerl & Kennard 1970.
     """
 
     precision: Any

@@ -16,6 +16,25 @@ from jax.lax import Precision
 
 from jaxem.numerics.linalg import lower_factor
 
+__all__ = [
+    "ABOVE_ZERO",
+    "KNOWN",
+    "POSITIVE",
+    "POSITIVE_DEFINITE",
+    "REAL",
+    "SIMPLEX",
+    "UNDECLARED",
+    "UNIT",
+    "Known",
+    "Positive",
+    "PositiveDefinite",
+    "Reciprocal",
+    "Simplex",
+    "Space",
+    "Undeclared",
+    "UnitInterval",
+]
+
 LEAST_RATIO = 0.2
 """The least ratio of an extrapolated coordinate to that of the plain EM step. EM multiplies
 probabilities, so that one which is set to 0 stays 0."""
@@ -34,36 +53,44 @@ gains too little to be measured."""
 class Space:
     """All real numbers.
 
-    chart, leaf: to the coordinates in which accelerators extrapolate, and back. guard: legal
-    coordinates, from proposed and from legal ones. free, bound: to unconstrained coordinates, and
-    back. metric: the approximate information of a unit of weight on every entry, in the coordinates
-    of `chart`. margin: the distance of every entry from 0 or another bound that is a fixed point of
-    EM, relative to the natural size of the entry; None: there is no such bound. freedom: the number
-    of free parameters of a leaf of that shape, where entries are related beyond the trailing axes.
+    A space is one leaf's value in the tree that `Model.spaces` returns. leaf: an array of params,
+    any leading axes and those of the space, such as (k, d). Its functions are pure JAX and take and
+    return arrays of that shape, unless they say another one.
     """
 
     def chart(self, leaf):
+        """The coordinates of a leaf in which accelerators extrapolate."""
         return leaf
 
     def leaf(self, chart):
+        """The leaf with the coordinates `chart`."""
         return chart
 
     def guard(self, proposal, legal):
+        """Legal coordinates of `chart`, from a proposal and from those of a legal leaf."""
         return proposal
 
     def free(self, leaf):
+        """The unconstrained coordinates of a leaf, for steps by gradients."""
         return leaf
 
     def bound(self, free):
+        """The leaf with the unconstrained coordinates `free`."""
         return free
 
     def metric(self, leaf):
+        """The approximate information of a unit of weight on every entry, in the coordinates of
+        `chart`."""
         return jnp.ones_like(leaf)
 
     def margin(self, leaf):
+        """The distance of every entry from 0 or another bound that is a fixed point of EM, relative
+        to the natural size of the entry; None: there is no such bound."""
         return None
 
     def freedom(self, shape) -> int | None:
+        """The number of free parameters of a leaf of this shape, where entries are related beyond
+        the trailing axes; else None."""
         return None
 
     def redundant(self, shape) -> int:
@@ -72,7 +99,8 @@ class Space:
         return 0
 
     def outside(self, leaf) -> str | None:
-        """What is wrong with a NumPy array that does not lie in the space, for a message."""
+        """What is wrong with a leaf, a NumPy array, that does not lie in the space, for a message;
+        else None."""
         return None
 
     def holds(self, leaf):
@@ -85,13 +113,17 @@ class Space:
         return None
 
     def constant(self, shape):
-        """Which entries of a leaf have one value in all of the space, a NumPy array of booleans."""
+        """Which entries of a leaf of this shape have one value in all of the space, a NumPy array
+        of booleans."""
         return np.zeros(shape, bool)
 
 
 @dataclass(frozen=True)
 class Positive(Space):
-    """Numbers above 0, or within a range; zero: 0 itself is one of them."""
+    """Numbers above 0, or within a range.
+
+    least, most: the ends of the range, in the units of the leaf. zero: 0 itself is in the space.
+    """
 
     least: float = 0.0
     most: float = math.inf
@@ -255,9 +287,28 @@ class Undeclared(Space):
 
 
 UNDECLARED = Undeclared()
-REAL, POSITIVE, UNIT = Space(), Positive(), UnitInterval()
-ABOVE_ZERO, KNOWN = Positive(zero=False), Known(zero=False)
-SIMPLEX, POSITIVE_DEFINITE = Simplex(), PositiveDefinite()
+"""Of a leaf whose model declares no space."""
+
+REAL = Space()
+"""All real numbers."""
+
+POSITIVE = Positive()
+"""Numbers of 0 or more."""
+
+ABOVE_ZERO = Positive(zero=False)
+"""Numbers above 0."""
+
+KNOWN = Known(zero=False)
+"""Numbers above 0 that the model has by itself."""
+
+UNIT = UnitInterval()
+"""Numbers between 0 and 1."""
+
+SIMPLEX = Simplex()
+"""Probability vectors along the last axis."""
+
+POSITIVE_DEFINITE = PositiveDefinite()
+"""Symmetric positive definite matrices in the last two axes."""
 
 
 def return_time(spaces, params, proposal):

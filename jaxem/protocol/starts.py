@@ -32,7 +32,7 @@ class Start:
     random = True
 
     def require(self, model):
-        """TypeError or ValueError where the model cannot start by this rule."""
+        """Raises TypeError or ValueError where the model cannot start by this rule."""
         if not has(model, Placed):
             raise TypeError(
                 f"{name_of(model)} has its own start, and takes no responsibilities: leave "
@@ -40,7 +40,7 @@ class Start:
             )
 
     def params(self, model, key, x, weights):
-        """Params of `model` by an M-step at the initial responsibilities."""
+        """Params of `model` by an M-step at the initial responsibilities of x."""
         k = model.domain.components if self.random else model.domain.classes
         points, labels = model.embed(x), model.known_labels(x)
         if labels is None:
@@ -70,7 +70,7 @@ class Start:
     @staticmethod
     def default(model, x) -> "Start":
         """Elemental subsets where the model has them, k-means++ where its units are points in
-        space, else random responsibilities."""
+        space x, else random responsibilities."""
         if defines(model, "elemental"):
             return ElementalSubsets()
         return RandomResponsibilities() if model.embed(x) is None else KMeansPlusPlus()
@@ -82,7 +82,8 @@ class KMeansPlusPlus(Start):
 
     Each unit belongs to the nearest seed. Outliers are no seeds, and have responsibilities of 0.
     Where the components of some units are known, the mean of the known units of a component is its
-    seed. Source: Arthur & Vassilvitskii 2007.
+    seed. Raises ValueError, in `fit`, for a model whose units are no points in space. Source:
+    Arthur & Vassilvitskii 2007.
 
     Args:
       outliers: whether outliers may be seeds too, as for k-means, where an outlier deserves a
@@ -92,6 +93,7 @@ class KMeansPlusPlus(Start):
     outliers: bool = False
 
     def responsibilities(self, key, points, weights, k):
+        """Initial responsibilities (n, k) of units at points (n, e)."""
         return self.labelled(key, points, weights, k, None)
 
     def labelled(self, key, points, weights, k, labels):
@@ -103,10 +105,12 @@ class RandomRows(Start):
     """Seeds drawn evenly from the units that differ from all earlier seeds.
 
     Each unit belongs to the nearest seed. Outliers are no seeds, and have responsibilities of 0.
-    Known components have seeds as in `KMeansPlusPlus`.
+    Known components have seeds as in `KMeansPlusPlus`. Raises ValueError as there. Source: Forgy
+    1965.
     """
 
     def responsibilities(self, key, points, weights, k):
+        """Initial responsibilities (n, k) of units at points (n, e)."""
         return self.labelled(key, points, weights, k, None)
 
     def labelled(self, key, points, weights, k, labels):
@@ -122,6 +126,7 @@ class RandomResponsibilities(Start):
     """
 
     def responsibilities(self, key, points, weights, k):
+        """Initial responsibilities (n, k), drawn by the key."""
         draws = jax.random.exponential(key, (weights.shape[0], k), weights.dtype)
         return draws / draws.sum(-1, keepdims=True)
 
@@ -161,12 +166,17 @@ class ElementalSubsets(Start):
 
 @pytree(eq=False)
 class Responsibilities(Start):
-    """Given responsibilities: (n, k), not negative, every row summing to 1."""
+    """Given responsibilities.
+
+    values: (n, k), not negative, every row summing to 1. Raises ValueError, in `fit`, for another
+    shape.
+    """
 
     values: Any
     random = False
 
     def responsibilities(self, key, points, weights, k):
+        """The given responsibilities (n, k); ValueError where they have another shape."""
         values = jnp.asarray(self.values)
         expected = (weights.shape[0], k)
         if values.shape != expected:
@@ -176,12 +186,16 @@ class Responsibilities(Start):
 
 @pytree(eq=False)
 class Labels(Start):
-    """A given component for every unit: (n,) integers from 0 to k−1."""
+    """A given component for every unit.
+
+    values: (n,) integers from 0 to k−1. Raises ValueError, in `fit`, for another shape.
+    """
 
     values: Any
     random = False
 
     def responsibilities(self, key, points, weights, k):
+        """The given labels as responsibilities (n, k); ValueError for another shape."""
         values = jnp.asarray(self.values)
         if values.shape != weights.shape:
             raise ValueError(f"Labels must have shape {weights.shape}, got {values.shape}")

@@ -42,7 +42,8 @@ class Result(Criteria, Fit):
     `Trace` of `fit(..., trace=True)`, else None.
 
     A pytree, so that it passes through `jit` and `vmap`. Methods that need data take them as an
-    argument. The result of an eager `fit` has a reference to its own, for its `entropy` and `icl`,
+    argument, and raise ValueError or TypeError where these are not of the form that was fitted. The
+    result of an eager `fit` has a reference to its own, for its `entropy` and `icl`,
     which is lost in a transformation and in a copy; `save` writes the entropy.
     """
 
@@ -69,8 +70,9 @@ class Result(Criteria, Fit):
         shares_model: bool = False,
         trace=None,
     ):
-        """A result. gradient_ok None: whether the fit converged. total_weight None: the number of
-        units."""
+        """A result of model, with best, the `Fit` of the best restart, and the `Fit` of all
+        restarts; data_shape, n_units, shares_model and trace as in `Result`. gradient_ok None:
+        whether the fit converged. total_weight None: the number of units."""
         if gradient_ok is None:
             status = best.status if is_traced(best.status) else np.asarray(best.status)
             gradient_ok = status == int(Status.CONVERGED)
@@ -117,10 +119,10 @@ class Result(Criteria, Fit):
 
     @in_own_precision
     def predict(self, x):
-        """The most probable component of every unit, shape (n,); −1 where `predict_proba` is NaN,
-        and where all values of a unit are missing. With groups that of every row.
-        Of a fleet: (b, n), or a list of (n_i,). Of `Sequences` the most probable path of states, a
-        list of (t_i,). Raises TypeError as `predict_proba` does."""
+        """The most probable component of every unit of x, shape (n,); −1 where `predict_proba` is
+        NaN, and where all values of a unit are missing. With groups that of every row. Of a fleet:
+        (b, n), or a list of (n_i,). Of `Sequences` the most probable path of states, a list of
+        (t_i,). Raises TypeError as `predict_proba` does."""
         if defines(self.model, "smooth", "viterbi"):
             return fleet.paths(self, "viterbi", x)
         if self.is_fleet:
@@ -156,7 +158,8 @@ class Result(Criteria, Fit):
     @in_own_precision
     def sample(self, key, n: int, **options):
         """n units drawn from the fitted model; key: a JAX key or an int; options: those of the
-        model's `sample`, for chains `length` and `inputs`."""
+        model's `sample`, for chains `length` and `inputs`. Raises TypeError of a fleet,
+        NotImplementedError for a model that draws none."""
         if self.is_fleet:
             raise TypeError("a batch draws from one fit at a time: result[i].sample(key, n)")
         key, n = as_key(key), integer(n, "n", 1)
@@ -256,7 +259,8 @@ class Result(Criteria, Fit):
         return self
 
     def save(self, path) -> None:
-        """Writes the result to a file, arrays as npz and structure as JSON, for `jaxem.load`."""
+        """Writes the result to the file `path`, arrays as npz and structure as JSON, for
+        `jaxem.load`. Raises ValueError where the model cannot be written."""
         from jaxem.results.files import save
 
         save(self, path)

@@ -123,7 +123,8 @@ class Uncertainty:
         return np.linalg.inv(self.covariance)
 
     def status_counts(self) -> dict[str, int]:
-        """How many refits of a bootstrap ended with each status, by its name."""
+        """How many refits of a bootstrap ended with each status, by its name. TypeError where
+        there are none."""
         if self.statuses is None:
             raise TypeError("there are no refits: status_counts is of jaxem.bootstrap")
         codes, counts = np.unique(self.statuses, return_counts=True)

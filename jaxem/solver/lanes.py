@@ -58,7 +58,8 @@ class Lanes:
         )
 
     def interval(self, floats: int) -> int:
-        """EM steps between two checks for finished lanes, for fits as in `width_for`."""
+        """EM steps between two checks for finished lanes, of fits whose widest array
+        holds `floats` numbers."""
         if self.steps is not None:
             return self.steps
         if tuning.platform() != "cpu":

@@ -73,7 +73,8 @@ class Restricted(Wrapper):
 
     Raises ValueError, when it is fitted, for a path that names nothing, a value of another shape or
     outside its space, an entry both fixed and tied, a part of a covariance matrix, and ties that a
-    change of units would break.
+    change of units would break; TypeError for a model or paths of another type. Functions that are
+    not listed are those of the model.
     """
 
     model: Any
@@ -209,6 +210,8 @@ class Restricted(Wrapper):
         return self._restrict_itself(start)
 
     def template(self, is_cyclic):
+        """That of the model, with the restrictions: a function of (key, x, weights). is_cyclic: in
+        a cycle, else from left to right."""
         start = self.model.template(is_cyclic)
         return lambda key, x, weights: self._restrict_itself(start(key, x, weights))
 

@@ -12,7 +12,7 @@ def optima(result, ax=None, *, tol: float = 1e-5):
 
     Args:
       result: of one fit with restarts.  ax: matplotlib Axes; None: a new figure.
-      tol: as in `Result.optima`.
+      tol: as in `Result.optima`, in nats per unit of weight.
 
     Returns the Axes. Raises TypeError for a batch.
     """

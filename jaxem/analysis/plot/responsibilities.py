@@ -19,7 +19,7 @@ def responsibilities(result, x, ax=None):
     responsibilities (NaN) are left out.
 
     Args:
-      result: of one fit.  x: the data, as in `Result.predict_proba`; `Sequences` are joined.
+      result: of one fit.  x: the data, (n, d) or a tree; `Sequences` are joined.
       ax: matplotlib Axes; None: a new figure.
 
     Returns the Axes. Raises TypeError for a batch or a model without components.

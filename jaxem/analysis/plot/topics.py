@@ -18,7 +18,8 @@ def topics(result, vocabulary=None, ax=None, *, n: int = 8):
       vocabulary: the words, such as `documents.terms`; None: words are their column numbers.
       ax: as many matplotlib Axes as there are topics; None: a new figure.
 
-    Returns an array (k,) of Axes. Raises TypeError for a batch or another model.
+    Returns an array (k,) of Axes. Raises TypeError for a batch or another model, ValueError for
+    another number of words or of Axes.
     """
     style.require_one(result, "plot.topics")
     if not isinstance(result.model, LDA):

@@ -177,7 +177,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return self.fit(X, sample_weight=sample_weight).transform(X)
 
     def score(self, X, y=None, sample_weight=None):
-        """−Σ w·squared distance of a row of X to its nearest centre. y: ignored."""
+        """−Σ w·squared distance of a row of X to its nearest centre. y: ignored.
+
+        Raises ValueError for weights or data of another shape."""
         check_is_fitted(self)
         x = self._data(X, reset=False)
         return -self._inertia(x, support.checked_weights(sample_weight, x), self._labels(x))

@@ -174,7 +174,9 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
         return self
 
     def partial_fit(self, X, y=None, sample_weight=None):
-        """One pass of "online" over X (n, v), continuing from the topics so far. Returns self."""
+        """One pass of "online" over X (n, v), continuing from the topics so far. Returns self.
+
+        Raises ValueError for weights or data that cannot be used."""
         support.require(self, RULES)
         is_first = not hasattr(self, "components_")
         x = self._checked(X, "partial_fit", reset=is_first)
@@ -193,7 +195,7 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
         return gamma / gamma.sum(1, keepdims=True) if normalize else gamma
 
     def fit_transform(self, X, y=None, sample_weight=None, *, normalize=True):
-        """`fit`, then `transform` of X."""
+        """`fit`, then `transform` of X with `normalize`."""
         return self.fit(X, y, sample_weight).transform(X, normalize=normalize)
 
     def score(self, X, y=None):

@@ -1,4 +1,12 @@
-"""The estimators of `jaxem.sklearn`."""
+"""Estimators with the interface of scikit-learn.
+
+Arguments that the methods of all estimators have in common:
+
+Args:
+  X: the data, (n, d) numbers; of `LatentDirichletAllocation` (n, vocabulary) counts.
+  y: ignored, except by `MixtureModel`, where (n,) or (n, m) are the responses of regressions.
+  sample_weight: (n,), one per unit, 0 or more; None: all 1.
+"""
 
 import importlib.util
 

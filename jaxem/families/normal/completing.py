@@ -51,8 +51,8 @@ class Completing(Bank):
         return incomplete.given_cells(params.mean, self._covariances(params, cells), cells)
 
     def scaled_statistics(self, params, cells, weights, precision):
-        """Statistics of rows whose covariance is divided by a precision u (n, k): of weights · u,
-        in which the conditional covariance is not multiplied by u."""
+        """Statistics of rows, observed `cells`, whose covariance is divided by a precision u
+        (n, k): of weights · u, in which the conditional covariance is not multiplied by u."""
         found = self.given(params, cells)
         u = precision.T.reshape(-1, *(1,) * (found.spread.ndim - 2), precision.shape[0])
         varies = None if self.limits is None else self.limits.varies

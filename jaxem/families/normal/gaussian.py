@@ -10,7 +10,7 @@ from jaxem.protocol.counts import safe
 @pytree(eq=False)
 class NormalParams:
     """mean (k, d); covariance (k, d, d), but (d, d) tied, (k, d) diagonal, EEI, VEI and EVI, (k,)
-    spherical and EII."""
+    spherical and EII. In the units of the data, and their squares."""
 
     mean: Any
     covariance: Any

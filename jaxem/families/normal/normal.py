@@ -68,7 +68,7 @@ class Normal(Completing):
     components do, and so do "EII" and "VII".
 
     Raises ValueError for another covariance, for a prior of a structure that takes none, or for
-    data that are not of shape (n, d).
+    data that are not of shape (n, d), TypeError for another prior, floor or missing.
     """
 
     covariance: str = "full"
@@ -119,6 +119,7 @@ class Normal(Completing):
 
     @property
     def structure(self):
+        """The covariance structure."""
         return STRUCTURES[self.covariance]
 
     def init(self, key, x, weights):
@@ -371,14 +372,15 @@ class Normal(Completing):
         return jnp.where(self.limits.varies, floor, of_constants)
 
     def floored(self, mean, covariance):
-        """Covariances with variances of at least the floor; that of a constant feature is 1, in the
-        units of the arithmetic, or the given floor."""
+        """The covariances of components with these means (mean, covariance), with variances of at
+        least the floor; that of a constant feature is 1, in the units of the arithmetic, or the
+        given floor."""
         if self.limits is not None:
             covariance = covariance + self.limits.added
         return self.raised(mean, covariance)
 
     def raised(self, mean, covariance):
-        """Covariances with variances of at least the floor."""
+        """The covariance of components with a mean, with variances of at least the floor."""
         return self.structure.floor(covariance, self._floor(mean))
 
     def _keep_empty(self, count, updated, previous):

@@ -24,7 +24,8 @@ class NormalPosterior:
 
     mean (k, d); mean_precision (k,); df (k,), a scalar if tied; covariance (k, d, d) full, (d, d)
     tied, (k, d) diagonal, (k,) spherical: the inverse of the expected precision, E[Λ]⁻¹. Under a
-    `NormalPrior` diagonal and spherical precisions are gamma(df/2, df·covariance/2).
+    `NormalPrior` diagonal and spherical precisions are gamma(df/2, df·covariance/2). Mean and
+    covariance are in the units of the data, and their squares.
     """
 
     mean: Any

@@ -66,10 +66,9 @@ class Regression(Bank):
     It takes `Data(x (n, p), y (n,))`, with offset (n,) and, of binomial responses, trials (n,),
     where they are given. y! and binomial coefficients belong to the likelihood.
 
-    The M-step is weighted least squares for normal responses. For others it is a Newton step (IRLS)
-    that is shortened so that it cannot lower the expected log-likelihood
-    (`jaxem.numerics.newton_step`), and a step of the dispersion; the proof is for regressors
-    between −1 and 1, to which `fit` rescales them inside.
+    The M-step is weighted least squares for normal responses. For others it is a Newton step
+    (IRLS), shortened so that it cannot lower the expected log-likelihood of regressors between −1
+    and 1, to which `fit` rescales them, and a step of the dispersion.
 
     Args:
       family: "normal" (identity link), "poisson" (log), "binomial" (logit; y successes of `trials`,
@@ -80,8 +79,8 @@ class Regression(Bank):
       prior: a number, the precision of a normal prior with mean 0 of every slope, in the units of
         the data (ridge); a `CoefficientPrior`; or None for maximum likelihood.
 
-    Raises ValueError for another family or link, for columns that do not exist, and for collinear
-    regressors without a prior.
+    Raises ValueError or TypeError for other arguments, for columns that do not exist, and for
+    collinear regressors without a prior. Sources: DeSarbo & Cron 1988; Wedel & DeSarbo 1995.
     """
 
     family: str = "normal"
@@ -107,6 +106,7 @@ class Regression(Bank):
 
     @property
     def response(self):
+        """The distribution of the response."""
         return RESPONSES[self.family]
 
     @property
@@ -121,8 +121,7 @@ class Regression(Bank):
 
     @property
     def separate(self):
-        """The M-step of a component depends on its own weights alone, and at a fixed point on no
-        earlier params."""
+        """Whether, at a fixed point, the M-step of a component depends on its weights alone."""
         depends = self.shared or (self.prior is not None and self.response.scales)
         return not depends and not self.is_joint
 
@@ -292,8 +291,7 @@ class Regression(Bank):
 
     def separated(self, params, x, weights):
         """Whether the likelihood of each component has no maximum at finite coefficients, (k,):
-        where a combination of regressors has next to no information (`SEPARATED`). Weights (n, k).
-        """
+        where a combination of regressors has next to no information. weights (n, k)."""
         k = params.coefficients.shape[0]
         if self.response.scales:
             return np.zeros(k, bool)
@@ -303,18 +301,19 @@ class Regression(Bank):
         return separated(rows.regressors, information, weights)
 
     def mean(self, params, x):
-        """E[y | x] of every row under every component, (n, k); x needs no y."""
+        """E[y | x] at params of every row under every component, (n, k); x needs no y."""
         rows = rows_of(x, self.intercept)
         return self.response.mean(rows.predictor(params.coefficients), rows.trials).T
 
     def sample_response(self, key, params, x, z):
-        """A response y (n,) for every row of x, of component z (n,); x needs no y."""
+        """A response y (n,) at params for every row of x, of component z (n,); x needs no y."""
         rows = rows_of(x, self.intercept)
         eta = jnp.take_along_axis(rows.predictor(params.coefficients), z[None], 0)[0]
         dispersion = None if params.dispersion is None else params.dispersion[z]
         return self.response.draw(key, eta, dispersion, rows.trials)
 
     def sample(self, key, params, z):
+        """Raises NotImplementedError: there is no distribution of rows; see `sample_response`."""
         raise NotImplementedError(
             "Regression has no distribution of its regressors, and draws no rows: draw responses "
             "of given rows, result.model.components.sample_response(key, params, x, z)"
@@ -324,6 +323,7 @@ class Regression(Bank):
         return None
 
     def elemental(self, key, x, weights, k, group=None):
+        """As `starts.elemental`, (n, k); group (n,): rows of few groups are drawn together."""
         rows = rows_of(x, self.intercept)
         dtype, (m, n) = rows.regressors.dtype, rows.regressors.shape
         weights = jnp.asarray(weights, dtype).reshape(n, -1)

@@ -64,11 +64,12 @@ class Chained(Model):
         return self.k
 
     def rows_before(self, x):
-        """The sequences, each row with the rows before it that the bank conditions on."""
+        """The sequences x, each row with the rows before it that the bank conditions on."""
         return x.lagged(self.domain.lags)
 
     def template(self, is_cyclic):
-        """As `protocol.starts.Template` asks for it."""
+        """A function of (key, x, weights) that returns params to start from: left to right, or
+        where is_cyclic in a cycle. ValueError where the model has no such structure."""
         return self._cyclic if is_cyclic else self._left_to_right
 
     def posterior(self, params, x):
@@ -98,7 +99,7 @@ class Chained(Model):
         return of_paths(chain, [path for path, _ in found], inner, x), value
 
     def sampled(self, key, params, x, draws: int):
-        """The q of so many paths drawn from p(z | x)."""
+        """The q of so many (draws) paths drawn from p(z | x)."""
         x, chain = self.rows_before(x), partial(self.chain, params)
         inner, filtered = self._filtered(params, x)
 
@@ -136,7 +137,8 @@ class Chained(Model):
         return inner, found
 
     def answer(self, what, params, x, key=None):
-        """An array (n, t, ...) for `paths`, of sequences of one padded length."""
+        """An array (n, t, ...) for `paths`, of sequences x of one padded length. what:
+        "filtered", "smoothed", "best", "drawn" or "last"."""
         x = self.rows_before(x)
         stack = x.padded()
         chain, is_last = self.chain(params, stack), stack.is_last.T
@@ -154,15 +156,16 @@ class Chained(Model):
         return jnp.moveaxis(rows, 2, 0)
 
     def filter(self, params, x):
-        """p(z_t | x_1 … x_t), a list of arrays (t_i, k)."""
+        """p(z_t | x_1 … x_t) of `Sequences` x, a list of arrays (t_i, k) (Rabiner 1989)."""
         return paths.filtered(self, params, x)
 
     def smooth(self, params, x):
-        """p(z_t | all rows of the sequence), a list of arrays (t_i, k)."""
+        """p(z_t | all rows of the sequence) of `Sequences` x, a list of arrays (t_i, k)."""
         return paths.smoothed(self, params, x)
 
     def viterbi(self, params, x):
-        """The most probable path of states, a list of integer arrays (t_i,)."""
+        """The most probable path of states of `Sequences` x, a list of integer arrays (t_i,)
+        (Viterbi 1967)."""
         return paths.best(self, params, x)
 
     def draw(self, key, params, x):
@@ -175,12 +178,12 @@ class Chained(Model):
         return paths.forecast(self, params, x, steps, inputs)
 
     def log_prob(self, params, x):
-        """log p(sequence | params), (n,)."""
+        """log p(sequence | params) of every sequence of x, (n,)."""
         x = self.rows_before(x)
         return x.to_units([chains.total(f.evidence) for f in self._filtered(params, x)[1]])
 
     def sample(self, key, params, n: int, length: int = 100):
-        """n sequences of so many rows, as `Sequences`. NotImplementedError where the bank defines
+        """n sequences of `length` rows, as `Sequences`. NotImplementedError where the bank defines
         no draws.
 
         With `Autoregression` the first `lags` rows of a sequence are all the fixed point of the

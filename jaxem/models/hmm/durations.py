@@ -41,7 +41,7 @@ START_SIZE = 2.0
 @pytree(eq=False)
 class DurationParams:
     """mean (k,), size (k,): of the negative binomial of a duration less 1, before it is cut off:
-    its variance is mean + mean²/size."""
+    its variance is mean + mean²/size. The mean is in rows, the unit of time."""
 
     mean: Any
     size: Any

@@ -18,7 +18,9 @@ class ChainPrior:
     initial, transition: the concentration of every entry, 1 for a uniform density. sticky: added to
     the concentration of staying, 0 or more (Fox et al. 2011). Entries that are 0 in the params of
     the start are left out: they stay 0. With initial="stationary" the initial probabilities have no
-    prior of their own.
+    prior of their own. Shapes: initial a number or (k,); transition a number, (k,) or (k, k).
+
+    Raises ValueError where a concentration is not above 0 or sticky is below 0.
     """
 
     initial: Any = 1.0
@@ -33,14 +35,16 @@ class ChainPrior:
                 raise ValueError(f"ChainPrior needs sticky of 0 or more, got {self.sticky!r}")
 
     def counts(self, first, pairs, params):
-        """Expected counts with those of the prior, not below 0; 0 where params are 0."""
+        """Expected counts, first (k,) of states and pairs (k, k) of transitions, with those of the
+        prior, not below 0; 0 where params are 0."""
         concentration = self._of_transitions(pairs)
         first = jnp.maximum(first + self.initial - 1, 0)
         pairs = jnp.maximum(pairs + concentration - 1, 0)
         return jnp.where(params.initial > 0, first, 0), jnp.where(params.transition > 0, pairs, 0)
 
     def log_density(self, initial, transition):
-        """The log density; without that of the initial probabilities where these are None."""
+        """The log density of initial (k,) and transition (k, k); without that of the initial
+        probabilities where these are None."""
         value = _log_dirichlet(self._of_transitions(transition), transition)
         if initial is None:
             return value

@@ -319,9 +319,9 @@ class LDA(Model):
         return arranged(*x.stored, self.topics)
 
     def improved(self, params, x, units, weights, gamma, from_cold, tol, most):
-        """(γ (n, k), statistics, evidence (n,)) after at most `most` steps from a given γ.
-        from_cold: whether they begin at a cold start, for documents of which F is then not
-        lower."""
+        """(γ (n, k), statistics, evidence (n,)) after at most `most` steps from a given gamma γ, or
+        until its mean change is below tol. units: what `arranged` returned. from_cold: whether they
+        begin at a cold start, for documents of which F is then not lower."""
         cold = self.cold(params, x)
         limit = jnp.maximum(_tight(cold), tol)
         most = jnp.asarray(most, jnp.int32)
@@ -354,6 +354,8 @@ class LDA(Model):
         return jnp.asarray(given, params.topics.dtype if dtype is None else dtype)
 
     def sums(self, topics, logs, weights):
+        """`LDAStatistics` from expected counts of topics (k, vocabulary), logs E[log θ] (n, k) and
+        the weights."""
         return LDAStatistics(topics, jnp.einsum("n,nk->k", weights, logs), weights.sum())
 
 
