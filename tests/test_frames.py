@@ -70,7 +70,7 @@ def test_the_page_about_a_fit(result):
     words = " ".join(page.split())
     assert f" units {n} free parameters {p} log-likelihood " in words
     assert "restarts: 4 CONVERGED" in page
-    assert page.count("length") == 2  # above the means and above the covariance
+    assert page.count("length") == 3  # above the means, above and beside the covariance
     weights = rows_under(page, "component   weights", skipped=1)
     np.testing.assert_allclose(np.ravel(weights), result.params.weights, rtol=1e-5)
 
@@ -97,25 +97,43 @@ def test_a_matrix_of_all_components_is_no_table_of_components(result):
         np.testing.assert_allclose(mean, result.params.components.mean, rtol=1e-5)
 
 
+def made_up(model, params, shape, objective=-1.0):
+    """A result with these params, which no fit found."""
+    ends = {"log_likelihood": -1.0, "objective": objective, "n_iter": 3, "status": 2}
+    fit = jaxem.Fit(params, **{name: np.asarray(value) for name, value in ends.items()})
+    every = jax.tree.map(lambda a: np.asarray(a)[None], fit)
+    return jaxem.Result.of(model, fit, every, shape)
+
+
 def test_shared_noise_of_as_many_columns_as_components():
     mean, loadings = np.zeros((3, 3)), np.ones((3, 3, 1))
     params = jaxem.FactorParams(mean, loadings, np.array([1.0, 2.0, 3.0]))
     params = jaxem.MixtureParams(np.full(3, 1 / 3), params)
-    ends = {"log_likelihood": -1.0, "objective": -1.0, "n_iter": 3, "status": 2}
-    fit = jaxem.Fit(params, **{name: np.asarray(value) for name, value in ends.items()})
     model = jaxem.Mixture(jaxem.Factors(1, shared_noise=True), 3)
-    every = jax.tree.map(lambda a: np.asarray(a)[None], fit)
-    page = jaxem.Result.of(model, fit, every, (40, 3)).summary()
+    page = made_up(model, params, (40, 3)).summary()
     assert rows_under(page, "components.noise, the same") == [[1.0, 2.0, 3.0]]
     assert "warnings\n  MAX_ITER: the iteration limit was reached first" in page
 
 
+def test_a_matrix_of_every_component_has_rows_and_columns():
+    covariance = np.array([[[4.0, 1.0], [1.0, 2.0]], [[9.0, -1.0], [-1.0, 3.0]]])
+    params = jaxem.NormalParams(np.array([[0.0, 1.0], [5.0, 6.0]]), covariance)
+    model, params = jaxem.Mixture(jaxem.Normal(), 2), jaxem.MixtureParams(np.full(2, 0.5), params)
+    result = made_up(model, params, (40, 2))
+    for names, first in ((None, "0"), (["height", "weight in kg"], "height")):
+        page = result.summary(names)
+        for j in range(2):
+            title = f"components.covariance of component {j}"
+            lines = page[page.index(title) :].splitlines()[1:4]
+            assert lines[1].split()[0] == first
+            found = [[float(word) for word in line.split()[-2:]] for line in lines[1:]]
+            np.testing.assert_array_equal(found, covariance[j])
+            assert len({len(line) for line in lines}) == 1  # aligned
+
+
 def test_the_page_about_a_users_model():
     params = {"shares": np.array([0.3, 0.7]), "links": np.array([[0.5, 0.1], [0.1, 0.4]])}
-    ends = {"log_likelihood": -1.0, "objective": -1.5, "n_iter": 3, "status": 1}
-    fit = jaxem.Fit(params, **{name: np.asarray(value) for name, value in ends.items()})
-    every = jax.tree.map(lambda a: np.asarray(a)[None], fit)
-    page = jaxem.Result.of(adopt(Graph(2)), fit, every, (1, 12, 12)).summary()
+    page = made_up(adopt(Graph(2)), params, (1, 12, 12), objective=-1.5).summary()
     assert "objective" in page and "shares" in page and "0.7" in page
 
 

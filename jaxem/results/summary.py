@@ -15,6 +15,9 @@ from jaxem.results.separation import explain_separation
 MOST_COLUMNS = 24
 """Columns of a leaf of params that are shown; of a larger one only its shape is."""
 
+MOST_NUMBERS = 64
+"""Numbers of a matrix that are shown, as `MOST_COLUMNS`."""
+
 
 def summary(result, names=None) -> str:
     """See `Result.summary`."""
@@ -86,7 +89,7 @@ def _warnings(result) -> list[str]:
 
 def _tables(result, names) -> list[str]:
     """The params: first the numbers that are one for every component, then a table a leaf with one
-    row a component, then leaves that all components share."""
+    row a component, or a matrix for each, then leaves that all components share."""
     k = result.model.domain.components
     params, noise = result.params, []
     if isinstance(params, NoiseMixtureParams):
@@ -99,25 +102,31 @@ def _tables(result, names) -> list[str]:
         title = jax.tree_util.keystr(path, simple=True, separator=".")
         values, components, is_of_each = np.asarray(leaf), axis.components, axis.is_leading
         is_of_all = len(components) == k
-        if values.size > MOST_COLUMNS * (len(components) if is_of_each else 1):
+        are_matrices = is_of_each and values.ndim == 3 and min(values.shape[1:]) > 1
+        most = MOST_NUMBERS if are_matrices else MOST_COLUMNS
+        if values.size > most * (len(components) if is_of_each else 1):
             left_out.append(
                 f"{title} {values.shape}{'' if is_of_each else _sharing(components, k)}"
             )
         elif not is_of_each:
             rows = values.reshape(-1, values.shape[-1]) if values.ndim else values[None, None]
             headings = _headings(result, title, rows, names) if values.ndim else [""]
-            table = _table(headings, rows, "row")
-            shared += ["", title + _sharing(components, k), *table]
+            shared += ["", title + _sharing(components, k), *_matrix(headings, rows, names)]
+        elif are_matrices:
+            headings = _headings(result, title, values[:, 0], names)
+            for j, rows in zip(components, values, strict=True):
+                tables += ["", f"{title} of component {j}", *_matrix(headings, rows, names)]
         elif values.ndim == 1 and is_of_all:
             single.append((title.rsplit(".", 1)[-1], values))
         else:
             rows = values.reshape(len(components), -1)
             headings = _headings(result, title, values, names) if values.ndim > 1 else [""]
-            tables += ["", title, *_table(headings, rows, first=components.start)]
+            tables += ["", title, *_table(headings, rows, "component", map(str, components))]
     lines = []
     if single:
         headings = [title for title, _ in single]
-        lines = ["", *_table(headings, np.stack([values for _, values in single], 1))]
+        columns = np.stack([values for _, values in single], 1)
+        lines = ["", *_table(headings, columns, "component", map(str, range(k)))]
     return lines + tables + shared + noise + [""] * bool(left_out) + left_out
 
 
@@ -142,20 +151,28 @@ def _headings(result, title, values, names):
             return ["intercept"] * (width - p) + of_columns
     if values.ndim == 2 and names is not None and len(names) == width:
         return [str(name) for name in names]
-    if values.shape[1:] == (len(names or ()),) * 2:
-        return [f"{a},{b}" for a in names for b in names]
     return [str(list(index)) for index in np.ndindex(values.shape[1:])]
 
 
-def _table(headings, values, of="component", first=0):
-    """Lines of a table with a row for each component, the first of this number, in six digits."""
+def _matrix(headings, values, names):
+    """Lines of a matrix, whose rows have names where as many columns of the data do."""
+    if len(values) == len(names or ()):
+        return _table(headings, values, "", map(str, names))
+    return _table(headings, values, "row", map(str, range(len(values))))
+
+
+def _table(headings, values, of, labels):
+    """Lines of a table in six digits; of: the heading of the labels of its rows."""
     cells = [[f"{value:.6g}" for value in row] for row in values.tolist()]
     columns = list(zip(*cells, strict=True))
     widths = [max(len(h), *map(len, column)) for h, column in zip(headings, columns, strict=True)]
+    labels = list(labels)
+    margin = max(9, *map(len, labels))
     lines = []
     if any(headings):
         heads = "  ".join(h.rjust(w) for h, w in zip(headings, widths, strict=True))
-        lines.append(f"{of:>9}  {heads}")
-    for j, row in enumerate(cells, first):
-        lines.append(f"{j:>9}  " + "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)))
+        lines.append(f"{of:>{margin}}  {heads}")
+    for label, row in zip(labels, cells, strict=True):
+        numbers = "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True))
+        lines.append(f"{label:>{margin}}  {numbers}")
     return lines
