@@ -109,6 +109,18 @@ def test_other_rules_and_orders_are_those_of_fit():
     assert_same(found.results[1], quiet(jaxem.fit, models[1], REAL, **options))
 
 
+@pytest.mark.parametrize("name", [name for name in KNOWN if padded._known(BANKS[name][0])])
+def test_padded_starts_are_those_of_fit(name):
+    bank, x = BANKS[name]
+    models, options = mixtures(bank, (1, 3)), OPTIONS | {"max_iter": 0}
+    assert padded.groups(models, x, 4, jaxem.EM()) == [[0, 1]]
+    for model, result in zip(models, jaxem.select(x, models, **options).results, strict=True):
+        alone = jaxem.fit(model, x, **options)
+        chex.assert_trees_all_close(
+            result.restarts.params, alone.restarts.params, rtol=1e-6, atol=1e-9
+        )
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_absent_components_change_no_step(name):
     """Two EM steps from one start, with two absent components and without, in every bank."""

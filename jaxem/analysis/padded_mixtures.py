@@ -6,6 +6,7 @@ components the fit of a small problem takes hardly longer.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,10 +25,11 @@ from jaxem.numerics import tuning
 from jaxem.numerics.tree import float_dtype, pytree, split
 from jaxem.protocol.model import Model, name_of
 from jaxem.protocol.spaces import REAL
+from jaxem.protocol.starts import Start
 from jaxem.results.result import Result
 from jaxem.solver.axes import keys_of_restarts, typed
 from jaxem.solver.problem import Fit, Plan, Problem, rank
-from jaxem.solver.programs import Program
+from jaxem.solver.programs import Program, run_once
 from jaxem.solver.stopping import Aitken
 
 
@@ -83,14 +85,8 @@ class Padded(Model):
 
     def maximize(self, params, stats):
         updated = self.mixture.maximize(params.mixture, stats)
-        present = self._present(params)
-
-        def mirror(leaf):
-            return jnp.where(present.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, leaf[:1])
-
-        return PaddedParams(
-            updated.weights, over(self.banked, mirror, updated.components), params.k
-        )
+        components = completed(self.banked, updated.components, self._present(params))
+        return PaddedParams(updated.weights, components, params.k)
 
     def spaces(self, params):
         inner = self.mixture.spaces(params.mixture)
@@ -126,6 +122,15 @@ def over(banked, change, components):
     leaves, tree = jax.tree.flatten(components)
     pairs = zip(leaves, banked, strict=True)
     return jax.tree.unflatten(tree, [change(leaf) if has else leaf for leaf, has in pairs])
+
+
+def completed(banked, components, present):
+    """The components' params with the first ones in place of those that are not present (k,)."""
+
+    def complete(leaf):
+        return jnp.where(present.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, leaf[:1])
+
+    return over(banked, complete, components)
 
 
 def groups(models, x, restarts, method) -> list[list[int]]:
@@ -209,9 +214,10 @@ def fit_padded(models, x, key, init, *, weights, restarts, method, **limits) -> 
     # Where a start is not finite, `fit` reports the cause.
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(starts)):
         return [fit(m, x, key=key, init=init, restarts=restarts, **options) for m in models]
-    together = fit(
-        Padded(largest, banked), x, init=starts, restarts=restarts * len(models), **options
-    )
+    with run_once():
+        together = fit(
+            Padded(largest, banked), x, init=starts, restarts=restarts * len(models), **options
+        )
     every = jax.tree.map(
         lambda a: a.reshape(len(models), restarts, *a.shape[1:]), jax.device_get(together.restarts)
     )
@@ -281,18 +287,47 @@ def _banked(smallest, largest, x, dtype) -> tuple[bool, ...]:
 def _begin(numeric, x, weights, key, *, plans, sizes, banked, restarts):
     """The starts of all models: `PaddedParams` with a leading axis of models × restarts."""
     keys = keys_of_restarts(key, np.arange(restarts))
-    most = max(sizes)
+    problems = [Problem.of(plan, one, x, weights) for one, plan in zip(numeric, plans, strict=True)]
+    largest, most = problems[int(np.argmax(sizes))], max(sizes)
+    rule = largest.rule or Start.default(largest.climbed, largest.plain_data)
+    if type(rule).params is Start.params:
+        start = _from_responsibilities(problems, rule, largest, most, keys)
+    else:
+        start = _one_by_one(problems, banked, most, keys)
+    size = np.repeat(sizes, restarts)
+    present = np.arange(most) < size[:, None]
+    components = jax.vmap(partial(completed, banked))(start.components, present)
+    return PaddedParams(start.weights, components, jnp.asarray(size, start.weights.dtype))
+
+
+def _from_responsibilities(problems, rule, largest, most, keys):
+    """The starts of `_begin` by one M-step of the largest model, whose responsibilities are 0 where
+    a component is absent: a program with an M-step for every model takes long to compile."""
+    drawn = []
+    for problem in problems:
+        model, x, weights = problem.climbed, problem.plain_data, problem.weights
+        shares = jax.vmap(lambda key, args=(model, x, weights): rule.drawn(args[0], key, *args[1:]))
+        responsibilities = shares(keys)[0]  # (restarts, n, k)
+        absent = most - responsibilities.shape[2]
+        drawn.append(jnp.pad(responsibilities, ((0, 0), (0, 0), (0, absent))))
+
+    def started(key, responsibilities):
+        args = (key, largest.plain_data, responsibilities, largest.weights)
+        return largest.outward(rule.started(largest.climbed, *args))
+
+    return jax.vmap(started)(jnp.concatenate([keys] * len(problems)), jnp.concatenate(drawn))
+
+
+def _one_by_one(problems, banked, most, keys):
+    """The starts of `_begin` by the rule of every model."""
     out = []
-    for one, plan, k in zip(numeric, plans, sizes, strict=True):
-        problem = Problem.of(plan, one, x, weights)
+    for problem in problems:
         start = jax.vmap(lambda key, p=problem: p.outward(p.initial_params(key)))(keys)
 
-        def pad(leaf, k=k):
-            return jnp.concatenate([leaf, *[leaf[:, :1]] * (most - k)], axis=1)
+        def pad(leaf, absent=most - start.weights.shape[1]):
+            return jnp.pad(leaf, ((0, 0), (0, absent), *[(0, 0)] * (leaf.ndim - 2)))
 
-        weight = jnp.pad(start.weights, ((0, 0), (0, most - k)))
-        size = jnp.full(restarts, k, weight.dtype)
-        out.append(PaddedParams(weight, over(banked, pad, start.components), size))
+        out.append(MixtureParams(pad(start.weights), over(banked, pad, start.components)))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *out)
 
 

@@ -69,7 +69,6 @@ ACCELERATOR_NUMBERS = 2**27
 is a few dozen kernels there, so that few large ones are fast (compiled for an H200, n = 1e6,
 d = 32, k = 64, full: a step of 126,598 launches with the chunks of a CPU)."""
 
-
 GPU_NUMBERS = 2**29
 """The same on a GPU for passes on centred rows, of more kernels a chunk (the same fit: with 2**27
 numbers a step of at most 725 launches and 1.6 GB of memory, with 2**28 476 and 2.7 GB, with 2**29
@@ -196,8 +195,7 @@ matrices are slow (in lanes, d = 2: 2.3 µs against 5.6)."""
 
 WIDEST_PRODUCTS = 96
 """Features up to which full covariances use products of all pairs of features (n = 65,536, k = 16,
-float32: d = 32 32 ms against 200 on centred rows, d = 40 45 against 113, d = 64 130 against
-210)."""
+float32: d = 32 32 ms against 200 on centred rows, d = 40 45 and 113, d = 64 130 and 210)."""
 
 # Many fits at once, and compiling
 
@@ -206,8 +204,7 @@ PREDICTED = 2**20
 memory of the answers' temporaries."""
 
 LONG_STEP = 2**15
-"""Numbers in a fit's largest array from which a step takes longer than a check for finished
-lanes."""
+"""Numbers in a fit's largest array from which a step takes longer than a check of the lanes."""
 
 
 class LaneSizes(NamedTuple):
@@ -275,6 +272,9 @@ if jaxlib.version.__version_info__ < (0, 11):
 TINY_WORK = 4096
 """Units × features² × components × restarts below which a step takes less than 0.1 ms with any
 compiler options."""
+
+ONCE_WORK = 2**21
+"""The same for a program that runs once (14 structures of 145 × 3: 35 to 20 s)."""
 
 TINY_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
 """Further options for such steps."""

@@ -41,6 +41,10 @@ class Start:
 
     def params(self, model, key, x, weights):
         """Params of `model` by an M-step at the initial responsibilities of x."""
+        return self.started(model, key, x, *self.drawn(model, key, x, weights))
+
+    def drawn(self, model, key, x, weights):
+        """The initial responsibilities of x, and the weights of units at which params start."""
         k = model.domain.components if self.random else model.domain.classes
         points, labels = model.embed(x), model.known_labels(x)
         if labels is None:
@@ -52,9 +56,9 @@ class Start:
         if model.domain.discrete:  # what no component was estimated from may be impossible
             is_ignored = responsibilities.sum(1, keepdims=True) == 0
             responsibilities = jnp.where(is_ignored, 1 / k, responsibilities)
-        return self._started(model, key, x, responsibilities, weights)
+        return responsibilities, weights
 
-    def _started(self, model, key, x, responsibilities, weights):
+    def started(self, model, key, x, responsibilities, weights):
         """Params of `model` by an M-step at responsibilities, of a random rule `refined`."""
         model_key = jax.random.fold_in(key, 1)
         responsibilities = responsibilities.astype(weights.dtype)
@@ -161,7 +165,7 @@ class ElementalSubsets(Start):
         distance = model.elemental(key, x, of_component, k)
         even = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 2)), EVEN_PART, SOFT_PART)
         shares = _softened(jnp.argmin(distance, axis=1), k, even).astype(weights.dtype)
-        return self._started(model, key, x, fill_empty(shares, weights), weights)
+        return self.started(model, key, x, fill_empty(shares, weights), weights)
 
 
 @pytree(eq=False)

@@ -1,5 +1,7 @@
 """Compiled programs: screening of restarts, slices of long climbs, and compiler options."""
 
+import contextlib
+import contextvars
 import re
 import threading
 from dataclasses import replace
@@ -52,6 +54,24 @@ def search(numeric, x, weights, start, tol, max_iter, *, plan):
     return _winner(every, plan.batched), every
 
 
+@contextlib.contextmanager
+def run_once():
+    """A context for programs that run once: they are compiled faster, with less optimisation."""
+    token = _runs_once.set(True)
+    try:
+        yield
+    finally:
+        _runs_once.reset(token)
+
+
+_runs_once = contextvars.ContextVar("runs_once", default=False)
+
+
+def _unoptimised_work() -> int:
+    """The most work, in units × features² × components × restarts, of unoptimised programs."""
+    return tuning.ONCE_WORK if _runs_once.get() else tuning.TINY_WORK
+
+
 def fleet_effort(seconds: float) -> str:
     """The compiler options of many fits that take so many seconds, by estimate."""
     is_small = tuning.platform() == "cpu" and seconds < tuning.SMALL_FLEET
@@ -79,7 +99,7 @@ def _climb(numeric, x, weights, start, tol, max_iter, *, plan):
     cost, fits = n_rows * features**2 * k, sets * plan.restarts
     effort = "full"
     if not plan.batched and tuning.platform() == "cpu":
-        effort = "tiny" if cost * plan.restarts <= tuning.TINY_WORK else "less"
+        effort = "tiny" if cost * plan.restarts <= _unoptimised_work() else "less"
         effort = "full" if n_rows * features * k >= tuning.CHUNKED else effort
     seconds = min(max_iter, tuning.USUAL_STEPS) * tuning.step_seconds(cost * fits)
     if plan.batched:
