@@ -318,7 +318,6 @@ def test_batch_vmap_restarts_and_files_work_as_everywhere(tmp_path):
     np.testing.assert_array_equal(again.predict(x), one.predict(x))
 
 
-@pytest.mark.shipped
 def test_the_gradient_is_that_of_the_optimum():
     """With respect to data and hyperparameters of prior and weights, by central differences of fits
     with one number of steps: sides that stop after 34 and 35 steps differ by 0.1%."""

@@ -13,10 +13,7 @@ from slopes import FAST
 
 import jaxem
 
-pytestmark = [
-    pytest.mark.shipped,
-    pytest.mark.filterwarnings("ignore::jaxem.FitWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::jaxem.FitWarning")
 SETS, N = 24, 100
 BOUND = {np.float32: 1e-3, np.float64: 1e-6}
 

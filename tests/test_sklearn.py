@@ -7,7 +7,6 @@ from sklearn.mixture import GaussianMixture
 
 import jaxem
 
-pytestmark = pytest.mark.shipped
 NAMES = {"full": "full", "tied": "tied", "diagonal": "diag", "spherical": "spherical"}
 N, D, K = 300, 3, 3
 
