@@ -182,7 +182,7 @@ def rows():
     assert len(steps) > 2 and all(steps)  # data with weights have the program of those without
 
 
-FOUR_DEVICES = [("fleets", "transformed", "slices"), ("plain", "restarts"), ("rows",)]
+FOUR_DEVICES = [("fleets", "transformed", "slices"), ("plain",), ("restarts",), ("rows",)]
 
 
 @pytest.mark.parametrize("names", FOUR_DEVICES, ids="-".join)

@@ -238,6 +238,7 @@ def _fit_padded_batch(models, batch, key, init, *, weights, restarts, method, **
         return [fit(m, batch, key=key, init=init, restarts=restarts, **options) for m in models]
 
     if min(block.sizes.min() for block in blocks) < largest.k:
+        models = sorted(models, key=lambda model: -model.k)  # the largest is refused at once
         return one_by_one()
     shapes = check_data_sets(batch, blocks, largest.domain, name_of(largest))
     banked = _banked(smallest, largest, shapes, float_dtype(shapes))
