@@ -1,7 +1,7 @@
 """Refits to resampled data: standard errors without the information matrix.
 
-Sources: rows, Efron 1979; Bayesian, Rubin 1981; parametric, McLachlan & Peel 2000, section 2.16;
-jackknife, Quenouille 1956. Components that exchange their labels are matched to those of the fit.
+Sources: rows, Efron 1979; Bayesian, Rubin 1981; parametric, McLachlan & Peel 2000;
+jackknife, Tukey 1958. Components that exchange their labels are matched to those of the fit.
 """
 
 import dataclasses

@@ -45,15 +45,17 @@ class AutoregressionStatistics(NamedTuple):
 class Autoregression(Bank):
     """Normal rows whose mean is linear in the rows before: x_t = a + Σ_l B_l x_{t−l} + e.
 
-    For `HMM` alone, which gives every row with its `lags` rows before it, (n, (1 + lags)·d). The
-    first `lags` rows of a sequence are given: they have no density. The M-step is least squares.
+    For `HMM` and `SemiMarkov`, which pass every row with the `lags` rows before it, the nearest
+    first: (n, (1 + lags)·d). The first `lags` rows of a sequence are given: they have no density.
+    The M-step is least squares.
 
     Args:
       lags: how many rows before.
       intercept: whether there is a constant a.
       shared_variance: whether all states have one covariance of e.
 
-    Raises ValueError where lags is no int of 1 or more. Source: Hamilton 1989.
+    Raises ValueError where lags is no int of 1 or more. Sources:
+    Hamilton 1990; Krolzig 1997.
     """
 
     lags: int = 1

@@ -82,10 +82,11 @@ class Beta(Bank):
     """log p(x | k) = Σ_d (a − 1) log x + (b − 1) log(1 − x) − log B(a, b), a = a_kd, b = b_kd
 
     Args:
-      missing: whether a cell that is NaN was not observed; it drops out.
+      missing: whether NaN marks a cell that was not observed, which then drops out.
 
-    x: (n, d), above 0 and below 1. The M-step is exact. A component of equal values has no largest
-    a + b: it is limited by rounding, and the fit is DEGENERATE. Raises TypeError where missing is
+    x: (n, d), above 0 and below 1. The M-step is exact. Where the values of a component
+    are equal its likelihood grows with a + b without bound: a + b is limited by rounding, and the
+    status of the fit is DEGENERATE. Raises TypeError where missing is
     no bool. Source: Johnson, Kotz & Balakrishnan 1995, chapter 25.
     """
 

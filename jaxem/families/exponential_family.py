@@ -25,10 +25,10 @@ class MeanStatistics(NamedTuple):
 
 
 class ExponentialFamily(Bank):
-    """A bank whose density is linear in features of the data.
+    """A bank whose log density is linear in features φ(x): log p(x | k) = base(x) + φ(x)·η_k − A_k.
 
     A family defines `features(x) -> (n, m)`, `natural(params) -> (k, m)`,
-    `log_partition(params) -> (k,)`, `base_measure(x) -> (n,)` (0 by default) and
+    `log_partition(params) -> (k,)`, `base_measure(x) -> (n,)`, which are φ, η, A and base, and
     `estimate(count (k,), total (k, m)) -> params`, the maximum likelihood estimate, or the maximum
     a posteriori one, from Σw and Σw·φ(x).
 

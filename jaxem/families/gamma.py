@@ -53,8 +53,8 @@ class Gamma(Bank):
     x: (n, d), positive.  prior: a `GammaConjugatePrior`, or None.  The M-step solves
     log a − ψ(a) = log mean(x) − mean(log x) by Minka's generalised Newton iteration (2002).
     Data are divided by the component's mean, so that narrow components lose no digits. missing:
-    whether a cell that is NaN was not observed; it drops out. Raises TypeError for another prior or
-    missing.
+    whether NaN marks a cell that was not observed, which then drops out. Raises TypeError for
+    another prior or missing.
     """
 
     prior: GammaConjugatePrior | None = None

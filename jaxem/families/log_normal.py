@@ -47,7 +47,7 @@ class LogNormal(Bank):
     Args:
       floor: the smallest variance of log x allowed. None: the square of the rounding error of a
         logarithm, which only a component of equal values reaches; the fit is then DEGENERATE.
-      missing: whether a cell that is NaN was not observed; it drops out.
+      missing: whether NaN marks a cell that was not observed, which then drops out.
 
     x: (n, d), positive. A fit is that of `Normal("diagonal")` to log x, up to the Jacobian
     −Σ log x. Raises TypeError or ValueError for another missing or floor. Source: Johnson, Kotz &

@@ -27,7 +27,8 @@ class Product(Bank):
     Args:
       parts: {"name": (family, columns)}; columns are an int, a list of ints or a slice with ends.
 
-    x: (n, d). Params, posterior and statistics are dicts by name. Raises TypeError for parts that
+    x: (n, d). Params, posterior and statistics are dicts by name. For two measurements and a count:
+    `Product({"size": (Normal(), [0, 1]), "n": (Poisson(), 2)})`. Raises TypeError for parts that
     are no banks, ValueError where a column is used twice or lies beyond the data. Source: Hunt &
     Jorgensen 1999.
     """

@@ -27,6 +27,8 @@ class Blocks:
 
     Each block takes one pass over the data, or several by a gradient rule. Raises TypeError for
     blocks that are no paths, ValueError, in `fit`, where a leaf is in no block or in two.
+
+    `EM(m_step=Blocks(["weights", "components.mean", "components.covariance"]))` is ECM.
     """
 
     blocks: Any

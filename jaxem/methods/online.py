@@ -17,9 +17,9 @@ from jaxem.protocol.status import warn
 
 @pytree
 class Decay:
-    """The step size (t + offset)^−power of minibatch t = 0, 1, …; both are numbers.
+    """The step size (t + offset)^−power of minibatch t = 0, 1, …; offset and power are numbers.
 
-    Convergence needs a power above ½ and at most 1 (Cappé & Moulines 2009, assumption 4).
+    Convergence needs a power above ½ and at most 1 (Cappé & Moulines 2009).
     Raises ValueError for another power, or an offset below 1.
     """
 

@@ -54,6 +54,7 @@ class Criteria:
 
     @in_own_precision
     def icl(self, x=None, weights=None):
-        """bic + 2·entropy; lower is better (Biernacki, Celeux & Govaert 2000). x, weights: as in
-        `bic`."""
+        """bic + 2·entropy; lower is better (McLachlan & Peel 2000; Biernacki, Celeux
+        & Govaert 2000, and mclust, sum log r_ik of the most probable components instead of
+        r_ik log r_ik). x, weights: as in `bic`."""
         return self.bic(x, weights) + 2 * self.entropy(x, weights)
