@@ -41,9 +41,9 @@ class GateParams:
 
 @pytree(static=("intercept",))
 class SoftmaxGate:
-    """A multinomial logit with soft targets: p(class j | z) ∝ exp(coefficients_j · z).
+    """A multinomial logit: p(class j | z) ∝ exp(coefficients_j · z) for covariates z.
 
-    The coefficients of the first class are 0. Covariates are scaled inside, so that their units do
+    The coefficients of the first class are 0. `fit` scales the covariates, so that their units do
     not matter.
 
     Args:

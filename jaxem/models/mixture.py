@@ -261,8 +261,8 @@ class Mixture(FiniteMixture):
     component: log p(group) = log Σ_k weights_k · Π_rows p(row | component k). With noise the sum
     has one more term, noise_weight / V, for groups noise_weight / V^rows.
 
-    A random start with a gate is the mixture with constant weights after 40 steps of EM, and a few
-    steps of the gate at its responsibilities.
+    With a gate a random start is 40 EM steps of the mixture with constant weights, and then a few
+    steps of the gate at the responsibilities so found.
 
     Raises TypeError where components is not a bank, k not an int, gate not a gate or noise no
     noise, ValueError where k < 1, and for a prior or noise beside a gate. Source: McLachlan &
@@ -312,7 +312,7 @@ class Mixture(FiniteMixture):
         return dataclasses.replace(self, noise=volume_of_rows(self, rows, weights))
 
     def refined(self, key, x, responsibilities, weights):
-        """Those of the mixture without the gate after some steps of EM; without a gate: given."""
+        """With a gate, those after some EM steps of the mixture without it; else those given."""
         if self.gate is None or not self.closed(x):
             return responsibilities
         plain, data = Mixture(self.components, self.k), without_gate(x)

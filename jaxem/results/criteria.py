@@ -15,9 +15,9 @@ class Criteria:
         """−2·log-likelihood + n_parameters · log Σw; lower is better (Schwarz 1978).
 
         Of `Sequences` Σw is over the rows that are not missing (as in depmixS4), with units=True
-        over the sequences; with groups over rows, with units=True over groups. x None: of the fit
-        itself with its weights. Else of data x with weights (n,), None for 1 whatever those of the
-        fit. Of a fleet (b,); x and weights are then those of every data set.
+        over the sequences; with groups over rows, with units=True over groups. x None: of the data
+        and weights of the fit. Else of data x with weights (n,), which are 1 where they are None,
+        whatever those of the fit. Of a batch (b,); x and weights are then those of every data set.
         """
         score, total = totals.score_and_weight(self, x, weights, units)
         return -2 * score + self.n_parameters * jnp.log(total)

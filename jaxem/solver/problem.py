@@ -58,7 +58,7 @@ class Plan(NamedTuple):
 
 @pytree(eq=False)
 class Fit:
-    """The end of one climb.
+    """The end of one climb: the steps of EM from one start.
 
     params: the best iterate. log_likelihood: Σ w·log p(x | params) at exactly those params, in
     nats. objective: the maximised function at params, log_likelihood + log p(params), with a free
