@@ -62,9 +62,9 @@ def bootstrap(
       result: of one fit of x.  x: its data, (n, d) or a tree of arrays.  n: the number of refits.
       key: a JAX key or an int; needed except for "jackknife".
       weights: those of the fit, which count as repetitions: Σw units are drawn. None: all 1.
-      kind: "rows": units drawn with replacement; "bayesian": weights from a Dirichlet distribution;
-        "parametric": data sets drawn from the model; "jackknife": every unit left out once,
-        whatever n is.
+      kind: "rows": units drawn with replacement; "bayesian": weights drawn from a Dirichlet
+        distribution; "parametric": data sets drawn from the model; "jackknife": every unit left out
+        once, whatever n is.
       tol, max_iter: as in `fit`.
 
     Returns:

@@ -213,7 +213,7 @@ class Beta(Bank):
         return keep_empty(stats.count, updated, params)
 
     def restricted(self, held):
-        """Components that are fixed or tied as a whole."""
+        """A closed form for components that are fixed or tied as a whole."""
         return by_rows(self, held)
 
     def spaces(self, params):

@@ -173,8 +173,8 @@ class Components(Bank):
         return ComponentsDomain(words, bank=self, discrete=is_discrete, counted=sum(self.counts))
 
     def standardize(self, x, weights):
-        """Of every part its data, whether they lie in its support, and its log volume, side by
-        side."""
+        """For every part, side by side: its data, whether they lie in its support, and its log
+        volume."""
         columns, models, units = [], [], {}
         for i, (name, family, _, _) in enumerate(self._parts()):
             data, inside, _ = self._part(x, i)

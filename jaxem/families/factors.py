@@ -213,8 +213,8 @@ class Factors(Bank):
         return self._keep_empty(stats.count, self._assembled(mean, loadings, noise), params)
 
     def restricted(self, held):
-        """Whole means fixed, about which the moments are then computed; components held as a
-        whole."""
+        """Closed forms for means that are fixed as a whole, about which the moments are then
+        computed, and for components held as a whole."""
         is_shared = self.shared_noise or self.shared_loadings
         of_whole_rows = None if is_shared else by_rows(self, held)
         has_others = not (held.loadings.free and held.noise.free)

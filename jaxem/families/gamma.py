@@ -115,7 +115,7 @@ class Gamma(Bank):
         return keep_empty(stats.count, updated, params) if self.prior is None else updated
 
     def restricted(self, held):
-        """Fixed shapes: the rate is then the shape over the mean."""
+        """A closed form for fixed shapes: the rate is then the shape over the mean."""
         is_shape_fixed, is_rate_fixed = held.shape.fixed, held.rate.fixed
         if held.shape.tied or held.rate.tied or (is_rate_fixed & ~is_shape_fixed).any():
             return by_rows(self, held)

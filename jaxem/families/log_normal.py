@@ -154,7 +154,8 @@ class LogNormal(Bank):
         return keep_empty(stats.count, LogNormalParams(location, variance), params)
 
     def restricted(self, held):
-        """Fixed locations, about which the variances are then computed; fixed variances."""
+        """A closed form for fixed locations, about which the variances are then computed, and for
+        fixed variances."""
         location, variance = held.location, held.variance
         if location.tied or variance.tied:
             return by_rows(self, held)

@@ -112,7 +112,7 @@ class NegativeBinomial(Bank):
         return self._moved(params, stats, False)
 
     def restricted(self, held):
-        """Fixed means and fixed dispersions."""
+        """A closed form for fixed means and for fixed dispersions."""
         if held.mean.tied or held.dispersion.tied:
             return by_rows(self, held)
         return lambda params, stats: self._moved(params, stats, held.mean.fixed)

@@ -167,7 +167,7 @@ class Product(Bank):
         return total
 
     def separated(self, params, x, weights):
-        """Which components are separated in any part, booleans (k,)."""
+        """Which components have, in any part, coefficients without a finite estimate, (k,)."""
         flags = [
             f.separated(params[n], part_of(x, n, f, c), weights)
             for n, f, c in self._parts()

@@ -43,7 +43,8 @@ COMMON = ("full", "tied", "diagonal", "spherical", "VVV", "EEE", "VVI", "VII")
 @pytree(eq=False)
 class StudentTParams:
     """mean (k, d); scale (k, d, d), but (d, d) tied, (k, d) diagonal, (k,) spherical; df (k,). The
-    covariance is scale · df/(df − 2). In the units of the data, scales in their squares."""
+    covariance is scale · df/(df − 2) for df above 2. In the units of the data, scales in their
+    squares."""
 
     mean: Any
     scale: Any
@@ -232,8 +233,8 @@ class StudentT(Bank):
         return jnp.logical_and(self._expanded, not self._is_shared)
 
     def restricted(self, held):
-        """Whole means fixed, about which the moments are then computed, and any fixed degrees of
-        freedom."""
+        """Closed forms for means that are fixed as a whole, about which the moments are then
+        computed, and for any fixed degrees of freedom."""
         rows, has_no_closed_form = (
             held.mean.rows,
             held.mean.tied or held.df.tied or not held.scale.free,

@@ -134,7 +134,7 @@ class Weibull(Bank):
         return self._moved(params, stats, False, False)
 
     def restricted(self, held):
-        """Fixed shapes and fixed scales."""
+        """A closed form for fixed shapes and for fixed scales."""
         if held.shape.tied or held.scale.tied:
             return by_rows(self, held)
         return lambda params, stats: self._moved(params, stats, held.shape.fixed, held.scale.fixed)

@@ -127,7 +127,7 @@ class Stochastic(Exact):
     Diebolt 1985; Wei & Tanner 1990.
 
     Args:
-      draws: latent values drawn for every unit.
+      draws: how many latent values are drawn for every unit.
       steps: the number of evaluations with a sampled E-step; None: all.
       seed: an int, of the draws.
 

@@ -140,14 +140,14 @@ class FiniteMixture(Model):
         return within_units(x, points) / jnp.reshape(rows_of_units(x, points.dtype), (-1, 1))
 
     def elemental(self, key, x, weights, k):
-        """That of the bank."""
+        """The squared distances (n, k) of units to components that are fitted to few of them."""
         distances = self.bank.elemental(
             key, of_components(x), of_rows(x, weights), k, unit_of_rows(x)
         )
         return within_units(x, distances)
 
     def separated(self, params, x, weights):
-        """Those of the bank: booleans (k,)."""
+        """Which components of the bank have coefficients without a finite estimate, (k,)."""
         return self.bank.separated(params.components, of_components(x), of_rows(x, weights))
 
     def _defines(self, name):
@@ -180,7 +180,7 @@ class FiniteMixture(Model):
     def response(self, params, x):
         """The mean of the response of every row, Σ_j p(j)·mean of component j: (n,), or (n, m)
         of several. p(j): the posterior where the data hold responses, else the mixing weights;
-        with noise, given that the row is none. TypeError where the components have no
+        with noise, given that the row is no noise. TypeError where the components have no
         `mean(params, x) -> (n, k)` or (n, k, m)."""
         if not defines(self.bank, "mean"):
             raise TypeError(

@@ -217,8 +217,9 @@ class Normal(Completing):
         return NormalParams(jnp.where(is_empty(count)[:, None], params.mean, mean), covariance)
 
     def restricted(self, held):
-        """Fixed means, about which the moments are then computed. Tied means, where the covariances
-        are tied too. Covariances, fixed, or tied: the mean of the untied ones by counts."""
+        """Closed forms for fixed means, about which the moments are then computed; for tied means,
+        where the covariances are tied too; for fixed covariances; and for tied covariances, which
+        are the mean of the untied ones by counts."""
         mean, covariance = held.mean, held.covariance
         shared = self.structure.shared
         from jaxem.protocol.restriction import by_rows

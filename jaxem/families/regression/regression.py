@@ -290,8 +290,8 @@ class Regression(Bank):
         return params.dispersion <= 1.0001 * self._floor(params.dispersion.dtype)
 
     def separated(self, params, x, weights):
-        """Whether the likelihood of each component has no maximum at finite coefficients, (k,):
-        where a combination of regressors has next to no information. weights (n, k)."""
+        """Whether the likelihood of each component has no maximum at finite coefficients, (k,): it
+        is so where a combination of regressors has next to no information. weights (n, k)."""
         k = params.coefficients.shape[0]
         if self.response.scales:
             return np.zeros(k, bool)

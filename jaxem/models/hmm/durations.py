@@ -40,8 +40,8 @@ START_SIZE = 2.0
 
 @pytree(eq=False)
 class DurationParams:
-    """mean (k,), size (k,): of the negative binomial of a duration less 1, before it is cut off:
-    its variance is mean + mean²/size. The mean is in rows, the unit of time."""
+    """mean (k,), size (k,): those of the negative binomial distribution of a duration less 1,
+    before it is limited to `longest`: its variance is mean + mean²/size, in units of rows."""
 
     mean: Any
     size: Any
