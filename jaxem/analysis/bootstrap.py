@@ -59,7 +59,8 @@ def bootstrap(
     """Standard errors and intervals from n refits, which all begin at the params of the fit.
 
     Args:
-      result: of one fit of x.  x: its data, (n, d) or a tree of arrays.  n: the number of refits.
+      result: of one fit of x.  x: its data, (n, d) or a tree of arrays.
+      n: the number of refits, an int of 2 or more.
       key: a JAX key or an int; needed except for "jackknife".
       weights: those of the fit, which count as repetitions: Σw units are drawn. None: all 1.
       kind: "rows": units drawn with replacement; "bayesian": weights drawn from a Dirichlet

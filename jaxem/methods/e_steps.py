@@ -184,7 +184,7 @@ class Incremental(Exact):
     An evaluation makes 1 + `sweeps` passes over the data. The first is an exact E-step of all
     units, which computes log p(x | θ). The others go block by block: the E-step of a block replaces
     its statistics in the totals, and an M-step follows. No step lowers F(q, θ). Every evaluation
-    begins at q = posterior, where F is the log-likelihood, so the log-likelihood never falls.
+    begins at the posterior q, where F is the log-likelihood, so the log-likelihood never falls.
     Totals are summed over the blocks at every M-step, and rounding errors do not accumulate. The
     model's `statistics(params, x, q, weights)` must be additive across q of different params, as
     those of exponential families are. Source: Neal & Hinton 1998.

@@ -74,8 +74,8 @@ class Expectation(NamedTuple):
     """The result of an E-step at params.
 
     q: the distribution of the latent variables. value: F(q, params) per unit (n,), in nats. memory:
-    the state of the rule for q after it. restarted: as in `Signal`. spread: how many times
-    larger than that of one evaluation of log p the rounding error of F is.
+    the state of the rule for q after it. restarted: as in `Signal`. spread: the
+    rounding error of F, as a multiple of that of one evaluation of log p.
     """
 
     q: Any

@@ -89,11 +89,12 @@ class BayesianMixture(FiniteMixture):
         scale, which is in `result.model`; that of probabilities is uniform.
       k: the most components, an int of 1 or more.
       weights: "dirichlet", π ~ Dirichlet(concentration, …); or "dirichlet_process", π_k = v_k
-        Π_{j<k} (1 − v_j) with v_k ~ beta(1, concentration), of which q uses the first k.
+        Π_{j<k} (1 − v_j) with v_k ~ beta(1, concentration), of which q uses the first k (Blei &
+        Jordan 2006).
       concentration: above 0; small values leave more components unused. None: 1/k.
 
     Raises TypeError or ValueError for other arguments. Sources: Attias 2000;
-    Bishop 2006, section 10.2; Blei & Jordan 2006.
+    Bishop 2006, section 10.2.
     """
 
     components: Any

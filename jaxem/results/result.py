@@ -177,7 +177,8 @@ class Result(Criteria, Fit):
 
         draws: an int m for m imputations drawn from that distribution instead, (m, n, d), of
         `Sequences` a list of (m, t_i, d). key: a JAX key or an int, needed for draws. Raises
-        TypeError where the components take no missing cells, and for a batch.
+        TypeError where the components take no missing cells, and for a batch, ValueError for draws
+        without a key.
         """
         from jaxem.results.imputed import impute
 

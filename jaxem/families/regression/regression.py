@@ -64,11 +64,11 @@ class Regression(Bank):
     """Components in which the mean of a response y depends on regressors x: link(μ) = x'b + offset.
 
     It takes `Data(x (n, p), y (n,))`, with offset (n,) and, of binomial responses, trials (n,),
-    where they are given. y! and binomial coefficients belong to the likelihood.
+    where they are given. The likelihood includes y! and the binomial coefficients.
 
     The M-step is weighted least squares for normal responses. For others it is a Newton step
-    (IRLS), shortened so that it cannot lower the expected log-likelihood of regressors between −1
-    and 1, to which `fit` rescales them, and a step of the dispersion.
+    (IRLS), shortened so that it cannot lower the expected log-likelihood, and a step of the
+    dispersion. This holds for regressors between −1 and 1, to which `fit` rescales them.
 
     Args:
       family: "normal" (identity link), "poisson" (log), "binomial" (logit; y successes of `trials`,
