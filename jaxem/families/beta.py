@@ -143,7 +143,8 @@ class Beta(Bank):
         return (of_both + count * levels).sum()
 
     def linear(self, x):
-        """log x, log(1 − x), x, masks where cells may be missing, and 1."""
+        """The form with the features log x, log(1 − x), x, masks where cells may be missing, and
+        1."""
         d, missing = x.shape[1], self.missing
         constant = (4 if missing else 3) * d
 

@@ -96,7 +96,7 @@ class LogNormal(Bank):
         return LogNormalStatistics(cells.counts(weights, mask), first, second)
 
     def linear(self, x):
-        """Squares and values of log x, masks where cells may be missing, and 1."""
+        """The form with the features log² x, log x, masks where cells may be missing, and 1."""
         d, missing = x.shape[1], self.missing
         constant = (3 if missing else 2) * d
 

@@ -274,11 +274,11 @@ class AndersonMemory(NamedTuple):
 
 @pytree(static=("order",))
 class Anderson:
-    """Anderson's mixing (1965; Walker & Ni 2011; Henderson & Varadhan 2019), strictly monotone.
+    """Anderson mixing (Anderson 1965; Walker & Ni 2011), monotone (Henderson & Varadhan 2019).
 
     Args:
-      order: the number of earlier steps that are mixed; each takes 2p numbers of memory for p
-        parameters. After a failure the earlier steps are dropped.
+      order: the number of earlier steps that are mixed, an int; each takes 2p numbers of memory for
+        p parameters. After a failure the earlier steps are dropped.
       reach: the largest distance of a mixture from M(θ), in standard errors as in `SQUAREM`.
 
     Where a mixture lies against the direction of the EM step, as near a saddle point, M(θ) is

@@ -52,9 +52,9 @@ class Evaluation(NamedTuple):
     """The result of one pass over the data at `params`.
 
     proposal: the params to evaluate next, a tree, M(params) by exact EM. objective: log-likelihood
-    + log prior AT params, in nats. magnitude: Σ w·(|ℓ| + 1), to which the objective's rounding
-    error is proportional. memory: the state that the method carries to the next evaluation.
-    accepted: whether params are kept; None: always. signal: for the stopping rule.
+    + log prior AT params, in nats. magnitude: Σ w·(|log p(x)| + 1), to which the objective's
+    rounding error is proportional. memory: the state that the method carries to the next
+    evaluation. accepted: whether params are kept; None: always. signal: for the stopping rule.
     """
 
     proposal: Any
