@@ -84,10 +84,10 @@ class Beta(Bank):
     Args:
       missing: whether NaN marks a cell that was not observed, which then drops out.
 
-    x: (n, d), above 0 and below 1. The M-step is exact. Where the values of a component
-    are equal its likelihood grows with a + b without bound: a + b is limited by rounding, and the
-    status of the fit is DEGENERATE. Raises TypeError where missing is
-    no bool. Source: Johnson, Kotz & Balakrishnan 1995, chapter 25.
+    x: (n, d), above 0 and below 1. The M-step is exact. Where the values of a component are equal
+    its likelihood grows with a + b without bound: a + b is limited by rounding, and the status of
+    the fit is DEGENERATE. Raises TypeError where missing is no bool. Source: Johnson, Kotz &
+    Balakrishnan 1995, chapter 25.
     """
 
     missing: bool = False
@@ -221,7 +221,7 @@ class Beta(Bank):
         return BetaParams(ABOVE_ZERO, ABOVE_ZERO)
 
     def whitened(self, params, step):
-        """By the information of logit μ and log s."""
+        """By the information of logit μ and log s, with μ = a/(a + b) and s = a + b."""
         a, b = params.a, params.b
         of_logit, across, of_total = information(*means(params), a, b)
         logit, total = step.a / a - step.b / b, (step.a + step.b) / (a + b)

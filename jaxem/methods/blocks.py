@@ -54,7 +54,7 @@ class Blocks:
         return self.otherwise.steady
 
     def stationary(self, model, closed):
-        """That of the rule `otherwise`."""
+        """The `stationary` of the rule `otherwise`."""
         return has_stationary_map(self.otherwise) and self.otherwise.stationary(model, closed)
 
     def start(self, model, params, x, weights):

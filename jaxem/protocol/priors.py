@@ -111,7 +111,7 @@ class NormalWishartPrior:
 
 @pytree
 class GammaPrior:
-    """rate ~ gamma(`shape`, `rate`), for every rate of a Poisson or exponential family.
+    """rate ~ gamma(`shape`, `rate`), for every rate of `Poisson` or `Exponential`.
 
     Both are scalars or (d,); `rate` is in the units of the data. Raises ValueError where one is not
     above 0. Source: DeGroot 1970, chapter 9.
@@ -132,7 +132,7 @@ class GammaPrior:
 
 @pytree
 class BetaPrior:
-    """probability ~ beta(`a`, `b`), for every probability of a Bernoulli family.
+    """probability ~ beta(`a`, `b`), for every probability of `Bernoulli`.
 
     Both are scalars or (d,). Raises ValueError where one is not above 0. Source: DeGroot 1970,
     chapter 9.
@@ -220,7 +220,7 @@ class CoefficientPrior:
 
     coefficient_j ~ N(`mean`_j, 1/`precision`_j). Shapes: both broadcast to (1 + p,), with the
     intercept first where there is one, in the units of the data. A precision of 0: no prior. Raises
-    ValueError where a precision is below 0, or one of both is not finite. Source: as ridge
+    ValueError where a precision is below 0, or precision or mean not finite. Source: as ridge
     regression, Hoerl & Kennard 1970.
     """
 
