@@ -1,18 +1,19 @@
 """Expectation-Maximization on JAX: mixtures, chains, topics and other models, many fits at once.
 
-- Fits: `fit`, `Restarts`, `Lanes`, `kmeans`, `load`; their answers: `Result`, `Fit`, `Status`,
+- Fits: `fit`, `Restarts`, `Lanes`, `kmeans`, `load`; their results: `Result`, `Fit`, `Status`,
   `FitError`, `FitWarning`, `Uncertainty`.
 - Data: `Batch`, `Data`, `Labelled`, `Documents`, `Moments`, `Sequences`, `jaxem.datasets`.
 - Models: `Mixture`, `BayesianMixture`, `HMM`, `SemiMarkov`, `LDA`; their parts: `SoftmaxGate`,
-  `UniformNoise`; models of models: `Each`, `Restricted`.
-- Banks of components: `Normal`, `StudentT`, `Factors`, `LogNormal`, `Gamma`, `Exponential`,
-  `Weibull`, `Beta`, `Poisson`, `NegativeBinomial`, `Bernoulli`, `Categorical`, `Multinomial`,
-  `PointMass`, `Regression`, `Autoregression`; banks of banks: `Product`, `Components`.
+  `UniformNoise`; wrappers of models: `Each`, `Restricted`.
+- Banks (k components of one family): `Normal`, `StudentT`, `Factors`, `LogNormal`, `Gamma`,
+  `Exponential`, `Weibull`, `Beta`, `Poisson`, `NegativeBinomial`, `Bernoulli`, `Categorical`,
+  `Multinomial`, `PointMass`, `Regression`, `Autoregression`; combinations of banks: `Product`,
+  `Components`.
 - Your own models: `Model`, `Bank`, `ExponentialFamily`, `check_model`, `jaxem.model`,
   `jaxem.spaces`.
-- Methods: `EM`, `OnlineEM` with `Decay`; rules for q: `Exact`, `Hard`, `Tempered`, `Incremental`,
-  `Stochastic`, `Constrained`, `Variational`, `MeanField`; rules for θ: `Gradient`, `Blocks`;
-  accelerators: `SQUAREM`, `Anderson`.
+- Methods: `EM`, `OnlineEM` with `Decay`; rules of the E-step: `Exact`, `Hard`, `Tempered`,
+  `Incremental`, `Stochastic`, `Constrained`, `Variational`, `MeanField`; rules of the M-step:
+  `Exact`, `Gradient`, `Blocks`; accelerators: `SQUAREM`, `Anderson`.
 - Starts: `KMeansPlusPlus`, `ElementalSubsets`, `RandomRows`, `RandomResponsibilities`,
   `Responsibilities`, `Labels`.
 - Priors: `DirichletPrior`, `NormalPrior`, `NormalWishartPrior`, `GammaPrior`, `BetaPrior`,
@@ -339,13 +340,13 @@ def __dir__():
 
 
 def load(path, model=None) -> Result:
-    """Reads a result that `Result.save` wrote from the file `path`; `model` where the model is not
-    one of jaxem's own.
+    """Reads a result that `Result.save` wrote from the file `path`. model: the fitted model, needed
+    where its class is not one of jaxem's.
 
-    A file of `Selection.save` or of the `save` of `kmeans` gives that object back.
+    A file of `Selection.save`, or of `save` of what `kmeans` returned, gives that object back.
 
-    Raises ValueError where the file is damaged, not a jaxem result, or lacks its model, and
-    TypeError where `model` is no model.
+    Raises ValueError where the file is damaged, is not of jaxem, or needs a model, and TypeError
+    where `model` is no model.
     """
     from jaxem.numerics.storage import kind_of
     from jaxem.results.files import load

@@ -85,12 +85,12 @@ def fit(
       data: an array (n, d), or a tree of arrays with one leading unit axis, such as `Data` or
         a tuple (features, y): one fit. In a tree integers stay integers. `Batch(array (b, n, d))`
         or `Batch([x0, x1, ...])`: b independent fits, every field of the result with a leading
-        axis b, weights and given params too. `Moments(covariance, n)`: n rows that are not at hand.
+        axis b, weights and given params too. `Moments(covariance, n)`: n rows with these moments.
       key: a JAX key or an int; needed unless `init` is a start that is not random.
       init: None (the model's own start: k-means++, for regressions "elemental"), "kmeans++",
         "elemental", "random_rows", "random", `Responsibilities(r)`, `Labels(z)`, or params to start
         from. With `restarts` > 1 given params carry a leading axis of that size. For chains: None,
-        params, or a structure that stays, "left_to_right" or "cyclic".
+        params, or "left_to_right" or "cyclic", whose transitions of probability 0 stay 0.
       restarts: the number of independent starts, or a `Restarts` plan that screens them; the best
         fit that did not fail is returned. Start i depends on the key and i alone.
       weights: (n,), one per unit; 0 = absent, 2 = present twice. None: all 1.
@@ -104,9 +104,9 @@ def fit(
       gradient: how `jax.grad` and the like differentiate the fit. "implicit": the derivative of the
         optimum, from one linear solve; NaN where `result.gradient_ok` is False. "unrolled": the
         derivative of exactly max_iter steps, an int, also by the start; memory grows with
-        max_iter. "one_step": of the last step alone, cheap and biased. "none": a TypeError.
+        max_iter. "one_step": of the last step alone, cheap and biased. "none": raises TypeError.
       trace: whether every step is recorded, in `result.trace`. The host then waits for each step,
-        so that a fit takes longer. Of one data set, outside of `jit`, `vmap` and `grad`.
+        so that a fit takes longer. For one data set, outside `jit`, `vmap` and `grad`.
 
     Returns:
       A `Result`. `result.status` says how the fit ended; nothing raises from inside a compiled fit.

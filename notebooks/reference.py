@@ -34,7 +34,7 @@ def module_of(name: str) -> types.ModuleType:
     """A public module, by its name; for `RETURNED` one that is made here."""
     if name != RETURNED:
         return importlib.import_module(name)
-    text = "What functions return: classes that no program has to import. The path is of this page."
+    text = "What functions return: classes that no program imports. No module has this page's name."
     module = types.ModuleType(RETURNED, text)
     files = {
         "analysis.check_model": ["Findings"],

@@ -32,7 +32,7 @@ class BatchSelection:
 
     @property
     def best(self) -> list[Result | None]:
-        """The winner's `Result` of every data set; None where no fit is sound."""
+        """A list with the winner's `Result` of every data set, None where no fit is sound."""
         chosen = set(self.winner.tolist()) - {-1}
         fits = {j: jax.device_get(self.results[j]).like(self.results[j]) for j in chosen}
         return [None if j < 0 else fits[j][i] for i, j in enumerate(self.winner.tolist())]

@@ -1,7 +1,7 @@
 """Refits to resampled data: standard errors without the information matrix.
 
-Sources: rows, Efron 1979; Bayesian, Rubin 1981; parametric, McLachlan & Peel 2000, section 2.16;
-jackknife, Quenouille 1956. Components that exchange their labels are matched to those of the fit.
+Sources: rows, Efron 1979; Bayesian, Rubin 1981; parametric, McLachlan & Peel 2000;
+jackknife, Tukey 1958. Components that exchange their labels are matched to those of the fit.
 """
 
 import dataclasses
@@ -59,12 +59,13 @@ def bootstrap(
     """Standard errors and intervals from n refits, which all begin at the params of the fit.
 
     Args:
-      result: of one fit of x.  x: its data, (n, d) or a tree of arrays.  n: the number of refits.
-      key: a JAX key or an int; needed but for "jackknife".
+      result: of one fit of x.  x: its data, (n, d) or a tree of arrays.
+      n: the number of refits, an int of 2 or more.
+      key: a JAX key or an int; needed except for "jackknife".
       weights: those of the fit, which count as repetitions: Σw units are drawn. None: all 1.
-      kind: "rows": units drawn with replacement; "bayesian": weights from a Dirichlet distribution;
-        "parametric": data sets drawn from the model; "jackknife": every unit left out once,
-        whatever n is.
+      kind: "rows": units drawn with replacement; "bayesian": weights drawn from a Dirichlet
+        distribution; "parametric": data sets drawn from the model; "jackknife": every unit left out
+        once, whatever n is.
       tol, max_iter: as in `fit`.
 
     Returns:
@@ -72,6 +73,7 @@ def bootstrap(
       Refits with other weights share the data, which are not copied. Those that did not end as
       CONVERGED or MAX_ITER count in `statuses` alone; `notes` say how many. The components of a
       mixture are matched to those of the fit by the best permutation.
+      `bootstrap(result, x, key=0).interval(0.9)` gives the ends of 90% intervals.
 
     Raises ValueError or TypeError for options or data that cannot be used, for a batch, and for
     "parametric" where the model draws no arrays of rows. Sources: Efron & Tibshirani 1993;

@@ -24,7 +24,7 @@ class Findings:
 
 
 def check_model(model, x, *, weights=None, key=0) -> Findings:
-    """Runs the functions of a model on data, and reports the laws that they break.
+    """Runs the functions of a model on data, and reports which laws of EM they break.
 
     The laws: equal models share a compiled program; shapes are right; probabilities have their
     `spaces`; statistics add over units and are linear in weights; a unit of weight 0 counts as

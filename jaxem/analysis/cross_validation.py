@@ -35,7 +35,7 @@ class CrossValidation:
 
     names, models: in the order given. scores (m, repeats, n): log p of every unit under the model
     fitted without its fold. mean (m,): their mean over units, with weights; higher is better; NaN
-    where a fit failed, and −∞ where a unit has the density 0 under the model of the other folds:
+    where a fit failed, and −∞ where a unit has density 0 under the model of the other folds:
     `impossible` says in which. error (m,): the standard error of the mean, NaN beside such a mean.
     difference_error (m,): that of the difference of a model from the winner. statuses (m, repeats,
     folds): how the fits ended. fold (repeats, n): the fold of every unit, −1 of weight 0. winner:
@@ -58,7 +58,8 @@ class CrossValidation:
         return None if self.winner is None else self.models[self.winner]
 
     def impossible(self, i: int) -> dict:
-        """{fold: the units (repeat, unit) (j, 2) of it that have the density 0 under model i}."""
+        """{fold: an array (j, 2) of the (repeat, unit) in that fold with density 0 under model
+        i}."""
         found = np.argwhere((self.scores[i] == -np.inf) & (self.fold >= 0))
         folds = self.fold[tuple(found.T)]
         return {int(f): found[folds == f] for f in np.unique(folds)}
@@ -110,10 +111,11 @@ def cross_validate(
       restarts: the restarts of each fit.  tol, max_iter: as in `fit`.
 
     All models see the same folds. The fits differ in their weights alone, so that they share the
-    data in one batch. A prior that a model takes from data is taken from all of them.
+    data in one batch. A prior that a model takes from data is taken from all units.
+    `cross_validate(x, [Mixture(Normal(), k=k) for k in (1, 2, 3)], key=0)` compares three models.
 
     Raises ValueError or TypeError for data, models or options that cannot be used. Warns once where
-    fits failed: such a model has no score; and once where units have the density 0: a score of −∞.
+    fits failed: such a model has no score; and once where units have density 0: a score of −∞.
     Source: Smyth 2000.
     """
     require_concrete("cross_validate", x, weights)

@@ -77,7 +77,7 @@ def decompose(model, params, x, q, weights=None) -> FreeEnergy:
       model, params, x, weights: as in `free_energy`, of a model with a `log_joint`.
       q: responsibilities (n, k), or what `model.posterior` returned.
 
-    Raises NotImplementedError as `free_energy` does. Source: Neal & Hinton 1998, equations 7 and 8.
+    Raises NotImplementedError as `free_energy` does. Source: Neal & Hinton 1998.
     """
     q, model = responsibilities_of(q), adopt(model)
     joint = model.log_joint(params, x)

@@ -29,7 +29,7 @@ class GoodnessOfFit:
     degrees_of_freedom: cells − 1 − free parameters; where it is below 1 there is no test, and p
     values are NaN. patterns (c, d), counts (c,), expected (c,): of the observed patterns. cells:
     of the whole table. entropy_r2: 1 − entropy of the responsibilities / (Σw log k), 1 where every
-    unit is classified without doubt; NaN for one component.
+    unit is classified with certainty; NaN for one component.
     """
 
     g_squared: float
@@ -43,8 +43,8 @@ class GoodnessOfFit:
 
     @property
     def p_values(self) -> tuple[float, float]:
-        """Those of g_squared and x_squared by χ², which needs expected counts of about 5 or
-        more."""
+        """The p values of g_squared and x_squared by χ², an approximation that needs expected
+        counts of about 5 or more."""
         if self.degrees_of_freedom < 1:
             return math.nan, math.nan
         half = self.degrees_of_freedom / 2

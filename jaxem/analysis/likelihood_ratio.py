@@ -74,9 +74,9 @@ def likelihood_ratio_test(
 ) -> LikelihoodRatioTest:
     """Tests a model, such as a mixture of k components, against a larger one, such as k + 1.
 
-    The distribution of the statistic under the smaller model is not χ², where that model lies on a
-    bound of the larger one: it is that of n data sets drawn from the smaller fit, to which both
-    models are fitted again.
+    Where the smaller model lies on the boundary of the larger one, the statistic is not χ² under
+    the smaller model. So its distribution is taken from n data sets drawn from the fit of the
+    smaller model, to each of which both models are fitted.
 
     Args:
       x: rows (n, d).  small, large: the models; the smaller one must be a case of the larger one.
@@ -84,6 +84,8 @@ def likelihood_ratio_test(
       weights: of the rows, which count as repetitions: data sets of Σw rows are drawn.
       restarts: the restarts of each fit.  tol, max_iter: as in `fit`, tol in nats per unit of
       weight.
+
+    `likelihood_ratio_test(x, Mixture(Normal(), k=2), Mixture(Normal(), k=3), key=0).p_value`
 
     Raises ValueError or TypeError as `fit` does, and where the smaller model draws no rows. Source:
     McLachlan 1987.

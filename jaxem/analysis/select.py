@@ -153,30 +153,34 @@ def select(
       covariance: with k, structures of `Normal`, such as ("EII", "VVV"); None: mclust's 14. The
         table is then that of mclust, with the BIC of the opposite sign: lower is better.
       criterion: "bic" (Schwarz 1978), "aic" (Akaike 1974), "icl" (Biernacki, Celeux & Govaert
-        2000), "bound", or "cv": ten folds, not of a `Batch`, and without init and method.
+        2000), "bound", or "cv" (ten folds, without init and method). Of a `Batch` one of the first
+        three.
       key: a JAX key or an int, the same for every model.
       restarts: the number of restarts of each model, or a `Restarts` plan.
       weights: (n,), one per unit; 0 for an absent unit, 2 for one that counts twice. None: all 1.
         Of a `Batch` as in `fit`.
-      init: None, "kmeans++", "random_rows", "random", or such a rule; given params or labels would
-        belong to one k.
+      init: None, or a random rule as in `fit`, such as "kmeans++" or "random"; given params or
+        labels would belong to one k.
       method, tol, max_iter: as in `fit`.
 
     Returns:
       A `Selection`. Its results are those of `fit(model, x, key=key, restarts=restarts, ...)`, up
       to rounding. Mixtures that differ in k alone are fitted by one compiled program, padded with
-      components of weight 0, where that saves more compile time than it costs. Of a `Batch` a
-      `BatchSelection`, with the results of `fit(model, batch, ...)`.
+      components of weight 0, where that saves more compile time than it costs. Of a
+      `Batch` a `BatchSelection`, with the results of `fit(model, batch, ...)`.
 
-      `jit`, `vmap` and `grad` have no finished fits to compare. There, the criterion is an array:
-      `scores = jnp.stack([fit(m, x, key=key, restarts=8).bic() for m in models])`, (m,), and
-      `jnp.argmin(scores)` the model with the lowest; look at `status` too, since the score of a
-      fit that collapsed means nothing.
+      Under `jit`, `vmap` and `grad` there are no finished fits to compare. Take an array (m,)
+      there, `scores = jnp.stack([fit(m, x, key=key, restarts=8).bic() for m in models])`, and
+      `jnp.argmin(scores)`; look at `status` too, since the score of a fit that collapsed means
+      nothing.
 
     Raises:
       ValueError, TypeError: data, models or options that cannot be used, here or in `fit`.
 
     Warns once, with `FitWarning`, for all the models whose fit did not converge.
+
+    `select(x, k=range(1, 10), key=0).best` is the `Result` of the best of mclust's 14 structures
+    with 1 to 9 components.
     """
     for word in unknown:
         known_name = ALIASES.get(word, word)

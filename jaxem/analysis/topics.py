@@ -72,8 +72,8 @@ def perplexity(result, documents, key: int = 0) -> float:
     """Held-out perplexity by document completion: exp(−mean log p(word)) over held-out tokens.
 
     The topic shares of each document are estimated from a random half of its tokens. The other half
-    is predicted by p(word) = Σ_k E[θ_k] topics_k,word. Lower is better; uniform words have the size
-    of the vocabulary. Infinite where a held-out word has probability 0 in every topic.
+    is predicted by p(word) = Σ_k E[θ_k] topics_k,word. Lower is better; for uniform p it is the
+    size of the vocabulary. Infinite where a held-out word has probability 0 in every topic.
 
     Args:
       result: of one fit of `LDA`.
@@ -98,9 +98,10 @@ def coherence(result, documents, n: int = 10, measure: str = "npmi"):
 
     "npmi": the mean over pairs of words of log(p_ij / (p_i p_j)) / −log p_ij, from −1, never in one
     document, to 1 (Bouma 2009; Lau, Newman & Baldwin 2014). "umass": the mean over pairs of
-    log((D_ij + 1) / D_j), where j is the more probable word (Mimno et al. 2011). D is the number
-    and p the proportion of documents that hold both words, or one. A pair with a word that is in no
-    document counts −1 in "npmi" and is left out of "umass".
+    log((D_ij + 1) / D_j), where j is the more probable word (Mimno et al. 2011). D_ij is the
+    number of documents that hold words i and j, D_j that of documents that hold word j, and p the
+    proportions. A pair with a word that is in no document counts −1 in "npmi" and is left out of
+    "umass".
 
     Args:
       result: of one fit of `LDA`, with k topics.

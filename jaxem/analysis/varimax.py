@@ -11,7 +11,7 @@ small; 12 factors take 8 of them in float64."""
 
 
 def varimax(loadings, normalize: bool = True):
-    """Loadings after the rotation of the factors that maximises the variance of their squares.
+    """Loadings after the rotation of the factors that maximises the variance of squared loadings.
 
     The likelihood of `Factors` does not depend on the rotation of the factors. Varimax looks for
     one in which each loading is large or near 0: it maximises Σ_j [mean_i λ_ij⁴ − (mean_i λ_ij²)²],

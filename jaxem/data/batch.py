@@ -36,8 +36,8 @@ class Batch:
 
     The data sets of a list are padded with units of weight 0 to few lengths: on a CPU each at most
     1.5 times the one before, on an accelerator at most four. Memory during a fit: a copy of the
-    padded data, about five times the params of every fit, and the temporaries of as many fits as
-    there are lanes.
+    padded data, about five times the params of every fit, and the intermediate arrays of as many
+    fits as there are `Lanes`.
     """
 
     def __init__(self, data):

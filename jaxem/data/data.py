@@ -15,13 +15,14 @@ OF_COMPONENTS = ("gate", "labels", "groups")
 
 @pytree(eq=False)
 class Data:
-    """What is known of n rows beside their observations. Fields that are None are absent.
+    """Observations of n rows, and what else is known of them. Fields that are None are absent.
 
     x: (n, d), observations or, where y is given, regressors; y: (n,) or (n, m), responses; gate:
     (n, g), covariates of the mixing weights; labels: (n,), the component 0 … k−1 of a row, or −1
     where it is unknown; groups: (n,), integers or strings: rows of one group share their component,
-    and the group is the unit; offset, trials: (n,), those of a generalised linear model; noise:
-    (n, d) or (n, d, d), the known variance of the noise of a row. A pytree.
+    and the group is the unit; offset, trials: (n,), those of a generalised linear model
+    (`Regression`); noise: (n, d) or (n, d, d), the known variances or covariance of the noise of a
+    row. A pytree.
 
     The evidence of a labelled unit is its joint log p(x, z = label). With groups, gate and labels
     are the same in all rows of a group; scores and weights have one value a group, in the order of
@@ -40,8 +41,7 @@ class Data:
     def grouped(self) -> Grouped:
         """The data as a tree with one leading axis of groups, which can cross `jit`, `vmap` and
         `grad`; `fit` does the same to data with groups. TypeError where groups are None or
-        traced, ValueError where gate or labels have another number
-        of rows."""
+        traced, ValueError where gate or labels have another number of rows."""
         if self.groups is None:
             raise TypeError("data.groups is None: give jaxem.Data(x, groups=...)")
         return _grouped(self, "data")[0]

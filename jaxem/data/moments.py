@@ -29,13 +29,13 @@ class Moments:
     Args:
       covariance: (d, d), or a correlation matrix, which is the covariance of standardised rows. It
         may be singular, with a `FitWarning`.
-      n: the number of rows, a number above 0.
+      n: the number of rows, a number above 0, or above 1 with divisor="n-1".
       mean: (d,), in the units of the data, the covariance in their squares; None: 0.
       divisor: by what the sums of squares were divided, "n", as maximum likelihood does, or "n-1",
         as most software does.
 
-    Raises ValueError where the covariance is not symmetric or not positive semi-definite, or shapes
-    do not agree.
+    Raises ValueError where the covariance is not symmetric or not positive semi-definite, n is too
+    small, divisor is another word, or shapes do not agree.
     """
 
     covariance: Any

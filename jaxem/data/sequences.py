@@ -38,8 +38,8 @@ class Sequences(SharedLeaves):
       data: a list of arrays (t_i, d) of any lengths t_i, or (t_i,) for one feature; an array
         (n, t, d), n sequences of one length; or an array (t, d) or (t,), one sequence. A row of
         NaN is missing: it takes its place in time and contributes nothing.
-      inputs: covariates of the transitions, one row for every row of the data, in the same form:
-        those of row t act on the transition from row t to row t + 1. None: there are none.
+      inputs: covariates of the transitions, one row for every row of the data, in the same form.
+        Those of row t act on the transition from row t to row t + 1. None: there are none.
 
     Fields: length (n,), the number of rows of each; rows (n, T, d), observed (n, T) and inputs
     (n, T, g), padded to the longest. `len(sequences)` is n. A pytree.
@@ -167,8 +167,9 @@ class Sequences(SharedLeaves):
         return Sequences.of(stack.length, wide(stack.rows, True), wide(stack.observed), inputs)
 
     def lagged(self, lags: int):
-        """The sequences without their first `lags` rows, and every row followed by so many rows
-        before it, (t − lags, (1 + lags)·d). A row counts as missing where one of those is."""
+        """The sequences without their first `lags` rows, and every row followed by the `lags` rows
+        before it, nearest first: (t − lags, (1 + lags)·d). A row counts as missing where one of
+        those is."""
         if not lags:
             return self
 

@@ -234,11 +234,11 @@ def load(path) -> Clusters:
 def kmeans(x, k: int, *, key=None, init=None, restarts=1, weights=None, max_iter=300) -> Clusters:
     """k-means by Lloyd's algorithm from k-means++ seeds: the best of all restarts.
 
-    Hard EM in the limit of a vanishing variance, by the loop of `fit`: it works under `jit` and
-    `vmap`, and runs all restarts at once. It ends when no unit changes its centre. A centre that is
-    nearest to no unit moves to the unit farthest from its own centre; it keeps its place, with a
-    `FitWarning`, where fewer than k distinct units are left. Sources: Lloyd 1982; Arthur &
-    Vassilvitskii 2007.
+    This is hard EM of normals with one vanishing variance, by the loop of `fit`: it works under
+    `jit` and `vmap`, and runs all restarts at once. It ends when no unit changes its centre. A
+    centre that is nearest to no unit moves to the unit farthest from its own centre; it keeps its
+    place, with a `FitWarning`, where fewer than k distinct units are left. Sources: Lloyd 1982;
+    Arthur & Vassilvitskii 2007.
 
     Args:
       x: (n, d).  k: the number of centres.  key: a JAX key or an int; needed unless init is given.

@@ -22,9 +22,9 @@ LOG_2PI = math.log(2 * math.pi)
 
 @pytree(eq=False)
 class AutoregressionParams:
-    """coefficients (k, m, d): of the constant, where there is one, and of the d features of the row
-    before, of the row before that, and so on; covariance (k, d, d), or (d, d) where it is shared,
-    in squared units of the data.
+    """coefficients (k, m, d), with m = 1 + lags·d, or lags·d without a constant: of the constant,
+    of the d features of the row before, of the row before that, and so on; covariance (k, d, d), or
+    (d, d) where it is shared, in squared units of the data.
     """
 
     coefficients: Any
@@ -45,15 +45,17 @@ class AutoregressionStatistics(NamedTuple):
 class Autoregression(Bank):
     """Normal rows whose mean is linear in the rows before: x_t = a + Σ_l B_l x_{t−l} + e.
 
-    For `HMM` alone, which gives every row with its `lags` rows before it, (n, (1 + lags)·d). The
-    first `lags` rows of a sequence are given: they have no density. The M-step is least squares.
+    For `HMM` and `SemiMarkov`, which pass every row with the `lags` rows before it, the nearest
+    first: (n, (1 + lags)·d). The first `lags` rows of a sequence are given: they have no density.
+    The M-step is least squares.
 
     Args:
-      lags: how many rows before.
+      lags: the number of rows before, an int of 1 or more.
       intercept: whether there is a constant a.
       shared_variance: whether all states have one covariance of e.
 
-    Raises ValueError where lags is no int of 1 or more. Source: Hamilton 1989.
+    Raises ValueError where lags is no int of 1 or more. Sources:
+    Hamilton 1990; Krolzig 1997.
     """
 
     lags: int = 1
@@ -113,7 +115,7 @@ class Autoregression(Bank):
 
     def fixed_point(self, params, z):
         """For every i the row (n, d) at which component z[i] would stay without noise: μ = a + Σ_l
-        B_l μ; the shortest one of least squares where there is none."""
+        B_l μ; where there is none, the shortest μ of least squares."""
         b, start = params.coefficients, int(self.intercept)
         k, d = b.shape[0], b.shape[2]
         total = b[:, start:].reshape(k, self.lags, d, d).sum(1)  # the features before come first

@@ -27,9 +27,9 @@ class BernoulliParams:
 class Bernoulli(ExponentialFamily):
     """log p(x | k) = Σ_d x log probs_kd + (1 − x) log(1 − probs_kd)
 
-    x: (n, d) of 0 and 1.  prior: a `BetaPrior` of every probability, or None.  missing: whether a
-    cell that is NaN was not observed; it drops out.  Raises TypeError for another prior.
-    Source: the latent class model of Lazarsfeld & Henry 1968.
+    x: (n, d) of 0 and 1.  prior: a `BetaPrior` of every probability, or None.  missing: whether
+    NaN marks a cell that was not observed, which then drops out.  Raises TypeError for another
+    prior or missing. Source: the latent class model of Lazarsfeld & Henry 1968.
     """
 
     prior: BetaPrior | None = None

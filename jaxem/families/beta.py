@@ -82,11 +82,12 @@ class Beta(Bank):
     """log p(x | k) = Σ_d (a − 1) log x + (b − 1) log(1 − x) − log B(a, b), a = a_kd, b = b_kd
 
     Args:
-      missing: whether a cell that is NaN was not observed; it drops out.
+      missing: whether NaN marks a cell that was not observed, which then drops out.
 
-    x: (n, d), above 0 and below 1. The M-step is exact. A component of equal values has no largest
-    a + b: it is limited by rounding, and the fit is DEGENERATE. Raises TypeError where missing is
-    no bool. Source: Johnson, Kotz & Balakrishnan 1995, chapter 25.
+    x: (n, d), above 0 and below 1. The M-step is exact. Where the values of a component are equal
+    its likelihood grows with a + b without bound: a + b is limited by rounding, and the status of
+    the fit is DEGENERATE. Raises TypeError where missing is no bool. Source: Johnson, Kotz &
+    Balakrishnan 1995, chapter 25.
     """
 
     missing: bool = False
@@ -142,7 +143,8 @@ class Beta(Bank):
         return (of_both + count * levels).sum()
 
     def linear(self, x):
-        """log x, log(1 − x), x, masks where cells may be missing, and 1."""
+        """The form with the features log x, log(1 − x), x, masks where cells may be missing, and
+        1."""
         d, missing = x.shape[1], self.missing
         constant = (4 if missing else 3) * d
 
@@ -212,14 +214,14 @@ class Beta(Bank):
         return keep_empty(stats.count, updated, params)
 
     def restricted(self, held):
-        """Components that are fixed or tied as a whole."""
+        """A closed form for components that are fixed or tied as a whole."""
         return by_rows(self, held)
 
     def spaces(self, params):
         return BetaParams(ABOVE_ZERO, ABOVE_ZERO)
 
     def whitened(self, params, step):
-        """By the information of logit μ and log s."""
+        """By the information of logit μ and log s, with μ = a/(a + b) and s = a + b."""
         a, b = params.a, params.b
         of_logit, across, of_total = information(*means(params), a, b)
         logit, total = step.a / a - step.b / b, (step.a + step.b) / (a + b)

@@ -34,7 +34,7 @@ class Categorical(ExponentialFamily):
     Args:
       levels: the number of codes, an int for all columns or a tuple with one entry a column.
       prior: a `DirichletPrior` of every probability vector, or None.
-      missing: whether a cell that is NaN was not observed; it drops out.
+      missing: whether NaN marks a cell that was not observed, which then drops out.
 
     x: (n, d) codes 0 … levels − 1, floating-point numbers where cells are NaN. Raises TypeError for
     another prior or levels that are no ints, ValueError for levels below 1. Source: the latent

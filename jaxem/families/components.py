@@ -20,11 +20,11 @@ from jaxem.protocol.units import Standardized, inward, outward, standardized
 
 
 class Components(Bank):
-    """A bank whose components are of different families: component k of the part that it lies in
-    has log p(x | k) of that family, and −∞ where the unit lies outside its support.
+    """A bank whose components are of different families. A component has the log density of its
+    family, and −∞ where a unit lies outside the support of that family.
 
     Args:
-      parts: {"name": (bank, count)}: so many components of that bank. Their order is that of the
+      parts: {"name": (bank, count)}: count components of that bank. Their order is that of the
         parts; k of the mixture or chain is the sum of the counts.
 
     x: (n, d), every unit in the support of at least one part. Params, posterior and statistics are
@@ -32,9 +32,9 @@ class Components(Bank):
     zero-inflated Poisson, with `Gamma` in its place a hurdle: densities are with respect to a
     measure with a point mass at 0 (`PointMass`).
 
-    Every part has its own units of the arithmetic, whose log volumes are in its log density. Raises
-    TypeError for a part that is no pair of a bank and a count, ValueError where the counts do not
-    sum to k. Sources: zero inflation, Lambert 1992; hurdles, Mullahy 1986.
+    Raises TypeError for a part that is no pair of a bank and a count, ValueError where the counts
+    do not sum to k, or for a part with missing=True. Sources: zero inflation, Lambert 1992;
+    hurdles, Cragg 1971.
     """
 
     def __init__(self, parts):
@@ -173,8 +173,8 @@ class Components(Bank):
         return ComponentsDomain(words, bank=self, discrete=is_discrete, counted=sum(self.counts))
 
     def standardize(self, x, weights):
-        """Of every part its data, whether they lie in its support, and its log volume, side by
-        side."""
+        """For every part, side by side: its data, whether they lie in its support, and its log
+        volume."""
         columns, models, units = [], [], {}
         for i, (name, family, _, _) in enumerate(self._parts()):
             data, inside, _ = self._part(x, i)

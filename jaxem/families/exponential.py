@@ -31,8 +31,9 @@ class Exponential(ExponentialFamily):
     x: (n, d), not negative.  prior: a `GammaPrior` of every rate, or None.  floor: the smallest
     mean allowed, in units of the data; None: so far below the data's mean that only a component of
     zeros reaches it, and the fit then has the status DEGENERATE.
-    missing: whether a cell that is NaN was not observed; it drops out. Raises TypeError for another
-    prior, ValueError for a floor below 0. Source of the mixture: Hasselblad 1969.
+    missing: whether NaN marks a cell that was not observed, which then drops out. Raises TypeError
+    for another prior or missing, ValueError for a floor below 0. Source of the mixture: Hasselblad
+    1969.
     """
 
     prior: GammaPrior | None = None

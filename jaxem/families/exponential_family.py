@@ -25,10 +25,10 @@ class MeanStatistics(NamedTuple):
 
 
 class ExponentialFamily(Bank):
-    """A bank whose density is linear in features of the data.
+    """A bank whose log density is linear in features φ(x): log p(x | k) = base(x) + φ(x)·η_k − A_k.
 
     A family defines `features(x) -> (n, m)`, `natural(params) -> (k, m)`,
-    `log_partition(params) -> (k,)`, `base_measure(x) -> (n,)` (0 by default) and
+    `log_partition(params) -> (k,)`, `base_measure(x) -> (n,)`, which are φ, η, A and base, and
     `estimate(count (k,), total (k, m)) -> params`, the maximum likelihood estimate, or the maximum
     a posteriori one, from Σw and Σw·φ(x).
 
@@ -81,12 +81,12 @@ class ExponentialFamily(Bank):
         raise NotImplementedError
 
     def natural_over(self, params, reference):
-        """η_k − η of `reference`, which is what `Relative` has; without the loss of digits of that
+        """η_k − η of the params `reference`, computed without the loss of digits of that
         difference."""
         raise NotImplementedError
 
     def log_partition_over(self, params, reference):
-        """A_k − A of `reference`."""
+        """A_k − A of the params `reference`."""
         return 0.0
 
     def log_partitions_over(self, params, reference):
@@ -198,7 +198,7 @@ class ExponentialFamily(Bank):
         )
 
     def standardize(self, x, weights):
-        """The family without its base measure, which is in the log volume."""
+        """The family without its base measure, which is then in the log volume."""
         if type(self).posterior is not ExponentialFamily.posterior:
             return Standardized(self, x)
         base = jnp.asarray(self.base_measure(self.filled(x)[0]))
@@ -215,8 +215,9 @@ class ExponentialFamily(Bank):
         return keep_empty(stats.count, updated, params)
 
     def restricted(self, held):
-        """Fixed entries in any way. Tied entries share their statistics, where every entry is
-        estimated from its own features (`columns`) and the hyperparameters are scalars."""
+        """A closed form for any fixed entries, and for tied entries, which share their statistics,
+        where every entry is estimated from its own features (`columns`) and the hyperparameters
+        are scalars."""
         (held_leaf,) = jax.tree.leaves(held, is_leaf=is_held)
         if not held_leaf.tied:
             return self.maximize if self.columns else by_rows(self, held)

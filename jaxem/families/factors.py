@@ -83,7 +83,7 @@ class Factors(Bank):
 
     The M-step is over loadings and noise with the factors integrated out: a closed form for
     spherical noise, a safeguarded Newton step for diagonal noise, and EM steps for shared loadings
-    with noise by component. Loadings are identified up to a rotation, which does not count as
+    with noise by component. Loadings are identified up to a rotation, whose angles do not count as
     parameters. They are returned with Λᵀ Ψ⁻¹ Λ diagonal, the largest entry first, and the largest
     entry of a column, in units of the noise, positive; Ψ⁻¹ is the mean over the components where
     loadings alone are shared. So their gradients exist too, unless two entries of that diagonal are
@@ -213,8 +213,8 @@ class Factors(Bank):
         return self._keep_empty(stats.count, self._assembled(mean, loadings, noise), params)
 
     def restricted(self, held):
-        """Whole means fixed, about which the moments are then computed; components held as a
-        whole."""
+        """Closed forms for means that are fixed as a whole, about which the moments are then
+        computed, and for components held as a whole."""
         is_shared = self.shared_noise or self.shared_loadings
         of_whole_rows = None if is_shared else by_rows(self, held)
         has_others = not (held.loadings.free and held.noise.free)

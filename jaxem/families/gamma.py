@@ -53,8 +53,8 @@ class Gamma(Bank):
     x: (n, d), positive.  prior: a `GammaConjugatePrior`, or None.  The M-step solves
     log a − ψ(a) = log mean(x) − mean(log x) by Minka's generalised Newton iteration (2002).
     Data are divided by the component's mean, so that narrow components lose no digits. missing:
-    whether a cell that is NaN was not observed; it drops out. Raises TypeError for another prior or
-    missing.
+    whether NaN marks a cell that was not observed, which then drops out. Raises TypeError for
+    another prior or missing.
     """
 
     prior: GammaConjugatePrior | None = None
@@ -115,7 +115,7 @@ class Gamma(Bank):
         return keep_empty(stats.count, updated, params) if self.prior is None else updated
 
     def restricted(self, held):
-        """Fixed shapes: the rate is then the shape over the mean."""
+        """A closed form for fixed shapes: the rate is then the shape over the mean."""
         is_shape_fixed, is_rate_fixed = held.shape.fixed, held.rate.fixed
         if held.shape.tied or held.rate.tied or (is_rate_fixed & ~is_shape_fixed).any():
             return by_rows(self, held)

@@ -47,7 +47,7 @@ class LogNormal(Bank):
     Args:
       floor: the smallest variance of log x allowed. None: the square of the rounding error of a
         logarithm, which only a component of equal values reaches; the fit is then DEGENERATE.
-      missing: whether a cell that is NaN was not observed; it drops out.
+      missing: whether NaN marks a cell that was not observed, which then drops out.
 
     x: (n, d), positive. A fit is that of `Normal("diagonal")` to log x, up to the Jacobian
     −Σ log x. Raises TypeError or ValueError for another missing or floor. Source: Johnson, Kotz &
@@ -96,7 +96,7 @@ class LogNormal(Bank):
         return LogNormalStatistics(cells.counts(weights, mask), first, second)
 
     def linear(self, x):
-        """Squares and values of log x, masks where cells may be missing, and 1."""
+        """The form with the features log² x, log x, masks where cells may be missing, and 1."""
         d, missing = x.shape[1], self.missing
         constant = (3 if missing else 2) * d
 
@@ -154,7 +154,8 @@ class LogNormal(Bank):
         return keep_empty(stats.count, LogNormalParams(location, variance), params)
 
     def restricted(self, held):
-        """Fixed locations, about which the variances are then computed; fixed variances."""
+        """A closed form for fixed locations, about which the variances are then computed, and for
+        fixed variances."""
         location, variance = held.location, held.variance
         if location.tied or variance.tied:
             return by_rows(self, held)

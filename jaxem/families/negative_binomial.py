@@ -55,7 +55,7 @@ class NegativeBinomial(Bank):
     m = mean_kd, θ = 1/dispersion_kd
 
     Args:
-      missing: whether a cell that is NaN was not observed; it drops out.
+      missing: whether NaN marks a cell that was not observed, which then drops out.
 
     x: (n, d) counts 0, 1, 2, …  The dispersion lies between 1e-8 and 1e8. Where the variance of a
     component is at most its mean, the likelihood rises to the Poisson limit, dispersion 0: the fit
@@ -112,7 +112,7 @@ class NegativeBinomial(Bank):
         return self._moved(params, stats, False)
 
     def restricted(self, held):
-        """Fixed means and fixed dispersions."""
+        """A closed form for fixed means and for fixed dispersions."""
         if held.mean.tied or held.dispersion.tied:
             return by_rows(self, held)
         return lambda params, stats: self._moved(params, stats, held.mean.fixed)

@@ -14,10 +14,10 @@ from jaxem.protocol.model import Bank
 class PointMass(Bank):
     """A component without params: log p(x | k) = 0 where every column is `value`, else −∞.
 
-    value: a finite number.  x: (n, d), all of it `value`.  It is a part of `Components`, which
-    allows other values. Its params are the empty tuple, and all its components are equal, so that
-    one of them is enough. Raises TypeError or ValueError for another value. Source: zero inflation,
-    Lambert 1992.
+    value: a finite number.  x: (n, d), all of it `value`.  It is for `Components`, whose other
+    parts allow other values. Its params are the empty tuple, and all its components are equal, so
+    that one of them is enough. Raises TypeError or ValueError for another value. Source: zero
+    inflation, Lambert 1992.
 
     Its density is with respect to a point mass, that of a continuous family with respect to length:
     a unit at `value` has density 1 here. Beside it, a continuous family has to exclude the value

@@ -35,9 +35,9 @@ class PoissonParams:
 class Poisson(ExponentialFamily):
     """log p(x | k) = Σ_d x log rate_kd − rate_kd − log x!
 
-    x: (n, d) counts 0, 1, 2, …  prior: a `GammaPrior` of every rate, or None.  missing: whether a
-    cell that is NaN was not observed; it drops out.  Raises TypeError for another prior. Source
-    of the mixture: Hasselblad 1969.
+    x: (n, d) counts 0, 1, 2, …  prior: a `GammaPrior` of every rate, or None.  missing: whether
+    NaN marks a cell that was not observed, which then drops out.  Raises TypeError for another
+    prior or missing. Source of the mixture: Hasselblad 1969.
     """
 
     prior: GammaPrior | None = None

@@ -27,7 +27,8 @@ class Product(Bank):
     Args:
       parts: {"name": (family, columns)}; columns are an int, a list of ints or a slice with ends.
 
-    x: (n, d). Params, posterior and statistics are dicts by name. Raises TypeError for parts that
+    x: (n, d). Params, posterior and statistics are dicts by name. For two measurements and a count:
+    `Product({"size": (Normal(), [0, 1]), "n": (Poisson(), 2)})`. Raises TypeError for parts that
     are no banks, ValueError where a column is used twice or lies beyond the data. Source: Hunt &
     Jorgensen 1999.
     """
@@ -166,7 +167,7 @@ class Product(Bank):
         return total
 
     def separated(self, params, x, weights):
-        """Which components are separated in any part, booleans (k,)."""
+        """Which components have, in any part, coefficients without a finite estimate, (k,)."""
         flags = [
             f.separated(params[n], part_of(x, n, f, c), weights)
             for n, f, c in self._parts()

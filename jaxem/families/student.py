@@ -43,7 +43,8 @@ COMMON = ("full", "tied", "diagonal", "spherical", "VVV", "EEE", "VVI", "VII")
 @pytree(eq=False)
 class StudentTParams:
     """mean (k, d); scale (k, d, d), but (d, d) tied, (k, d) diagonal, (k,) spherical; df (k,). The
-    covariance is scale · df/(df − 2). In the units of the data, scales in their squares."""
+    covariance is scale · df/(df − 2) for df above 2. In the units of the data, scales in their
+    squares."""
 
     mean: Any
     scale: Any
@@ -69,7 +70,7 @@ class StudentT(Bank):
 
     Args:
       df: the degrees of freedom of every component, or None to estimate each by maximum
-        likelihood within `DF_RANGE`.
+        likelihood, between 0.1 and 1e5.
       covariance: the structure of the scales, as in `Normal`: "full", "tied" (one for all),
         "diagonal" or "spherical", or mclust's "VVV", "EEE", "VVI" or "VII". The features of a unit
         share one u in all of them, so that a diagonal scale is not a product of univariate t.
@@ -85,8 +86,8 @@ class StudentT(Bank):
     Without a prior S · (1 + 2τ), nearly uncorrelated with τ, is held fixed in that step; of
     a tied S the product with the geometric mean of the (1 + 2τ), weighted by counts.
 
-    Data: (n, d). Raises ValueError or TypeError for another covariance, prior or missing, or a df
-    or floor that is not a positive number. Source of the mixture: Peel & McLachlan 2000.
+    Data: (n, d). Raises ValueError or TypeError for another covariance, prior or missing, a df
+    that is not above 0, or a floor below 0. Source of the mixture: Peel & McLachlan 2000.
     """
 
     df: Any = None
@@ -232,8 +233,8 @@ class StudentT(Bank):
         return jnp.logical_and(self._expanded, not self._is_shared)
 
     def restricted(self, held):
-        """Whole means fixed, about which the moments are then computed, and any fixed degrees of
-        freedom."""
+        """Closed forms for means that are fixed as a whole, about which the moments are then
+        computed, and for any fixed degrees of freedom."""
         rows, has_no_closed_form = (
             held.mean.rows,
             held.mean.tied or held.df.tied or not held.scale.free,

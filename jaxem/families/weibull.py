@@ -79,12 +79,13 @@ class Weibull(Bank):
     """log p(x | k) = Σ_d log c − log x + z − e^z, z = c log(x / b), c = shape_kd, b = scale_kd
 
     Args:
-      missing: whether a cell that is NaN was not observed; it drops out.
+      missing: whether NaN marks a cell that was not observed, which then drops out.
 
     x: (n, d), positive. The M-step is a Newton step that cannot lower the expected log-likelihood;
-    its limit is the maximum. A component of equal values has no largest shape: the shape is limited
-    by the rounding error of logarithms, and the fit is DEGENERATE. Raises TypeError where missing
-    is no bool. Source: Johnson, Kotz & Balakrishnan 1994, chapter 21.
+    its limit is the maximum. Where the values of a component are equal its likelihood grows with
+    the shape without bound: the shape is limited by the rounding error of logarithms, and the
+    status of the fit is DEGENERATE. Raises TypeError where missing is no bool. Source: Johnson,
+    Kotz & Balakrishnan 1994, chapter 21.
     """
 
     missing: bool = False
@@ -133,7 +134,7 @@ class Weibull(Bank):
         return self._moved(params, stats, False, False)
 
     def restricted(self, held):
-        """Fixed shapes and fixed scales."""
+        """A closed form for fixed shapes and for fixed scales."""
         if held.shape.tied or held.scale.tied:
             return by_rows(self, held)
         return lambda params, stats: self._moved(params, stats, held.shape.fixed, held.scale.fixed)

@@ -1,7 +1,7 @@
 """Accelerators of the EM map: extrapolations that are kept only where the objective does not fall.
 
 Both work in the coordinates of `Model.spaces`, where a guard keeps probabilities and variances
-positive. They measure lengths by the information of the complete data (`Model.information`), in
+positive. They measure lengths by the information of the complete data (`Metric.whitened`), in
 which the Jacobian of the EM map is symmetric. `advance` takes the evaluation of the EM map at some
 params, and returns whether these params are kept and which are evaluated next.
 
@@ -153,16 +153,16 @@ class SQUAREM:
     """Squared extrapolation (Varadhan & Roland 2008), strictly monotone.
 
     From θ₀, θ₁ = M(θ₀) and θ₂ = M(θ₁), with r = θ₁ − θ₀ and v = θ₂ − θ₁ − r, a cycle evaluates
-    θ' = θ₀ + 2αr + α²v with α = −⟨r, v⟩/⟨v, v⟩, the step length S2 of that paper, which was
-    better than S3 in the metric of the complete data; where residuals grow α = ‖r‖/‖v‖.
-    The next cycle begins at M(θ'). Where the objective at M(θ') is below that at θ₁ it begins at
-    θ₂, and the largest α allowed is reduced. Extrapolated params of a model that declares no
-    `spaces` are not returned, only M(θ').
+    θ' = θ₀ + 2αr + α²v with α = −⟨r, v⟩/⟨v, v⟩. This is the step length S1 of that paper, where α
+    has the other sign, with inner products in the metric of the complete data. Where residuals
+    grow, α = ‖r‖/‖v‖ (S3). The next cycle begins at M(θ'). Where the objective at M(θ') is below
+    that at θ₁ it begins at θ₂, and the largest α allowed is reduced. Extrapolated params of a model
+    that declares no `spaces` are not returned, only M(θ').
 
     Args:
-      reach: the largest distance from θ₀ to θ', in standard errors of a unit of complete data; a
-        straight path may go further. jnp.inf: no bound, which takes fewer evaluations and may end
-        in another optimum than EM, lower or higher.
+      reach: the largest distance from θ₀ to θ', in standard errors of an estimate from one unit of
+        complete data. It is exceeded where the path of EM is nearly straight. jnp.inf: no bound,
+        which takes fewer evaluations and may end in another optimum than EM, lower or higher.
 
     Raises ValueError where reach is not above 0.
     """
@@ -274,15 +274,15 @@ class AndersonMemory(NamedTuple):
 
 @pytree(static=("order",))
 class Anderson:
-    """Anderson's mixing (1965; Walker & Ni 2011; Henderson & Varadhan 2019), strictly monotone.
+    """Anderson mixing (Anderson 1965; Walker & Ni 2011), monotone (Henderson & Varadhan 2019).
 
     Args:
-      order: the number of earlier steps that are mixed; each takes 2p numbers of memory for p
-        parameters. After a failure the earlier steps are dropped.
+      order: the number of earlier steps that are mixed, an int; each takes 2p numbers of memory for
+        p parameters. After a failure the earlier steps are dropped.
       reach: the largest distance of a mixture from M(θ), in standard errors as in `SQUAREM`.
 
     Where a mixture lies against the direction of the EM step, as near a saddle point, M(θ) is
-    evaluated in its place. More fits than with `SQUAREM` end in another optimum than EM.
+    evaluated in its place. More fits than with `SQUAREM` end in another optimum than that of EM.
 
     Raises ValueError where reach is not above 0, and TypeError or ValueError where order is no int
     of 1 or more.

@@ -27,6 +27,8 @@ class Blocks:
 
     Each block takes one pass over the data, or several by a gradient rule. Raises TypeError for
     blocks that are no paths, ValueError, in `fit`, where a leaf is in no block or in two.
+
+    `EM(m_step=Blocks(["weights", "components.mean", "components.covariance"]))` is ECM.
     """
 
     blocks: Any
@@ -52,7 +54,7 @@ class Blocks:
         return self.otherwise.steady
 
     def stationary(self, model, closed):
-        """That of the rule `otherwise`."""
+        """The `stationary` of the rule `otherwise`."""
         return has_stationary_map(self.otherwise) and self.otherwise.stationary(model, closed)
 
     def start(self, model, params, x, weights):

@@ -21,7 +21,7 @@ EM step before."""
 
 @pytree(static=("equal",))
 class Constrained(Exact):
-    """The q nearest to the posterior among those whose expected features are bounded.
+    """The q nearest to the posterior among those whose expected features obey bounds.
 
     q = argmin KL(q ‖ p(z | x, θ)) subject to Σ_i w_i E_q[φ(z_i)] / Σ_i w_i ≤ bound, or = bound. So
     q ∝ p(x, z | θ) exp(−λ·φ(z)), with λ from the dual problem: min over λ (≥ 0 for bounds from

@@ -63,10 +63,12 @@ class Tempered(Exact):
     Args:
       schedule: the values of β, increasing; the value after the last one is 1.
       steps: evaluations at each value.
-      nudge: the length of the random step after each value, in standard errors of one unit.
-      seed: of the random steps.
+      nudge: the length of the random step after each value, in standard errors of an estimate from
+        one unit.
+      seed: an int, of the random steps.
 
-    Raises ValueError where a β is not above 0.
+    Raises ValueError where a β is not above 0, TypeError or ValueError where steps is no int of 1
+    or more.
     """
 
     schedule: Any = tuple(0.1 * 1.3**i for i in range(9))
@@ -120,14 +122,16 @@ class Stochastic(Exact):
     """Sampled latent values in place of the posterior: SEM with one draw, Monte Carlo EM with more.
 
     The objective is log p(x | θ). A sampled step may lower it: such a fall is not reported, and no
-    sampled step ends a climb. After `steps` evaluations the E-step is exact and the fit can end as
+    sampled step ends the fit. After `steps` evaluations the E-step is exact and the fit can end as
     CONVERGED. Without `steps` the fit ends as MAX_ITER, with the last params. Sources: Celeux &
     Diebolt 1985; Wei & Tanner 1990.
 
     Args:
-      draws: latent values drawn for every unit.
+      draws: how many latent values are drawn for every unit.
       steps: the number of evaluations with a sampled E-step; None: all.
-      seed: of the draws.
+      seed: an int, of the draws.
+
+    Raises TypeError or ValueError where draws is no int of 1 or more, or steps none of 0 or more.
     """
 
     draws: int = 1
@@ -180,7 +184,7 @@ class Incremental(Exact):
     An evaluation makes 1 + `sweeps` passes over the data. The first is an exact E-step of all
     units, which computes log p(x | θ). The others go block by block: the E-step of a block replaces
     its statistics in the totals, and an M-step follows. No step lowers F(q, θ). Every evaluation
-    begins at q = posterior, where F is the log-likelihood, so the log-likelihood never falls.
+    begins at the posterior q, where F is the log-likelihood, so the log-likelihood never falls.
     Totals are summed over the blocks at every M-step, and rounding errors do not accumulate. The
     model's `statistics(params, x, q, weights)` must be additive across q of different params, as
     those of exponential families are. Source: Neal & Hinton 1998.

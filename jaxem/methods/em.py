@@ -34,9 +34,9 @@ class Signal(NamedTuple):
     that remains. error: the bound on the error of `gain`, where the method knows the gain more
     accurately than the objective. restarted: whether the objective is another function than at
     earlier steps, such as at another temperature, so that the two cannot be compared. return_steps:
-    the number of steps such as this one in which an entry that grows from nearly 0 regains its size
-    (`spaces.return_time`). is_slow: of a step that is accelerated only where a climb is slow,
-    whether it is; accelerated: the signal that counts then, in place of the others.
+    the number of steps such as this one in which an entry that grows from nearly 0 regains its
+    size. is_slow: of a step that is accelerated only where a climb is slow, whether it is.
+    accelerated: the signal that counts where it is, in place of the others.
     """
 
     gain: Any = None
@@ -52,9 +52,9 @@ class Evaluation(NamedTuple):
     """The result of one pass over the data at `params`.
 
     proposal: the params to evaluate next, a tree, M(params) by exact EM. objective: log-likelihood
-    + log prior AT params, in nats. magnitude: Σ w·(|ℓ| + 1), to which the objective's rounding
-    error is proportional. memory: the state that the method carries to the next evaluation.
-    accepted: whether params are kept; None: always. signal: for the stopping rule.
+    + log prior AT params, in nats. magnitude: Σ w·(|log p(x)| + 1), to which the objective's
+    rounding error is proportional. memory: the state that the method carries to the next
+    evaluation. accepted: whether params are kept; None: always. signal: for the stopping rule.
     """
 
     proposal: Any
@@ -74,8 +74,8 @@ class Expectation(NamedTuple):
     """The result of an E-step at params.
 
     q: the distribution of the latent variables. value: F(q, params) per unit (n,), in nats. memory:
-    the state of the rule for q after it. restarted: as in `Signal`. spread: how many times
-    larger than that of one evaluation of log p the rounding error of F is.
+    the state of the rule for q after it. restarted: as in `Signal`. spread: the
+    rounding error of F, as a multiple of that of one evaluation of log p.
     """
 
     q: Any
@@ -159,13 +159,14 @@ class EM:
     """Coordinate ascent on the free energy F(q, θ) (Neal & Hinton 1998).
 
     Args:
-      e_step: the rule for q: `Exact()`, `Hard()`, `Tempered()`, `Incremental()`, `Stochastic()`,
-        `Constrained(...)`, `Variational()` or `MeanField()`.
-      m_step: the rule for θ: `Exact()`, `Gradient(...)` or `Blocks(...)`. A model that has no
-        M-step of its own takes `Gradient()` where this is `Exact()`.
-      accelerator: "auto": plain EM for the first dozen steps and for as long as the rate of a climb
-        promises an end within about 30 more, then `SQUAREM()`; plain throughout where a rule
-        changes from step to step, where tol is 0, and with criterion="change". None: plain EM.
+      e_step: the rule for q, the distribution of the latent variables: `Exact()`, `Hard()`,
+        `Tempered()`, `Incremental()`, `Stochastic()`, `Constrained(...)`, `Variational()` or
+        `MeanField()`.
+      m_step: the rule for θ, the params: `Exact()`, `Gradient(...)` or `Blocks(...)`. A model that
+        has no M-step of its own takes `Gradient()` where this is `Exact()`.
+      accelerator: "auto": plain EM for the first dozen steps, and for as long as the rate of
+        convergence promises an end within about 30 more, then `SQUAREM()`; plain throughout where a
+        rule changes from step to step, where tol is 0, and with criterion="change". None: plain EM.
         `SQUAREM()` or `Anderson()`: from the first step on.
 
     To fix, freeze or tie params, restrict the model with `jaxem.Restricted`.
@@ -213,7 +214,7 @@ class EM:
 
     @property
     def later(self):
-        """The method for climbs that are slow with this one, or None."""
+        """The accelerated method for climbs that are slow with this one, or None."""
         if self.accelerator != AUTO or not (self.e_step.steady and self.m_step.steady):
             return None
         from jaxem.methods.acceleration import SQUAREM  # a quick fit does not import it
@@ -221,7 +222,7 @@ class EM:
         return EM(self.e_step, self.m_step, SQUAREM())
 
     def without_later(self):
-        """This method, plain where it would accelerate slow climbs."""
+        """This method without the acceleration of slow climbs."""
         return EM(self.e_step, self.m_step, None) if self.accelerator == AUTO else self
 
     @property
@@ -252,8 +253,8 @@ class EM:
 
     def evaluate(self, model, params, x, weights, memory=(), is_slow=None, total=None):
         """The `Evaluation` of an E-step and an M-step, with the accelerator's choice of the next
-        params. is_slow: whether a climb is to be accelerated that is not at first, None: it is not.
-        total: Σw, None where it is to be computed."""
+        params. is_slow: whether a climb that begins without an accelerator is now accelerated;
+        None: it is not. total: Σw, None where it is to be computed."""
         memory = memory or self.start(model, params, x, weights)
         evaluation = self.map(model, params, x, weights, memory)
         memory = evaluation.memory
@@ -331,8 +332,8 @@ class EM:
         return evaluation._replace(signal=evaluation.signal._replace(restarted=restarted))
 
     def stationary(self, model, x):
-        """A `StationaryMap` with the fixed points of fits by this method, or None where a map is
-        not known for both rules."""
+        """A `StationaryMap` with the fixed points of fits by this method, or None where no map is
+        known for one of the two rules."""
         if not has_stationary_map(self.m_step) or not has_stationary_map(self.e_step):
             return None
         return self.m_step.stationary(model, model.closed(x)) and self.e_step.stationary(

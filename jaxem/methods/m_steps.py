@@ -16,8 +16,8 @@ class Gradient:
     """Steps up the expected log joint E_q[log p(x, z | θ)] + log p(θ), never down.
 
     Steps are taken in coordinates without constraints (`Model.spaces`). A step that does not
-    increase the expected log joint is halved until it does. Where its direction is one of descent,
-    it is replaced by a step along the gradient and the optimizer's state is reset. So F never
+    increase the expected log joint is halved until it does. Where it points downhill, it is
+    replaced by a step along the gradient and the optimizer's state is reset. So F never
     falls, with any optimizer and any learning rate. Source: Lange 1995 (with one Newton step the
     rate of convergence is that of EM).
 
@@ -27,8 +27,8 @@ class Gradient:
         (p, p) Hessian of all p parameters and shifts it where it is not positive definite.
       steps: steps in an M-step, each a few passes over the data.
 
-    Raises ValueError where steps is below 1, TypeError for another transform. The model must define
-    `log_joint`.
+    Raises TypeError for another transform, TypeError or ValueError where steps is no int of 1 or
+    more. The model must define `log_joint`.
     """
 
     transform: Any = None

@@ -29,7 +29,7 @@ class MeanField(Exact):
 
     For models with `latents(x)`, the number of states of each of m latent variables, a tuple of
     ints that depends on shapes alone, and `log_joint(params, x, z)` (n,), the log joint at z
-    (n, m, k), one-hot along k, the largest of them. It must also accept probabilities in place of
+    (n, m, k), one-hot along k, the largest of these. It must also accept probabilities in place of
     one-hot z, and be linear in every z[:, m] given the others, up to terms of one of them alone:
     then all expectations are exact. Products of z are linear in this sense, also squares; an
     exponential of a sum of z is not. Other models are refused: with a TypeError or, under `jit`,
@@ -37,15 +37,16 @@ class MeanField(Exact):
 
     q is carried from one E-step to the next. The first is the model's `init_q(params, x)` (n, m, k)
     if it has one; else random, the same in all fits and units. The objective is F without any term
-    dropped. It never falls and is at most log p(x | θ), as is Result.log_likelihood. Source: Saul &
-    Jordan 1996; Ghahramani & Jordan 1997.
+    dropped. It never falls and is at most log p(x | θ), as is Result.log_likelihood. Source:
+    Saul, Jaakkola & Jordan 1996; Ghahramani & Jordan 1997.
 
     Args:
       sweeps: the most sweeps of an E-step. A sweep updates every latent variable once, and
         evaluates `log_joint` k + 1 times for each.
       tol: the E-step ends when a sweep changes no probability by more.
 
-    Raises ValueError where sweeps is below 1.
+    Raises TypeError or ValueError where sweeps is no int of 1 or more, or tol no number of 0 or
+    more.
     """
 
     sweeps: int = 20

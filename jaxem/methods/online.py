@@ -17,9 +17,9 @@ from jaxem.protocol.status import warn
 
 @pytree
 class Decay:
-    """The step size (t + offset)^−power of minibatch t = 0, 1, …; both are numbers.
+    """The step size (t + offset)^−power of minibatch t = 0, 1, …; offset and power are numbers.
 
-    Convergence needs a power above ½ and at most 1 (Cappé & Moulines 2009, assumption 4).
+    Convergence needs a power above ½ and at most 1 (Cappé & Moulines 2009).
     Raises ValueError for another power, or an offset below 1.
     """
 
@@ -70,16 +70,17 @@ class Passes(NamedTuple):
 
 @pytree(static=("batch", "passes"))
 class OnlineEM:
-    """Stepwise EM (Cappé & Moulines 2009): s ← s + γ_t (s(minibatch) − s), then an M-step at s.
+    """Stepwise EM (Cappé & Moulines 2009; Liang & Klein 2009), an M-step after every minibatch at
+    averaged statistics s ← s + γ_t (s(minibatch) − s).
 
     A step of `fit` is one pass: the units are put in random order and cut into minibatches, each
-    used once. s begins at 0; an M-step divides it by the weight averaged alike. A pass returns the
-    M-step at the mean of s over all minibatches so far, where later ones weigh more (Shamir & Zhang
-    2013, polynomial-decay averaging). The model needs `statistics` and `maximize` whose statistics
-    add across q of different params, like those of exponential families; in a fit all are centred
-    at its initial params.
+    used once. s begins at 0; an M-step divides it by the weight of a minibatch, averaged in the
+    same way. A pass returns the M-step at the mean of s over all minibatches so far, where later
+    ones weigh more (Shamir & Zhang 2013, polynomial-decay averaging). The model needs `statistics`
+    and `maximize`, and its statistics must add across q of different params, like those of
+    exponential families; in a fit all are centred at the initial params.
 
-    After `passes` passes follow steps of exact EM, and the fit can end as CONVERGED. Without
+    After `passes` passes, steps of exact EM follow, and the fit can end as CONVERGED. Without
     `passes` all steps are online, and it ends as MAX_ITER. A fall of the objective between online
     passes is not reported. `fit` returns the objective of all units at the returned params, so that
     `max_iter=1` is one online pass and one evaluation.
@@ -90,10 +91,10 @@ class OnlineEM:
         compile twice.
       batch: the number of units in a minibatch; enough for some dozens of each component.
       passes: the number of online passes; None: all.
-      seed: an int, of the random orders.
+      seed: an int, from which the random orders are drawn.
 
-    Raises TypeError where step_size is no function, or batch or passes is no int; ValueError where
-    batch or passes is below 1.
+    Raises TypeError where step_size is no function, or batch, passes or seed is no int; ValueError
+    where batch or passes is below 1.
     """
 
     step_size: Any = Decay()

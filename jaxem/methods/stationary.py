@@ -45,7 +45,7 @@ class StationaryMap:
         return ()
 
     def inward(self, problem, params):
-        """params in safe units."""
+        """params in the units of the arithmetic."""
         return problem.inward(params)
 
     def outward(self, problem, params):
@@ -53,7 +53,7 @@ class StationaryMap:
         return problem.outward(params)
 
     def spaces(self, problem, params):
-        """The space of every leaf of params in safe units."""
+        """The space of every leaf of params in the units of the arithmetic."""
         return problem.climbed.spaces(params)
 
     def converge_q(self, problem, params, q):

@@ -34,17 +34,17 @@ class Variational(Exact):
     The family of q is that of the model's `init_q` and `free_energy`. For finite latent variables
     it has all distributions, as logits (n, k), and the first is the posterior at the start. q and
     the optimizer's state are carried from one E-step to the next: n·k numbers and more in memory
-    for every fit of a call, also before it is begun. The objective is F at that q, which never
-    falls: a step that would lower it is halved until it does not. Result.log_likelihood is log p(x
-    | θ) where the model can compute it, else F.
+    for every restart and data set, from the beginning of the call. The objective is F at that q,
+    which never falls: a step that would lower it is halved until it does not. Result.log_likelihood
+    is log p(x | θ) where the model can compute it, else F.
 
     Args:
       transform: an optax transformation; keep one object, since two equal ones compile twice. None:
         L-BFGS.
       steps: steps in an E-step, each of one or a few passes over the data.
 
-    Raises ValueError where steps is below 1, TypeError for another transform. Source: Jordan,
-    Ghahramani, Jaakkola & Saul 1999.
+    Raises TypeError for another transform, TypeError or ValueError where steps is no int of 1 or
+    more. Source: Jordan, Ghahramani, Jaakkola & Saul 1999.
     """
 
     transform: Any = None

@@ -29,8 +29,8 @@ WEIGHTS = ("dirichlet", "dirichlet_process")
 class BayesianMixtureParams:
     """The variational posterior q(π) Π_k q(component k).
 
-    concentration: (k,), q(π) = Dirichlet(concentration); of a Dirichlet process a pair of (k,),
-    the sticks' beta(a, b). components: the posterior's params of the bank.
+    concentration: (k,), q(π) = Dirichlet(concentration); of a Dirichlet process a pair (a, b) of
+    (k,), q(v_k) = beta(a_k, b_k). components: the posterior's params of the bank.
     """
 
     concentration: Any
@@ -38,7 +38,7 @@ class BayesianMixtureParams:
 
     @property
     def weights(self):
-        """E[π] (k,), summing to 1; of a process the part that its k components hold."""
+        """E[π] (k,), summing to 1; of a Dirichlet process scaled to do so."""
         if not isinstance(self.concentration, tuple):
             return self.concentration / self.concentration.sum(-1, keepdims=True)
         a, b = self.concentration
@@ -76,12 +76,12 @@ class RandomWeights(ConstantWeights):
 
 @pytree(static=("k", "weights"))
 class BayesianMixture(FiniteMixture):
-    """A mixture of at most k components by variational Bayes: q of unused ones stays at the prior.
+    """A mixture of at most k components by variational Bayes: unused ones stay at their prior.
 
-    `fit` maximises the ELBO without any term dropped: `result.objective` ≤ log p(x), so it compares
-    models of any k and prior. `result.log_likelihood` is the sum of its terms that depend on the
-    units, energy + entropy; `elbo` returns all terms. `log_predictive` and `sample` are of the
-    predictive density.
+    `fit` maximises the ELBO without any term dropped: `result.objective` ≤ log p(x), by which
+    models of any k and prior can be compared. `result.log_likelihood` is the sum of its terms that
+    depend on the units, energy + entropy; `elbo` returns all terms. `log_predictive` and `sample`
+    are of the predictive density.
 
     Args:
       components: `Normal`, `Poisson`, `Bernoulli`, `Categorical`, `Multinomial`, or a `Product` of
@@ -89,11 +89,12 @@ class BayesianMixture(FiniteMixture):
         scale, which is in `result.model`; that of probabilities is uniform.
       k: the most components, an int of 1 or more.
       weights: "dirichlet", π ~ Dirichlet(concentration, …); or "dirichlet_process", π_k = v_k
-        Π_{j<k} (1 − v_j) with v_k ~ beta(1, concentration), of which q uses the first k.
+        Π_{j<k} (1 − v_j) with v_k ~ beta(1, concentration), of which q uses the first k (Blei &
+        Jordan 2006).
       concentration: above 0; small values leave more components unused. None: 1/k.
 
     Raises TypeError or ValueError for other arguments. Sources: Attias 2000;
-    Bishop 2006, section 10.2; Blei & Jordan 2006.
+    Bishop 2006, section 10.2.
     """
 
     components: Any

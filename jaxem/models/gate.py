@@ -41,9 +41,9 @@ class GateParams:
 
 @pytree(static=("intercept",))
 class SoftmaxGate:
-    """A multinomial logit with soft targets: p(class j | z) ∝ exp(coefficients_j · z).
+    """A multinomial logit: p(class j | z) ∝ exp(coefficients_j · z) for covariates z.
 
-    The coefficients of the first class are 0. Covariates are scaled inside, so that their units do
+    The coefficients of the first class are 0. `fit` scales the covariates, so that their units do
     not matter.
 
     Args:
@@ -69,7 +69,7 @@ class SoftmaxGate:
             )
 
     def covariates(self, inputs):
-        """z (..., m) from inputs (..., g)."""
+        """z (..., m) from inputs (..., g): with the intercept m = 1 + g, else m = g."""
         if not self.intercept:
             return inputs
         return jnp.concatenate([jnp.ones((*inputs.shape[:-1], 1), inputs.dtype), inputs], -1)
@@ -87,12 +87,13 @@ class SoftmaxGate:
         return jax.nn.log_softmax(logits, axis=0)
 
     def probabilities(self, coefficients, z):
-        """p (o, k, n) from coefficients (o, k, m) and z (m, n)."""
+        """p (o, k, n) from coefficients (o, k, m) and z (m, n), for o origins: the states from
+        which a chain moves, and one in a mixture."""
         logits = jnp.einsum("okm,mn->okn", coefficients, z, precision=Precision.HIGHEST)
         return jax.nn.softmax(logits, axis=1)
 
     def summed(self, coefficients):
-        """At coefficients (k, m), a function of targets r (o, k, n) and z (m, n): the
+        """At coefficients (o, k, m), a function of targets r (o, k, n) and z (m, n): the
         `GateStatistics` of every unit, with a last axis n."""
 
         def statistics(r, z):
@@ -134,7 +135,7 @@ class SoftmaxGate:
         )
 
     def maximize(self, coefficients, stats: GateStatistics, directions=None):
-        """The coefficients (k, 1 + g) after a step from statistics `stats` that does not lower the
+        """The coefficients (o, k, m) after a step from statistics `stats` that does not lower the
         expected log-likelihood. The covariates must lie between −1 and 1.
 
         directions: (f, (k − 1)·m), the steps of which this one is a combination; None: all.
@@ -170,7 +171,7 @@ class SoftmaxGate:
         return coefficients + step_length(apart)[:, None, None] * steps
 
     def log_prior(self, coefficients):
-        """That of the slopes of coefficients (k, 1 + g), with its constant."""
+        """The log prior of the slopes of coefficients (o, k, m), with its constant."""
         if self.prior is None:
             return 0.0
         ridge = self._precisions(coefficients.shape[-1], coefficients.dtype)
@@ -179,7 +180,7 @@ class SoftmaxGate:
         return jnp.sum(each)
 
     def rescaled(self, coefficients, scale):
-        """The coefficients (k, 1 + g) of covariates that are divided by scale (g,)."""
+        """The coefficients (..., m) of covariates that are divided by scale (g,)."""
         ones = jnp.ones(1, scale.dtype)
         scale = jnp.concatenate([ones, scale]) if self.intercept else scale
         return coefficients * scale

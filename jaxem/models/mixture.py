@@ -140,14 +140,14 @@ class FiniteMixture(Model):
         return within_units(x, points) / jnp.reshape(rows_of_units(x, points.dtype), (-1, 1))
 
     def elemental(self, key, x, weights, k):
-        """That of the bank."""
+        """The squared distances (n, k) of units to components that are fitted to few of them."""
         distances = self.bank.elemental(
             key, of_components(x), of_rows(x, weights), k, unit_of_rows(x)
         )
         return within_units(x, distances)
 
     def separated(self, params, x, weights):
-        """Those of the bank: booleans (k,)."""
+        """Which components of the bank have coefficients without a finite estimate, (k,)."""
         return self.bank.separated(params.components, of_components(x), of_rows(x, weights))
 
     def _defines(self, name):
@@ -180,7 +180,7 @@ class FiniteMixture(Model):
     def response(self, params, x):
         """The mean of the response of every row, Σ_j p(j)·mean of component j: (n,), or (n, m)
         of several. p(j): the posterior where the data hold responses, else the mixing weights;
-        with noise, given that the row is none. TypeError where the components have no
+        with noise, given that the row is no noise. TypeError where the components have no
         `mean(params, x) -> (n, k)` or (n, k, m)."""
         if not defines(self.bank, "mean"):
             raise TypeError(
@@ -261,8 +261,8 @@ class Mixture(FiniteMixture):
     component: log p(group) = log Σ_k weights_k · Π_rows p(row | component k). With noise the sum
     has one more term, noise_weight / V, for groups noise_weight / V^rows.
 
-    A random start with a gate is the mixture with constant weights after 40 steps of EM, and a few
-    steps of the gate at its responsibilities.
+    With a gate a random start is 40 EM steps of the mixture with constant weights, and then a few
+    steps of the gate at the responsibilities so found.
 
     Raises TypeError where components is not a bank, k not an int, gate not a gate or noise no
     noise, ValueError where k < 1, and for a prior or noise beside a gate. Source: McLachlan &
@@ -312,7 +312,7 @@ class Mixture(FiniteMixture):
         return dataclasses.replace(self, noise=volume_of_rows(self, rows, weights))
 
     def refined(self, key, x, responsibilities, weights):
-        """Those of the mixture without the gate after some steps of EM; without a gate: given."""
+        """With a gate, those after some EM steps of the mixture without it; else those given."""
         if self.gate is None or not self.closed(x):
             return responsibilities
         plain, data = Mixture(self.components, self.k), without_gate(x)

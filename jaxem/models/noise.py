@@ -30,7 +30,7 @@ CONSISTENT = 1e-3
 class NoiseMixtureParams:
     """weights (k,) and noise_weight, a scalar, which sum to 1 together; components: the params of
     the bank. In the pytree both are one leaf, shares (k + 1,), the noise last; tables, messages and
-    the paths of `Restricted` name them apart."""
+    the paths of `Restricted` have a name for each."""
 
     weights: Any
     noise_weight: Any
@@ -84,10 +84,10 @@ class UniformNoise:
     """A component of a mixture with the same density, 1 / volume, for every row.
 
     Args:
-      volume: a number above 0, in the units of the data, such as the volume of the region where
-        noise may lie; of counts or codes the number of values. None: from the data of the fit, rows
-        of real numbers with weights above 0: the smaller one of their box and of their box in the
-        axes of the principal components (of the covariance).
+      volume: a number above 0, in the units of the columns multiplied, such as the volume of the
+        region where noise may lie; of counts or codes the number of values. None: from the data of
+        the fit, rows of real numbers with weights above 0: that of the smallest box around them
+        along the axes or along their principal components, whichever is smaller.
       axes, lower, upper: set by `fit` where the volume is from data, for `sample`: the box, from
         lower (d,) to upper (d,) in the orthogonal axes, the columns of axes (d, d).
 

@@ -3,7 +3,7 @@ on which every step is a launch. The products of matrices take k times the arith
 
 A filter is a product of matrices (p(z_{t+1} | z_t) · p(x_{t+1} | z_{t+1})). Every row of a product
 is normalised by itself, with the logarithm of its sum beside it, so that none underflows
-(Särkkä & García-Fernández 2021, in this form for finite states).
+(Hassan, Särkkä & García-Fernández 2021).
 """
 
 from functools import partial

@@ -15,8 +15,8 @@ from jaxem.passes.invariant import hoisted
 
 
 class Sums(NamedTuple):
-    """statistics, a tree; evidence Σ w·ℓ, a scalar in nats; magnitude Σ w·(|ℓ| + 1), to which the
-    rounding error of the evidence is proportional."""
+    """statistics, a tree; evidence Σ w·ℓ, a scalar in nats, of ℓ = log p(x) or F of every unit;
+    magnitude Σ w·(|ℓ| + 1), to which the rounding error of the evidence is proportional."""
 
     statistics: Any
     evidence: Any

@@ -32,7 +32,7 @@ class FusedPass(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """A bank whose log density is linear in features that no parameter enters: see `Bank.linear`.
+    """A bank whose log density is linear in features that no parameter enters: see `LinearBank`.
 
     log p(x | k) = base(x) + coefficients[k] · features(x), where feature `one` is 1.
 

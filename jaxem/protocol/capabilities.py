@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class FiniteLatents(Protocol):
-    """For `posterior` by Bayes' rule, an M-step by gradients and most rules for q."""
+    """For `posterior` by Bayes' rule, an M-step by gradients and most rules of the E-step."""
 
     def log_joint(self, params, x) -> Any:
         """log p(x, z | params) for every value of a finite latent variable, (n, k)."""
@@ -25,7 +25,7 @@ class Bound(Protocol):
 
 
 class LocalPosterior(Protocol):
-    """For `LocalAscent`: a q without closed form, carried from one E-step to the next."""
+    """For a q without closed form, carried from one E-step to the next, as that of `LDA`."""
 
     def init_q(self, params, x) -> Any:
         """As in `Bound`."""
@@ -35,7 +35,8 @@ class LocalPosterior(Protocol):
 
 
 class Units(Protocol):
-    """For data in the units of the arithmetic: `protocol.units`."""
+    """For computing with standardised data, such as centred ones of variance 1: their units, called
+    the units of the arithmetic, keep rounding errors small whatever the units of the data are."""
 
     def standardize(self, x, weights) -> Any:
         """A `Standardized`."""
@@ -52,7 +53,8 @@ class Metric(Protocol):
 
     def whitened(self, params, step) -> Any:
         """A step in the coordinates of `Space.chart`, a tree like params, transformed to
-        uncorrelated entries in standard errors of one unit of complete data. Linear in the step."""
+        uncorrelated entries, in standard errors of an estimate from one unit of complete data.
+        Linear in the step."""
 
 
 class Sampled(Protocol):
@@ -83,9 +85,9 @@ class Conjugate(Protocol):
     """For Bayesian mixtures."""
 
     def variational(self) -> Any:
-        """The bank of the same components with random params. Its params are those of the conjugate
-        posterior q, its evidence (n, k) is E_q[log p(x | k)], its log prior −KL(q ‖ prior), and its
-        `predictive(params, x)` (n, k) is log E_q[p(x | k)]."""
+        """The bank of the same components whose params have a distribution. Its params are those of
+        the conjugate posterior q, its evidence (n, k) is E_q[log p(x | k)], its log prior −KL(q ‖
+        prior), and its `predictive(params, x)` (n, k) is log E_q[p(x | k)]."""
 
 
 class Restrictable(Protocol):
@@ -111,8 +113,8 @@ class Fused(Protocol):
     """For faster passes over many units."""
 
     def fused(self, x) -> Any:
-        """A `passes.linear.FusedPass` for data shaped like x, of a bank a `passes.blocked.Blocked`;
-        or None."""
+        """A `FusedPass` for data shaped like x, of a bank a `Blocked` of `passes.blocked`; or None
+        where it would not be faster."""
 
 
 class SmoothMap(Protocol):
@@ -136,7 +138,7 @@ estimate, (k,). response(params, x): the mean of the response of every row, (n,)
 
 
 def has(model, capability) -> bool:
-    """Whether a model defines every name of a capability, a class of this file."""
+    """Whether a model defines every function of a capability, a protocol such as `Sampled`."""
     return defines(model, *names(capability))
 
 

@@ -28,7 +28,7 @@ def _no_remedy(values) -> str:
 
 @dataclass(frozen=True)
 class Domain:
-    """Any tree of arrays with one leading unit axis.
+    """The data that a model takes: any tree of arrays with one leading unit axis.
 
     mask(leaf) -> booleans shaped like a leaf: which values are in the model's support. It uses
     operators only, so that it works for NumPy and JAX arrays. words: the support in words, for
@@ -37,8 +37,8 @@ class Domain:
     a row its density is conditional on. further: functions of x that raise where its shape is
     wrong. remedy: a function of NumPy values, some of them outside the support, that says how to
     recode them, "" where it does not know. takes: of a bank, the fields of `Data` that it takes
-    beside x; None: the data may be any tree. counted: the number of components of a bank that has
-    so many and no other; else None. variances: whether the model estimates a variance of
+    beside x; None: the data may be any tree. counted: the number of components of a bank for which
+    k must be that number; else None. variances: whether the model estimates a variance of
     every column. are_points: whether k-means++ takes the units as they are, up to the scales of
     columns. discrete: whether a unit may have probability 0 under components that were estimated
     without it.
@@ -68,15 +68,15 @@ class Domain:
         return self.components
 
     def rows(self, x) -> float:
-        """The rows of data in a unit, in the mean; padding included."""
+        """The mean number of rows of data in a unit, padding included."""
         return 1
 
     def observations(self, x):
-        """The observations in every unit, (n,) or (b, n) of a batch; None where each has one."""
+        """How many observations every unit has, (n,) or (b, n) of a batch; None where it is 1."""
         return None
 
     def numbers(self, x) -> int:
-        """The numbers of one component in a pass over data shaped like x."""
+        """How many numbers a pass over data shaped like x holds for one component."""
         return sum(leaf.size for leaf in jax.tree.leaves(x))
 
     def completes(self, x) -> bool:
@@ -102,13 +102,13 @@ class Domain:
         return x
 
     def substitute(self, x, is_usable):
-        """The number of a usable unit of x, whose values absent units get: the first of those with
+        """The index of a unit of x, whose values replace those of absent units: the first one with
         is_usable (n,)."""
         return rows.first(is_usable)
 
     def outside(self, x, evidence):
-        """`evidence` (n,) or (n, k), for units outside the support −∞, and NaN for those of them
-        with a NaN."""
+        """`evidence` (n,) or (n, k), with −∞ for units outside the support, or NaN where they hold
+        a NaN."""
         n = evidence.shape[0]
         is_valid, is_nan = jnp.ones(n, bool), jnp.zeros(n, bool)
         x = self.examined(x)
@@ -132,7 +132,7 @@ class Domain:
 
     def check_values(self, x, weights) -> None:
         """ValueError where the values of host data x with weights (n,), None for 1, leave params
-        without an estimate, each of them lying in the support."""
+        without an estimate, although each value lies in the support."""
 
     def also(self, function):
         """The same domain with `function` as one more check of x."""

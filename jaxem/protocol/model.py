@@ -1,11 +1,12 @@
-"""The protocol: five pure functions and a domain, their defaults, and banks of components.
+"""The protocol: the functions of a model and their defaults, and banks of components.
 
 Axes everywhere: `n` units, `k` components, `d` features, `m` sufficient statistics of one unit.
 
 Arguments that functions of models, banks, rules and starts have in common:
 
 Args:
-  model: a `Model`, in the functions of rules for q and θ and of starts.
+  model: a `Model`, in the functions of rules of the E-step (for q) and the M-step (for θ, the
+    params) and of starts.
   key: a JAX key.
   params: the params of the model, a tree of arrays; of a bank with a leading axis k.
   x: the data, an array (n, d) or a tree of arrays with one leading axis of units.
@@ -19,7 +20,7 @@ Args:
   labels: (n,) integers, the known component of every unit, −1 where it is unknown.
   k: the number of components, an int.
   step: a step of params, a tree like params.
-  units: units of the arithmetic, from `standardize`: a tree of arrays.
+  units: the location and scale of standardised data, from `Units.standardize`: a tree of arrays.
   held: which entries of params are fixed or tied, a tree like params.
   closed: whether the model has an M-step in closed form.
   memory: the state that a rule carries from one evaluation to the next, a tree of arrays.
@@ -79,7 +80,8 @@ IMPOSSIBLE = -1e30
 
 
 class Model:
-    """A model with latent variables, as five pure functions.
+    """A model with latent variables z, as five pure functions: `init`, `posterior`, `statistics`,
+    `maximize` and `log_prior`.
 
     Define `init`, and for finite latent variables `log_joint(params, x) -> (n, k)`, or `posterior`
     itself. Define `statistics` and `maximize` too; without them the M-step is by gradients. Where
@@ -97,14 +99,15 @@ class Model:
     """A function (x, weights) -> the model with its missing prior set from the data, or None."""
 
     def init(self, key, x, weights):
-        """Params to start from, by a JAX key, the data and the weights (n,). Pure JAX.
+        """Params to start from, drawn by a JAX key from the data and the weights (n,). Pure JAX.
 
         Raises NotImplementedError where the class does not define it."""
         raise NotImplementedError(f"{name_of(self)} must define init(key, x, weights)")
 
     def posterior(self, params, x):
-        """The E-step: q = argmax F, and F per unit (n,), which is log p(x | params). By default
-        from `log_joint`: NotImplementedError without one, TypeError for one of another shape."""
+        """The E-step: (q, F per unit (n,)) for q = argmax F, where F is log p(x | params). By
+        default from `log_joint`: NotImplementedError without one, TypeError for one of another
+        shape."""
         if not defines(self, "log_joint"):
             raise NotImplementedError(
                 f"{name_of(self)} must define log_joint(params, x) or posterior(params, x)"
@@ -191,7 +194,7 @@ class Bank(Model):
 
     `init(key, x, weights)` starts every component from its own column of weights;
     `posterior(params, x)` returns evidence (n, k), the log density of every unit under every
-    component. Mixtures and hidden Markov models take a bank and never name a family.
+    component. `Normal()` is a bank, whose k comes from the mixture or chain that it is given to.
     """
 
     domain = domains.REALS
@@ -204,8 +207,8 @@ class Bank(Model):
         return vars(type(self)).get("_separate", False)
 
     def embed(self, x):
-        """x as points (n, e) for the Euclidean distances of k-means++, or None where there are
-        none."""
+        """x as points (n, e) for the Euclidean distances of k-means++, or None where units are no
+        points."""
         return jnp.asarray(x, jnp.result_type(float)) if hasattr(x, "ndim") else None
 
 

@@ -45,7 +45,7 @@ class NormalPrior:
 
     @staticmethod
     def from_data(x, k: int, covariance: str = "full"):
-        """Fraley & Raftery's default: κ=.01, df=d+2, scale = the data's variance / k^(2/d).
+        """Fraley & Raftery's default: kappa 0.01, df d + 2, scale the data's covariance / k^(2/d).
 
         Raises ValueError or TypeError unless x is (n, d) with finite entries, k an int of 1 or more
         and covariance "full", "tied", "diagonal" or "spherical", or the same by mclust's names.
@@ -84,18 +84,19 @@ class NormalPrior:
 
 @pytree
 class NormalWishartPrior:
-    """A prior of whole precision matrices, whatever structure their posterior has.
+    """A prior of full precision matrices, whatever structure their posterior has.
 
     mean | Λ ~ N(`mean`, (`kappa` Λ)⁻¹);  Λ ~ Wishart(`df`, `scale`⁻¹), for every component.
 
     For `BayesianMixture` alone. Components are then normals with full covariances, and the name of
-    a covariance structure restricts what is sought among their posteriors: one for all components
-    (tied), or with a diagonal or spherical scale. These are the updates of scikit-learn's
+    a covariance structure restricts their posterior alone: it is one for all components (tied), or
+    has a diagonal or spherical scale. These are the updates of scikit-learn's
     BayesianGaussianMixture. With full covariances it is the same prior as a `NormalPrior`, under
     which the other structures are those of the covariances themselves. Shapes as there: mean (d,)
     or a scalar, scale (d, d), (d,) or a scalar, in the same units.
 
-    Raises ValueError where kappa or df is not above 0. Source: Bishop 2006, section 10.2.
+    Raises ValueError where kappa or df is not above 0, or mean or scale not finite. Source: Bishop
+    2006, section 10.2.
     """
 
     mean: Any
@@ -110,9 +111,9 @@ class NormalWishartPrior:
 
 @pytree
 class GammaPrior:
-    """rate ~ gamma(`shape`, `rate`), for every rate of a Poisson or exponential family.
+    """rate ~ gamma(`shape`, `rate`), for every rate of `Poisson` or `Exponential`.
 
-    Both are scalars or (d,); the rate in the units of the data. Raises ValueError where one is not
+    Both are scalars or (d,); `rate` is in the units of the data. Raises ValueError where one is not
     above 0. Source: DeGroot 1970, chapter 9.
     """
 
@@ -131,7 +132,7 @@ class GammaPrior:
 
 @pytree
 class BetaPrior:
-    """probability ~ beta(`a`, `b`), for every probability of a Bernoulli family.
+    """probability ~ beta(`a`, `b`), for every probability of `Bernoulli`.
 
     Both are scalars or (d,). Raises ValueError where one is not above 0. Source: DeGroot 1970,
     chapter 9.
@@ -190,8 +191,9 @@ class GammaConjugatePrior:
 
     log density = `count` · (shape·log rate − log Γ(shape) + (shape−1)·`mean_log` − rate·`mean`),
     proper when mean_log < log mean, and without its normalising constant, which has no closed form.
-    All three are scalars or (d,), count in units of weight. Raises ValueError for others. Source:
-    Diaconis & Ylvisaker 1979 for the construction.
+    All three are scalars or (d,), count in units of weight. Raises ValueError where count or mean
+    is not above 0 or mean_log not below log mean. Source: Diaconis & Ylvisaker 1979 for the
+    construction.
     """
 
     count: Any
@@ -218,7 +220,8 @@ class CoefficientPrior:
 
     coefficient_j ~ N(`mean`_j, 1/`precision`_j). Shapes: both broadcast to (1 + p,), with the
     intercept first where there is one, in the units of the data. A precision of 0: no prior. Raises
-    ValueError where a precision is below 0. Source: as ridge regression, Hoerl & Kennard 1970.
+    ValueError where a precision is below 0, or precision or mean not finite. Source: as ridge
+    regression, Hoerl & Kennard 1970.
     """
 
     precision: Any

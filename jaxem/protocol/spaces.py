@@ -1,7 +1,7 @@
 """The set of values of each leaf of params, with two coordinate systems and a metric.
 
-A model declares one `Space` a leaf (`Model.spaces`). A space acts on the trailing axes of its leaf;
-any axes may precede them, such as components and lanes.
+A model declares one `Space` for each leaf (`Model.spaces`). A space acts on the trailing axes of
+its leaf; any axes may precede them, such as those of components and restarts.
 """
 
 import functools
@@ -53,9 +53,9 @@ gains too little to be measured."""
 class Space:
     """All real numbers.
 
-    A space is one leaf's value in the tree that `Model.spaces` returns. leaf: an array of params,
-    any leading axes and those of the space, such as (k, d). Its functions are pure JAX and take and
-    return arrays of that shape, unless they say another one.
+    `Model.spaces` returns a tree with one space for each leaf of params. leaf: an array of params
+    with any leading axes before those of the space, such as (k, d). The functions are pure JAX and
+    take and return arrays of that shape, unless they say otherwise.
     """
 
     def chart(self, leaf):
@@ -95,7 +95,7 @@ class Space:
 
     def redundant(self, shape) -> int:
         """The dimension of the transformations of one block of a leaf of this shape, the last axes
-        of it, that leave the model as it is: so many of its entries are no free parameters."""
+        of it, that leave the model as it is, which is subtracted from its free parameters."""
         return 0
 
     def outside(self, leaf) -> str | None:
@@ -178,7 +178,7 @@ class Reciprocal(Positive):
 
 
 class Known(Positive):
-    """Numbers above 0 that the model has by itself: no coordinate moves them."""
+    """Numbers above 0 that the model sets, such as given degrees of freedom: no parameters."""
 
     def bound(self, free):
         return jax.lax.stop_gradient(super().bound(free))
@@ -287,7 +287,7 @@ class Undeclared(Space):
 
 
 UNDECLARED = Undeclared()
-"""Of a leaf whose model declares no space."""
+"""The space of a leaf for which the model declares none."""
 
 REAL = Space()
 """All real numbers."""
@@ -299,7 +299,7 @@ ABOVE_ZERO = Positive(zero=False)
 """Numbers above 0."""
 
 KNOWN = Known(zero=False)
-"""Numbers above 0 that the model has by itself."""
+"""Numbers above 0 that the model sets, which are no parameters."""
 
 UNIT = UnitInterval()
 """Numbers between 0 and 1."""

@@ -59,7 +59,8 @@ class Start:
         return responsibilities, weights
 
     def started(self, model, key, x, responsibilities, weights):
-        """Params of `model` by an M-step at responsibilities, of a random rule `refined`."""
+        """Params of `model` by an M-step at responsibilities. Those of a random rule are improved
+        first, where the model defines `refined`."""
         model_key = jax.random.fold_in(key, 1)
         responsibilities = responsibilities.astype(weights.dtype)
         if self.random and defines(model, "refined"):
@@ -73,8 +74,8 @@ class Start:
 
     @staticmethod
     def default(model, x) -> "Start":
-        """Elemental subsets where the model has them, k-means++ where its units are points in
-        space x, else random responsibilities."""
+        """Elemental subsets where the model has them, k-means++ where the units of x are points in
+        space, else random responsibilities."""
         if defines(model, "elemental"):
             return ElementalSubsets()
         return RandomResponsibilities() if model.embed(x) is None else KMeansPlusPlus()
@@ -82,16 +83,16 @@ class Start:
 
 @pytree(static=("outliers",))
 class KMeansPlusPlus(Start):
-    """Seeds drawn with probability ∝ squared distance to the nearest earlier seed.
+    """Seeds drawn with probability ∝ weight · squared distance to the nearest earlier seed.
 
-    Each unit belongs to the nearest seed. Outliers are no seeds, and have responsibilities of 0.
-    Where the components of some units are known, the mean of the known units of a component is its
-    seed. Raises ValueError, in `fit`, for a model whose units are no points in space. Source:
-    Arthur & Vassilvitskii 2007.
+    Each unit belongs to the component of the nearest seed: to that by nine tenths, with the last
+    tenth spread evenly over all. Outliers are no seeds, and have responsibilities of 0. Where the
+    components of some units are known, the mean of the known units of a component is its seed.
+    Raises TypeError or ValueError, in `fit`, for a model whose units are no points in space.
+    Source: Arthur & Vassilvitskii 2007.
 
     Args:
-      outliers: whether outliers may be seeds too, as for k-means, where an outlier deserves a
-        centre.
+      outliers: whether outliers may be seeds too, as they may in k-means.
     """
 
     outliers: bool = False
@@ -106,11 +107,9 @@ class KMeansPlusPlus(Start):
 
 @pytree
 class RandomRows(Start):
-    """Seeds drawn evenly from the units that differ from all earlier seeds.
+    """Seeds drawn with probability ∝ weight from the units that differ from all earlier seeds.
 
-    Each unit belongs to the nearest seed. Outliers are no seeds, and have responsibilities of 0.
-    Known components have seeds as in `KMeansPlusPlus`. Raises ValueError as there. Source: Forgy
-    1965.
+    All else as in `KMeansPlusPlus`, whose TypeError and ValueError it raises. Source: Forgy 1965.
     """
 
     def responsibilities(self, key, points, weights, k):
@@ -146,9 +145,10 @@ class RandomResponsibilities(Start):
 class ElementalSubsets(Start):
     """Components that are each fitted to as few units as they have coefficients, drawn by the key.
 
-    Each unit belongs to the component at the smallest distance; in one half of the starts little
-    more than to the others (`SOFT_PART`). A component with known units is fitted to some of them.
-    Source: the elemental sets of Hawkins, Bradu & Kass 1984.
+    Each unit belongs to the component at the smallest distance, but a part of it is spread evenly
+    over all: nine tenths in half of the starts, at random, and one tenth in the others. A component
+    with known units is fitted to some of them. For `Regression`; raises TypeError, in `fit`, for
+    other models. Source: the elemental sets of Hawkins, Bradu & Kass 1984.
     """
 
     def require(self, model):
@@ -170,7 +170,7 @@ class ElementalSubsets(Start):
 
 @pytree(eq=False)
 class Responsibilities(Start):
-    """Given responsibilities.
+    """Given responsibilities of every unit.
 
     values: (n, k), not negative, every row summing to 1. Raises ValueError, in `fit`, for another
     shape.

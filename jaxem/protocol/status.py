@@ -10,17 +10,17 @@ class Status(enum.IntEnum):
     """How one fit ended. `result.status` holds these integers; only `CONVERGED` means converged."""
 
     RUNNING = 0
-    """The fit has not ended; only between slices of a climb."""
+    """The fit has not ended; no finished fit has this status."""
     CONVERGED = 1
-    """The stopping rule was met at the returned parameters, which lie off every floor."""
+    """The stopping rule was met at the returned params, which lie on no floor."""
     MAX_ITER = 2
-    """`max_iter` applications of the EM map were spent; the parameters are sound but not final."""
+    """`max_iter` applications of the EM map were spent; the params are sound but not final."""
     DECREASED = 3
     """The objective fell by more than rounding: a faulty M-step. The best iterate is kept."""
     NONFINITE = 4
-    """The objective or the parameters became NaN or infinite. The last finite iterate is kept."""
+    """The objective or the params became NaN or infinite. The last finite iterate is kept."""
     DEGENERATE = 5
-    """A component collapsed onto the floor or emptied: the likelihood means nothing there."""
+    """A component collapsed onto a floor or emptied: its log-likelihood means nothing."""
     BAD_INPUT = 6
     """A unit holds a value outside the model's support (NaN, a negative count), or a bad weight."""
     EMPTY = 7

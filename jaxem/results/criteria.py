@@ -15,9 +15,9 @@ class Criteria:
         """−2·log-likelihood + n_parameters · log Σw; lower is better (Schwarz 1978).
 
         Of `Sequences` Σw is over the rows that are not missing (as in depmixS4), with units=True
-        over the sequences; with groups over rows, with units=True over groups. x None: of the fit
-        itself with its weights. Else of data x with weights (n,), None for 1 whatever those of the
-        fit. Of a fleet (b,); x and weights are then those of every data set.
+        over the sequences; with groups over rows, with units=True over groups. x None: of the data
+        and weights of the fit. Else of data x with weights (n,), which are 1 where they are None,
+        whatever those of the fit. Of a batch (b,); x and weights are then those of every data set.
         """
         score, total = totals.score_and_weight(self, x, weights, units)
         return -2 * score + self.n_parameters * jnp.log(total)
@@ -54,6 +54,7 @@ class Criteria:
 
     @in_own_precision
     def icl(self, x=None, weights=None):
-        """bic + 2·entropy; lower is better (Biernacki, Celeux & Govaert 2000). x, weights: as in
-        `bic`."""
+        """bic + 2·entropy; lower is better (McLachlan & Peel 2000; Biernacki, Celeux
+        & Govaert 2000, and mclust, sum log r_ik of the most probable components instead of
+        r_ik log r_ik). x, weights: as in `bic`."""
         return self.bic(x, weights) + 2 * self.entropy(x, weights)

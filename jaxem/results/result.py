@@ -25,26 +25,26 @@ from jaxem.solver.problem import Fit
 class Result(Criteria, Fit):
     """The fields of the best restart's `Fit`, the `Fit` of all `restarts`, and the model.
 
-    The result of a `Batch`, or of `jax.vmap` of a function that fits, is a fleet: every field has a
-    leading axis b, `len(fleet)` is b, `fleet[i]` and iteration give the `Result` of one data set.
-    Methods take one data set for each fit, in the order of the fits: an array (b, n, d) or a
-    stacked tree, for which answers are stacked, or a list, for which they are a list of NumPy
-    arrays, one a data set. They compile one program for each padded length.
+    The result of a `Batch`, or of `jax.vmap` of a function that fits, is that of b fits, a batch:
+    every field has a leading axis b, `len(result)` is b, `result[i]` and iteration give the
+    `Result` of one data set. Methods take one data set for each fit, in the order of the fits: an
+    array (b, n, d) or a stacked tree, for which what they return is stacked, or a list, for which
+    it is a list of NumPy arrays, one a data set. They compile one program for each padded length.
 
     gradient_ok: whether the gradient of params can be trusted; where it is False that gradient is
     NaN. Outside a transformation it says whether the fit converged. Inside one that differentiates
-    it says also that I − J is regular and the fixed point near, where J is the Jacobian of the EM
-    map at the params. total_weight: Σw of the fit, the number of units where they have no weights;
-    of `Sequences` over the rows that are not missing, with groups over rows.
-    data_shape: the shape of the data, of their first array where they are a tree; (b, n, ...) of a
-    `Batch`, with n units in the longest data set. n_units: (b,), the units of every data set where
-    their numbers differ, else None. shares_model: whether the fits are those of a `Batch`. trace: a
-    `Trace` of `fit(..., trace=True)`, else None.
+    it also says that I − J can be inverted, where J is the Jacobian of the EM map at the params,
+    and that a fixed point of the map is near. total_weight: Σw of the fit, the number of units
+    where they have no weights; of `Sequences` over the rows that are not missing, with groups over
+    rows. data_shape: the shape of the data, of their first array where they are a tree; (b, n, ...)
+    of a `Batch`, with n units in the longest data set. n_units: (b,), the units of every data set
+    where their numbers differ, else None. shares_model: whether the fits are those of a `Batch`.
+    trace: a `Trace` of `fit(..., trace=True)`, else None.
 
     A pytree, so that it passes through `jit` and `vmap`. Methods that need data take them as an
     argument, and raise ValueError or TypeError where these are not of the form that was fitted. The
-    result of an eager `fit` has a reference to its own, for its `entropy` and `icl`,
-    which is lost in a transformation and in a copy; `save` writes the entropy.
+    result of an eager `fit` has a reference to the data of the fit, for `entropy` and `icl`. It is
+    lost in a transformation and in a copy; `save` writes the entropy.
     """
 
     restarts: Fit
@@ -106,7 +106,7 @@ class Result(Criteria, Fit):
         every component. Where the density of a far unit underflows, the row is that of a nearer
         unit in the same direction.
 
-        With groups every row has those of its group. Of a fleet: (b, n, k), or a list of (n_i, k);
+        With groups every row has those of its group. Of a batch: (b, n, k), or a list of (n_i, k);
         with groups always a list. Of `Sequences`: the smoothed states, a list of
         (t_i, k). Raises TypeError where the model has no finite latent variable."""
         if defines(self.model, "smooth", "viterbi"):
@@ -120,7 +120,7 @@ class Result(Criteria, Fit):
     @in_own_precision
     def predict(self, x):
         """The most probable component of every unit of x, shape (n,); −1 where `predict_proba` is
-        NaN, and where all values of a unit are missing. With groups that of every row. Of a fleet:
+        NaN, and where all values of a unit are missing. With groups that of every row. Of a batch:
         (b, n), or a list of (n_i,). Of `Sequences` the most probable path of states, a list of
         (t_i,). Raises TypeError as `predict_proba` does."""
         if defines(self.model, "smooth", "viterbi"):
@@ -149,7 +149,7 @@ class Result(Criteria, Fit):
     def score_samples(self, x):
         """log p(x | params) of every unit, shape (n,): −∞ outside the support of the model, NaN
         where x holds a NaN that the model does not take. With groups one value a group, in the
-        order of their sorted names. Of a fleet: (b, n), or a list of (n_i,)."""
+        order of their sorted names. Of a batch: (b, n), or a list of (n_i,)."""
         if self.is_fleet:
             sets = fleet.data_sets(self, x)
             return fleet.by_unit(sets, fleet.scores(self, sets))
@@ -158,7 +158,7 @@ class Result(Criteria, Fit):
     @in_own_precision
     def sample(self, key, n: int, **options):
         """n units drawn from the fitted model; key: a JAX key or an int; options: those of the
-        model's `sample`, for chains `length` and `inputs`. Raises TypeError of a fleet,
+        model's `sample`, for chains `length` and `inputs`. Raises TypeError for a batch,
         NotImplementedError for a model that draws none."""
         if self.is_fleet:
             raise TypeError("a batch draws from one fit at a time: result[i].sample(key, n)")
@@ -176,8 +176,9 @@ class Result(Criteria, Fit):
         p(k | row)·E[cell | row, k]; of `Sequences` a list of (t_i, d), by smoothed states.
 
         draws: an int m for m imputations drawn from that distribution instead, (m, n, d), of
-        `Sequences` a list of (m, t_i, d); they need a key. TypeError where the components take no
-        missing cells, or of a fleet.
+        `Sequences` a list of (m, t_i, d). key: a JAX key or an int, needed for draws. Raises
+        TypeError where the components take no missing cells, and for a batch, ValueError for draws
+        without a key.
         """
         from jaxem.results.imputed import impute
 
@@ -185,7 +186,7 @@ class Result(Criteria, Fit):
 
     @property
     def n_parameters(self) -> int:
-        """The number of free parameters, of one fit of a batch."""
+        """The number of free parameters; of a batch, those of one fit."""
         first = (0,) * np.ndim(self.status)
         params = jax.tree.map(lambda leaf: leaf[first], self.params) if first else self.params
         return self.model.n_parameters(params)
@@ -207,19 +208,19 @@ class Result(Criteria, Fit):
         Args:
           x, weights: the data of the fit and their weights, which count as repetitions: the errors
             are those of Σw units. With groups the unit is the group.
-          method: "observed": the inverse Hessian of the log-likelihood; "sandwich": robust where
-            the model is wrong, H⁻¹ (Σ w s sᵀ) H⁻¹ of the scores s of units, without n / (n − 1);
-            "empirical": (Σ w s sᵀ)⁻¹.
+          method: "observed": H⁻¹, where H is minus the Hessian of the log-likelihood + log prior;
+            "sandwich": robust where the model is wrong (White 1982), H⁻¹ (Σ w s sᵀ) H⁻¹ of the
+            scores s of units, without n / (n − 1); "empirical": (Σ w s sᵀ)⁻¹.
           cluster: (n,), names of clusters of dependent units, whose scores are added up first.
           of: a function params -> number or tree of arrays, whose errors are wanted instead, by the
-            delta method.
+            delta method: `of=lambda p: p.components.mean[1] - p.components.mean[0]`.
           pinv: whether params that the data do not identify get errors by the pseudo-inverse.
 
         Computed in float64. Entries on a bound (a weight or a probability of 0), of components
         without weight, and those that the data do not identify have the error NaN, and `notes` say
-        so; the errors of all others are those with the former held there. Warns where the params
-        are no maximum. TypeError for a model without `spaces` or with a bound in place of the
-        likelihood, for a batch and under jit.
+        so; the errors of all others are those with these entries held fixed. Warns where the params
+        are no maximum. Raises TypeError for a model without `spaces` or with a bound in place of
+        the likelihood, for a batch and under jit, ValueError for cluster with "observed".
         """
         from jaxem.results.errors import standard_errors
 

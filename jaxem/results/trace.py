@@ -16,9 +16,9 @@ class Trace:
 
     objective: of the start, and after every application of the EM map, in nats; the last one is
     `result.objective`. With an accelerator it stays where a proposal is refused. log_likelihood: at
-    the same params. step: the length of the step to them, in standard errors of one unit of
-    complete data, as accelerators measure it: the Euclidean norm of the whitened step; NaN for the
-    start. A pytree; prints as one line.
+    the same params. step: the length of the step to them, in standard errors of an estimate
+    from one unit of complete data, as accelerators measure it: the Euclidean norm of the whitened
+    step (`Metric.whitened`); NaN for the start. A pytree; prints as one line.
     """
 
     objective: Any
@@ -30,7 +30,7 @@ class Trace:
         """The ratio of the length of a step to that of the step before, (s,): near the end of plain
         EM the rate of convergence, the largest eigenvalue of the Jacobian of the EM map at the
         optimum (Dempster, Laird & Rubin 1977, section 3). NaN where it is not known: in the first
-        two entries, and where one of the two steps is as short as rounding errors."""
+        two entries, and where one of the two steps is as short as its rounding error."""
         step = np.asarray(self.step, float)
         before = np.concatenate([[np.nan], step[:-1]])
         shortest = ROUNDING * np.finfo(np.asarray(self.step).dtype).eps  # of params of order 1

@@ -30,10 +30,10 @@ class Uncertainty:
     them. method: how the errors were computed. scales: for every entry the scale of its interval,
     "natural", "log" or "logit".
 
-    Of `jaxem.bootstrap` as well: replicates, a tree like estimates with a leading axis of the
+    `jaxem.bootstrap` also sets: replicates, a tree like estimates with a leading axis of the
     replicates, labels as in the fit; statuses (n,), how the refit of each ended; used (n,), those
     whose values count; relabelled: the share of these whose components were permuted to match those
-    of the fit. Else all four are None.
+    of the fit. Else these four are None.
     """
 
     method: str

@@ -21,7 +21,9 @@ from jaxem.solver import loop
 
 @dataclass(frozen=True)
 class Lanes:
-    """How many fits run at once, for `fit(..., lanes=...)`. The answers do not depend on it.
+    """How many fits run at once, for `fit(..., lanes=...)`. The results do not depend on it.
+
+    Each lane of the compiled loop holds one fit, and takes the next one when that has ended.
 
     Args:
       width: the number of lanes. None: a fraction of the fits, and at most as many as fit the cache

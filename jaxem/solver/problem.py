@@ -58,14 +58,15 @@ class Plan(NamedTuple):
 
 @pytree(eq=False)
 class Fit:
-    """The end of one climb.
+    """The end of one climb: the steps of EM from one start.
 
     params: the best iterate. log_likelihood: Σ w·log p(x | params) at exactly those params, in
     nats. objective: the maximised function at params, log_likelihood + log p(params), with a free
     energy in place of the log-likelihood for rules such as `Hard` and `Constrained`. n_iter:
     applications of the EM map that led to params. status: a `Status`, as an integer.
-    posterior_entropy: −Σ_i w_i Σ_k r_ik log r_ik at params; None where there is no `log_joint`
-    (n, k). With restarts every field has a leading axis.
+    posterior_entropy: −Σ_i w_i Σ_k r_ik log r_ik at params, in nats; None where there is no
+    `log_joint` (n, k), and of fits outside `jit`, `vmap` and `grad`, of which `Result.entropy`
+    computes it when it is called. With restarts every field has a leading axis.
     """
 
     params: Any

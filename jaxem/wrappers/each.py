@@ -30,7 +30,8 @@ class Each(Wrapper, Bank):
 
     `model.init(key, x, weights)`, `posterior`, `statistics` and `maximize` are written for one
     component with weights (n,); the lifted params are the same tree with a leading axis k. The
-    model may be of any class. Raises TypeError for a class, a bank, or an object without `init`.
+    model may be of any class: `Mixture(Each(MyComponent()), k=3)`. Raises TypeError for a class, a
+    bank, or an object without `init`.
 
     model: a model of one component, with data x (n, d) or a tree of arrays. Functions that are not
     listed are those of the model.

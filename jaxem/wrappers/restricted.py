@@ -55,8 +55,8 @@ class Restricted(Wrapper):
     Its params are a tree like those of the model, with the fixed values bit for bit; given starts
     are changed to satisfy the restrictions. EM maximises the same objective over the free entries,
     with the model's M-step where it has a closed form under the restrictions, else by `Gradient()`.
-    `n_parameters`, BIC and AIC count free entries. The gradient through a fit includes that by
-    fixed values.
+    `n_parameters`, BIC and AIC count free entries. The gradient through a fit includes the
+    derivatives by the fixed values.
 
     The M-step has a closed form for: any restriction of weights; any restriction of whole
     components; entries of rates and probabilities; means of a normal (whole means where it is full
@@ -70,6 +70,9 @@ class Restricted(Wrapper):
       tied: a sequence of ties. A tuple of paths: the entries that they name are equal, such as
         ("components.rate[0]", "components.rate[1]"). One path: entries are equal along its first
         axis, so that "components.covariance" is one covariance for all.
+
+    `Restricted(Mixture(Normal(), k=2), fixed={"weights": [0.5, 0.5]})` is a mixture of equal
+    shares.
 
     Raises ValueError, when it is fitted, for a path that names nothing, a value of another shape or
     outside its space, an entry both fixed and tied, a part of a covariance matrix, and ties that a

@@ -1,4 +1,7 @@
-"""Pictures of results: every function draws one thing, takes `ax` and returns its Axes."""
+"""Pictures of results: every function draws one thing, takes `ax` and returns its Axes.
+
+They need matplotlib, and raise ImportError where it is missing. `jaxem.plot.mixture(result, x)`
+"""
 
 from jaxem.analysis.plot.coefficients import coefficients
 from jaxem.analysis.plot.mixture import mixture

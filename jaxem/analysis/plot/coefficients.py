@@ -14,11 +14,11 @@ def coefficients(uncertainty, ax=None, *, level: float = 0.95, of: str = ""):
     whose interval is not known (NaN) is a hollow point.
 
     Args:
-      uncertainty: an object with `names`, a list of m names, `estimates`, and `interval(level)`,
-        which gives the lower and the upper ends: trees of arrays with m numbers in all, such as
-        the standard errors of a result.
+      uncertainty: such as `result.standard_errors(x)`: an object with `names`, a list of m names,
+        `estimates`, and `interval(level)`, which gives the lower and the upper ends: trees of
+        arrays with m numbers in all.
       ax: matplotlib Axes; None: a new figure.  level: the coverage, between 0 and 1.
-      of: draws those alone whose name contains this text, such as "coefficients".
+      of: only estimates whose name contains this text are drawn, such as "coefficients".
 
     Returns the Axes. Raises TypeError for other objects, ValueError where nothing is left to draw
     or more than 60 rows.

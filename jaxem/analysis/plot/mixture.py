@@ -27,11 +27,11 @@ def mixture(result, x, ax=None, *, columns=None, names=None):
     """Draws a fitted mixture over its data.
 
     One column: the histogram of x as a density, weights_j · p_j(x) of every component, and their
-    sum. Two columns: the points, each in the look of its most probable component, and the ellipses
-    that hold 50% and 95% of the mass of every component, of `Normal`, `StudentT` and `Factors`;
-    other components are drawn without ellipses. More columns: all pairs, with the columns by
-    themselves on the diagonal. Regressions of one response on one regressor: the points, and the
-    mean of every component as a line. Components that hold less than one unit are left out.
+    sum. Two columns: the points, each with the mark of its most probable component, and the
+    ellipses that hold 50% and 95% of the mass of every component, of `Normal`, `StudentT` and
+    `Factors`; other components are drawn without ellipses. More columns: all pairs, with the
+    columns by themselves on the diagonal. Regressions of one response on one regressor: the points,
+    and the mean of every component as a line. Components that hold less than one unit are left out.
 
     The number of a component stands at the centre of its ellipses.
 

@@ -12,9 +12,9 @@ MOST_UNITS = 1000
 
 
 def responsibilities(result, x, ax=None):
-    """Draws p(z = k | x) of every unit: a column a unit, a row a component, dark where it is 1.
+    """Draws p(z = k | x): a column for each unit, a row for each component, dark where it is 1.
 
-    Units are ordered by their most probable component, the surest first; dashed lines part the
+    Units are ordered by their most probable component, the surest first; dashed lines separate the
     components. Of more than 1,000 units neighbours share a column with their mean. Units without
     responsibilities (NaN) are left out.
 

@@ -14,11 +14,11 @@ LINEAR = 10.0
 def selection(selection, ax=None):
     """Draws how far the criterion of every model of a `Selection` is above the lowest.
 
-    Over k, one line a structure, where every model has a k; else one row a model. The scale is
-    linear up to 10, which is strong evidence (Kass & Raftery 1995), and logarithmic beyond. The
-    chosen model is circled. Models whose fit is not sound (`!` in the table) are left out, those
-    that did not converge are hollow. Of a `BatchSelection`: in how many data sets every model was
-    chosen.
+    Over k, with one line for each structure, where every model has a k; else one row for each
+    model. The scale is linear up to 10 and logarithmic beyond: a BIC higher by more than 10 is very
+    strong evidence against a model (Kass & Raftery 1995). The chosen model is circled. Models whose
+    fit is not sound (`!` in the table) are left out, those that did not converge are hollow. Of a
+    `BatchSelection`: in how many data sets every model was chosen.
 
     Args:
       selection: what `jaxem.select` returns.  ax: matplotlib Axes; None: a new figure.

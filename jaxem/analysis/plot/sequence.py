@@ -11,7 +11,7 @@ STRIP = 0.035, 0.3
 
 def sequence(result, s, ax=None, *, column: int = 0, index: int = 0, names=None):
     """Draws one column of a series in time, with the state of every row on the most probable path:
-    each row in the look of its state, and below a strip with a row for every state, 0 at the foot.
+    each row with the mark of its state, and below it a strip with a line for every state, 0 lowest.
 
     Args:
       result: of one fit of a `HMM` or a `SemiMarkov`.

@@ -11,7 +11,7 @@ COLUMNS = 4
 
 
 def topics(result, vocabulary=None, ax=None, *, n: int = 8):
-    """Draws the n most probable words of every topic, with their probabilities, a panel a topic.
+    """Draws the n most probable words of every topic, with their probabilities, in a panel each.
 
     Args:
       result: of one fit of `LDA`.

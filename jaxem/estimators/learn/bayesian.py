@@ -36,7 +36,7 @@ class BayesianGaussianMixture(GaussianEstimator):
       tol: the fit ends when the bound, in nats of all rows, changes by less than this in a step;
         with a ridge the M-step must gain less as well, since the bound may turn elsewhere.
       reg_covar: a ridge, in squared units of the data, that every step adds to the scatter of a
-        component, times its count: such a step is no ascent of the bound; 0: exact.
+        component, times its count: such a step may lower the bound; 0: exact.
       max_iter, n_init, init_params, random_state, warm_start, verbose, verbose_interval,
         accelerator: as in `GaussianMixture`.
       weight_concentration_prior_type: "dirichlet_process" or "dirichlet_distribution".
@@ -47,10 +47,9 @@ class BayesianGaussianMixture(GaussianEstimator):
         reg_covar on its diagonal where it is singular.
 
     Attributes after `fit`: those of `GaussianMixture`, with lower_bound_ the evidence lower bound
-    of all rows in nats (theirs lacks its constants);
-    weight_concentration_, of a process a pair; mean_precision_ (k,), degrees_of_freedom_ (k,), tied
-    a number; and the priors with an underscore at the end. covariances_ are inverses of expected
-    precisions.
+    of all rows in nats (theirs lacks its constants); weight_concentration_ (k,), of a process a
+    pair of them; mean_precision_ (k,), degrees_of_freedom_ (k,), tied a number; and the priors with
+    an underscore at the end. covariances_ are inverses of expected precisions.
 
     Source: Attias 2000; Blei & Jordan 2006.
     """

@@ -88,8 +88,8 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
     `sklearn.decomposition.LatentDirichletAllocation`, whose place it takes.
 
     From the same `random_state` the topics start as theirs do. Every E-step begins at an even
-    division of a document among topics, theirs at a random one: so bounds are close to theirs, and
-    topics are not equal digit by digit. Beyond theirs: `sample_weight`.
+    division of a document among topics, theirs at a random one: so bounds are close to theirs,
+    but topics are not equal digit by digit. Beyond theirs: `sample_weight`.
 
     Args:
       n_components: k, the number of topics.
@@ -101,11 +101,11 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
         many passes; else it takes max_iter passes.
       total_samples: the number of documents that `partial_fit` stands for.
       mean_change_tol, max_doc_update_iter: an E-step ends when the mean change of a document's γ is
-        below the first, and after the second at the latest.
+        below the first, and after so many steps as the second at the latest.
       n_jobs: without effect.  verbose: above 0 a line is printed after a fit.
       random_state: an int, a `RandomState` or None.
 
-    Data: amounts (n, v) of 0 or more, dense or sparse.
+    Data: counts (n, v), or other numbers of 0 or more, dense or sparse.
 
     Attributes after `fit`: components_ (k, v), the topics' Dirichlet posterior;
     exp_dirichlet_component_ (k, v), exp E[log topics]; bound_, the perplexity of X; n_iter_,
@@ -188,8 +188,8 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
         return self
 
     def transform(self, X, *, normalize=True):
-        """E[shares of topics] of the documents X (n, v): (n, k), rows summing to 1; γ unless
-        `normalize`."""
+        """E[shares of topics] of the documents X (n, v): (n, k), rows summing to 1; without
+        `normalize` the params γ of their Dirichlet posteriors."""
         check_is_fitted(self)
         gamma = self._expected(self._checked(X, "transform")).gamma
         return gamma / gamma.sum(1, keepdims=True) if normalize else gamma
@@ -199,7 +199,7 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
         return self.fit(X, y, sample_weight).transform(X, normalize=normalize)
 
     def score(self, X, y=None):
-        """A lower bound on log p(X), in nats, with the divergence of the topics. y: ignored."""
+        """A lower bound on log p(X), in nats, which includes −KL(q(topics) ‖ prior). y: ignored."""
         check_is_fitted(self)
         return self._bound(self._checked(X, "score"))
 

@@ -20,7 +20,7 @@ class GaussianMixture(GaussianEstimator):
     `sklearn.mixture.GaussianMixture`, whose place it takes.
 
     From the same `random_state` it starts as theirs does, takes the same steps and stops by the
-    same rule, but where a ridge makes the likelihood turn: theirs ends there, and this goes on.
+    same rule. Where a ridge makes the likelihood fall after a rise, theirs ends and this goes on.
     Beyond theirs: `sample_weight`, `accelerator`, all `n_init` starts in one program.
 
     Args:
@@ -29,8 +29,8 @@ class GaussianMixture(GaussianEstimator):
       tol: the fit ends when the mean log-likelihood of a row, in nats, changes by less than this in
         a step. With an accelerator: when the estimate of the gain that remains is below it.
       reg_covar: a ridge, in squared units of the data, that every M-step adds to the diagonal of
-        the covariances. Such a step is no ascent of the likelihood, and where it ends is no maximum
-        of any objective; 0: exact maximum likelihood.
+        the covariances. Such steps may lower the likelihood, and do not end at a maximum of any
+        objective; 0: exact maximum likelihood.
       max_iter: the most EM steps.  n_init: the number of starts.
       init_params: "kmeans", "k-means++", "random" or "random_from_data".
       weights_init (k,), means_init (k, d), precisions_init (of the shape of covariances): parts of

@@ -67,8 +67,8 @@ class Completing(Bank):
         return incomplete.completed(params.mean, covariance, cells)
 
     def drawn(self, key, params, x, z):
-        """A vector is drawn whole, and moved by the difference between what is expected from the
-        observed cells and from its own."""
+        """A row is drawn with all its cells. Then the expectation given its own cells that are
+        observed in x is replaced by that given those of x."""
         cells, (of_value, of_noise) = Cells.of(x), jax.random.split(key)
         value = self.sample(of_value, params, z)
         noisy = cells._replace(x=jnp.where(cells.observed, value + cells.draw(of_noise), 0))

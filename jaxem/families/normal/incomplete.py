@@ -2,7 +2,7 @@
 
 A row is x = (v + e)_o: its observed cells o of v ~ N(μ, Σ) and of e ~ N(0, N), whose variance N
 is known, 0 without noise. Its density is that of N(μ_o, Σ_oo + N_oo); the M-step takes the mean and
-the covariance of v given the row. Sources: Little & Rubin 2019, section 8.2; Bovy, Hogg & Roweis
+the covariance of v given the row. Sources: Little & Rubin 2019, chapter 11; Bovy, Hogg & Roweis
 2011.
 
 Axes: `n` rows, minor; `k` components; `d` features.

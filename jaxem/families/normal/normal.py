@@ -50,7 +50,8 @@ class Normal(Completing):
         "VII" (spherical), "EEI", "VEI", "EVI", "VVI" (diagonal), "EEE" (tied), "VEE", "EVE", "VVE",
         "EEV", "VEV", "EVV", "VVV" (full). Sources: Celeux & Govaert 1995; Fraley & Raftery 2002.
       prior: a `NormalPrior` for a maximum a posteriori fit, or None for maximum likelihood. Only
-        the four structures that have a word take one.
+        "full", "tied", "diagonal" and "spherical" take one. In a `BayesianMixture` also a
+        `NormalWishartPrior`.
       floor: the smallest variance allowed, in squared units of the data. None: the square of the
         rounding error of values near the component's mean (`Limits`), which only a collapsed
         component reaches. The fit then has the status DEGENERATE.
@@ -64,8 +65,8 @@ class Normal(Completing):
     A feature that is the same in all units says nothing about components: its variance is the
     square of that value (1 where it is 0), or `floor`, and `fit` warns.
 
-    The axes of EVE, VVE, EEV and VEV depend on the units of the features, as those of principal
-    components do, and so do "EII" and "VII".
+    Fits with EVE, VVE, EEV, VEV, EII and VII depend on the units of the features, as principal
+    components do.
 
     Raises ValueError for another covariance, for a prior of a structure that takes none, or for
     data that are not of shape (n, d), TypeError for another prior, floor or missing.
@@ -216,8 +217,9 @@ class Normal(Completing):
         return NormalParams(jnp.where(is_empty(count)[:, None], params.mean, mean), covariance)
 
     def restricted(self, held):
-        """Fixed means, about which the moments are then computed. Tied means, where the covariances
-        are tied too. Covariances, fixed, or tied: the mean of the untied ones by counts."""
+        """Closed forms for fixed means, about which the moments are then computed; for tied means,
+        where the covariances are tied too; for fixed covariances; and for tied covariances, which
+        are the mean of the untied ones by counts."""
         mean, covariance = held.mean, held.covariance
         shared = self.structure.shared
         from jaxem.protocol.restriction import by_rows

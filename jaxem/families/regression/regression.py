@@ -64,11 +64,11 @@ class Regression(Bank):
     """Components in which the mean of a response y depends on regressors x: link(μ) = x'b + offset.
 
     It takes `Data(x (n, p), y (n,))`, with offset (n,) and, of binomial responses, trials (n,),
-    where they are given. y! and binomial coefficients belong to the likelihood.
+    where they are given. The likelihood includes y! and the binomial coefficients.
 
     The M-step is weighted least squares for normal responses. For others it is a Newton step
-    (IRLS), shortened so that it cannot lower the expected log-likelihood of regressors between −1
-    and 1, to which `fit` rescales them, and a step of the dispersion.
+    (IRLS), shortened so that it cannot lower the expected log-likelihood, and a step of the
+    dispersion. This holds for regressors between −1 and 1, to which `fit` rescales them.
 
     Args:
       family: "normal" (identity link), "poisson" (log), "binomial" (logit; y successes of `trials`,
@@ -290,8 +290,8 @@ class Regression(Bank):
         return params.dispersion <= 1.0001 * self._floor(params.dispersion.dtype)
 
     def separated(self, params, x, weights):
-        """Whether the likelihood of each component has no maximum at finite coefficients, (k,):
-        where a combination of regressors has next to no information. weights (n, k)."""
+        """Whether the likelihood of each component has no maximum at finite coefficients, (k,): it
+        is so where a combination of regressors has next to no information. weights (n, k)."""
         k = params.coefficients.shape[0]
         if self.response.scales:
             return np.zeros(k, bool)

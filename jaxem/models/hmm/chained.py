@@ -68,8 +68,9 @@ class Chained(Model):
         return x.lagged(self.domain.lags)
 
     def template(self, is_cyclic):
-        """A function of (key, x, weights) that returns params to start from: left to right, or
-        where is_cyclic in a cycle. ValueError where the model has no such structure."""
+        """A function of (key, x, weights) that returns params to start from, whose states follow
+        each other from left to right or, where is_cyclic, in a cycle. ValueError where the model
+        has no such structure."""
         return self._cyclic if is_cyclic else self._left_to_right
 
     def posterior(self, params, x):
@@ -99,7 +100,7 @@ class Chained(Model):
         return of_paths(chain, [path for path, _ in found], inner, x), value
 
     def sampled(self, key, params, x, draws: int):
-        """The q of so many (draws) paths drawn from p(z | x)."""
+        """The q of `draws` paths drawn from p(z | x)."""
         x, chain = self.rows_before(x), partial(self.chain, params)
         inner, filtered = self._filtered(params, x)
 
@@ -174,7 +175,8 @@ class Chained(Model):
 
     def forecast(self, params, x, steps: int, inputs=None):
         """A `Forecast`: the probabilities of the states in the rows after every sequence. inputs
-        (n, steps, g): of the last row of each and of the rows that follow but the last."""
+        (n, steps, g): those of the last row of each sequence and of the first steps − 1 rows after
+        it."""
         return paths.forecast(self, params, x, steps, inputs)
 
     def log_prob(self, params, x):

@@ -40,8 +40,8 @@ START_SIZE = 2.0
 
 @pytree(eq=False)
 class DurationParams:
-    """mean (k,), size (k,): of the negative binomial of a duration less 1, before it is cut off:
-    its variance is mean + mean²/size. The mean is in rows, the unit of time."""
+    """mean (k,), in units of rows, and size (k,): those of the negative binomial distribution of a
+    duration less 1, before it is limited to `longest`. Its variance is mean + mean²/size."""
 
     mean: Any
     size: Any

@@ -53,17 +53,18 @@ class HMM(Chained):
       k: the number of states, an int of 1 or more.
       initial: "free", or "stationary": the stationary distribution of the transition matrix.
       transitions: None, or a `SoftmaxGate`: transition probabilities that depend on the inputs of
-        the sequences, those of row t on the transition from row t to row t + 1.
+        the sequences. The inputs of row t act on the transition from row t to row t + 1.
       prior: a `ChainPrior` of the initial and transition probabilities, or None for maximum
         likelihood.
 
     Data: `Sequences`; weights are per sequence. A missing row contributes nothing. A transition
     probability of 0 stays 0, so that params with zeros fix the structure. So do the starts
-    init="left_to_right", from state 1 to the last one, which is not left, and init="cyclic".
+    init="left_to_right", from state 0 to the last one, which is not left, and init="cyclic".
+    `fit(HMM(Normal(), k=2), Sequences([x0, x1]), key=0)` fits two sequences.
 
-    Memory of a fit: about ten arrays of rows × states, of at most 2**23 numbers each on a CPU where
-    the log density of the bank is linear in features (normal, Poisson, categorical): longer
-    sequences are passed in blocks of rows. With other banks they are of all rows.
+    Memory of a fit: about ten arrays of rows × states. On a CPU, where the log density of the bank
+    is linear in features (normal, Poisson, categorical), each has at most 2**23 numbers, since
+    longer sequences are passed in blocks of rows. Else they are of all rows.
 
     Raises TypeError or ValueError where an argument is not one of these. Source: Rabiner 1989.
     """
@@ -97,7 +98,7 @@ class HMM(Chained):
 
     def init(self, key, x, weights):
         """The emissions are those of a mixture at its default start, and transitions those between
-        its components in time; half of every row is spread evenly."""
+        its components in time; half of the probability of every row is spread evenly."""
         initial, transition, emissions = self._free(start(self, key, x, weights))
         if self.transitions is not None:
             transition = self.transitions.constant(transition, x.widths[1])
@@ -142,9 +143,9 @@ class HMM(Chained):
         return HMMParams(one[0], normalised(rows, one), emissions)
 
     def sample(self, key, params, n: int, length: int = 100, inputs=None):
-        """As in `SemiMarkov`: n sequences of so many rows. inputs (n, length, g), with a
-        `SoftmaxGate` alone: those of row t act on the transition to row t + 1, and the `Sequences`
-        carry them. ValueError where they are missing, or of another shape."""
+        """As in `SemiMarkov`: n sequences of `length` rows. inputs (n, length, g), needed with a
+        `SoftmaxGate` and for it alone: those of row t act on the transition to row t + 1, and the
+        `Sequences` carry them. ValueError where they are missing, or of another shape."""
         if (inputs is None) == self.takes_inputs:
             raise ValueError(
                 f"{name_of(self)} has transitions that depend on inputs: give "

@@ -13,12 +13,13 @@ from jaxem.protocol.priors import above_zero
 
 @pytree
 class ChainPrior:
-    """initial ~ Dirichlet(`initial`); transition[i] ~ Dirichlet(`transition` + `sticky` at i).
+    """initial ~ Dirichlet(`initial`); transition[i] ~ Dirichlet(`transition` + `sticky`·e_i).
 
     initial, transition: the concentration of every entry, 1 for a uniform density. sticky: added to
-    the concentration of staying, 0 or more (Fox et al. 2011). Entries that are 0 in the params of
-    the start are left out: they stay 0. With initial="stationary" the initial probabilities have no
-    prior of their own. Shapes: initial a number or (k,); transition a number, (k,) or (k, k).
+    the concentration of staying in a state, 0 or more (Fox et al. 2011); e_i is 1 at i, else 0.
+    Entries that are 0 in the params of the start are left out: they stay 0. With
+    initial="stationary" the initial probabilities have no prior of their own. Shapes: initial a
+    number or (k,); transition a number, (k,) or (k, k).
 
     Raises ValueError where a concentration is not above 0 or sticky is below 0.
     """

@@ -50,19 +50,19 @@ class SemiMarkov(Chained):
     from component z_t of a bank.
 
     The first segment begins in the first row. The last one may be cut off by the end of the
-    sequence: it counts by the probability to last at least so long.
+    sequence: it counts with the probability of lasting at least that long.
 
     Args:
       emissions: a bank, such as `Normal()`, `Poisson()` or `Product(...)`.
       k: the number of states, an int of 2 or more.
       durations: "poisson": d − 1 is Poisson; "negative_binomial": d − 1 is negative binomial; both
-        cut off to 1 … longest, and divided by the probability of these. "categorical": any
-        probabilities of 1 … longest.
+        limited to d = 1 … longest, and divided by the probability of these. "categorical": any
+        probabilities of d = 1 … longest.
       longest: the most rows of a segment, an int of 2 or more. Time and memory grow with it.
 
     Data: `Sequences`; weights are per sequence. A missing row contributes nothing, and time passes.
     A transition or initial probability of 0 stays 0: params with other zeros, or with a diagonal
-    above 0, are taken as they are. init="left_to_right": from state 1 to the last one, whose
+    above 0, are taken as they are. init="left_to_right": from state 0 to the last one, whose
     segments follow each other to the end, so that its durations do not count: freeze them for
     gradients and BIC, jaxem.Restricted(model, "durations[2]"); init="cyclic": each state is
     followed by the next one.
@@ -101,8 +101,8 @@ class SemiMarkov(Chained):
 
     def init(self, key, x, weights):
         """The emissions are those of a mixture at its default start. Transitions and durations
-        follow from its components in time, as if those were a Markov chain; half of every row of
-        transitions is spread evenly."""
+        follow from its components in time, as if those were a Markov chain; half of the
+        probability of every row of transitions is spread evenly."""
         others = 1 - jnp.eye(self.k, dtype=weights.dtype)
         return self._free(start(self, key, x, weights), others)
 

@@ -91,18 +91,17 @@ class LDA(Model):
     Args:
       topics: how many, an int of 1 or more.
       alpha: the concentration of topics within a document: a number, one for each topic, or
-        "symmetric" or "asymmetric" to learn it. None: 1 / topics, or what the start holds.
+        "symmetric" or "asymmetric" to learn it. None: 1 / topics, or that of given params.
       eta: the concentration of words within a topic. None: 1 with inference="map", which is maximum
         likelihood, else 1 / topics. With "map" 1 or more; with "bayes" also "symmetric" or
         "asymmetric", to learn it.
       inference: of the topics. "map": point estimates, the mode (Blei, Ng & Jordan 2003); "bayes":
         q(topic) = Dirichlet, and `objective` also holds −KL(q(topics) ‖ prior), as `log_prior`, so
-        it is a bound on log p(words | alpha, eta) (Hoffman, Blei & Bach 2010). Elsewhere this may
-        be called topics="bayes": here `topics` is their number.
+        it is a bound on log p(words | alpha, eta) (Hoffman, Blei & Bach 2010).
 
-    Data: `Documents`; weights are per document. A word that no topic holds (possible with eta=1
-    alone) has evidence −∞; `posterior` leaves it out of γ, which stays finite. A document without
-    words has γ = alpha and evidence 0.
+    Data: `Documents`; weights are per document. q(θ_d) = Dirichlet(γ_d). A document with a word of
+    probability 0 in every topic (possible with eta=1 alone) has evidence −∞; `posterior` leaves
+    that word out of γ, which stays finite. A document without words has γ = alpha and evidence 0.
 
     Raises ValueError or TypeError where an argument is not one of these.
     """
@@ -135,7 +134,7 @@ class LDA(Model):
 
     @property
     def bayes(self) -> bool:
-        """Whether the topics have a posterior of their own."""
+        """Whether the topics have a posterior, inference="bayes"."""
         return self.inference == "bayes"
 
     def init(self, key, x, weights):
@@ -191,12 +190,12 @@ class LDA(Model):
         return words + minus_kl_of_dirichlets(data.alpha, q.gamma, logs)
 
     def init_q(self, params, x):
-        """The first `LDALocal`: γ of a cold start."""
+        """The first q, an `LDALocal`: γ of a cold start (`cold`)."""
         return LDALocal(stop_gradient(self.cold(params, x)), jnp.asarray(0, jnp.int32))
 
     def improve_q(self, params, x, q, weights):
-        """(q, statistics, F (n,)) after steps of γ until its mean change is below `LOOSE`, at most
-        `BRIEF`. They never lower F."""
+        """(q, statistics, F (n,)) after steps of γ until its mean change is below 1e-3, at most 20.
+        They never lower F."""
         units = x.units if isinstance(x, Prepared) else self.arranged(x)
         x = x.x if isinstance(x, Prepared) else x
         from_cold = (q.steps > 0) & ((q.steps < COLD_PASSES) | (q.steps % COLD_PERIOD == 0))
