@@ -3,8 +3,11 @@
 import chex
 import numpy as np
 import pytest
+from internals import ascent, decompose
 from quantities import WEIGHTS, quantities
 from zoo import MODELS, usually
+
+import jaxem
 
 
 def close(a, b):
@@ -37,3 +40,9 @@ def test_why_em_climbs(name):
     assert expected[0] + after - before > -1e-8 and (divergence > 0).all()
     close(gain[0], -gain[1])
     close(divergence[0], seen["divergence"])
+
+
+def test_both_forms_need_a_log_joint():
+    for function in (decompose, ascent):
+        with pytest.raises(NotImplementedError, match=r"LDA must define log_joint\(params, x\)"):
+            function(jaxem.LDA(2), None, None, None)

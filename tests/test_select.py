@@ -273,6 +273,21 @@ def test_a_bound_chooses_among_bayesian_mixtures():
         jaxem.select(X, [MODELS[2]], criterion="bound", **OPTIONS)
 
 
+def test_a_bound_of_every_data_set():
+    bank = jaxem.Normal("spherical", prior=jaxem.NormalPrior.from_data(X, 2))
+    models = [jaxem.BayesianMixture(bank, k) for k in (1, 2)]
+    sets = jaxem.Batch([X[:80:4], X[::6]])
+    found = quiet(jaxem.select, sets, models, criterion="bound", key=0, restarts=2)
+    for j, result in enumerate(found.results):
+        np.testing.assert_array_equal(found.scores[:, j], -2 * result.objective)
+    assert found.winner.tolist() == found.scores.argmin(1).tolist()
+    assert [(row.k, row.n_parameters) for row in found.table] == [(1, None), (2, None)] * 2
+    frame = found.results[0].to_dataframe()  # integrated params have no number
+    assert len(found.to_dataframe()) == 4 and list(frame) == [
+        *("status", "log_likelihood", "n_iter", "objective")
+    ]
+
+
 def test_topics_are_named_by_their_number():
     documents = jaxem.Documents(np.random.default_rng(0).poisson(1.0, (12, 9)))
     found = quiet(

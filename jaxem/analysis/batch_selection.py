@@ -18,7 +18,7 @@ MOST_LISTED = 12
 class BatchSelection:
     """Models fitted to every data set of a `Batch`; `print` shows how often each was chosen.
 
-    criterion: "bic", "aic" or "icl". table: a `Row` for every data set and model, b·m of them, the
+    criterion: that of the call. table: a `Row` for every data set and model, b·m of them, the
     models of a data set together. results: the `Result` of every model, a batch of b fits. scores
     (b, m): the criterion; lower is better. winner (b,): the index of the model with the lowest
     score among the sound fits of a data set; −1 where no fit is sound.

@@ -6,7 +6,9 @@ from jaxem.analysis import printed
 from jaxem.families.normal.normal import Normal
 from jaxem.families.normal.structures import STRUCTURES
 from jaxem.fit import require_model
-from jaxem.models.mixture import Mixture
+from jaxem.models.hmm.chained import Chained
+from jaxem.models.lda.lda import LDA
+from jaxem.models.mixture import FiniteMixture, Mixture
 
 
 def given_or_normals(models, k, covariance):
@@ -46,3 +48,10 @@ def named_models(models):
         except TypeError as error:
             raise TypeError(f"models[{i}]: {error}") from None
     return names, models
+
+
+def size_of(model) -> int | None:
+    """The number of components, states or topics of a model, None where it has none."""
+    if isinstance(model, LDA):
+        return model.topics
+    return model.k if isinstance(model, FiniteMixture | Chained) else None

@@ -61,11 +61,17 @@ def free_energy(model, params, x, q, weights=None):
     model = adopt(model)
     if has(model, Bound) or has(model, LocalPosterior):
         return _total(model.free_energy(params, x, q), weights)
-    if not has(model, FiniteLatents):
-        raise NotImplementedError(f"{name_of(model)} must define log_joint(params, x)")
-    q = responsibilities_of(q)
+    q, model = responsibilities_of(q), _with_classes(model)
     joint = model.log_joint(params, x)
     return _total(expectation(q, joint) + _entropy(q), weights)
+
+
+def _with_classes(model):
+    """The model, which has a `log_joint` of its classes; NotImplementedError for another one."""
+    model = adopt(model)
+    if has(model, LocalPosterior) or not has(model, FiniteLatents):
+        raise NotImplementedError(f"{name_of(model)} must define log_joint(params, x)")
+    return model
 
 
 def decompose(model, params, x, q, weights=None) -> FreeEnergy:
@@ -77,9 +83,9 @@ def decompose(model, params, x, q, weights=None) -> FreeEnergy:
       model, params, x, weights: as in `free_energy`, of a model with a `log_joint`.
       q: responsibilities (n, k), or what `model.posterior` returned.
 
-    Raises NotImplementedError as `free_energy` does. Source: Neal & Hinton 1998.
+    Raises NotImplementedError for a model without a `log_joint`. Source: Neal & Hinton 1998.
     """
-    q, model = responsibilities_of(q), adopt(model)
+    q, model = responsibilities_of(q), _with_classes(model)
     joint = model.log_joint(params, x)
     posterior, evidence = model.posterior(params, x)
     return FreeEnergy(
@@ -100,9 +106,10 @@ def ascent(model, before, after, x, weights=None) -> Ascent:
       x: the data, (n, d) or a tree of arrays.
       weights: (n,), or None for 1.
 
-    Source: Dempster, Laird & Rubin 1977, lemma 1 and theorem 1.
+    Raises NotImplementedError for a model without a `log_joint`. Source: Dempster, Laird & Rubin
+    1977, lemma 1 and theorem 1.
     """
-    model = adopt(model)
+    model = _with_classes(model)
     (first, evidence_before), (second, evidence_after) = (
         model.posterior(params, x) for params in (before, after)
     )

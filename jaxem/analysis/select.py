@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxem.analysis import printed, saved
 from jaxem.analysis.batch_selection import BatchSelection
-from jaxem.analysis.candidates import given_or_normals, named_models
+from jaxem.analysis.candidates import given_or_normals, named_models, size_of
 from jaxem.analysis.held_out import held_out_scores
 from jaxem.analysis.padded_mixtures import fit_padded, groups
 from jaxem.analysis.printed import SOUND
@@ -21,9 +21,7 @@ from jaxem.data.precision import float64, needs_float64
 from jaxem.fit import fit
 from jaxem.methods.em import EM
 from jaxem.models.bayesian import BayesianMixture
-from jaxem.models.hmm.chained import Chained
 from jaxem.models.lda.lda import LDA
-from jaxem.models.mixture import FiniteMixture
 from jaxem.numerics.tree import is_traced
 from jaxem.protocol.starts import NAMED, Start
 from jaxem.protocol.status import MEANING, Status, collected_warnings, sentence, warn
@@ -153,8 +151,7 @@ def select(
       covariance: with k, structures of `Normal`, such as ("EII", "VVV"); None: mclust's 14. The
         table is then that of mclust, with the BIC of the opposite sign: lower is better.
       criterion: "bic" (Schwarz 1978), "aic" (Akaike 1974), "icl" (Biernacki, Celeux & Govaert
-        2000), "bound", or "cv" (ten folds, without init and method). Of a `Batch` one of the first
-        three.
+        2000), "bound", or "cv" (ten folds, without init and method; not of a `Batch`).
       key: a JAX key or an int, the same for every model.
       restarts: the number of restarts of each model, or a `Restarts` plan.
       weights: (n,), one per unit; 0 for an absent unit, 2 for one that counts twice. None: all 1.
@@ -319,24 +316,25 @@ def _row(name, model, result, criterion, x, weights):
         )
     if criterion == "icl":
         score += 2 * float(result.entropy(x, weights))
-    k = model.topics if isinstance(model, LDA) else None
-    k = model.k if isinstance(model, FiniteMixture | Chained) else k
-    status = Status(int(result.status))
-    return Row(name, model, k, n_parameters, float(result.log_likelihood), score, status)
+    likelihood, status = float(result.log_likelihood), Status(int(result.status))
+    return Row(name, model, size_of(model), n_parameters, likelihood, score, status)
 
 
 def _of_batch(names, models, results, criterion, x, weights) -> BatchSelection:
     """The selection of every data set, from the results of batches, one a model."""
     columns = []
     for result in results:
-        likelihood, n_parameters = np.asarray(result.log_likelihood, float), result.n_parameters
-        total = np.asarray(result.total_weight, float)
-        penalty = 2 * n_parameters if criterion == "aic" else n_parameters * np.log(total)
-        score = penalty - 2 * likelihood
+        likelihood, n_parameters = np.asarray(result.log_likelihood, float), None
+        if criterion == "bound":
+            score = -2 * np.asarray(result.objective, float)
+        else:
+            n_parameters, total = result.n_parameters, np.asarray(result.total_weight, float)
+            penalty = 2 * n_parameters if criterion == "aic" else n_parameters * np.log(total)
+            score = penalty - 2 * likelihood
         if criterion == "icl":
             score += 2 * np.asarray(result.entropy(x, weights), float)
         columns.append((n_parameters, likelihood, score, np.asarray(result.status)))
-    sizes = [model.k if isinstance(model, FiniteMixture | Chained) else None for model in models]
+    sizes = [size_of(model) for model in models]
     table = tuple(
         Row(name, model, k, p, float(ll[i]), float(score[i]), Status(int(status[i])), i)
         for i in range(len(columns[0][1]))

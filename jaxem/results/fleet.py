@@ -1,5 +1,6 @@
 """A batch of fits asked about data: one data set for each fit, stacked or a list."""
 
+import contextlib
 from typing import Any, NamedTuple
 
 import jax
@@ -163,7 +164,9 @@ def table(result) -> dict[str, Any]:
     columns = {"status": [Status(int(s)).name for s in np.atleast_1d(np.asarray(result.status))]}
     for name in ("log_likelihood", "n_iter", "objective"):
         columns[name] = np.atleast_1d(np.asarray(getattr(result, name)))
-    return columns | {"bic": np.atleast_1d(np.asarray(result.bic()))}
+    with contextlib.suppress(NotImplementedError):  # of a model whose parameters are integrated out
+        columns["bic"] = np.atleast_1d(np.asarray(result.bic()))
+    return columns
 
 
 def part(result, index):

@@ -268,7 +268,8 @@ class Result(Criteria, Fit):
 
     def to_dataframe(self):
         """A pandas data frame with a row for every data set of a batch: the name of its status,
-        log_likelihood, n_iter, objective and bic. Raises ImportError where pandas is missing."""
+        log_likelihood, n_iter, objective, and bic where the model has a number of parameters.
+        Raises ImportError where pandas is missing."""
         return as_frame(fleet.table(self))
 
     def __len__(self):
