@@ -358,6 +358,13 @@ def test_priors_of_another_width():
     prior = jaxem.NormalPrior(np.zeros(3), 0.1, 5.0, np.ones(3))
     with pytest.raises(ValueError, match=r"NormalPrior has mean of shape \(3,\).*2 features"):
         fit(model=jaxem.Mixture(jaxem.Normal("diagonal", prior=prior), K))
+    whole = jaxem.NormalPrior.from_data(X, K)  # of full covariances
+    for word, shapes in (("diagonal", r"a number or shape \(2,\)"), ("spherical", "a number")):
+        bank = jaxem.Normal(word, prior=whole)
+        text = rf"scale of shape \(2, 2\).* are {word}: give {shapes}, as .*\(x, k, '{word}'"
+        for model in (jaxem.Mixture(bank, K), jaxem.BayesianMixture(bank, K)):
+            with pytest.raises(ValueError, match=text):
+                fit(model=model)
     bayes = fit(model=jaxem.BayesianMixture(jaxem.Normal("diagonal"), K), max_iter=1, tol=0)
     with pytest.raises(ValueError, match="X has 1 features, but the model was fitted with 2"):
         bayes.predict(X[:, :1])

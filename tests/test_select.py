@@ -274,7 +274,7 @@ def test_a_bound_chooses_among_bayesian_mixtures():
 
 
 def test_a_bound_of_every_data_set():
-    bank = jaxem.Normal("spherical", prior=jaxem.NormalPrior.from_data(X, 2))
+    bank = jaxem.Normal("spherical", prior=jaxem.NormalPrior.from_data(X, 2, "spherical"))
     models = [jaxem.BayesianMixture(bank, k) for k in (1, 2)]
     sets = jaxem.Batch([X[:80:4], X[::6]])
     found = quiet(jaxem.select, sets, models, criterion="bound", key=0, restarts=2)

@@ -281,17 +281,23 @@ def require_kind(owner, *kinds) -> None:
         )
 
 
-def require_proper(prior, d: int, whole: bool) -> None:
-    """ValueError unless a prior of a normal, as far as known, has a density in d dimensions; whole:
-    it is of a full covariance or precision matrix."""
+def require_proper(prior, d: int, axes: int, whole: bool) -> None:
+    """ValueError unless a prior of a normal, as far as known, has a density in d dimensions. axes:
+    the most of its scale, 2 of full covariances, 1 of diagonal and 0 of spherical ones. whole: it
+    is of a full covariance or precision matrix."""
     if is_traced(prior):
         return
     least, df, scale = (d - 1 if whole else 0), np.asarray(prior.df), np.asarray(prior.scale)
-    for name, shapes in (("mean", ((), (d,))), ("scale", ((), (d,), (d, d)))):
+    most = {"mean": 1, "scale": axes if d > 1 else 2}
+    for name, axes_of_it in most.items():
+        shapes = [(d,) * i for i in range(axes_of_it + 1)]
         if np.shape(getattr(prior, name)) not in shapes:
+            known = ("spherical", "diagonal", "full")[axes]
+            accepted = " or ".join(f"shape {shape}" if shape else "a number" for shape in shapes)
             raise ValueError(
                 f"{type(prior).__name__} has {name} of shape {np.shape(getattr(prior, name))}, the "
-                f"data have {d} features: give shape {' or '.join(map(str, shapes))}"
+                f"data have {d} features and the covariances are {known}: give {accepted}, as "
+                f"jaxem.NormalPrior.from_data(x, k, {known!r}) does"
             )
     if not np.all(df > least):
         raise ValueError(

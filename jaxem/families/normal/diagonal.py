@@ -51,6 +51,7 @@ class Diagonal(Structure):
     space = ABOVE_ZERO
     form = DiagonalForm()
     whole = False
+    scale_axes = 1
 
     def variances(self, covariance):
         return covariance

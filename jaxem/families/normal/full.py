@@ -65,6 +65,7 @@ class Full(Structure):
     space = POSITIVE_DEFINITE
     form = FullForm()
     whole = True
+    scale_axes = 2
 
     def variances(self, covariance):
         """The variance of every feature, of a shape that broadcasts to (k, d)."""

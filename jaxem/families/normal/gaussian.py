@@ -42,6 +42,9 @@ class Structure:
     """Whether covariances are matrices, with an inverse Wishart prior; that of variances is inverse
     gamma."""
 
+    scale_axes: int
+    """The most axes of the scale of a prior."""
+
     shared = False
     """Whether all components have one covariance, without an axis of components."""
 

@@ -97,7 +97,8 @@ class Normal(Completing):
             raise TypeError(
                 "NormalWishartPrior is for jaxem.BayesianMixture: use jaxem.NormalPrior"
             )
-        require_proper(self.prior, x.shape[1], self.structure.whole)
+        structure = self.structure
+        require_proper(self.prior, x.shape[1], structure.scale_axes, structure.whole)
 
     def __post_init__(self):
         if self.covariance not in tuple(STRUCTURES):

@@ -42,6 +42,7 @@ class Spherical(Diagonal):
 
     form = SphericalForm()
     one_variance = common_scale = True
+    scale_axes = 0
 
     def variances(self, covariance):
         return covariance[:, None]

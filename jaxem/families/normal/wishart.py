@@ -51,7 +51,8 @@ class NormalWishart(Bank):
         return domains.REALS.also(self._check_prior)
 
     def _check_prior(self, x):
-        require_proper(self.normal.prior, x.shape[1], self._wishart)
+        normal = self.normal
+        require_proper(normal.prior, x.shape[1], normal.structure.scale_axes, self._wishart)
 
     def _name(self):
         return "Normal"
