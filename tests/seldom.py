@@ -71,10 +71,8 @@ USUAL = {
         *("adam-normal-full", "newton-poisson", "lbfgs-categorical-map"),
     ),
     "test_gradient_trust.py::test_a_trusted_gradient_is_right": ("float64-poisson",),
-    "test_hmm.py::test_blocks_of_rows_change_nothing": ("gate-",),
     "test_hmm.py::test_every_rule_ends_where_em_does": ("online", "hard", "squarem", "gradient"),
     "test_hmm.py::test_no_step_lowers_the_objective_and_the_end_is_stationary": ("free",),
-    "test_hmm.py::test_other_forms_are_the_recursions": ("gate-is_long",),
     "test_hmm.py::test_sums_over_all_paths": ("normal-2", "categorical-3"),
     "test_kmeans.py::test_iris_as_published": ("2", "3", "6"),
     "test_large.py::test_a_pass_in_chunks_is_the_pass_in_one_piece": (
@@ -156,7 +154,7 @@ USUAL = {
         *("negative_binomial",),
     ),
     "test_slices.py::test_screened_restarts_are_two_fits": ("True",),
-    "test_slices.py::test_slices_change_nothing": ("batch", "restarts"),
+    "test_slices.py::test_slices_change_nothing": ("batch",),
     "test_statuses.py::test_a_bad_lane_leaves_the_others_alone": ("family0-x0-1.5", "family2-x2-0"),
     "test_structures.py::test_derivative_of_the_m_step": ("EVE", "VVE", "VEI", "EEV", "EVV"),
     "test_structures.py::test_fit": ("VVE",),
@@ -201,8 +199,15 @@ SELDOM = {
     "test_hmm.py::test_autoregressive_draws_are_recovered",
     "test_hmm.py::test_other_forms_are_the_recursions",
     "test_hmm.py::test_two_regimes_are_found_in_float32_too",
+    "test_hmm.py::test_blocks_of_rows_change_nothing",
+    "test_hmm.py::test_gradients_with_gaps_equal_differences",
+    "test_hmm.py::test_left_to_right_starts_from_parts_in_time",
     "test_semi_markov.py::test_draws_are_recovered",
     "test_semi_markov.py::test_restricted_durations_are_exact",
+    # Online EM of mixtures, topics and chains.
+    "test_online.py::test_variational_posteriors_take_it_too",
+    # The default accelerator in batches: `test_batch.py`.
+    "test_acceleration.py::test_batches_restarts_and_vmap_give_the_single_fits",
     # Topics: planted topics, the published corpora and the bounds are usual tests.
     "test_lda.py::test_blocks_padding_and_order_change_nothing",
     "test_lda.py::test_what_topics_are_asked",
@@ -217,8 +222,6 @@ SELDOM = {
     "test_gradient_rules.py::test_memory_does_not_grow_with_iterations",
     "test_gradient_rules.py::test_other_ways_under_vmap_and_on_a_batch",
     "test_gradient_slope.py::test_it_is_the_jacobian_of_the_map",
-    "test_gate.py::test_the_gradient_through_a_fit_is_that_of_differences",
-    "test_noise_component.py::test_the_gradient_through_a_fit_is_that_of_differences",
     # Errors of params: the published ones, and copies of units.
     "test_errors.py::test_rotations_of_loadings_have_no_error_but_covariances_have_that_of_a_normal",
     # The trace of a single climb and of a fleet.
