@@ -767,6 +767,7 @@ def test_goodness_of_fit_of_a_table_of_all_patterns(name, cells, k):
     np.testing.assert_allclose(found.x_squared, x_squared, rtol=1e-9)
     assert found.degrees_of_freedom == cells - 1 - (k - 1 + k * d)
     # Responsibilities of every pattern; a pattern has 0 log 0 = 0.
-    r = each * weights / (each @ weights)[:, None]
+    total = each @ weights
+    r = each * weights / np.where(total > 0, total, 1)[:, None]
     entropy = -(observed @ np.where(r > 0, r * np.log(np.where(r > 0, r, 1)), 0)).sum()
     np.testing.assert_allclose(found.entropy_r2, 1 - entropy / (len(x) * np.log(k)), rtol=1e-6)
