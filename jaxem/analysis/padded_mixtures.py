@@ -235,10 +235,12 @@ def _fit_padded_batch(models, batch, key, init, *, weights, restarts, method, **
     options = {"weights": weights, "method": method, **limits}
 
     def one_by_one():
-        return [fit(m, batch, key=key, init=init, restarts=restarts, **options) for m in models]
+        by_model = {}
+        for i in sorted(range(len(models)), key=lambda i: -models[i].k):  # the first to be refused
+            by_model[i] = fit(models[i], batch, key=key, init=init, restarts=restarts, **options)
+        return [by_model[i] for i in range(len(models))]
 
     if min(block.sizes.min() for block in blocks) < largest.k:
-        models = sorted(models, key=lambda model: -model.k)  # the largest is refused at once
         return one_by_one()
     shapes = check_data_sets(batch, blocks, largest.domain, name_of(largest))
     banked = _banked(smallest, largest, shapes, float_dtype(shapes))
